@@ -1,0 +1,182 @@
+"""Accuracy of a run, of the untuned base model, or of a file of predictions, on one split.
+
+Reads results/<RUN>/ and the split that the run's data run holds. Writes results/<RUN>/predictions_<SPLIT>.jsonl (one
+verdict a question) and eval_<SPLIT>.json, rebuilds results/accuracy.csv, and ends with five predictions in full.
+
+    python evaluate.py --RUN=qlora_4bit --SPLIT=test
+    python evaluate.py --RUN=base                                      BASE_MODEL as it comes
+    python evaluate.py --PREDICTIONS=file.json --SPLIT=dev             no model: official format, or JSONL (id, program)
+"""
+
+from fincompress.settings import check_choice, check_positive, configure
+
+# -----------------------------------------------------------------------------
+# What
+RUN = "qlora_4bit"  # a finished run, or "base" for BASE_MODEL without any training
+SPLIT = "dev"  # "dev" or "test" to report, "calibration" to tune on
+PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
+# Where
+BASE_MODEL = "smollm2-135m"  # only for RUN = "base"; a run knows its own
+DATA_RUN = "data"  # only for RUN = "base"
+DATA_DIR = "data"  # only for PREDICTIONS: folder of the official JSON, or "synthetic"
+RESULTS_DIR = "results"  # every run has a folder in here
+# How
+BATCH_SIZE = 64  # questions decoded at once; lower it when memory is short
+MAX_NEW_TOKENS = 96  # longest output; the longest gold program of FinQA's dev split has 75 tokens
+SEED = 0  # only for the synthetic set
+# -----------------------------------------------------------------------------
+configure(globals())
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from fincompress import runs  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
+
+SPLITS = ("train", "calibration", "dev", "test")
+
+
+def main() -> None:
+    check_choice("SPLIT", SPLIT, SPLITS)
+    check_positive(BATCH_SIZE=BATCH_SIZE, MAX_NEW_TOKENS=MAX_NEW_TOKENS)
+    if PREDICTIONS:
+        check_choice("SPLIT", SPLIT, examples.SPLITS)  # calibration is carved out of train, and is no file
+        score_file()
+    else:
+        score_run()
+
+
+def score_file() -> None:
+    """Score PREDICTIONS against the gold questions of DATA_DIR; a question without a prediction is wrong."""
+    predictions = scoring.read_predictions(Path(PREDICTIONS))
+    source, gold = examples.load_split(DATA_DIR, SPLIT, SEED)
+    unknown = sorted(set(predictions) - {example.id for example in gold})
+    if len(unknown) == len(predictions):
+        raise UserError(f"{PREDICTIONS} holds no id of {SPLIT} (its first is {unknown[0]}): is SPLIT right?")
+    if unknown:
+        print(f"{len(unknown)} predictions are for questions that {SPLIT} does not have, such as {unknown[0]}: ignored")
+    questions = [
+        {"id": e.id, "question": e.question, "program": e.program, "exe_ans": e.exe_ans, "table": e.table,
+         "evidence_location": evidence.evidence_location(e)}
+        for e in gold
+    ]  # fmt: skip
+    verdicts = []
+    for question in questions:
+        tokens = predictions.get(question["id"])
+        output = None if tokens is None else program.detokenize(tokens)
+        verdict = scoring.score_program(tokens or ["EOF"], question)
+        verdicts.append({"id": question["id"], "output": output} | verdict)
+    facts = {
+        "run": f"predictions/{Path(PREDICTIONS).stem}",
+        "base_model": None,
+        "data": {"source": source, "fingerprint": None},
+        "answered": sum(question["id"] in predictions for question in questions),
+    }
+    write_and_show(runs.run_directory(RESULTS_DIR, facts["run"]), facts, verdicts, questions)
+
+
+def score_run() -> None:
+    """Decode SPLIT with the model of RUN, greedily, and score what it writes."""
+    from fincompress import generation, memory, models, training
+
+    models.quiet_libraries()
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
+    if RUN == "base":
+        _, data = training.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
+        facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
+        settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
+        directory = runs.start_run(RESULTS_DIR, RUN, "evaluate.py", settings, facts, done=f"eval_{SPLIT}.json")
+        if directory is None:
+            show_table()
+            return
+    else:
+        directory = runs.finished_run(RESULTS_DIR, RUN, "train_metrics.json")
+    record = runs.read_json(directory / "settings.json")
+    data_run = record["settings"]["DATA_RUN"]
+    dataset, data = training.load_processed(RESULTS_DIR, data_run, SPLIT)
+    if data["data"] != record["data"]:
+        raise UserError(f"data run {data_run!r} holds other data than {RUN} was trained on: preprocess it again")
+    decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
+    done = directory / f"eval_{SPLIT}.json"
+    if done.exists() and runs.read_json(done).get("decoding") == decoding:
+        print(f"{RUN}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
+        show_table()
+        return
+    print(f"{RUN} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
+    if RUN == "base":
+        path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
+        model, tokenizer = models.load_base(path, "auto", device, dtype).eval(), models.load_tokenizer(path)
+    else:
+        model, tokenizer = models.load_run(directory, RESULTS_DIR, device, dtype)
+    clock = runs.Stopwatch()
+    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, dtype)
+    seconds = clock.seconds()
+
+    target = data["settings"]["TARGET"]
+    questions, verdicts = [], []
+    for row, output in zip(dataset.remove_columns("input_ids"), outputs, strict=True):
+        question = row | {"exe_ans": json.loads(row["exe_ans"]), "table": json.loads(row["table"])}
+        if target == "program":
+            verdict = scoring.score_program(program.tokenize(program.extract_program(output["output"])), question)
+        else:
+            verdict = scoring.score_answer(output["output"], question)
+        questions.append(question)
+        verdicts.append({"id": row["id"], **output, **verdict})
+    facts = {
+        "run": RUN,
+        "base_model": record["base_model"],
+        "base_precision": record["base_precision"],
+        "data": record["data"],
+        "target": target,
+        "evidence": data["settings"]["EVIDENCE"],
+        "decoding": decoding,
+        "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
+        "seconds": round(seconds, 1),
+        "peak_memory_gb": memory.peak_memory_gb(),
+    }
+    write_and_show(directory, facts, verdicts, questions)
+
+
+def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:
+    """Write the verdicts and their summary, then show five predictions, the summary line and the table."""
+    summary = {**facts, "split": SPLIT, **scoring.summarize(verdicts, questions)}
+    runs.write_jsonl(directory / f"predictions_{SPLIT}.jsonl", verdicts)
+    runs.write_json(directory / f"eval_{SPLIT}.json", summary)
+    step = max(1, len(questions) // 5)
+    for verdict, question in list(zip(verdicts, questions, strict=True))[::step][:5]:
+        print(f"\n  question  {question['question']}")
+        print(f"  output    {verdict['output']!r}")
+        print(f"  program   {verdict['program']}  ->  {verdict['value']}")
+        print(
+            f"  gold      {question['program']}  ->  {question['exe_ans']}   {'right' if verdict['execution_correct'] else 'WRONG'}"
+        )
+    if "ended_by_themselves" in facts:
+        print(f"\n{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves", end=", ")
+        print(f"{sum(not verdict['invalid'] for verdict in verdicts)} could be executed")
+    show_table()
+    print(f"wrote {directory}/eval_{SPLIT}.json and predictions_{SPLIT}.jsonl, {RESULTS_DIR}/accuracy.csv")
+
+
+def show_table() -> None:
+    """Rebuild results/accuracy.csv from every evaluation, and print the rows of this split."""
+    rows = runs.accuracy_table(RESULTS_DIR)
+    runs.write_csv(Path(RESULTS_DIR) / "accuracy.csv", rows)
+    print(
+        f"\n{'run':<24}{'base model':<16}{'data':<12}{'split':<12}{'questions':>9}  execution accuracy      program accuracy"
+    )
+    for row in rows:
+        if row["split"] == SPLIT:
+            print(
+                f"{row['run']:<24}{str(row['base_model'])[-15:]:<16}{row['data']:<12}{row['split']:<12}{row['questions']:>9}  "
+                + "  ".join(
+                    "        -             " if row[name] is None
+                    else f"{row[name]:6.1%} [{row[name + '_low']:.1%}, {row[name + '_high']:.1%}]"
+                    for name in ("execution_accuracy", "program_accuracy")
+                )
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_script(main)

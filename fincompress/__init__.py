@@ -1,0 +1,1 @@
+"""Shared parts of the phase scripts: settings, runs, FinQA, models, training, generation."""

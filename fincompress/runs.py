@@ -1,0 +1,219 @@
+"""``results/<run>/`` on disk: whole-file writes, settings, metrics and the tables built from them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from fincompress.errors import UserError
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "bm25s", "numpy")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path):
+    """A path beside ``path`` to write to; renamed onto ``path`` when the block ends well, removed when it does not.
+
+    Works for a file or a folder. A file is synced before it is renamed, so a crash leaves the old one or the new one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        if partial.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whole or not at all; NaN and infinity are refused rather than written as invalid JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> None:
+    """Write one JSON object a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write rows as CSV, whole or not at all; the columns are the first row's keys."""
+    import pandas as pd
+
+    write_text(path, pd.DataFrame(rows).to_csv(index=False))
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file; raises UserError where it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not readable as JSON: {error}") from None
+
+
+def run_directory(results_dir: str, run: str) -> Path:
+    """``results_dir/run``; a run name is one or more plain folder names (``sapling/40`` is a run)."""
+    parts = run.split("/")
+    if not run or any(part in ("", ".", "..") for part in parts) or "\\" in run:
+        raise UserError(f"{run!r} is no run name: use a plain folder name under {results_dir}/")
+    return Path(results_dir).joinpath(*parts)
+
+
+def finished_run(results_dir: str, run: str, kind: str) -> Path:
+    """The folder of a finished run, or a UserError that lists the runs there are. ``kind`` names its record file."""
+    directory = run_directory(results_dir, run)
+    if not (directory / kind).exists():
+        there = sorted(str(path.parent.relative_to(results_dir)) for path in Path(results_dir).rglob(kind))
+        state = "is not finished" if directory.exists() else "does not exist"
+        raise UserError(f"run {run!r} {state} in {results_dir}/; finished: {', '.join(there) or 'none'}")
+    return directory
+
+
+def start_run(results_dir: str, run: str, script: str, settings: dict, facts: dict, done: str) -> Path | None:
+    """Open ``results_dir/run`` for a script and write ``settings.json``; None where the same run is finished already.
+
+    ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
+    ``done`` is the file that marks the run as finished. A folder that holds a run with other settings is refused:
+    results of two recipes are never mixed in one folder.
+    """
+    directory = run_directory(results_dir, run)
+    record = {"script": script, "settings": _comparable(settings), **facts}
+    path = directory / "settings.json"
+    if path.exists():
+        before = read_json(path)
+        differing = changed(before.get("settings", {}), record["settings"]) + changed(
+            {name: before.get(name) for name in facts}, facts
+        )
+        if differing:
+            raise UserError(
+                f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
+                "choose another RUN, or remove that folder"
+            )
+        if (directory / done).exists():
+            print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
+            return None
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**record, "versions": versions(), "hardware": hardware(), "command": _command()})
+    return directory
+
+
+def changed(before: dict, now: dict) -> list[str]:
+    """``name old -> new`` for every entry that differs."""
+    return [
+        f"{name} {before.get(name)!r} -> {now.get(name)!r}"
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _comparable(settings: dict) -> dict:
+    """The constants that decide a result: not where things lie on this disk."""
+    return {name: value for name, value in settings.items() if name not in ("RESULTS_DIR", "DATA_DIR", "RUN")}
+
+
+def _command() -> str:
+    """The command line as typed, without this machine's folders."""
+    return " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def hardware() -> dict[str, object]:
+    """Processor, cores, memory in GB, and the GPU where torch sees one."""
+    import psutil
+    import torch
+
+    found: dict[str, object] = {
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+        found["vram_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name, with its matrix instructions where it has them (they decide the speed of bf16)."""
+    name, flags = platform.processor() or platform.machine(), ""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+            elif line.startswith("flags"):
+                flags = line
+                break
+    special = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return f"{name} ({', '.join(special)})" if special else name
+
+
+def fingerprint(*parts: object) -> str:
+    """A short hash (16 hex digits) of JSON-serialisable values, to tell whether two runs saw the same thing."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Stopwatch:
+    """Seconds that a run took, counted across a kill and a restart: ``before`` is what earlier attempts took."""
+
+    def __init__(self, before: float = 0.0):
+        self.before = before
+        self.started = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds so far, earlier attempts included."""
+        return self.before + time.perf_counter() - self.started
+
+
+def accuracy_table(results_dir: str) -> list[dict]:
+    """One row for every ``eval_<split>.json`` under ``results_dir``, with the columns that keep unlike rows apart."""
+    rows = []
+    for path in sorted(Path(results_dir).rglob("eval_*.json")):
+        found = read_json(path)
+        row = {
+            "run": found["run"],
+            "base_model": found["base_model"],
+            "data": found["data"]["source"],
+            "data_fingerprint": found["data"]["fingerprint"],
+            "split": found["split"],
+            "questions": found["questions"],
+        }
+        for name in ("execution_accuracy", "program_accuracy"):
+            scores = found[name]
+            row[name] = scores and scores["accuracy"]
+            row[f"{name}_low"], row[f"{name}_high"] = scores["interval"] if scores else (None, None)
+        rows.append(row | {"invalid": found["invalid"]["accuracy"]})
+    return rows

@@ -1,0 +1,361 @@
+"""What the training scripts share: LoRA on a base of some precision, loss on the target alone, runs that resume."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from fincompress import charts, memory, models, runs
+from fincompress.errors import UserError
+
+IGNORE = -100  # label of a position that carries no loss
+
+
+class TargetCollator:
+    """Rows of ``input_ids`` (prompt + target + EOS) and ``prompt_tokens`` to a batch padded on the left.
+
+    With K one more than the longest target of the batch, ``labels`` is (batch, K) and belongs to the last K positions, in the unshifted
+    convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+        keep = 1 + max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
+        input_ids = torch.full((len(rows), length), self.pad_token_id)
+        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
+        labels = torch.full((len(rows), keep), IGNORE)
+        for i, row in enumerate(rows):
+            ids = torch.tensor(row["input_ids"])
+            target = ids[row["prompt_tokens"] :]
+            input_ids[i, length - len(ids) :] = ids
+            attention_mask[i, length - len(ids) :] = 1
+            labels[i, keep - len(target) :] = target
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
+            "labels": labels,
+        }
+
+
+def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(logits, labels)``, aligned: (batch, K - 1, vocabulary) and (batch, K - 1).
+
+    The head runs on the last K positions alone. The positions are given as an index, not as a number: a slice of the
+    hidden states is not contiguous, and the matrix product would then copy the whole head once per row of the batch.
+    """
+    labels = batch["labels"]
+    length, keep = batch["input_ids"].shape[1], labels.shape[1]
+    positions = torch.arange(length - keep, length, device=labels.device)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    return logits[:, :-1], labels[:, 1:]
+
+
+class TargetTrainer(Trainer):
+    """``Trainer`` with the loss on target tokens alone, and batches of like length in an order fixed by seed and epoch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits, labels = target_logits(model, inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        loss = loss / (num_items_in_batch if num_items_in_batch is not None else labels.ne(IGNORE).sum())
+        return (loss, logits) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        return LengthGroupedSampler(
+            self.train_dataset["length"],
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            self.args.seed,
+        )
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler):
+    """Shuffled order in which neighbours have like lengths; epoch k's order depends on the seed and k alone.
+
+    transformers' own sampler draws from the global generator, so a resumed run sees another order than an unbroken one.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, window: int = 50):
+        self.lengths = list(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.window = window  # batches that are sorted together
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of each epoch, also of a resumed one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1000003 + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        size = self.window * self.batch_size
+        batches = []
+        for start in range(0, len(order), size):
+            window = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
+            batches += [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
+        # The one short batch must stay last, or the Trainer's batches would straddle two of these.
+        full = [batch for batch in batches if len(batch) == self.batch_size]
+        short = [batch for batch in batches if len(batch) < self.batch_size]
+        for i in torch.randperm(len(full), generator=generator).tolist():
+            yield from full[i]
+        for batch in short:
+            yield from batch
+
+
+@torch.no_grad()
+def score_targets(
+    model, dataset: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher-forced ``(nll, exact)`` of every example, each of shape (examples,), in the order of the dataset.
+
+    ``nll`` is the mean negative log-likelihood in nats per target token, EOS included. ``exact`` says whether every
+    target token is the model's first choice, that is, whether greedy decoding would write the target to the letter.
+    """
+    training = model.training
+    model.eval()
+    nll, exact = torch.zeros(len(dataset)), torch.zeros(len(dataset), dtype=torch.bool)
+    by_length = sorted(range(len(dataset)), key=dataset["length"].__getitem__)
+    for start in range(0, len(by_length), batch_size):
+        indices = by_length[start : start + batch_size]
+        batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
+        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits, labels = target_logits(model, batch)
+        losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+        counted = labels.ne(IGNORE)
+        nll[indices] = (losses.sum(1) / counted.sum(1)).cpu()
+        exact[indices] = ((logits.argmax(-1) == labels) | ~counted).all(1).cpu()
+    model.train(training)
+    return nll, exact
+
+
+class ProgressAndCalibration(TrainerCallback):
+    """One progress bar for the run; scores the calibration split after each epoch; keeps the clock across restarts."""
+
+    def __init__(self, calibration: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype):
+        self.calibration, self.collator, self.batch_size, self.dtype = calibration, collator, batch_size, dtype
+        self.bar: tqdm | None = None
+        self.clock = runs.Stopwatch()
+
+    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+        self.clock = runs.Stopwatch(max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0))
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", smoothing=0.05)
+        # A checkpoint of an epoch's last step is written before the epoch is scored.
+        unscored = all(
+            entry.get("calibration_nll") is None or entry["step"] < state.global_step for entry in state.log_history
+        )
+        if state.global_step and float(state.epoch).is_integer() and unscored:
+            self.on_epoch_end(args, state, control, model=model)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        # log_history is saved with each checkpoint, so a resumed run finds its clock there.
+        state.log_history[-1]["seconds"] = round(self.clock.seconds(), 1)
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        nll, exact = score_targets(model, self.calibration, self.collator, self.batch_size, self.dtype)
+        scores = {
+            "calibration_nll": round(nll.mean().item(), 5),
+            "calibration_exact": round(exact.float().mean().item(), 5),
+        }
+        seconds = round(self.clock.seconds(), 1)
+        state.log_history.append(
+            {"step": state.global_step, "epoch": round(state.epoch, 4), "seconds": seconds, **scores}
+        )
+        self.bar.write(
+            f"epoch {state.epoch:.0f}: calibration " + ", ".join(f"{k[12:]} {v:.4f}" for k, v in scores.items())
+        )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def load_processed(results_dir: str, data_run: str, split: str) -> tuple[datasets.Dataset, dict]:
+    """A split that ``preprocess_data.py`` wrote (memory-mapped), and the record of that run."""
+    directory = runs.finished_run(results_dir, data_run, "data_report.json")
+    record = runs.read_json(directory / "settings.json")
+    if not (directory / split).exists():
+        there = [path.name for path in sorted(directory.iterdir()) if path.is_dir()]
+        raise UserError(f"data run {data_run!r} has no split {split!r}; it has {', '.join(there)}")
+    try:
+        return datasets.load_from_disk(str(directory / split)), record
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory / split} is damaged ({error}): remove {directory}/ and preprocess again") from None
+
+
+def train_lora(settings: dict, base_precision: str, script: str) -> None:
+    """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
+
+    ``settings`` are the constants of the script, which explains each. Leaves ``adapter/``, ``train_metrics.json``,
+    ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until then, so that a killed run goes on.
+    """
+    s = settings
+    train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
+    if data_record["base_model"] != s["BASE_MODEL"]:
+        raise UserError(
+            f"data run {s['DATA_RUN']!r} was tokenised for {data_record['base_model']}, not for {s['BASE_MODEL']}: "
+            f"run preprocess_data.py --BASE_MODEL={s['BASE_MODEL']} --RUN=another_name"
+        )
+    facts = {"base_model": s["BASE_MODEL"], "base_precision": base_precision, "data": data_record["data"]}
+    directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    if directory is None:
+        return
+    models.quiet_libraries()
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
+    print(f"{device.type}, {reason}")
+    set_seed(s["SEED"])
+    path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+    tokenizer = models.load_tokenizer(path)
+    model = models.load_base(path, base_precision, device, dtype)
+    checkpointing = s["GRADIENT_CHECKPOINTING"] if s["GRADIENT_CHECKPOINTING"] is not None else device.type == "cuda"
+    longest = max(train_set["length"])
+    predicted_gb = memory.predict_lora_training_gb(
+        model.config, base_precision, s["LORA_RANK"], s["BATCH_SIZE"], longest,
+        1 + max(train_set["target_tokens"]), checkpointing,
+    )  # fmt: skip
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            r=s["LORA_RANK"],
+            lora_alpha=s["LORA_ALPHA"],
+            lora_dropout=s["LORA_DROPOUT"],
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    models.compute_in_model_dtype(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(
+        f"{len(train_set)} examples, {sum(train_set['length'])} tokens an epoch; LoRA rank {s['LORA_RANK']}: "
+        f"{trainable / 1e6:.1f} M of {models.parameter_count(model) / 1e6:.1f} M parameters are trained"
+    )
+    optimizer = s["OPTIMIZER"] or ("paged_adamw_8bit" if device.type == "cuda" else "adamw_torch")
+    checkpoints = directory / "checkpoints"
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=s["EPOCHS"],
+        max_steps=s["MAX_STEPS"] or -1,
+        learning_rate=s["LEARNING_RATE"],
+        lr_scheduler_type=s["LR_SCHEDULE"],
+        warmup_steps=s["WARMUP"],
+        weight_decay=s["WEIGHT_DECAY"],
+        max_grad_norm=s["MAX_GRAD_NORM"],
+        per_device_train_batch_size=s["BATCH_SIZE"],
+        gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
+        gradient_checkpointing=checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        optim=optimizer,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        save_steps=s["SAVE_STEPS"],
+        save_total_limit=1,
+        logging_steps=s["LOGGING_STEPS"],
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        seed=s["SEED"],
+        report_to="none",
+    )
+    collator = TargetCollator(tokenizer.pad_token_id)
+    progress = ProgressAndCalibration(calibration, collator, 2 * s["BATCH_SIZE"], dtype)
+    columns = ["input_ids", "prompt_tokens", "length"]
+    trainer = TargetTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set.select_columns(columns),
+        data_collator=collator,
+        processing_class=tokenizer,
+        callbacks=[progress],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints every log as a dictionary
+    checkpoint = last_checkpoint(checkpoints)
+    if checkpoint:
+        print(f"going on from {checkpoint.name}")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.cuda.OutOfMemoryError:
+        card = torch.cuda.get_device_properties(0).total_memory / 1e9
+        raise UserError(
+            f"the GPU's {card:.1f} GB are not enough (predicted {predicted_gb:.1f} GB): lower BATCH_SIZE (raise "
+            "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
+        ) from None
+    finish(directory, trainer, tokenizer, settings, predicted_gb, trainable, progress.clock.seconds())
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones, left by a kill, are removed."""
+    whole = []
+    for path in directory.glob("checkpoint-*"):
+        # The Trainer writes its state last.
+        if (path / "trainer_state.json").exists():
+            whole.append(path)
+        else:
+            shutil.rmtree(path)
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def finish(directory: Path, trainer, tokenizer, settings, predicted_gb, trainable, seconds) -> None:
+    """Write a run's adapter, metrics and loss curve, and drop its checkpoints."""
+    history = trainer.state.log_history
+    curve = [
+        {k: row[k] for k in ("step", "epoch", "loss", "learning_rate", "grad_norm", "seconds")}
+        for row in history
+        if "loss" in row
+    ]
+    calibration = [row for row in history if "calibration_nll" in row]
+    runs.write_csv(directory / "loss_curve.csv", curve)
+    charts.loss_curve(directory / "loss_curve.png", curve, calibration)
+    tokens = int(trainer.state.num_input_tokens_seen)
+    # The Trainer's own mean covers only the steps since the last restart.
+    steps = [row["step"] - before["step"] for before, row in zip([{"step": 0}, *curve], curve, strict=False)]
+    train_loss = sum(n * row["loss"] for n, row in zip(steps, curve, strict=True)) / sum(steps)
+    metrics = {
+        "steps": trainer.state.global_step,
+        "epochs": round(trainer.state.epoch, 4),
+        "train_loss": round(train_loss, 5),
+        "calibration": calibration,
+        "trainable_parameters": trainable,
+        "tokens_seen": tokens,
+        "training_seconds": round(seconds, 1),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "peak_memory_gb": memory.peak_memory_gb(),
+        "predicted_memory_gb": round(predicted_gb, 3),
+    }
+    with runs.atomic_path(directory / "adapter") as partial:
+        trainer.model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        models.write_model_card(
+            partial,
+            settings["BASE_MODEL"],
+            f"LoRA adapter for FinQA programs, run `{settings['RUN']}`.",
+            train_loss=metrics["train_loss"],
+            rank=settings["LORA_RANK"],
+        )
+    runs.write_json(directory / "train_metrics.json", metrics)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    print(
+        f"trained {metrics['steps']} steps in {seconds / 60:.1f} min, {metrics['tokens_per_second']:.0f} tokens/s, "
+        f"loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, train_metrics.json, loss_curve.csv and .png"
+    )

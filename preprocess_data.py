@@ -1,0 +1,138 @@
+"""Phase 0: FinQA pages to tokenised prompts and programs.
+
+Reads FinQA's official JSON from DATA_DIR (train.json, dev.json, test.json); what is absent is downloaded, and without a
+network the synthetic set stands in (DATA_DIR=synthetic asks for it). Writes results/<RUN>/: one memory-mapped split
+each for train, calibration (whole pages carved out of train), dev and test, data_report.json and settings.json.
+
+    python preprocess_data.py                                          embedded SmolLM2, FinQA from data/ or downloaded
+    python preprocess_data.py --DATA_DIR=synthetic                     no data, no network
+    python preprocess_data.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --EVIDENCE_TOKENS=1200 --MAX_PROMPT_TOKENS=1400
+"""
+
+from fincompress.settings import check_choice, check_positive, configure
+
+# -----------------------------------------------------------------------------
+# Where
+BASE_MODEL = "smollm2-135m"  # whose tokenizer: smollm2-135m (embedded), a folder, a hub id, or shape:<name>
+DATA_DIR = "data"  # folder with train.json, dev.json, test.json; "synthetic" for the generated set
+RESULTS_DIR = "results"  # every run gets a folder in here
+RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
+# What a prompt shows
+EVIDENCE = (
+    "retrieved"  # "retrieved" (best lines by BM25), "page" (all that fits) or "gold" (an upper bound, not a result)
+)
+EVIDENCE_TOKENS: int | None = 224  # budget for evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
+MAX_PROMPT_TOKENS = 512  # longest prompt; the least relevant lines go first, never the question or the table's header
+TARGET = "program"  # "program" (executed afterwards) or "answer" (the model must do the arithmetic itself)
+# Splits
+CALIBRATION_EXAMPLES = 256  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
+TRAIN_EXAMPLES: int | None = None  # keep only so many training examples; None: all
+EVAL_EXAMPLES: int | None = None  # keep only so many of dev and test; None: all
+SEED = 0  # of the calibration draw and of the synthetic set
+# -----------------------------------------------------------------------------
+SETTINGS = configure(globals())
+
+import json  # noqa: E402
+
+import datasets  # noqa: E402
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from fincompress import models, runs  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.finqa import evidence, examples, prompts  # noqa: E402
+
+
+def main() -> None:
+    check_choice("EVIDENCE", EVIDENCE, evidence.MODES)
+    check_choice("TARGET", TARGET, prompts.TARGETS)
+    check_positive(
+        EVIDENCE_TOKENS=EVIDENCE_TOKENS, MAX_PROMPT_TOKENS=MAX_PROMPT_TOKENS, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
+        TRAIN_EXAMPLES=TRAIN_EXAMPLES, EVAL_EXAMPLES=EVAL_EXAMPLES,
+    )  # fmt: skip
+    models.quiet_libraries()
+    found = examples.load_dataset(DATA_DIR, SEED)
+    facts = {"base_model": BASE_MODEL, "data": {"source": found.source, "fingerprint": found.fingerprint}}
+    directory = runs.start_run(RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json")
+    if directory is None:
+        return
+    train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
+    splits = {"train": train[:TRAIN_EXAMPLES], "calibration": calibration}
+    splits |= {name: found.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in found.splits}
+
+    tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
+    report = {
+        "source": found.source,
+        "skipped": found.skipped,
+        "missing_splits": found.missing,
+        "calibration_ids": [example.id for example in calibration],
+        "splits": {},
+    }
+    for name, split in splits.items():
+        rows = [encode(example, tokenizer) for example in tqdm(split, desc=name, unit="example")]
+        with runs.atomic_path(directory / name) as partial:
+            datasets.Dataset.from_list(rows).save_to_disk(str(partial), num_proc=1)
+        report["splits"][name] = describe(rows)
+    runs.write_json(directory / "data_report.json", report)
+    print_report(report)
+    print(f"wrote {directory}/: {', '.join(splits)}, data_report.json, settings.json")
+
+
+def encode(example: examples.Example, tokenizer) -> dict:
+    """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
+    prompt = prompts.build_prompt(
+        example, EVIDENCE, TARGET, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
+        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
+    )  # fmt: skip
+    prompt_ids = tokenizer(prompt.text).input_ids
+    target_ids = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return {
+        "id": example.id,
+        "input_ids": prompt_ids + target_ids,
+        "prompt_tokens": len(prompt_ids),
+        "target_tokens": len(target_ids),
+        "length": len(prompt_ids) + len(target_ids),
+        "question": example.question,
+        "program": example.program,
+        "exe_ans": json.dumps(example.exe_ans),  # a number or yes/no: one column needs one type
+        "table": json.dumps(example.table),
+        "evidence_location": evidence.evidence_location(example),
+        "evidence_shown": evidence.shows_program(example, prompt.lines),
+        "lines_dropped": len(evidence.page_lines(example)) - len(prompt.lines),
+    }
+
+
+def describe(rows: list[dict]) -> dict:
+    """What the report says of one split."""
+    if not rows:
+        raise UserError("a split is empty: raise TRAIN_EXAMPLES or EVAL_EXAMPLES")
+    lengths = [row["prompt_tokens"] for row in rows]
+    return {
+        "examples": len(rows),
+        "prompt_tokens": {f"p{p}": int(np.percentile(lengths, p)) for p in (5, 50, 95, 100)},
+        "target_tokens": {
+            f"p{p}": int(np.percentile([row["target_tokens"] for row in rows], p)) for p in (50, 95, 100)
+        },
+        "total_tokens": sum(row["length"] for row in rows),
+        "share_that_lost_lines": round(float(np.mean([row["lines_dropped"] > 0 for row in rows])), 4),
+        "share_that_lost_evidence": round(float(np.mean([not row["evidence_shown"] for row in rows])), 4),
+        "evidence_recall": round(float(np.mean([row["evidence_shown"] for row in rows])), 4),
+    }
+
+
+def print_report(report: dict) -> None:
+    print(f"data: {report['source']}; {len(report['skipped'])} broken examples skipped")
+    for skipped in report["skipped"][:5]:
+        print(f"  skipped {skipped['id']} ({skipped['split']}): {skipped['reason']}")
+    for split in report["missing_splits"]:
+        print(f"  no {split} split: {split}.json is not in DATA_DIR and could not be downloaded")
+    print(f"{'split':<12}{'examples':>9}{'prompt p50':>11}{'p95':>6}{'max':>6}{'evidence recall':>17}")
+    for name, split in report["splits"].items():
+        p = split["prompt_tokens"]
+        print(
+            f"{name:<12}{split['examples']:>9}{p['p50']:>11}{p['p95']:>6}{p['p100']:>6}{split['evidence_recall']:>17.3f}"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
