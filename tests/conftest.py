@@ -1,0 +1,47 @@
+"""Fixtures: a tiny random Llama for fast tests, and real FinQA where it lies at hand."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def run_script(*arguments, cwd=REPOSITORY, **environment):
+    """Run a script of the repository as a person would; returns the completed process with its output as text."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"} | {name: str(value) for name, value in environment.items()},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+@pytest.fixture(scope="session")
+def results_dir(tmp_path_factory):
+    """A results directory that the session's tests share, so that base models are made once."""
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(results_dir):
+    """The folder of ``shape:tiny``: two blocks, 64 wide, random weights."""
+    from fincompress import models
+
+    models.quiet_libraries()
+    return models.base_model_path("shape:tiny", str(results_dir))
+
+
+@pytest.fixture(scope="session")
+def finqa_dir():
+    """The folder of real FinQA: FINQA_DIR, or beside the repository; tests that need it are skipped without."""
+    directory = Path(os.environ.get("FINQA_DIR", REPOSITORY.parent / "shared" / "finqa"))
+    if not (directory / "dev.json").exists():
+        pytest.skip("real FinQA is not here: set FINQA_DIR")
+    return directory

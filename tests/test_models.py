@@ -1,0 +1,73 @@
+"""Base models: named shapes, tokenizers that pad with a token of their own, and errors that say what to do."""
+
+import json
+
+import pytest
+import torch
+
+from fincompress import models
+from fincompress.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def test_padding_is_not_eos(tiny_base):
+    tokenizer = models.load_tokenizer(tiny_base)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_cut_tokenizer_stays_in_its_vocabulary_and_loses_no_text(tiny_base):
+    tokenizer = models.load_tokenizer(tiny_base)
+    text = "Net sales rose 12.5% to $5,829 — naïve ü\nProgram:\nsubtract(5829, 5735), divide(#0, 5735)"
+    ids = tokenizer(text).input_ids
+    assert max(ids) < 2048
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_checkpoint_with_weights_missing_is_refused(tiny_base, tmp_path):
+    model = models.load_base(tiny_base, "fp32", CPU, torch.float32)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        models.load_base(str(tmp_path), "fp32", CPU, torch.float32)
+
+
+def test_a_damaged_checkpoint_is_one_line(tiny_base, tmp_path):
+    models.load_base(tiny_base, "fp32", CPU, torch.float32).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(UserError, match="checkpoint"):
+        models.load_base(str(tmp_path), "fp32", CPU, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder", "../nowhere"])
+def test_a_model_that_is_nowhere_is_one_line(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="no folder here") as raised:
+        models.load_tokenizer(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_gated_model_says_what_to_do():
+    from huggingface_hub.errors import GatedRepoError
+
+    refusal = GatedRepoError.__new__(GatedRepoError)  # its constructor wants the hub's reply
+    with pytest.raises(UserError, match="accept its licence.*HF_TOKEN"), models.explain_loading("meta-llama/Llama-2-7b-hf"):
+        try:
+            raise refusal
+        except GatedRepoError as error:  # as transformers does it
+            raise OSError("You are trying to access a gated repo.\nMake sure ...") from error
+
+
+def test_an_unknown_shape_names_the_known_ones(results_dir):
+    with pytest.raises(UserError, match="llama-2-7b"):
+        models.base_model_path("shape:llama-3", str(results_dir))
+
+
+def test_shapes_have_the_size_they_are_named_for():
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**models.SHAPES["llama-2-7b"]))
+    assert sum(p.numel() for p in model.parameters()) == 6_738_415_616  # as published

@@ -1,0 +1,153 @@
+"""The loss sees the target and its EOS alone; batches, restarts and evaluation between steps change nothing."""
+
+import datasets
+import pytest
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+
+from fincompress import models, training
+
+CPU = torch.device("cpu")
+EOS, PAD = 2, 0
+
+
+def make_rows(count, seed=0, longest=40):
+    """Rows as preprocess_data.py writes them, of random tokens and various lengths, each ending in EOS."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for _ in range(count):
+        prompt, target = torch.randint(3, longest, (2,), generator=generator).tolist()
+        ids = torch.randint(10, 2000, (prompt + target,), generator=generator).tolist() + [EOS]
+        rows.append(
+            {"input_ids": ids, "prompt_tokens": prompt, "target_tokens": target + 1, "length": prompt + target + 1}
+        )
+    return rows
+
+
+@pytest.fixture
+def model(tiny_base):
+    return models.load_base(tiny_base, "fp32", CPU, torch.float32)
+
+
+def add_lora(model):
+    torch.manual_seed(0)
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    models.compute_in_model_dtype(model)
+    return model
+
+
+def test_labels_are_the_target_with_its_eos_and_nothing_else():
+    rows = make_rows(6)
+    batch = training.TargetCollator(PAD)(rows)
+    for row, labels, ids, mask in zip(rows, batch["labels"], batch["input_ids"], batch["attention_mask"], strict=True):
+        assert labels[labels != -100].tolist() == row["input_ids"][row["prompt_tokens"] :]
+        assert labels[-1] == EOS
+        assert ids[mask == 1].tolist() == row["input_ids"]
+        assert (ids[mask == 0] == PAD).all()
+
+
+def test_loss_is_the_mean_over_target_tokens_whatever_the_padding(model):
+    rows = make_rows(5)
+    batch = training.TargetCollator(PAD)(rows)
+    logits, labels = training.target_logits(model, batch)
+    ours = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    losses = []
+    for row in rows:  # one row at a time, no padding, the whole head
+        ids = torch.tensor([row["input_ids"]])
+        full = model(ids).logits[0, row["prompt_tokens"] - 1 : -1]
+        losses.append(F.cross_entropy(full, ids[0, row["prompt_tokens"] :], reduction="none"))
+    assert ours.item() == pytest.approx(torch.cat(losses).mean().item(), abs=1e-5)
+
+
+def test_sampler_visits_each_example_once_and_depends_on_seed_and_epoch_alone():
+    lengths = [row["length"] for row in make_rows(203)]
+    sampler = training.LengthGroupedSampler(lengths, 8, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(203))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first != second
+    resumed = training.LengthGroupedSampler(lengths, 8, seed=1)
+    resumed.set_epoch(1)
+    assert list(resumed) == second
+
+
+def test_sampler_groups_like_lengths():
+    lengths = [row["length"] for row in make_rows(400)]
+
+    def padding(order):
+        batches = [[lengths[i] for i in order[k : k + 8]] for k in range(0, 400, 8)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(list(training.LengthGroupedSampler(lengths, 8, seed=0))) < padding(list(range(400))) / 4
+
+
+def test_exact_match_and_nll_agree_with_one_row_at_a_time(model):
+    rows = make_rows(7)
+    # Make two targets the ones that greedy decoding writes, so that exact match has something to find.
+    for row in rows[:2]:
+        ids = torch.tensor([row["input_ids"][: row["prompt_tokens"]]])
+        for _ in range(4):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        row.update(input_ids=ids[0].tolist(), target_tokens=4, length=ids.shape[1])
+    nll, exact = training.score_targets(
+        model, datasets.Dataset.from_list(rows), training.TargetCollator(PAD), batch_size=3, dtype=torch.float32
+    )
+    assert exact.tolist() == [True, True] + [False] * 5
+    for row, value in zip(rows, nll.tolist(), strict=True):
+        ids = torch.tensor([row["input_ids"]])
+        losses = F.cross_entropy(model(ids).logits[0, row["prompt_tokens"] - 1 : -1], ids[0, row["prompt_tokens"] :])
+        assert value == pytest.approx(losses.item(), abs=1e-4)
+
+
+@pytest.fixture
+def nf4(tiny_base):
+    return add_lora(models.load_base(tiny_base, "nf4", CPU, torch.bfloat16))
+
+
+def bf16_loss(model, batch):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, labels = training.target_logits(model, batch)
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
+
+
+def test_every_adapter_still_has_a_gradient_after_an_evaluation_on_nf4(nf4):
+    batch = training.TargetCollator(PAD)(make_rows(4))
+    nf4.eval()
+    with torch.no_grad():
+        bf16_loss(nf4, batch)
+    nf4.train()
+    bf16_loss(nf4, batch).backward()
+    grads = {name: p.grad for name, p in nf4.named_parameters() if "lora_B" in name}
+    assert len(grads) == 14  # seven linear layers in each of two blocks
+    assert [name for name, grad in grads.items() if grad is None or not grad.abs().sum() > 0] == []
+
+
+def test_nf4_weights_survive_evaluation_saving_and_loading(nf4, tmp_path):
+    batch = training.TargetCollator(PAD)(make_rows(4))
+    base = nf4.get_base_model().eval()
+    with torch.no_grad():
+        before = bf16_loss(base, batch).item()
+        base.save_pretrained(tmp_path)
+    names = [name for name in base.state_dict() if "quant" not in name]
+    assert names and before == pytest.approx(bf16_loss(base, batch).item(), abs=1e-3)
+    for module in base.modules():
+        if type(module).__name__ == "Linear4bit":
+            assert module.weight.data.dtype == torch.uint8  # packed as loaded: eval did not repack it
+
+
+def test_parameters_of_a_4_bit_model_are_counted_unpacked(tiny_base, nf4):
+    dense = models.load_base(tiny_base, "fp32", CPU, torch.float32)
+    adapters = sum(p.numel() for name, p in nf4.named_parameters() if "lora_" in name)
+    assert models.parameter_count(nf4) - adapters == sum(p.numel() for p in dense.parameters())
+
+
+def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_is_taken(tmp_path):
+    for step, whole in ((9, True), (100, True), (200, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert training.last_checkpoint(tmp_path).name == "checkpoint-100"
+    assert not (tmp_path / "checkpoint-200").exists()
+    assert training.last_checkpoint(tmp_path / "nothing") is None
