@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 
@@ -21,13 +22,12 @@ def run_script(main) -> None:
         _leave(str(error))
     except KeyboardInterrupt:
         _leave("stopped by the keyboard; the same command goes on from the last checkpoint", status=130)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _leave(
-                f"no space left on the disk while writing {error.filename or 'a result'}: free some and run it again"
-            )
-        if error.errno in (errno.EACCES, errno.EROFS):
-            _leave(f"cannot write {error.filename}: {error.strerror}; choose another RESULTS_DIR")
+    except Exception as error:
+        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+        if number == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):  # safetensors' own error has no number
+            _leave(f"no space left on the disk while writing {name or 'a result'}: free some and run it again")
+        if number in (errno.EACCES, errno.EROFS):
+            _leave(f"cannot write {name}: {error.strerror}; choose another RESULTS_DIR")
         raise
 
 

@@ -47,7 +47,7 @@ def quiet_libraries() -> None:
     huggingface_hub.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
     # bitsandbytes looks for an optional kernel package at every start, and says so.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 def pick_device() -> torch.device:

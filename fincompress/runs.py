@@ -35,6 +35,10 @@ def atomic_path(path: Path):
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno is not None:  # a write to a full disk does not say where
+            error.filename = error.filename or str(path)
+        raise
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
@@ -54,8 +58,8 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_jsonl(path: Path, rows: list[dict]) -> None:
-    """Write one JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write one JSON object a line, whole or not at all; NaN and infinity are refused."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
@@ -136,8 +140,11 @@ def _comparable(settings: dict) -> dict:
 
 
 def _command() -> str:
-    """The command line as typed, without this machine's folders."""
-    return " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
+    """The command line as typed, of this machine's folders the last part alone."""
+    shown = ["python", Path(sys.argv[0]).name]
+    for name, equals, value in (argument.partition("=") for argument in sys.argv[1:]):
+        shown.append(name + equals + (Path(value).name if os.path.isabs(value) else value))
+    return " ".join(shown)
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import io
+import math
 import os
 import sys
 import tokenize
@@ -84,7 +85,8 @@ def read_constants(script: Path) -> dict[str, Constant]:
         if isinstance(node, ast.AnnAssign):  # NAME: int | None = None
             known = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "None": type(None)}
             types = tuple(known[part.strip()] for part in ast.unparse(node.annotation).split("|"))
-        constants[target.id] = Constant(target.id, default, types, comments.get(node.end_lineno, ""))
+        behind = [comments[line] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
+        constants[target.id] = Constant(target.id, default, types, " ".join(behind))
     return constants
 
 
@@ -127,7 +129,8 @@ def parse_overrides(
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals:
-            raise UserError(f"{argument!r} is not of the form --NAME=value; see --help")
+            shown = argument.partition("=")[0]  # what follows may be a token
+            raise UserError(f"{shown!r} is not of the form --NAME=value; see --help")
         if name not in constants:
             near = difflib.get_close_matches(name.upper(), constants, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else "see --help"
@@ -146,10 +149,12 @@ def parse_value(constant: Constant, text: str) -> object:
         return text.lower() in ("true", "1", "yes")
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        if float in constant.types and type(value) is int:
+            value = float(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, OverflowError):
         value = None
-    if float in constant.types and type(value) is int:
-        value = float(value)
+    if value in (math.inf, -math.inf):  # 1e999, which no JSON can record
+        value = None
     if type(value) not in constant.types or value is None:
         wanted = " or ".join(kind.__name__.replace("NoneType", "None") for kind in constant.types)
         raise UserError(f"{constant.name} takes {wanted}, not {text!r} (its default is {_as_text(constant.default)})")
@@ -172,14 +177,15 @@ def check_positive(**values: float | None) -> None:
 
 
 def set_threads() -> None:
-    """Passive waiting and one OpenMP thread a core, unless the caller chose otherwise.
+    """One OpenMP thread a core, and threads that soon sleep at a barrier, unless the caller chose otherwise.
 
-    OpenMP's default is to spin at every barrier. With two processes on two cores that costs a factor of 3.5
-    (62 against 220 tokens/s, measured); a process alone loses nothing measurable by waiting passively.
-    Read once, when torch loads its OpenMP library, hence before any import of it.
+    OpenMP's default is to spin for milliseconds at every barrier: two processes on two cores then spend their time
+    waiting for threads that are not running. Sleeping at once costs a process that is alone a quarter of its speed, for
+    a training step has thousands of short barriers. Spinning for some microseconds first keeps both:
+    ``benchmarks/openmp_wait.py`` prints the numbers. Read once, when torch loads its OpenMP library, hence before torch.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

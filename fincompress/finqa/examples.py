@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,8 +147,8 @@ def validate_split(split: str, records: list[dict]) -> tuple[list[Example], list
 def parse_example(record: dict) -> Example:
     """One record of the official schema; raises ValueError with the reason it is broken.
 
-    ``answer`` may be empty and ``gold_inds`` empty or absent (the release has both); rows may be ragged. A gold program
-    that does not execute is broken; one that executes to something other than ``exe_ans`` is kept and scored as released.
+    ``answer`` may be empty and ``gold_inds`` empty or absent (the release has both); rows may be ragged. A gold
+    program that does not execute is broken; one that gives something other than ``exe_ans`` is scored as released.
     """
     if not isinstance(record, dict):
         raise ValueError("not an object")
@@ -161,6 +161,8 @@ def parse_example(record: dict) -> Example:
     ):  # fmt: skip
         if not isinstance(where.get(name), kind):
             raise ValueError(f"{name} is missing or not a {'string' if kind is str else 'list'}")
+    if not isinstance(record.get("filename") or "", str):
+        raise ValueError("filename is not a string")
     if not all(isinstance(text, str) for text in record["pre_text"] + record["post_text"]):
         raise ValueError("pre_text and post_text must be lists of strings")
     if not all(isinstance(row, list) and row and all(isinstance(cell, str) for cell in row) for row in record["table"]):
@@ -172,7 +174,7 @@ def parse_example(record: dict) -> Example:
         raise ValueError("exe_ans is missing or neither a number nor yes/no")
     if isinstance(exe_ans, str) and exe_ans not in ("yes", "no"):
         raise ValueError(f"exe_ans {exe_ans!r} is neither a number nor yes/no")
-    if not isinstance(exe_ans, str) and not math.isfinite(exe_ans):
+    if not isinstance(exe_ans, str) and not abs(exe_ans) <= sys.float_info.max:
         raise ValueError("exe_ans is not a finite number")
     if program.execute(program.tokenize(qa["program"]), record["table"]).invalid:
         raise ValueError(f"its program does not execute: {qa['program'][:80]}")
@@ -182,7 +184,7 @@ def parse_example(record: dict) -> Example:
     return Example(
         id=record["id"],
         # The page is the id without its question number; filename says the same in the release.
-        page=record.get("filename") or record["id"].rpartition("-")[0],
+        page=record.get("filename") or record["id"].rpartition("-")[0] or record["id"],
         pre_text=record["pre_text"],
         post_text=record["post_text"],
         table=record["table"],
@@ -253,10 +255,11 @@ def download(split: str, path: Path, source: str = SOURCE) -> bool:
 
     partial = path.with_name(path.name + ".partial")
     have = partial.stat().st_size if partial.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # GitHub would gzip, and count sizes and ranges in gzipped bytes
+    if have:
+        headers["Range"] = f"bytes={have}-"
     try:
-        with requests.get(
-            f"{source}/{split}.json", stream=True, timeout=10, headers={"Range": f"bytes={have}-"} if have else {}
-        ) as reply:
+        with requests.get(f"{source}/{split}.json", stream=True, timeout=10, headers=headers) as reply:
             if reply.status_code == 416:  # the partial file is already whole, or is not of this release: start anew
                 partial.unlink()
                 return download(split, path, source)

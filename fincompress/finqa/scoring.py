@@ -22,12 +22,14 @@ NUMBER = re.compile(
 def score_program(tokens: list[str], example: dict) -> dict:
     """The verdict on a predicted program in the official token form, ``EOF`` included.
 
-    ``example`` holds ``table``, ``exe_ans`` and the gold ``program``. ``value`` is None where the program is invalid.
+    ``example`` holds ``table``, ``exe_ans`` and the gold ``program``. ``value`` is None where the program is invalid or
+    its result is not finite.
     """
     execution = program.execute(tokens, example["table"])
+    finite = isinstance(execution.result, str) or math.isfinite(execution.result)  # JSON has no infinity
     return {
         "program": program.detokenize(tokens),
-        "value": None if execution.invalid else execution.result,
+        "value": execution.result if finite and not execution.invalid else None,
         "invalid": execution.invalid,
         "execution_correct": program.execution_correct(execution, example["exe_ans"]),
         "program_correct": program.program_correct(tokens, program.tokenize(example["program"])),
@@ -35,7 +37,7 @@ def score_program(tokens: list[str], example: dict) -> dict:
 
 
 def score_answer(text: str, example: dict) -> dict:
-    """The verdict on a bare answer (``TARGET = "answer"``); ``rule`` says how it matched ``exe_ans``, None if it did not."""
+    """The verdict on a bare answer (``TARGET = "answer"``); ``rule`` says how it matched, None if it did not."""
     number = read_number(text)
     yes_no = text.strip().lower().rstrip(".")
     rule = match_answer(text, example["exe_ans"])
@@ -54,7 +56,7 @@ def read_number(text: str) -> tuple[float, int, bool] | None:
 
     A number somewhere in a sentence does not count: that would reward a model for writing many.
     """
-    match = NUMBER.fullmatch(text.strip().lower())
+    match = NUMBER.fullmatch(" ".join(text.lower().split()))  # the pattern takes for ever on long runs of spaces
     if match is None or bool(match["open"]) != bool(match["close"]) or len(match["digits"]) > 40:
         return None
     digits = match["digits"].replace(",", "")
@@ -68,7 +70,7 @@ def match_answer(text: str, exe_ans: float | str) -> str | None:
     """How a bare answer matches ``exe_ans``: ``exact``, ``rounded``, ``percent`` or ``scale``; None where it does not.
 
     Tried in that order. Rounding counts only as far as the answer shows digits, and needs two significant ones.
-    ``percent`` allows 1.6% or 1.6 for 0.016, ``scale`` a factor of 10^3, 10^6 or 10^9 (FinQA's questions leave units open).
+    ``percent`` allows 1.6% or 1.6 for 0.016, ``scale`` a factor of 10^3, 10^6 or 10^9 (FinQA leaves units open).
     """
     if isinstance(exe_ans, str):
         return "exact" if text.strip().lower().rstrip(".") == exe_ans else None
@@ -82,7 +84,7 @@ def match_answer(text: str, exe_ans: float | str) -> str | None:
         return "exact"
 
     def rounds_to(target: float) -> bool:
-        significant = len(str(abs(round(value * 10 ** max(decimals, 0)))))
+        significant = len(str(abs(round(value * 10**decimals))))
         return significant >= 2 and math.isclose(round(target, decimals), value, rel_tol=1e-9, abs_tol=1e-12)
 
     if rounds_to(exe_ans):
@@ -151,8 +153,8 @@ def summarize(verdicts: list[dict], examples: list[dict]) -> dict:
 def read_predictions(path: Path) -> dict[str, list[str]]:
     """Predicted tokens by question id, from the official format or from JSONL with ``id`` and ``program``.
 
-    The official format is one JSON list of ``{"id", "predicted": [tokens..., "EOF"]}``. Raises UserError naming the place
-    of the first record that is neither, and for an id that stands twice.
+    The official format is one JSON list of ``{"id", "predicted": [tokens..., "EOF"]}``. Raises UserError naming the
+    place of the first record that is neither, and for an id that stands twice.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -162,7 +164,7 @@ def read_predictions(path: Path) -> dict[str, list[str]]:
         records = (
             json.loads(text)
             if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.splitlines() if x.strip()]
+            else [json.loads(x) for x in text.split("\n") if x.strip()]  # splitlines() also parts at U+2028
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is neither a JSON list nor JSONL: {error}") from None

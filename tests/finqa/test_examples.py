@@ -1,0 +1,431 @@
+"""FinQA files: what is accepted, what is refused and with which words, splits, and the download from a real server."""
+
+import contextlib
+import functools
+import gzip
+import json
+import os
+import random
+import re
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from fincompress.errors import UserError
+from fincompress.finqa import examples, synthetic
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa")
+needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
+MISSING = object()
+
+
+def record(page="A/2010/page_1.pdf", number=1, **changes):
+    """A good record; a change to ``qa`` is named by its key, one to the record likewise. MISSING takes a key out."""
+    made = {
+        "id": f"{page}-{number}",
+        "filename": page,
+        "pre_text": [f"before {page}"],
+        "post_text": ["after"],
+        "table": [["", "2010", "2009"], ["revenue", "30", "20"]],
+        "qa": {
+            "question": "by how much did revenue grow?", "program": "subtract(30, 20), divide(#0, 20)", "exe_ans": 0.5,
+            "answer": "50%", "gold_inds": {"table_1": "revenue 30 20"},
+        },
+    }  # fmt: skip
+    for name, value in changes.items():
+        where = made["qa"] if name in made["qa"] else made
+        if value is MISSING:
+            del where[name]
+        else:
+            where[name] = value
+    return made
+
+
+def write(folder, **splits):
+    """Write each split as the release does; a string is written as it stands."""
+    for split, content in splits.items():
+        (folder / f"{split}.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(folder)
+
+
+def pages(prefix, count, questions=1):
+    return [record(f"{prefix}/2010/page_{i}.pdf", q) for i in range(count) for q in range(1, questions + 1)]
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Downloads go to a loopback port where nobody listens."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        source = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(examples, "download", functools.partial(examples.download, source=source))
+    return source
+
+
+@pytest.fixture
+def small_synthetic(monkeypatch):
+    for split in examples.SPLITS:
+        monkeypatch.setitem(synthetic.DEFAULT_COUNTS, split, 20)
+
+
+# --- one record -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"qa": MISSING}, "no qa object"),
+        ({"qa": []}, "no qa object"),
+        ({"id": MISSING}, "id is missing or not a string"),
+        ({"id": 5}, "id is missing or not a string"),
+        ({"filename": 5}, "filename is not a string"),
+        ({"filename": ["a"]}, "filename is not a string"),
+        ({"pre_text": MISSING}, "pre_text is missing or not a list"),
+        ({"pre_text": "text"}, "pre_text is missing or not a list"),
+        ({"post_text": None}, "post_text is missing or not a list"),
+        ({"post_text": ["a", 1]}, "must be lists of strings"),
+        ({"table": MISSING}, "table is missing or not a list"),
+        ({"table": [["", "2010"], ["revenue", 30]]}, "table must be a list of rows of strings"),
+        ({"table": [["", "2010"], "revenue"]}, "table must be a list of rows of strings"),
+        ({"table": [["", "2010"], []]}, "table must be a list of rows of strings"),
+        ({"question": MISSING}, "question is missing or not a string"),
+        ({"question": "  "}, "question is empty"),
+        ({"program": MISSING}, "program is missing or not a string"),
+        ({"program": ["subtract(30, 20)"]}, "program is missing or not a string"),
+        ({"program": "divide(30, 0)"}, "its program does not execute: divide(30, 0)"),
+        ({"program": "table_sum(costs, none)"}, "its program does not execute: table_sum(costs, none)"),
+        ({"exe_ans": MISSING}, "exe_ans is missing"),
+        ({"exe_ans": None}, "exe_ans is missing"),
+        ({"exe_ans": True}, "neither a number nor yes/no"),
+        ({"exe_ans": "0.5"}, "exe_ans '0.5' is neither"),
+        ({"exe_ans": "Yes"}, "exe_ans 'Yes' is neither"),
+        ({"exe_ans": float("nan")}, "exe_ans is not a finite number"),
+        ({"exe_ans": -float("inf")}, "exe_ans is not a finite number"),
+        ({"exe_ans": 10**400}, "exe_ans is not a finite number"),
+        ({"gold_inds": ["table_1"]}, "gold_inds is not an object"),
+    ],
+)
+def test_broken_record_is_used_or_its_reason_is_wrong(changes, reason):
+    good, bad = record(), record("A/2010/page_2.pdf", **changes)
+    found, skipped = examples.validate_split("dev", [good, bad])
+    assert [example.id for example in found] == [good["id"]]
+    name = bad["id"] if isinstance(bad.get("id"), str) else str(bad.get("id", "#1"))
+    assert [(s["split"], s["id"]) for s in skipped] == [("dev", name)]
+    assert reason in skipped[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "attribute", "value"),
+    [
+        ({"answer": ""}, "answer", ""),
+        ({"answer": MISSING}, "answer", ""),
+        ({"gold_inds": {}}, "gold_inds", {}),
+        ({"gold_inds": MISSING}, "gold_inds", {}),
+        ({"gold_inds": None}, "gold_inds", {}),
+        ({"table": [["a"], ["b", "1", "2"], ["c", ""]]}, "table", [["a"], ["b", "1", "2"], ["c", ""]]),
+        ({"program": "greater(30, 20)", "exe_ans": "yes"}, "exe_ans", "yes"),
+        ({"program": "greater(20, 30)", "exe_ans": "no"}, "exe_ans", "no"),
+        ({"exe_ans": 7}, "exe_ans", 7.0),  # not what the program gives: scored as released
+        ({"pre_text": [], "post_text": []}, "pre_text", []),
+        ({"filename": MISSING}, "page", "A/2010/page_1.pdf"),
+        ({"filename": MISSING, "id": "q7"}, "page", "q7"),
+    ],
+)
+def test_record_as_the_release_has_them_is_refused_or_changed(changes, attribute, value):
+    found, skipped = examples.validate_split("dev", [record(**changes)])
+    assert skipped == []
+    assert getattr(found[0], attribute) == value
+
+
+def test_records_without_filename_and_page_count_as_one_page():
+    train, dev = (
+        examples.validate_split("x", [record(f"{name}/page", filename=MISSING, id=name)])[0] for name in ("q1", "q2")
+    )
+    examples.check_pages_disjoint({"train": train, "dev": dev})
+
+
+def test_repeated_id_is_used_twice():
+    first, again = record(), record(question="another question?")
+    found, skipped = examples.validate_split("train", [first, again])
+    assert [example.question for example in found] == [first["qa"]["question"]]
+    assert skipped == [{"split": "train", "id": first["id"], "reason": "its id stands twice in this split"}]
+
+
+@needs_data
+@pytest.mark.parametrize("split", ["dev", "train"])
+def test_record_of_the_release_is_refused(split):
+    records = examples.read_json_list(DATA / f"{split}.json")
+    found, skipped = examples.validate_split(split, records)
+    assert skipped == []
+    assert len(found) == len(records) == len({example.id for example in found})
+
+
+# --- files and splits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<html>not found</html>", r"dev\.json is not JSON"),
+        ("", r"dev\.json is not JSON"),
+        ("[" * 100_000, r"dev\.json is not JSON"),
+        ("{}", r"dev\.json is not FinQA: expected a list of objects"),
+        ('{"data": []}', r"dev\.json is not FinQA: expected a list of objects"),
+        ('["a", "b"]', r"dev\.json is not FinQA: expected a list of objects"),
+        ("[]", r"dev\.json is empty"),
+        ('[{"text": "a"}, {"text": "b"}]', r"dev\.json is not FinQA: none of 2 examples is usable \(no qa object\)"),
+    ],
+)
+def test_file_that_is_not_finqa_is_used(tmp_path, content, said):
+    folder = write(tmp_path, train=pages("A", 2), test=pages("T", 2), dev=content)
+    for load in (lambda: examples.load_dataset(folder), lambda: examples.load_split(folder, "dev")):
+        with pytest.raises(UserError, match=said) as raised:
+            load()
+        assert "\n" not in str(raised.value)
+
+
+def test_file_in_another_encoding_or_a_folder_ends_in_a_traceback(tmp_path):
+    (tmp_path / "train.json").write_bytes(b'[{"id": "\xff"}]')
+    (tmp_path / "dev.json").mkdir()
+    for split, said in (("train", "is not JSON"), ("dev", "cannot be read")):
+        with pytest.raises(UserError, match=said):
+            examples.load_split(str(tmp_path), split)
+
+
+@pytest.mark.parametrize("folder", ["dta", "data/train.json"])
+def test_wrong_data_dir_is_taken_for_an_empty_one(tmp_path, monkeypatch, no_network, folder):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data", train=pages("A", 2))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"DATA_DIR={folder} is no folder"):
+        examples.load_dataset(folder)
+
+
+@pytest.mark.parametrize("folder_exists", [True, False])
+def test_synthetic_set_does_not_stand_in_or_is_not_announced(
+    tmp_path, monkeypatch, capsys, no_network, small_synthetic, folder_exists
+):
+    monkeypatch.chdir(tmp_path)
+    if folder_exists:
+        (tmp_path / "data").mkdir()
+    found = examples.load_dataset("data")
+    assert (found.source, found.missing, found.skipped) == ("synthetic", [], [])
+    assert {split: len(found.splits[split]) for split in found.splits} == dict.fromkeys(examples.SPLITS, 20)
+    assert "NO REAL DATA" in capsys.readouterr().out
+    assert list(tmp_path.rglob("*.json*")) == []
+    asked_for = examples.load_dataset("synthetic")
+    assert (asked_for.source, asked_for.fingerprint) == ("synthetic", found.fingerprint)
+    assert capsys.readouterr().out == ""
+    assert examples.load_dataset("synthetic", seed=1).fingerprint != found.fingerprint
+
+
+def test_split_that_is_missing_is_made_up_or_not_reported(tmp_path, no_network):
+    folder = write(tmp_path, train=pages("A", 2), dev=pages("D", 1))
+    found = examples.load_dataset(folder)
+    assert (found.source, found.missing, sorted(found.splits)) == ("FinQA", ["test"], ["dev", "train"])
+    with pytest.raises(UserError, match=r"there is no test\.json in .* and no network"):
+        examples.load_split(folder, "test")
+
+
+def test_data_without_a_training_file_is_used(tmp_path, no_network):
+    folder = write(tmp_path, dev=pages("D", 1), test=pages("T", 1))
+    with pytest.raises(UserError, match=r"has dev, test but no train\.json"):
+        examples.load_dataset(folder)
+
+
+def test_page_in_two_splits_by_name_passes(tmp_path):
+    leak = record("A/2010/page_0.pdf", 2, pre_text=["other words"])
+    folder = write(tmp_path, train=pages("A", 2), dev=[*pages("D", 1), leak], test=pages("T", 1))
+    with pytest.raises(UserError, match=r"page A/2010/page_0\.pdf is in train and in dev \(question .*page_0\.pdf-2\)"):
+        examples.load_dataset(folder)
+
+
+def test_page_in_two_splits_by_content_passes(tmp_path):
+    copied = record("T/2011/page_9.pdf", pre_text=["before A/2010/page_1.pdf"])
+    folder = write(tmp_path, train=pages("A", 2), dev=pages("D", 1), test=[copied])
+    with pytest.raises(UserError, match=r"page T/2011/page_9\.pdf is in train and in test"):
+        examples.load_dataset(folder)
+
+
+@pytest.mark.parametrize("change", ["a value", "an example less", "another split"])
+def test_fingerprint_misses_a_change_of_the_data(change):
+    def fingerprint(change=None):
+        records = {"train": pages("A", 3), "dev": pages("D", 1)}
+        if change == "a value":
+            records["train"][2]["qa"]["exe_ans"] = 0.6
+        elif change == "an example less":
+            del records["train"][2]
+        elif change == "another split":
+            records["dev"].append(records["train"].pop())
+        return examples.fingerprint_records(records)
+
+    assert re.fullmatch("[0-9a-f]{16}", fingerprint())
+    assert fingerprint() == fingerprint() != fingerprint(change)
+
+
+# --- calibration ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def train():
+    return examples.validate_split("train", pages("A", 40, questions=3))[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 20, 60])
+def test_calibration_is_too_small_or_shares_a_page_with_train(train, size):
+    rest, calibration = examples.carve_calibration(train, size, seed=0)
+    assert size <= len(calibration) < size + 3
+    assert not {example.page for example in rest} & {example.page for example in calibration}
+    assert sorted(e.id for e in rest + calibration) == sorted(e.id for e in train)
+
+
+def test_calibration_depends_on_the_order_of_the_file_or_not_on_the_seed(train):
+    def ids(examples_, seed):
+        return {example.id for example in examples.carve_calibration(examples_, 20, seed)[1]}
+
+    shuffled = random.Random(0).sample(train, len(train))
+    assert ids(train, 0) == ids(shuffled, 0)
+    assert ids(train, 0) != ids(train, 1)
+
+
+@pytest.mark.parametrize("size", [61, 120, 1000])
+def test_calibration_takes_more_than_half_of_train(train, size):
+    with pytest.raises(UserError, match=f"a calibration split of {size} needs more than half of the 120"):
+        examples.carve_calibration(train, size, seed=0)
+
+
+# --- download -------------------------------------------------------------------------------------------------------
+
+RELEASED = [record(f"D/2010/page_{i}.pdf", pre_text=["x" * 3000]) for i in range(100)]
+BODY = json.dumps(RELEASED).encode()  # several of the 64 KiB pieces that are written at once
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves ``/dev.json`` as GitHub does: with ranges, which are ranges of the gzip for whoever accepts gzip."""
+
+    def do_GET(self):
+        server = self.server
+        server.ranges.append(self.headers.get("Range"))
+        if self.path != "/dev.json":
+            self.send_error(404)
+            return
+        body, encoding = server.body, None
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            body, encoding = gzip.compress(body, mtime=0), "gzip"
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "bytes=0-")[1])
+        if start and start >= len(body):
+            self.send_error(416)
+            return
+        partial = start and server.supports_ranges
+        body = body[start:] if partial else body
+        self.send_response(206 if partial else 200)
+        if encoding:
+            self.send_header("Content-Encoding", encoding)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        server.sent.append(len(body[: server.breaks_after]))
+        with contextlib.suppress(OSError):
+            self.wfile.write(body[: server.breaks_after])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setitem(examples.RELEASE, "dev", len(RELEASED))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.body, server.supports_ranges, server.breaks_after = BODY, True, None
+    server.ranges, server.sent = [], []
+    server.source = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def partial_of(path):
+    return path.with_name(path.name + ".partial")
+
+
+def test_downloaded_file_differs_from_the_served_one(tmp_path, server):
+    path = tmp_path / "data" / "dev.json"
+    assert examples.download("dev", path, server.source) is True
+    assert path.read_bytes() == BODY
+    assert [p.name for p in path.parent.iterdir()] == ["dev.json"]
+
+
+def test_absent_split_is_not_downloaded_or_downloaded_twice(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(examples, "download", functools.partial(examples.download, source=server.source))
+    for _ in range(2):
+        source, found = examples.load_split(str(tmp_path), "dev")
+        assert (source, len(found)) == ("FinQA", len(RELEASED))
+    assert server.ranges == [None]
+
+
+def test_broken_download_is_lost_or_starts_anew(tmp_path, server):
+    path = tmp_path / "dev.json"
+    server.breaks_after = 200_000
+    with pytest.raises(UserError, match=r"the download of dev\.json broke off; run it again") as raised:
+        examples.download("dev", path, server.source)
+    assert "\n" not in str(raised.value)
+    kept = partial_of(path).stat().st_size
+    assert 0 < kept <= 200_000 and not path.exists()
+    server.breaks_after = None
+    assert examples.download("dev", path, server.source) is True
+    assert server.ranges == [None, f"bytes={kept}-"]
+    assert server.sent[1] == len(BODY) - kept
+    assert path.read_bytes() == BODY and not partial_of(path).exists()
+
+
+@pytest.mark.parametrize(
+    ("ranges", "left", "expected"),
+    [
+        (True, BODY[:1000], ["bytes=1000-"]),
+        (True, b"", [None]),
+        (False, BODY[:1000], ["bytes=1000-"]),  # the server sends all of it, which must not be appended
+        (True, BODY, [f"bytes={len(BODY)}-", None]),  # 416: nothing is left to send
+        (True, BODY + b"junk", [f"bytes={len(BODY) + 4}-", None]),
+    ],
+)
+def test_earlier_part_is_joined_wrongly(tmp_path, server, ranges, left, expected):
+    path = tmp_path / "dev.json"
+    partial_of(path).write_bytes(left)
+    server.supports_ranges = ranges
+    assert examples.download("dev", path, server.source) is True
+    assert path.read_bytes() == BODY
+    assert server.ranges == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (json.dumps(RELEASED[:-1]).encode(), r"dev\.json: 99 examples arrived, the release has 100"),
+        (b"<html>sign in to this network</html>", "is not JSON"),
+        (b"[]", "is empty"),
+    ],
+)
+def test_file_that_is_not_the_release_is_kept(tmp_path, server, body, said):
+    server.body = body
+    with pytest.raises(UserError, match=said):
+        examples.download("dev", tmp_path / "dev.json", server.source)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refusal_by_the_server_is_taken_for_no_network(tmp_path, server):
+    with pytest.raises(UserError, match=r"test\.json: the FinQA repository answered 404; put the file in "):
+        examples.download("test", tmp_path / "test.json", server.source)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_network_raises_or_leaves_a_folder(tmp_path, no_network):
+    assert examples.download("dev", tmp_path / "data" / "dev.json") is False
+    assert list(tmp_path.iterdir()) == []

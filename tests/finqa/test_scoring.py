@@ -1,0 +1,381 @@
+"""Intervals, matching of bare answers, prediction files, and evaluate.py on a file of predictions."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fincompress.errors import UserError
+from fincompress.finqa import program, scoring, synthetic
+from fincompress.runs import write_jsonl
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa")
+needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
+
+TABLE = [["", "2010", "2009"], ["revenue", "30", "20"]]
+PATIENCE_S = 2  # for one answer; most take microseconds
+
+
+def question(text="subtract(30, 20), divide(#0, 20)", exe_ans=0.5, where="table"):
+    return {"program": text, "exe_ans": exe_ans, "table": TABLE, "evidence_location": where}
+
+
+def strict_json(text):
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# --- intervals and counts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("successes", "total", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        # Newcombe, Statistics in Medicine 17 (1998), table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_interval_is_not_wilsons(successes, total, low, high):
+    assert scoring.wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_interval_of_nothing_is_not_everything():
+    assert scoring.wilson_interval(0, 0) == (0.0, 1.0)
+    assert scoring.accuracy([]) == {"accuracy": 0.0, "interval": [0.0, 1.0], "correct": 0, "of": 0}
+
+
+def test_accuracy_miscounts():
+    assert scoring.accuracy([True, False, False]) == {
+        "accuracy": 0.33333, "interval": [0.06149, 0.79234], "correct": 1, "of": 3
+    }  # fmt: skip
+
+
+def test_breakdown_miscounts():
+    asked = [
+        question("divide(30, 20), divide(#0, 20), add(#1, 1)", where="both"),
+        question("divide(30, 20)", where="table"),
+        question("table_sum(revenue, none)", where="table"),
+    ]
+    verdicts = [{"execution_correct": correct} for correct in (True, False, True)]
+    counts = {
+        group: {key: (value["correct"], value["of"]) for key, value in values.items()}
+        for group, values in scoring.breakdown(verdicts, asked).items()
+    }
+    assert counts == {
+        "steps": {"1": (1, 2), "3": (1, 1)},
+        "operation": {"add": (1, 1), "divide": (1, 2), "table_sum": (1, 1)},
+        "evidence": {"both": (1, 1), "table": (1, 2)},
+    }
+
+
+def test_breakdown_drops_questions_without_a_verdict():
+    with pytest.raises(ValueError, match="zip"):
+        scoring.breakdown([{"execution_correct": True}], [question(), question()])
+
+
+def test_summary_of_programs_miscounts():
+    asked = [question() for _ in range(4)]
+    texts = ["subtract(30, 20), divide(#0, 20)", "divide(10, 20)", "divide(30, 20)", "the answer is 0.5"]
+    verdicts = [scoring.score_program(program.tokenize(x), q) for x, q in zip(texts, asked, strict=True)]
+    summary = scoring.summarize(verdicts, asked)
+    assert summary["questions"] == 4
+    assert [summary[x]["correct"] for x in ("execution_accuracy", "program_accuracy", "invalid")] == [2, 1, 1]
+    assert "answer_rules" not in summary
+
+
+def test_summary_of_answers_miscounts():
+    asked = [question(exe_ans=0.0159), question(exe_ans=0.0159), question(exe_ans="yes"), question(exe_ans=3.0)]
+    verdicts = [scoring.score_answer(x, q) for x, q in zip(["1.6%", "1.59", "Yes", "no idea"], asked, strict=True)]
+    summary = scoring.summarize(verdicts, asked)
+    assert summary["program_accuracy"] is None
+    assert summary["answer_rules"] == {"exact": 1, "percent": 2}
+    assert (summary["execution_accuracy"]["correct"], summary["invalid"]["correct"]) == (3, 1)
+
+
+# --- one verdict ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "invalid", "execution", "formula"),
+    [
+        ("subtract(30, 20), divide(#0, 20)", 0.5, False, True, True),
+        ("divide(10, 20)", 0.5, False, True, False),
+        ("divide(30, 20)", 1.5, False, False, False),
+        ("divide(30, 0)", None, True, False, False),
+        ("", "n/a", False, False, False),  # as the official evaluator has it: wrong, but not invalid
+        ("0.5", None, True, False, False),
+        ("greater(30, 20)", "yes", False, False, False),
+    ],
+)
+def test_verdict_on_a_program_is_wrong(text, value, invalid, execution, formula):
+    verdict = scoring.score_program(program.tokenize(text), question())
+    assert verdict == {
+        "program": text, "value": value, "invalid": invalid, "execution_correct": execution, "program_correct": formula
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["multiply(1e300, 1e300)", "subtract(inf, inf)"])
+def test_verdict_holds_a_number_that_json_has_not(text):
+    verdict = scoring.score_program(program.tokenize(text), question())
+    assert strict_json(json.dumps(verdict)) == verdict
+    assert (verdict["value"], verdict["execution_correct"]) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "decimals", "percent"),
+    [
+        ("14", 14.0, 0, False),
+        ("( 14 )", -14.0, 0, False),
+        ("(14)", -14.0, 0, False),
+        ("-14", -14.0, 0, False),
+        ("$ 1,234.50", 1234.5, 2, False),
+        (".5", 0.5, 1, False),
+        ("14.", 14.0, 0, False),
+        ("1.6 %", 1.6, 1, True),
+        ("1.6 percent", 1.6, 1, True),
+        ("-1.6%", -1.6, 1, True),
+        ("2.5 million", 2.5e6, -5, False),
+        ("$ 3 Billion", 3e9, -9, False),
+        ("\u00a014\u00a0%", 14.0, 0, True),
+    ],
+)
+def test_number_is_misread(text, value, decimals, percent):
+    assert scoring.read_number(text) == (value, decimals, percent)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", " ", "-", "%", ".", ",", "( 14", "14 )", "the answer is 14", "14 dollars", "1 2", "14, 15", "1e5", "nan",
+        "inf", "#0", "divide(14, 2)", "1.2.3", "--5", "$", "٣", "५", "１４", "²", "\u221214", "9" * 41, "9" * 100_000,
+        "yes", "\0",
+    ],
+)  # fmt: skip
+def test_text_that_is_no_number_is_read_as_one(text):
+    assert scoring.read_number(text) is None
+    assert scoring.match_answer(text, 14.0) is None
+
+
+@pytest.mark.parametrize("text", ["(" + " " * 5000 + "x", "5" + " " * 5000 + "x", "5" + "," * 5000 + "x"])
+def test_junk_takes_for_ever(text):
+    began = time.perf_counter()
+    assert scoring.read_number(text) is None
+    assert time.perf_counter() - began < PATIENCE_S
+
+
+@pytest.mark.parametrize(
+    ("text", "exe_ans", "rule"),
+    [
+        ("14", 14.0, "exact"),
+        ("14.0", 14.0, "exact"),
+        ("0.01588", 0.01588, "exact"),
+        ("5%", 0.05, "exact"),
+        ("1.59%", 0.0159, "exact"),
+        ("( 14 )", -14.0, "exact"),
+        ("( 14 )", 14.0, None),
+        ("14", -14.0, None),
+        ("$ 1,234", 1234.0, "exact"),
+        ("2 million", 2e6, "exact"),
+        ("0", 0.0, "exact"),
+        ("0", 0.004, None),
+        ("0.016", 0.0159, "rounded"),
+        ("94.1", 94.0625, "rounded"),
+        ("94.2", 94.0625, None),
+        ("94", 94.0625, "rounded"),
+        ("9", 9.4, None),  # one digit is right too easily
+        ("1.6 million", 1_623_000.0, "rounded"),
+        ("2 million", 1_600_000.0, None),  # one digit, whatever the word behind it
+        ("1.6%", 0.0159, "percent"),
+        ("1.60%", 0.0159, None),
+        ("2%", 0.0159, None),
+        ("1.6", 0.0159, "percent"),
+        ("1.59", 0.0159, "percent"),
+        ("16", 0.0159, "scale"),
+        ("16", 1.59, None),
+        ("-1.6%", 0.0159, None),
+        ("-1.6%", -0.0159, "percent"),
+        ("1234", 1.234, "scale"),
+        ("1.234", 1234.0, "scale"),
+        ("1.23", 1234.0, "scale"),
+        ("2.5 million", 2.5, "scale"),
+        ("25", 2_500_000.0, None),
+        ("2", 1_600_000.0, None),
+        ("2 million", 1.6, None),
+        ("yes", "yes", "exact"),
+        (" Yes. ", "yes", "exact"),
+        ("no", "yes", None),
+        ("yes, it did", "yes", None),
+        ("1", "yes", None),
+        ("yes", 1.0, None),
+        ("it is 14", 14.0, None),
+        ("14 14", 14.0, None),
+        ("9" * 40, 1e300, None),
+        ("9" * 400, 14.0, None),
+        ("14", 1e308, None),
+    ],
+)
+def test_answer_matches_by_another_rule(text, exe_ans, rule):
+    assert scoring.match_answer(text, exe_ans) == rule
+
+
+@pytest.mark.parametrize(
+    ("text", "exe_ans", "value", "invalid", "correct"),
+    [
+        ("1.6%", 0.0159, 1.6, False, True),
+        ("17", 14.0, 17.0, False, False),
+        ("YES.", "yes", "yes", False, True),
+        ("no", "yes", "no", False, False),
+        ("about 14", 14.0, None, True, False),
+        ("0", 0.0, 0.0, False, True),
+    ],
+)
+def test_verdict_on_an_answer_is_wrong(text, exe_ans, value, invalid, correct):
+    verdict = scoring.score_answer(text, question(exe_ans=exe_ans))
+    assert (verdict["value"], verdict["invalid"], verdict["execution_correct"]) == (value, invalid, correct)
+    assert verdict["program"] is None and (verdict["rule"] is not None) == correct
+
+
+# --- prediction files -----------------------------------------------------------------------------------------------
+
+TOKENS = ["divide(", "30", "20", ")", "EOF"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([{"id": "a", "predicted": TOKENS}, {"id": "b", "predicted": ["EOF"]}]),
+        "\n " + json.dumps([{"id": "a", "predicted": TOKENS}, {"id": "b", "predicted": ["EOF"]}], indent=1),
+        '{"id": "a", "program": "divide(30, 20)"}\n{"id": "b", "program": ""}\n',
+        '\n{"id": "a", "program": "divide(30, 20)", "value": 1.5}\r\n\n{"id": "b", "predicted": ["EOF"]}',
+        '[{"id": "a", "program": "divide(30, 20)"}, {"id": "b", "program": ""}]',
+    ],
+)
+def test_good_predictions_are_misread(tmp_path, text):
+    path = tmp_path / "predictions.json"
+    path.write_bytes(text.encode())
+    assert scoring.read_predictions(path) == {"a": TOKENS, "b": ["EOF"]}
+
+
+def test_own_predictions_cannot_be_read_back(tmp_path):
+    path = tmp_path / "predictions_dev.jsonl"
+    junk = "a\u2028b\x85c\x1cd\n\re"  # what a model may write, and str.splitlines() takes for ends of lines
+    write_jsonl(path, [{"id": "a", "output": junk, "program": junk}, {"id": "b", "output": None, "program": ""}])
+    assert scoring.read_predictions(path) == {"a": [junk, "EOF"], "b": ["EOF"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "holds no prediction"),
+        (b"[]", "holds no prediction"),
+        (b"not json", "is neither a JSON list nor JSONL"),
+        (b'[{"id": "a", ', "is neither a JSON list nor JSONL"),
+        (b"[" * 100_000, "is neither a JSON list nor JSONL"),
+        (b'\xff{"id": "a"}', "cannot be read"),
+        (b'{"id": "a", "program": "x"}\n{"id": "b"}', "record 2: expected"),
+        (b'[{"id": "a", "program": "x"}, ["b"]]', "record 2: expected"),
+        (b'[["a"]]', "record 1: expected"),
+        (b'{"a": "divide(1, 2)"}', "record 1: expected"),
+        (b'[{"id": 1, "predicted": ["EOF"]}]', "record 1: expected"),
+        (b'[{"id": "a", "predicted": [1, 2]}]', "record 1: expected"),
+        (b'[{"id": "a", "predicted": "divide(1, 2)"}]', "record 1: expected"),
+        (b'[{"id": "a", "program": null}]', "record 1: expected"),
+        (b'[{"id": "a", "program": "x"}, {"id": "b", "program": "x"}, {"id": "a", "program": "y"}]',
+         "record 3: a stands twice"),
+    ],
+)  # fmt: skip
+def test_bad_predictions_are_scored_or_not_explained(tmp_path, content, said):
+    path = tmp_path / "predictions.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=said) as raised:
+        scoring.read_predictions(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_missing_predictions_end_in_a_traceback(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        scoring.read_predictions(tmp_path / "none.json")
+
+
+# --- evaluate.py on a file ------------------------------------------------------------------------------------------
+
+
+def evaluate(folder, predictions, *arguments, data="synthetic"):
+    """Run evaluate.py on a file of predictions, its results in ``folder``/results."""
+    path = folder / "guess.json"
+    path.write_text(predictions if isinstance(predictions, str) else json.dumps(predictions))
+    return subprocess.run(
+        [sys.executable, REPOSITORY / "evaluate.py", f"--PREDICTIONS={path}", f"--DATA_DIR={data}",
+         f"--RESULTS_DIR={folder / 'results'}", *arguments],
+        cwd=folder, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+def test_question_without_a_prediction_is_left_out_of_the_accuracy(tmp_path):
+    first, second, third, fourth = synthetic.generate("dev", count=4)
+    done = evaluate(
+        tmp_path,
+        [
+            {"id": first["id"], "predicted": program.tokenize(first["qa"]["program"])},
+            {"id": second["id"], "program": "divide(1, 0)"},
+            {"id": third["id"], "program": "multiply(1e300, 1e300)"},
+            {"id": fourth["id"], "program": fourth["qa"]["program"]},
+            {"id": "of another split", "program": "divide(1, 2)"},
+        ],
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 predictions are for questions that dev does not have" in done.stdout
+    folder = tmp_path / "results" / "predictions" / "guess"
+    summary = strict_json((folder / "eval_dev.json").read_text())
+    questions = synthetic.DEFAULT_COUNTS["dev"]
+    assert (summary["questions"], summary["answered"], summary["data"]["source"]) == (questions, 4, "synthetic")
+    for name, correct in (("execution_accuracy", 2), ("program_accuracy", 2), ("invalid", 1)):
+        assert (summary[name]["correct"], summary[name]["of"]) == (correct, questions)
+    for group in ("steps", "evidence"):
+        assert sum(score["of"] for score in summary[group].values()) == questions
+        assert sum(score["correct"] for score in summary[group].values()) == 2
+    verdicts = [strict_json(line) for line in (folder / "predictions_dev.jsonl").read_text().splitlines()]
+    assert len({verdict["id"] for verdict in verdicts}) == questions
+    assert [verdict["output"] is None for verdict in verdicts[:5]] == [False] * 4 + [True]
+    assert (tmp_path / "results" / "accuracy.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("predictions", "arguments", "said"),
+    [
+        ("{", [], "is neither a JSON list nor JSONL"),
+        ([{"id": "other", "program": "divide(1, 2)"}], [], "holds no id of dev (its first is other)"),
+        ([{"id": "a"}], ["--SPLIT=calibration"], "SPLIT is one of 'train', 'dev', 'test', not 'calibration'"),
+        ([{"id": "a", "program": ""}], ["--DATA_DIR=nowhere"], "DATA_DIR=nowhere is no folder"),
+    ],
+)
+def test_bad_predictions_leave_a_traceback_or_half_a_result(tmp_path, predictions, arguments, said):
+    done = evaluate(tmp_path, predictions, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "results").exists()
+
+
+@needs_data
+def test_gold_programs_of_the_release_do_not_score_full_marks(tmp_path):
+    records = json.loads((DATA / "dev.json").read_text())
+    gold = [{"id": r["id"], "predicted": program.tokenize(r["qa"]["program"])} for r in records]
+    done = evaluate(tmp_path, gold, data=DATA)
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = strict_json((tmp_path / "results" / "predictions" / "guess" / "eval_dev.json").read_text())
+    for name, correct in (("execution_accuracy", 883), ("program_accuracy", 883), ("invalid", 0)):
+        assert (summary[name]["correct"], summary[name]["of"]) == (correct, 883)
+    assert summary["data"]["source"] == "FinQA"

@@ -1,0 +1,452 @@
+"""The synthetic set: official schema, executable programs, gold evidence, FinQA's mix, nothing shared by two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from fincompress.finqa import examples, program, synthetic
+
+ROOT = Path(__file__).resolve().parents[2]
+REAL = Path(os.environ.get("FINQA_DIR") or ROOT.parent / "shared" / "finqa")
+SPLITS = ("train", "dev", "test")
+
+# FinQA's dev split in per cent, as in the comment of synthetic.py; test_measured_mix_is_that_of_finqa checks them.
+STEPS = {1: 59.2, 2: 32.5, 3: 4.9, 4: 1.6, 5: 1.8}
+OPERATIONS = {
+    "divide": 46.7, "subtract": 30.5, "add": 13.2, "multiply": 6.1, "table_average": 1.4, "greater": 0.7,
+    "table_max": 0.6, "table_min": 0.4, "table_sum": 0.3, "exp": 0.1,
+}  # fmt: skip
+EVIDENCE = {"table": 61.4, "text": 22.4, "both": 16.2}
+TOLERANCE = {"steps": 1.5, "operations": 2.5, "evidence": 4.5}  # percentage points
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, list[dict]]:
+    return {split: synthetic.generate(split) for split in SPLITS}
+
+
+@pytest.fixture(scope="module")
+def everything(splits) -> list[dict]:
+    return [example for part in splits.values() for example in part]
+
+
+def shares(counts: Counter) -> dict:
+    return {kind: 100 * count / counts.total() for kind, count in counts.items()}
+
+
+def mix(part: list[dict]) -> dict[str, dict]:
+    """Shares in per cent of step counts (5 is 5 or more), operations, and kinds of evidence where it is given."""
+    programs = [program.operations(program.tokenize(example["qa"]["program"])) for example in part]
+    places = [{key.partition("_")[0] for key in example["qa"]["gold_inds"]} for example in part]
+    return {
+        "steps": shares(Counter(min(len(steps), 5) for steps in programs)),
+        "operations": shares(Counter(step for steps in programs for step in steps)),
+        "evidence": shares(Counter("both" if len(place) == 2 else min(place) for place in places if place)),
+    }
+
+
+def pages(part: list[dict]) -> dict[str, dict]:
+    return {example["filename"]: example for example in part}
+
+
+def page_texts(example: dict) -> list[str]:
+    return [*example["pre_text"], *example["post_text"], *(cell for row in example["table"] for cell in row)]
+
+
+def large_numbers(texts: list[str]) -> set[str]:
+    """The digits, without zeros in front, of numbers of three digits or more; years and shared numbers left out."""
+    found = set()
+    for number in re.findall(r"\d+(?:\.\d+)?", " ".join(texts)):
+        digits = number.replace(".", "").lstrip("0")
+        year = number.isdigit() and 1980 <= int(number) <= 2040
+        if len(digits) >= 3 and not year and number not in synthetic.SHARED_NUMBERS:
+            found.add(digits)
+    return found
+
+
+# --- one example ----------------------------------------------------------------------------------------------------
+
+
+def test_default_counts(splits):
+    assert {split: len(part) for split, part in splits.items()} == synthetic.DEFAULT_COUNTS
+    assert synthetic.DEFAULT_COUNTS == {"train": 3000, "dev": 400, "test": 400}
+
+
+def test_schema_is_the_official_one(everything):
+    for example in everything:
+        assert set(example) == {"pre_text", "post_text", "table", "filename", "id", "qa"}
+        assert set(example["qa"]) == {"question", "program", "exe_ans", "answer", "gold_inds"}
+        assert re.fullmatch(r"[A-Z]{4}/20\d\d/page_\d\d\.pdf", example["filename"])
+        assert re.fullmatch(re.escape(example["filename"]) + r"-[1-4]", example["id"])
+        assert all(isinstance(text, str) and text for text in example["pre_text"] + example["post_text"])
+        assert all(isinstance(cell, str) for row in example["table"] for cell in row)
+        assert len({len(row) for row in example["table"]}) == 1 < len(example["table"])
+        assert isinstance(example["qa"]["exe_ans"], float) or example["qa"]["exe_ans"] in ("yes", "no")
+        assert example["qa"]["answer"] and example["qa"]["gold_inds"]
+    assert len({example["id"] for example in everything}) == len(everything)
+    json.dumps(everything, allow_nan=False)
+
+
+def test_the_loader_accepts_every_example(splits):
+    for split, part in splits.items():
+        loaded, skipped = examples.validate_split(split, part)
+        assert len(loaded) == len(part) and not skipped
+    examples.check_pages_disjoint({split: examples.validate_split(split, part)[0] for split, part in splits.items()})
+
+
+def test_programs_execute_to_exe_ans(everything):
+    for example in everything:
+        execution = program.execute(program.tokenize(example["qa"]["program"]), example["table"])
+        assert not execution.invalid
+        assert execution.result == example["qa"]["exe_ans"], example["id"]
+
+
+def test_answer_is_what_annotators_would_write(everything):
+    for example in everything:
+        answer, result = example["qa"]["answer"], example["qa"]["exe_ans"]
+        if isinstance(result, str):
+            assert answer == result
+        elif answer.endswith("%"):
+            assert float(answer[:-1]) == pytest.approx(100 * result, abs=0.0501)
+        else:
+            assert float(answer) == pytest.approx(result, abs=0.00501)
+
+
+def test_gold_evidence_is_quoted_from_its_place(everything):
+    for example in everything:
+        text, table = example["pre_text"] + example["post_text"], example["table"]
+        for key, value in example["qa"]["gold_inds"].items():
+            place, index = key.split("_")
+            if place == "text":
+                assert value == text[int(index)]
+                continue
+            assert int(index) > 0  # the header is no evidence
+            row = table[int(index)]
+            # Single spaces, as in the release, where a header's first cell or a data cell is empty.
+            cells = [f"the {row[0]} of {title} is {cell} ;" for title, cell in zip(table[0][1:], row[1:], strict=True)]
+            assert value == " ".join(" ".join([table[0][0], *cells]).split())
+
+
+def test_gold_evidence_contains_every_number_of_the_program(everything):
+    for example in everything:
+        evidence = " ".join(example["qa"]["gold_inds"].values()).split()
+        for number in program.numbers_used(example["qa"]["program"]):
+            assert number in evidence, (example["id"], number)
+        for row in program.table_rows_used(example["qa"]["program"]):
+            assert any(f"the {row} of" in text for text in example["qa"]["gold_inds"].values())
+
+
+def test_every_gold_line_is_needed(everything):
+    for example in everything:
+        used = program.numbers_used(example["qa"]["program"])
+        rows = program.table_rows_used(example["qa"]["program"])
+        for text in example["qa"]["gold_inds"].values():
+            assert set(used) & set(text.split()) or any(f"the {row} of" in text for row in rows)
+
+
+# What a question means, computed from the table without its program.
+MEANINGS = {
+    r"what was the percentage change in (.+) from (\d+) to (\d+)": lambda a, b: (b - a) / a,
+    r"what is the growth rate in (.+) for (?P<b>\d+) over (?P<a>\d+)": lambda a, b: (b - a) / a,
+    r"how much higher , in percent , was (.+) in (?P<b>\d+) than in (?P<a>\d+)": lambda a, b: b / a - 1,
+    r"what was the change in (.+) from (\d+) to (\d+)": lambda a, b: b - a,
+    r"by how much did (.+) increase from (\d+) to (\d+)": lambda a, b: b - a,
+    r"by how much did (.+) decrease from (\d+) to (\d+)": lambda a, b: a - b,
+    r"what was the ratio of (.+) in (\d+) to .+ in (\d+)": lambda a, b: a / b,
+    r"what is the average of (.+) in (\d+) and (\d+)": lambda a, b: (a + b) / 2,
+    r"what is the sum of (.+) in (\d+) and (\d+)": lambda a, b: a + b,
+}
+SHARE = r"what percentage of (.+) in (\d+) was (.+)"
+
+
+def cell_number(table: list[list[str]], row: str, year: str) -> float | None:
+    """The number of a cell, or None where the table has no such row or column."""
+    rows = {cells[0]: cells for cells in table}
+    if row not in rows or year not in table[0][1:]:
+        return None
+    text = rows[row][table[0].index(year, 1)].replace("$", "").split()[0]
+    return float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+
+
+def test_answers_are_what_the_questions_ask_for(everything):
+    checked = Counter()
+    for example in everything:
+        table, expected = example["table"], example["qa"]["exe_ans"]
+        question = re.sub(r"( ,)? in (millions|thousands)$", "", example["qa"]["question"].removesuffix("?"))
+        for pattern, meaning in MEANINGS.items():
+            match = re.fullmatch(pattern, question)
+            if match:
+                named = match.groupdict() or {"a": match[2], "b": match[3]}
+                a, b = (cell_number(table, match[1], named[letter]) for letter in "ab")
+                if a is not None and b is not None:
+                    assert expected == pytest.approx(meaning(a, b), abs=1e-4), example["id"]
+                    checked[pattern] += 1
+        match = re.fullmatch(SHARE, question)
+        if match:
+            whole, part = (cell_number(table, match[group], match[2]) for group in (1, 3))
+            if whole is not None and part is not None:
+                assert expected == pytest.approx(part / whole, abs=1e-4), example["id"]
+                checked[SHARE] += 1
+    assert set(checked) == {*MEANINGS, SHARE}
+    assert checked.total() >= 80
+
+
+def test_no_template_is_left_unfilled_and_all_is_lower_case(everything):
+    for example in everything:
+        for text in [*page_texts(example), example["qa"]["question"], example["qa"]["program"]]:
+            assert not set(text) & set("{}|"), text
+            assert text == text.lower() and text == " ".join(text.split()), text
+            assert "the the " not in text and "total total" not in text, text
+
+
+# --- the set --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "what, expected", [("steps", STEPS), ("operations", OPERATIONS), ("evidence", EVIDENCE)], ids=["", "", ""]
+)
+def test_mix_is_that_of_finqa_dev(splits, split, what, expected):
+    found = mix(splits[split])[what]
+    assert set(found) <= set(expected)
+    for kind, share in expected.items():
+        assert found.get(kind, 0) == pytest.approx(share, abs=TOLERANCE[what]), kind
+
+
+@pytest.mark.skipif(not (REAL / "dev.json").exists(), reason="needs FinQA: FINQA_DIR, or ../shared/finqa")
+def test_measured_mix_is_that_of_finqa():
+    real = json.loads((REAL / "dev.json").read_text(encoding="utf-8"))
+    measured = mix(real)
+    for what, expected in (("steps", STEPS), ("operations", OPERATIONS), ("evidence", EVIDENCE)):
+        assert measured[what] == pytest.approx(expected, abs=0.06)
+    generated_pages = synthetic.generate("train")
+    assert set(generated_pages[0]) == set(real[0]) and set(generated_pages[0]["qa"]) == set(real[0]["qa"])
+    copied = {text for example in real for text in example["pre_text"] + example["post_text"]}
+    assert not copied & {text for example in generated_pages for text in example["pre_text"] + example["post_text"]}
+
+
+def test_shares_add_up():
+    assert sum(synthetic.PROGRAM_SHARES.values()) == pytest.approx(100)
+    steps = Counter()
+    for kind, share in synthetic.PROGRAM_SHARES.items():
+        steps[len(kind.removeprefix("index ").split())] += share
+    for count, share in STEPS.items():
+        assert steps[count] == pytest.approx(share, abs=0.3)
+
+
+def test_every_kind_of_page_occurs_in_every_split(monkeypatch):
+    seen = Counter()
+    for name, build in list(synthetic.PAGE_KINDS.items()):
+        monkeypatch.setitem(synthetic.PAGE_KINDS, name, lambda page, n=name, b=build: (seen.update([n]), b(page)))
+    assert len(synthetic.PAGE_KINDS) >= 12
+    for split in SPLITS:
+        seen.clear()
+        synthetic.generate(split)
+        assert set(seen) == set(synthetic.PAGE_KINDS)
+
+
+@pytest.mark.parametrize("name", synthetic.PAGE_KINDS)
+def test_every_kind_of_page_can_be_asked_several_things(name):
+    page = synthetic._Page(random.Random("a page"), "dev")
+    synthetic.PAGE_KINDS[name](page)
+    assert len(page.asks) >= 10
+    assert len({ask.kind for ask in page.asks}) >= 5
+    assert {ask.kind for ask in page.asks} <= set(synthetic.PROGRAM_SHARES)
+
+
+@pytest.mark.parametrize("name", [name for name, sheet in synthetic._SHEETS.items() if sheet.whole or sheet.rolls])
+def test_columns_add_up(name):
+    sheet = synthetic._SHEETS[name]
+    for seed in range(10):
+        page = synthetic._Page(random.Random(f"{name} {seed}"), "train")
+        synthetic.PAGE_KINDS[name](page)
+        header, *rows = page.table
+        amounts = [[0.0 if cell.endswith("2014") else cell_number([header, row], row[0], year)
+                    for year, cell in zip(header[1:], row[1:], strict=True)] for row in rows]  # fmt: skip
+        end = [row[0] for row in rows].index(sheet.whole or rows[-1][0])
+        for column in zip(*amounts, strict=True):
+            assert sum(column[:end]) == pytest.approx(column[end], abs=0.01)
+        if sheet.rolls:
+            order = sorted(range(len(header) - 1), key=lambda place: header[place + 1])
+            for before, after in zip(order, order[1:], strict=False):
+                assert amounts[-1][before] == amounts[0][after]
+
+
+def test_expenses_are_deducted():
+    for seed in range(10):
+        page = synthetic._Page(random.Random(seed), "train")
+        synthetic.PAGE_KINDS["income statement"](page)
+        sales, costs, gross = (cell_number(page.table, row, str(page.year)) for row in
+                               ("net sales", "cost of goods sold", "gross profit"))  # fmt: skip
+        assert sales - costs == pytest.approx(gross, abs=0.01)
+
+
+def test_families_have_several_wordings():
+    families = [*synthetic.FAMILIES.values(), *(family for note in synthetic.NOTES for family in note.questions)]
+    for family in families:
+        assert len(set(family.wordings)) >= 3, family
+    openings = {
+        re.sub(r"\d+", "0", " ".join(example["qa"]["question"].split()[:5]))
+        for example in synthetic.generate("train", 1500)
+        if re.fullmatch(r"subtract\([^#]+\), divide\(#0, [^#]+\)", example["qa"]["program"])
+    }
+    assert len(openings) >= 10
+
+
+def test_pages_are_of_realistic_shape(splits):
+    for part in splits.values():
+        own = pages(part).values()
+        lengths = sorted(sum(len(text.split()) for text in page_texts(page)) for page in own)
+        assert 220 <= lengths[len(lengths) // 2] <= 300
+        assert max(Counter(example["filename"] for example in part).values()) == 4
+        cells = {cell for page in own for row in page["table"][1:] for cell in row[1:]}
+        shapes = (r"\$ \d+", r"\d+", r"-\d+ \( \d+ \)", r"\d+\.\d% \( \d+\.\d % \)", r"\$ 2014|2014", r"\$ \d+\.\d\d")
+        for shape in shapes:
+            assert any(re.fullmatch(shape, cell) for cell in cells), shape
+        assert any(row[0][0] == "" for row in (page["table"] for page in own))
+
+
+def test_questions_are_rarely_repeated(splits):
+    questions = [example["qa"]["question"] for example in splits["train"]]
+    assert len(set(questions)) > 0.95 * len(questions)
+    for part in splits.values():
+        asked = Counter((example["filename"], example["qa"]["question"]) for example in part)
+        assert max(asked.values()) == 1
+
+
+def test_numbers_of_the_evidence_are_hidden_among_others(everything):
+    for example in everything:
+        on_page = set(re.findall(r"\d+(?:\.\d+)?", " ".join(page_texts(example))))
+        assert len(on_page) > 3 * len(program.numbers_used(example["qa"]["program"]))
+
+
+# --- determinism ----------------------------------------------------------------------------------------------------
+
+
+def test_same_arguments_give_the_same_examples(splits):
+    for split in SPLITS:
+        assert synthetic.generate(split) == splits[split]
+
+
+def test_fewer_examples_are_the_first_ones_of_more(splits):
+    for split in SPLITS:
+        for count in (0, 1, 2, 7, 100):
+            assert synthetic.generate(split, count) == splits[split][:count]
+    assert synthetic.generate("dev", 500)[:400] == splits["dev"]
+
+
+def test_global_random_state_is_neither_used_nor_changed():
+    random.seed(1)
+    state = random.getstate()
+    first = synthetic.generate("dev", 20)
+    assert random.getstate() == state
+    random.seed(2)
+    assert synthetic.generate("dev", 20) == first
+
+
+def test_other_seeds_give_other_pages():
+    one, two = (synthetic.generate("dev", 200, seed=seed) for seed in (0, 1))
+    contents = [{json.dumps(page_texts(example)) for example in part} for part in (one, two)]
+    assert not contents[0] & contents[1]
+
+
+def test_processes_with_different_hash_seeds_agree():
+    code = (
+        "import hashlib, json; from fincompress.finqa import synthetic as s;"
+        "print(hashlib.sha256(json.dumps([s.generate(x, 150) for x in s.DEFAULT_COUNTS]).encode()).hexdigest())"
+    )
+    here = hashlib.sha256(json.dumps([synthetic.generate(split, 150) for split in SPLITS]).encode()).hexdigest()
+    for hash_seed in ("0", "1", "4242"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
+        ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert ran.stdout.strip() == here
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_other_seeds_keep_their_promises(seed):
+    made = {split: synthetic.generate(split, 120, seed) for split in SPLITS}
+    seen = Counter()
+    for part in made.values():
+        seen.update(large_numbers([text for page in pages(part).values() for text in page_texts(page)]))
+    assert max(seen.values()) == 1
+    for part in made.values():
+        for example in part:
+            execution = program.execute(program.tokenize(example["qa"]["program"]), example["table"])
+            assert execution == (False, example["qa"]["exe_ans"])
+
+
+# --- nothing shared between splits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("one, two", [("train", "dev"), ("train", "test"), ("dev", "test")])
+class TestNothingShared:
+    def test_pages(self, splits, one, two):
+        a, b = pages(splits[one]), pages(splits[two])
+        assert not set(a) & set(b)
+        for contents in (page_texts, lambda page: page["table"], lambda page: page["pre_text"] + page["post_text"]):
+            texts = [{json.dumps(contents(page)) for page in part.values()} for part in (a, b)]
+            assert not texts[0] & texts[1]
+        # Nor the same prose with other figures under another name (the first sentence has the company's).
+        bare = [{re.sub(r"\d+", "0", " ".join(page["pre_text"][1:] + page["post_text"])) for page in part.values()}
+                for part in (a, b)]  # fmt: skip
+        assert not bare[0] & bare[1]
+
+    def test_companies(self, splits, one, two):
+        tickers = [{name.split("/")[0][:3] for name in pages(splits[split])} for split in (one, two)]
+        assert not tickers[0] & tickers[1]
+        assert min(map(len, tickers)) >= 5
+        ends = "|".join(synthetic._ENDINGS)
+        for split, other in ((one, two), (two, one)):
+            names = re.compile(rf"(?:{synthetic._NAMES[other].replace(' ', '|')})(?:{ends})")
+            assert not any(names.search(text) for page in pages(splits[split]).values() for text in page_texts(page))
+
+    def test_large_numbers(self, splits, one, two):
+        seen = []
+        for split in (one, two):
+            texts = [text for page in pages(splits[split]).values() for text in page_texts(page)]
+            texts += [example["qa"][key] for example in splits[split] for key in ("question", "program")]
+            seen.append(large_numbers([re.sub(r"const_\w+", "", text) for text in texts]))
+        assert min(map(len, seen)) > 500
+        assert not seen[0] & seen[1]
+
+
+def test_names_and_ticker_symbols_are_unique():
+    heads = [head for names in synthetic._NAMES.values() for head in names.split()]
+    assert len({head[:3] for head in heads}) == len(heads)
+    assert len({ending[0] for ending in synthetic._ENDINGS}) == len(synthetic._ENDINGS)
+
+
+def test_number_owner():
+    assert synthetic.number_owner("5829") == synthetic.number_owner("58.29%") == synthetic.number_owner("582900")
+    for anyones in ("7", "42", "0.05", "9.9", "2014", "100", "100.00", "500"):
+        assert synthetic.number_owner(anyones) is None
+    owners = Counter(synthetic.number_owner(str(number)) for number in range(3000, 100_000))
+    assert owners["train"] / owners.total() == pytest.approx(0.5, abs=0.02)
+    assert owners["dev"] / owners.total() == pytest.approx(0.25, abs=0.02)
+
+
+def test_program_numbers_belong_to_the_split(splits):
+    for split, part in splits.items():
+        for example in part:
+            for number in program.numbers_used(example["qa"]["program"]):
+                assert synthetic.number_owner(number.lstrip("-")) in (None, split)
+
+
+# --- wrong arguments ------------------------------------------------------------------------------------------------
+
+
+def test_unknown_split_and_negative_count():
+    with pytest.raises(ValueError, match="unknown split 'validation'"):
+        synthetic.generate("validation")
+    with pytest.raises(ValueError, match="negative"):
+        synthetic.generate("dev", -1)

@@ -1,0 +1,90 @@
+"""What a script leaves behind on stderr, and its exit status, for each kind of failure."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fincompress.errors import UserError, run_script
+from fincompress.runs import atomic_path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, the disk that is always full")
+
+
+def leave(capsys, main):
+    """Exit status and stderr of a script whose ``main`` this is."""
+    with pytest.raises(SystemExit) as left:
+        run_script(main)
+    return left.value.code, capsys.readouterr().err
+
+
+def failing(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (UserError("RUN is wrong: mend it"), 2, "error: RUN is wrong: mend it\n"),
+        (KeyboardInterrupt(), 130, "error: stopped by the keyboard"),
+        (OSError(errno.EACCES, "Not yours", "results/x"), 2, "error: cannot write results/x: Not yours; choose"),
+        (OSError(errno.EROFS, "Read-only", "results/x"), 2, "error: cannot write results/x: Read-only"),
+        (OSError(errno.ENOSPC, "Full", "results/x"), 2, "error: no space left on the disk while writing results/x"),
+    ],
+)
+def test_failure_a_person_can_mend_has_another_line_or_status(capsys, error, status, said):
+    code, err = leave(capsys, failing(error))
+    assert code == status
+    assert err.startswith(said) and err.count("\n") == 1
+
+
+@needs_full
+def test_full_disk_is_reported_without_the_file_or_leaves_half_of_it(tmp_path, capsys):
+    path = tmp_path / "run" / "metrics.json"
+
+    def main():
+        with atomic_path(path) as partial:
+            partial.symlink_to("/dev/full")
+            partial.write_text("text")
+
+    code, err = leave(capsys, main)
+    assert code == 2
+    assert err.startswith("error: no space left on the disk") and str(path) in err and err.count("\n") == 1
+    assert list(path.parent.iterdir()) == []
+
+
+def test_full_disk_under_safetensors_ends_in_a_traceback(capsys):
+    from safetensors import SafetensorError
+
+    # Its words on a full tmpfs; the class knows no errno.
+    text = "Error while serializing: I/O error: No space left on device (os error 28)"
+    code, err = leave(capsys, failing(SafetensorError(text)))
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("error: no space left on the disk")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(errno.ENOENT, "No file", "x"), SystemExit(5)])
+def test_bug_is_dressed_up_as_an_error_of_the_person(error):
+    with pytest.raises(type(error)) as raised:
+        run_script(failing(error))
+    assert raised.value is error
+
+
+def test_success_is_reported_as_failure():
+    assert run_script(lambda: None) is None
+
+
+def test_bug_loses_its_traceback_or_its_status():
+    done = subprocess.run(
+        [sys.executable, "-c", "from fincompress.errors import run_script\nrun_script(lambda: 1 / 0)"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and done.stderr.endswith("ZeroDivisionError: division by zero\n")

@@ -1,0 +1,220 @@
+"""results/<run>/ on disk: whole or nothing, never two recipes in one folder, nothing of this machine in its records."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fincompress import runs
+from fincompress.errors import UserError
+
+SETTINGS = {"LEARNING_RATE": 1e-3, "RUN": "lora", "RESULTS_DIR": "results", "DATA_DIR": "data", "RANK": None}
+FACTS = {"base_model": "smollm2-135m", "data": {"source": "FinQA", "fingerprint": "f0"}}
+
+
+def start(results, settings=None, facts=None, run="lora"):
+    settings, facts = SETTINGS | (settings or {}), FACTS | (facts or {})
+    return runs.start_run(str(results), run, "train.py", settings, facts, done="done.json")
+
+
+def tree(folder):
+    """Every file below ``folder`` and its text."""
+    return {str(p.relative_to(folder)): p.read_text() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+# --- whole or nothing -----------------------------------------------------------------------------------------------
+
+
+def test_failed_write_damages_the_old_file_or_leaves_a_partial(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), runs.atomic_path(path) as partial:
+        partial.write_text("half of the ne")
+        assert partial.parent == tmp_path  # a rename is only atomic inside one file system
+        raise KeyboardInterrupt
+    assert tree(tmp_path) == {"metrics.json": "old"}
+
+
+def test_failed_write_damages_the_old_folder_or_leaves_a_partial(tmp_path):
+    path = tmp_path / "adapter"
+    path.mkdir()
+    (path / "config.json").write_text("old")
+    with pytest.raises(RuntimeError), runs.atomic_path(path) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text("new")
+        raise RuntimeError
+    assert tree(tmp_path) == {"adapter/config.json": "old"}
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_reader_sees_a_file_before_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "metrics.json"
+    with runs.atomic_path(path) as partial:
+        partial.write_text("first")
+        assert not path.exists()
+    with open(path) as reader:  # began before the second write, and must not see any of it
+        with runs.atomic_path(path) as partial:
+            partial.write_text("second")
+        assert reader.read() == "first"
+    assert tree(tmp_path) == {"new/metrics.json": "second"}
+
+
+def test_new_folder_keeps_files_of_the_old_one(tmp_path):
+    path = tmp_path / "adapter"
+    path.mkdir()
+    (path / "stale.json").write_text("old")
+    with runs.atomic_path(path) as partial:
+        partial.mkdir()
+        (partial / "config.json").write_text("new")
+    assert tree(tmp_path) == {"adapter/config.json": "new"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [-float("inf")]}, {"a": object()}])
+def test_json_that_others_cannot_read_is_written(tmp_path, value):
+    path = tmp_path / "x.json"
+    runs.write_json(path, {"old": 1})
+    for write in (lambda: runs.write_json(path, value), lambda: runs.write_jsonl(path, [{"ok": 1}, {"value": value}])):
+        with pytest.raises((ValueError, TypeError)):
+            write()
+        assert tree(tmp_path) == {"x.json": '{\n  "old": 1\n}\n'}
+
+
+def test_json_does_not_come_back_as_it_was_written(tmp_path):
+    value = {"name": "€ \u2028 \n", "list": [1, 2.5, None, True]}
+    runs.write_json(tmp_path / "x.json", value)
+    assert runs.read_json(tmp_path / "x.json") == value
+    runs.write_jsonl(tmp_path / "x.jsonl", [value, {}])
+    assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").split("\n")[:-1]] == [value, {}]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe"])
+def test_broken_json_is_not_named(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.json is not readable as JSON"):
+        runs.read_json(tmp_path / "x.json")
+
+
+def test_missing_json_is_not_named(tmp_path):
+    with pytest.raises(UserError, match=r"x\.json does not exist"):
+        runs.read_json(tmp_path / "x.json")
+
+
+def test_csv_has_other_columns_or_values(tmp_path):
+    runs.write_csv(tmp_path / "x.csv", [{"run": "a,b", "accuracy": 0.5}, {"run": "c", "accuracy": None}])
+    assert (tmp_path / "x.csv").read_text() == 'run,accuracy\n"a,b",0.5\nc,\n'
+
+
+# --- run folders ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run", ["", ".", "..", "../x", "a/../b", "a/..", "/abs", "a//b", "a/", "./a", "a\\b"])
+def test_run_name_leads_out_of_the_results_folder(run):
+    with pytest.raises(UserError, match="is no run name"):
+        runs.run_directory("results", run)
+
+
+@pytest.mark.parametrize("run", ["lora", "sapling/40", "a.b", "..a", "run 1"])
+def test_good_run_name_is_refused(run):
+    assert runs.run_directory("results", run) == Path("results") / run
+
+
+def test_unfinished_run_does_not_go_on_or_its_settings_are_not_written(tmp_path):
+    directory = start(tmp_path)
+    assert directory == tmp_path / "lora"
+    record = runs.read_json(directory / "settings.json")
+    assert record["script"] == "train.py"
+    assert record["settings"] == {"LEARNING_RATE": 1e-3, "RANK": None}
+    assert {name: record[name] for name in FACTS} == FACTS
+    assert record["versions"]["python"].startswith("3.")
+    assert record["hardware"]["cores"] >= 1 and record["hardware"]["memory_gb"] > 0
+    (directory / "checkpoint.txt").write_text("kept")
+    assert start(tmp_path) == directory
+    assert (directory / "checkpoint.txt").read_text() == "kept"
+
+
+def test_finished_run_is_done_again(tmp_path, capsys):
+    directory = start(tmp_path)
+    (directory / "done.json").write_text("{}")
+    before = tree(tmp_path)
+    assert start(tmp_path) is None
+    assert start(tmp_path, {"DATA_DIR": "moved", "RESULTS_DIR": "also"}) is None  # where things lie decides no result
+    assert "finished already" in capsys.readouterr().out
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize(
+    ("settings", "facts", "said"),
+    [
+        ({"LEARNING_RATE": 2e-4}, {}, r"LEARNING_RATE 0\.001 -> 0\.0002"),
+        ({"RANK": 8}, {}, "RANK None -> 8"),
+        ({"ADDED": 1}, {}, "ADDED None -> 1"),
+        ({}, {"base_model": "other"}, "base_model 'smollm2-135m' -> 'other'"),
+        ({}, {"data": {"source": "FinQA", "fingerprint": "f1"}}, "data .*'f0'.* -> .*'f1'."),
+        ({}, {"data": {"source": "synthetic", "fingerprint": "f0"}}, "data .*'FinQA'.* -> .*'synthetic'.*"),
+    ],
+)
+def test_two_recipes_share_a_folder(tmp_path, settings, facts, said, finished):
+    directory = start(tmp_path)
+    if finished:
+        (directory / "done.json").write_text("{}")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match=rf"lora/ holds a run with other settings \({said}\)"):
+        start(tmp_path, settings, facts)
+    assert tree(tmp_path) == before
+
+
+def test_settings_file_tells_of_this_machine_or_of_the_token(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_doNotShowThis")
+    results, data = tmp_path / "results", tmp_path / "data"
+    arguments = ["--RANK=8", f"--RESULTS_DIR={results}", f"--DATA_DIR={data}/", "--RUN=sapling/40"]
+    monkeypatch.setattr(sys, "argv", [f"{tmp_path}/train.py", *arguments])
+    start(results, {"RESULTS_DIR": str(results), "DATA_DIR": str(data), "RANK": 8})
+    text = (results / "lora" / "settings.json").read_text()
+    assert str(tmp_path.parent) not in text and str(Path.home()) + "/" not in text and sys.prefix not in text
+    assert "hf_doNotShowThis" not in text
+    command = "python train.py --RANK=8 --RESULTS_DIR=results --DATA_DIR=data --RUN=sapling/40"
+    assert json.loads(text)["command"] == command
+
+
+def test_finished_run_is_not_found_or_the_others_are_not_listed(tmp_path):
+    for run in ("b", "sapling/40", "a"):
+        runs.write_json(tmp_path / run / "train_metrics.json", {})
+    (tmp_path / "begun").mkdir()
+    assert runs.finished_run(str(tmp_path), "sapling/40", "train_metrics.json") == tmp_path / "sapling" / "40"
+    for run, state in (("begun", "is not finished"), ("none", "does not exist")):
+        with pytest.raises(UserError, match=rf"run '{run}' {state} in .*; finished: a, b, sapling/40$"):
+            runs.finished_run(str(tmp_path), run, "train_metrics.json")
+    with pytest.raises(UserError, match="finished: none$"):
+        runs.finished_run(str(tmp_path / "nowhere"), "a", "train_metrics.json")
+
+
+def evaluation(run, split, program_accuracy, **changes):
+    score = {"accuracy": 0.5, "interval": [0.25, 0.75], "correct": 5, "of": 10}
+    return {
+        "run": run, "base_model": "m", "data": {"source": "FinQA", "fingerprint": "f0"}, "split": split,
+        "questions": 10, "execution_accuracy": score, "program_accuracy": program_accuracy and score,
+        "invalid": score | {"accuracy": 0.1},
+    } | changes  # fmt: skip
+
+
+def test_accuracy_table_mixes_up_its_columns(tmp_path):
+    runs.write_json(tmp_path / "lora" / "eval_dev.json", evaluation("lora", "dev", True))
+    other = evaluation("sapling/40", "test", None, data={"source": "synthetic", "fingerprint": None}, base_model=None)
+    runs.write_json(tmp_path / "sapling" / "40" / "eval_test.json", other)
+    runs.write_json(tmp_path / "lora" / "train_metrics.json", {"no": "evaluation"})
+    execution = {"execution_accuracy": 0.5, "execution_accuracy_low": 0.25, "execution_accuracy_high": 0.75}
+    assert runs.accuracy_table(str(tmp_path)) == [
+        {"run": "lora", "base_model": "m", "data": "FinQA", "data_fingerprint": "f0", "split": "dev", "questions": 10,
+         **execution, "program_accuracy": 0.5, "program_accuracy_low": 0.25, "program_accuracy_high": 0.75,
+         "invalid": 0.1},
+        {"run": "sapling/40", "base_model": None, "data": "synthetic", "data_fingerprint": None, "split": "test",
+         "questions": 10, **execution, "program_accuracy": None, "program_accuracy_low": None,
+         "program_accuracy_high": None, "invalid": 0.1},
+    ]  # fmt: skip
+
+
+def test_fingerprint_depends_on_the_order_of_keys_or_misses_a_change():
+    assert runs.fingerprint({"a": 1, "b": 2}) == runs.fingerprint({"b": 2, "a": 1})
+    assert len({runs.fingerprint(x) for x in ({"a": 1}, {"a": 2}, {"a": "1"}, ["a", 1])}) == 4

@@ -1,0 +1,346 @@
+"""Constants, overrides, --help and the environment, on small scripts in a temporary folder and on the real scripts."""
+
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fincompress.errors import UserError
+from fincompress.settings import ENVIRONMENT, TOKENS, check_choice, check_positive, read_constants
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CALL = re.compile(r"^(?:\w+ = )?configure\(", re.MULTILINE)
+SCRIPTS = sorted(path.name for path in REPOSITORY.glob("*.py") if CALL.search(path.read_text()))
+THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+SECRET = "hf_doNotShowThis"
+
+SOURCE = '''"""A small script."""
+
+from fincompress.settings import configure
+
+# a heading, which belongs to no constant
+DATA_DIR = "data"  # where it lies
+LEARNING_RATE = 1e-3  # peak; "#" is no comment inside of text
+RANK: int | None = None  # None: all
+TEXT = "a # b"
+NOTES: str | None = None  # free text
+MODE = (
+    "retrieved"  # the line that a formatter wrapped
+)
+LAYERS = [
+    1,
+    2,
+]  # a list over several lines
+QUICK = False  # a sliver
+CHECKPOINTING: bool | None = None  # None: on a GPU
+SHARE: float | None = 0.5  # between 0 and 1
+SEED = 0  # of everything
+lower = 1  # no constant
+# -----------------------------------------------------------------------------
+SETTINGS = configure(globals())
+
+import os
+import sys
+
+AFTER = 1  # below the call, so not to be overridden
+'''
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment():
+    """Settings change os.environ for good, and the machine's own .env variables must not decide a test."""
+    before = dict(os.environ)
+    for name in (*ENVIRONMENT, *TOKENS, *THREADS):
+        os.environ.pop(name, None)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.fixture
+def run(script, monkeypatch):
+    """Run the small script as a command would, in this process; returns its globals."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        return runpy.run_path(str(script), run_name="__main__")
+
+    return run
+
+
+def python(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+# --- reading constants ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "types", "comment"),
+    [
+        ("DATA_DIR", "data", (str,), "where it lies"),
+        ("LEARNING_RATE", 1e-3, (float,), 'peak; "#" is no comment inside of text'),
+        ("RANK", None, (int, type(None)), "None: all"),
+        ("TEXT", "a # b", (str,), ""),
+        ("NOTES", None, (str, type(None)), "free text"),
+        ("MODE", "retrieved", (str,), "the line that a formatter wrapped"),
+        ("LAYERS", [1, 2], (list,), "a list over several lines"),
+        ("QUICK", False, (bool,), "a sliver"),
+        ("CHECKPOINTING", None, (bool, type(None)), "None: on a GPU"),
+        ("SHARE", 0.5, (float, type(None)), "between 0 and 1"),
+    ],
+)
+def test_constant_is_misread(script, name, default, types, comment):
+    constant = read_constants(script)[name]
+    assert (constant.default, constant.types, constant.comment) == (default, types, comment)
+
+
+def test_something_that_is_no_constant_can_be_overridden_or_a_constant_is_lost(script):
+    assert list(read_constants(script)) == [
+        "DATA_DIR", "LEARNING_RATE", "RANK", "TEXT", "NOTES", "MODE", "LAYERS", "QUICK", "CHECKPOINTING", "SHARE",
+        "SEED",
+    ]  # fmt: skip
+
+
+# --- overrides ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dotenv", "environment", "arguments", "value", "origin"),
+    [
+        (None, None, [], "data", None),
+        ("d", None, [], "d", ".env"),
+        ("d", "e", [], "e", "environment"),
+        ("d", "e", ["--DATA_DIR=c"], "c", "command line"),
+        (None, "e", ["--DATA_DIR=c"], "c", "command line"),
+        ("d", "", [], "d", ".env"),
+        ("", None, [], "data", None),
+        (None, None, ["--DATA_DIR=c", "--DATA_DIR=last"], "last", "command line"),
+    ],
+)
+def test_order_of_overrides_is_wrong(run, script, capsys, dotenv, environment, arguments, value, origin):
+    if dotenv is not None:
+        (script.parent / ".env").write_text(f"DATA_DIR={dotenv}\n")
+    if environment is not None:
+        os.environ["DATA_DIR"] = environment
+    found = run(*arguments)
+    assert found["DATA_DIR"] == found["SETTINGS"]["DATA_DIR"] == value
+    assert capsys.readouterr().out == (f"DATA_DIR = {value!r}  ({origin})\n" if origin else "")
+
+
+def test_environment_overrides_what_only_a_command_may(run, script):
+    os.environ["SEED"] = "7"
+    (script.parent / ".env").write_text("SEED=7\nRANK=7\n")
+    found = run()
+    assert (found["SEED"], found["RANK"]) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("--LEARNING_RATE=1", 1.0),
+        ("--LEARNING_RATE=2e-4", 2e-4),
+        ("--LEARNING_RATE=-1", -1.0),
+        ("--SHARE=1", 1.0),
+        ("--SHARE=None", None),
+        ("--SEED=-3", -3),
+        ("--RANK=8", 8),
+        ("--RANK=None", None),
+        ("--RANK=", None),
+        ("--TEXT=a=b=--c", "a=b=--c"),
+        ("--TEXT=", ""),
+        ("--TEXT=None", "None"),
+        ("--TEXT=1", "1"),
+        ("--NOTES=None", None),
+        ("--NOTES=x", "x"),
+        ("--LAYERS=[3, 4]", [3, 4]),
+        ("--QUICK=True", True),
+        ("--QUICK=yes", True),
+        ("--QUICK=1", True),
+        ("--QUICK=false", False),
+        ("--QUICK=No", False),
+        ("--QUICK=0", False),
+        ("--CHECKPOINTING=true", True),
+        ("--CHECKPOINTING=none", None),
+    ],
+)
+def test_override_gets_the_wrong_value_or_type(run, argument, value):
+    name = argument[2:].partition("=")[0]
+    found = run(argument)
+    assert (found[name], type(found[name])) == (value, type(value))
+    assert found["SETTINGS"][name] == value
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--SEED=1.0", "SEED takes int, not '1.0' (its default is 0)"),
+        ("--SEED=True", "SEED takes int"),
+        ("--SEED=None", "SEED takes int"),
+        ("--SEED=", "SEED takes int"),
+        ("--SEED=__import__('os')", "SEED takes int"),
+        ("--LEARNING_RATE=fast", "LEARNING_RATE takes float, not 'fast'"),
+        ("--LEARNING_RATE=None", "LEARNING_RATE takes float"),
+        ("--LEARNING_RATE=True", "LEARNING_RATE takes float"),
+        ("--LEARNING_RATE=1e999", "LEARNING_RATE takes float"),
+        ("--LEARNING_RATE=" + "9" * 400, "LEARNING_RATE takes float"),
+        ("--QUICK=2", "QUICK takes bool"),
+        ("--QUICK=None", "QUICK takes bool"),
+        ("--LAYERS=3", "LAYERS takes list"),
+        ("--RANK=many", "RANK takes int or None, not 'many'"),
+        ("--LERNING_RATE=1", "no constant LERNING_RATE; did you mean LEARNING_RATE?"),
+        ("--learning-rate=1", "did you mean LEARNING_RATE?"),
+        ("--AFTER=2", "no constant AFTER"),
+        ("--lower=2", "no constant lower"),
+        ("--SEED", "'--SEED' is not of the form --NAME=value"),
+        ("SEED=1", "'SEED' is not of the form --NAME=value"),
+        ("-SEED=1", "'-SEED' is not of the form --NAME=value"),
+    ],
+)
+def test_wrong_override_is_taken_or_not_explained(run, capsys, argument, said):
+    with pytest.raises(SystemExit) as left:
+        run(argument)
+    out, err = capsys.readouterr()
+    assert (left.value.code, out) == (2, "")
+    assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", err)
+
+
+@pytest.mark.parametrize("argument", ["--SEED=x", "--NOTHING_LIKE_IT=1", "--LEARNING_RATE=1e999"])
+def test_wrong_override_ends_in_a_traceback_or_another_status(script, argument):
+    done = python(script, argument, cwd=script.parent)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_choice_that_is_none_passes_or_the_nearest_is_not_named():
+    check_choice("SPLIT", "dev", ("train", "dev"))
+    with pytest.raises(UserError, match="SPLIT is one of 'train', 'dev', not 'deev'; did you mean 'dev'"):
+        check_choice("SPLIT", "deev", ("train", "dev"))
+
+
+@pytest.mark.parametrize("value", [0, -1, -0.5])
+def test_constant_that_must_be_positive_is_not(value):
+    check_positive(A=1, B=0.1, C=None)
+    with pytest.raises(UserError, match="BATCH must be above 0"):
+        check_positive(A=1, BATCH=value)
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_of_a_script_lacks_a_constant_or_imports_torch(name):
+    # Run as a command is, with one thing more: which slow libraries were imported by then.
+    done = python(
+        "-c",
+        f"import runpy, sys; sys.argv = [{name!r}, '--help']\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally: print('slow:', [x for x in ('torch', 'transformers', 'datasets', 'pandas') if x in sys.modules])",
+        cwd=REPOSITORY,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("\nslow: []\n")
+    above = CALL.split((REPOSITORY / name).read_text())[0]
+    names = re.findall(r"^([A-Z][A-Z0-9_]*)(?:: [^=\n]+)? = ", above, flags=re.MULTILINE)
+    assert re.findall(r"^  --([A-Z0-9_]+)=", done.stdout, flags=re.MULTILINE) == names and names
+    uncommented = [x for x in names if not re.search(rf"^  --{x}=\S.* {{2}}\S", done.stdout, flags=re.MULTILINE)]
+    assert uncommented == []
+
+
+def test_help_lacks_the_docstring_a_default_or_a_comment(run, capsys):
+    with pytest.raises(SystemExit) as left:
+        run("--SEED=1", "--help")
+    out = capsys.readouterr().out
+    assert left.value.code == 0
+    assert out.startswith("A small script.\n")
+    for line in (
+        "--DATA_DIR=data where it lies",
+        "--RANK=None None: all",
+        "--MODE=retrieved the line that a formatter wrapped",
+        "--LAYERS=[1, 2] a list over several lines",
+        "--SEED=0 of everything",
+    ):
+        assert f"\n  {line}\n" in re.sub(r"(?<=\S) +", " ", out)
+
+
+# --- token, import, threads -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "dotenv", "token"),
+    [
+        ({"HF_TOKEN": "a"}, "", "a"),
+        ({"HUGGING_FACE_HUB_TOKEN": "b"}, "", "b"),
+        ({"HF_TOKEN": "a", "HUGGING_FACE_HUB_TOKEN": "b"}, "", "a"),
+        ({}, "HF_TOKEN=c", "c"),
+        ({}, "HUGGING_FACE_HUB_TOKEN=d", "d"),
+        ({}, "HUGGING_FACE_HUB_TOKEN=d\nHF_TOKEN=c", "c"),
+        ({"HUGGING_FACE_HUB_TOKEN": "b"}, "HF_TOKEN=c", "b"),
+        ({"HF_TOKEN": ""}, "HF_TOKEN=c", "c"),
+        ({}, "HF_TOKEN=", None),
+    ],
+)
+def test_hub_token_is_not_known_under_both_names(run, script, environment, dotenv, token):
+    (script.parent / ".env").write_text(dotenv)
+    os.environ.update(environment)
+    run()
+    assert {os.environ.get(name) for name in TOKENS} == {token}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_hub_token_is_shown_or_is_a_constant(run, script, capsys, place, arguments):
+    if place == "environment":
+        os.environ["HF_TOKEN"] = SECRET
+    else:
+        (script.parent / ".env").write_text(f"HF_TOKEN={SECRET}\n")
+    try:
+        found = run(*arguments)
+    except SystemExit:
+        found = {}
+    assert SECRET not in "".join(capsys.readouterr())
+    assert SECRET not in repr(found.get("SETTINGS"))
+
+
+def test_import_of_a_script_overrides_its_constants_or_does_its_work(tmp_path):
+    os.environ |= {"DATA_DIR": "elsewhere", "RESULTS_DIR": str(tmp_path / "results")}
+    done = python(
+        "-c",
+        "import sys; sys.argv += ['--SPLIT=test', '--nonsense']; sys.path.insert(0, sys.argv[1])\n"
+        "import evaluate\n"
+        "print(evaluate.SPLIT, evaluate.DATA_DIR, 'torch' in sys.modules)",
+        REPOSITORY,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "dev data False\n", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_threads_spin_unless_the_caller_wants_it(run):
+    run()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    assert int(os.environ["OMP_NUM_THREADS"]) >= 1
+    os.environ |= {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "3"}
+    run()
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"]) == ("active", "3")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_script_imports_something_before_the_thread_policy_is_set(name):
+    above = CALL.split((REPOSITORY / name).read_text())[0]
+    imports = re.findall(r"^(?:from|import) (\S+)", above, flags=re.MULTILINE)
+    assert imports == ["fincompress.settings"]

@@ -1,0 +1,117 @@
+"""The shell scripts, copied away so that neither .venv nor results/ of the repository is touched."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fincompress.settings import ENVIRONMENT, parse_overrides, read_constants
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(REPOSITORY.glob("*.sh")) + sorted((REPOSITORY / ".ci").glob("*"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A folder with the shell scripts and what they read, and nothing else."""
+    for path in [*REPOSITORY.glob("*.sh"), *REPOSITORY.glob("requirements*.txt")]:
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def shell(folder, *command, **environment):
+    kept = {name: value for name, value in os.environ.items() if name not in (*ENVIRONMENT, "PYTHON")}
+    return subprocess.run(command, cwd=folder, env=kept | environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def phases(copy):
+    """Run reproduce.sh on a finished .venv whose python only notes down its arguments; returns them by phase."""
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    python = copy / ".venv" / "bin" / "python"
+    python.write_text(
+        '#!/bin/sh\nprintf "%s\\n" "$# DATA_DIR=${DATA_DIR:-} RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
+        'case "$1" in "${FAIL:-none}") exit 3 ;; esac\n'
+    )
+    python.chmod(0o755)
+    stamp = "cat requirements.txt requirements-dev.txt | cksum > .venv/installed"
+    subprocess.run(["sh", "-c", stamp], cwd=copy, check=True)
+
+    def phases(*arguments, **environment):
+        done = shell(copy, "./reproduce.sh", *arguments, PYTHON=sys.executable, **environment)
+        lines = (copy / "calls").read_text().splitlines()
+        calls = []
+        while lines:
+            count, data, results = lines.pop(0).split()
+            calls.append((lines[: int(count)], data, results))
+            del lines[: int(count)]
+        return done, calls
+
+    return phases
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_script_does_not_parse(path):
+    done = shell(REPOSITORY, "bash", "-n", str(path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["reproduce.sh", "run_tests.sh"])
+def test_script_cannot_be_executed(name):
+    assert os.access(REPOSITORY / name, os.X_OK)
+
+
+def test_unknown_argument_starts_the_main_job(copy):
+    before = sorted(copy.iterdir())
+    done = shell(copy, "./reproduce.sh", "nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: ./reproduce.sh takes --quick or nothing, not nonsense\n"
+    assert sorted(copy.iterdir()) == before
+
+
+@pytest.mark.parametrize("python", ["/bin/false", "no-such-python"])
+@pytest.mark.parametrize("script", ["./run_tests.sh", "./reproduce.sh"])
+def test_wrong_python_is_not_refused_in_one_line(copy, script, python):
+    before = sorted(copy.iterdir())
+    done = shell(copy, script, PYTHON=python)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {python} is not Python 3.10") and done.stderr.count("\n") == 1
+    assert sorted(copy.iterdir()) == before
+
+
+@pytest.mark.parametrize(("arguments", "results"), [([], "results"), (["--quick"], "results-quick")])
+def test_main_job_passes_a_phase_something_it_does_not_take(phases, arguments, results):
+    done, calls = phases(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [call[0][0] for call in calls] == ["preprocess_data.py", "evaluate.py", "train_qlora_4bit.py", "evaluate.py"]
+    for call, data, folder in calls:
+        assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
+        parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})  # raises on an unknown or ill-typed one
+
+
+def test_quick_run_is_not_quicker_or_does_not_say_what_it_is(phases):
+    done, quick = phases("--quick")
+    assert any(argument.startswith("--TRAIN_EXAMPLES=") for argument in quick[0][0])
+    assert any(argument.startswith("--EPOCHS=") for argument in quick[2][0])
+    assert "QUICK RUN" in done.stdout
+
+
+def test_main_job_ignores_folders_set_in_the_environment(phases):
+    _, calls = phases(DATA_DIR="finqa", RESULTS_DIR="elsewhere")
+    assert {call[1:] for call in calls} == {("DATA_DIR=finqa", "RESULTS_DIR=elsewhere")}
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 2
+
+
+def test_main_job_overrides_folders_set_in_dotenv(phases, copy):
+    (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR=elsewhere\n")
+    _, calls = phases()
+    assert {call[1:] for call in calls} == {("DATA_DIR=", "RESULTS_DIR=")}  # left to .env, which the scripts read
+
+
+def test_main_job_goes_on_after_a_phase_that_failed(phases):
+    done, calls = phases(FAIL="preprocess_data.py")
+    assert (done.returncode, len(calls)) == (3, 1)
+    assert "finished" not in done.stdout
