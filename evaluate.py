@@ -111,7 +111,7 @@ def score_run() -> None:
     else:
         model, tokenizer = models.load_run(directory, RESULTS_DIR, device, dtype)
     clock = runs.Stopwatch()
-    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, dtype)
+    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS)
     seconds = clock.seconds()
 
     target = data["settings"]["TARGET"]
@@ -149,9 +149,8 @@ def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions
         print(f"\n  question  {question['question']}")
         print(f"  output    {verdict['output']!r}")
         print(f"  program   {verdict['program']}  ->  {verdict['value']}")
-        print(
-            f"  gold      {question['program']}  ->  {question['exe_ans']}   {'right' if verdict['execution_correct'] else 'WRONG'}"
-        )
+        verdict_word = "right" if verdict["execution_correct"] else "WRONG"
+        print(f"  gold      {question['program']}  ->  {question['exe_ans']}   {verdict_word}")
     if "ended_by_themselves" in facts:
         print(f"\n{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves", end=", ")
         print(f"{sum(not verdict['invalid'] for verdict in verdicts)} could be executed")
@@ -163,19 +162,16 @@ def show_table() -> None:
     """Rebuild results/accuracy.csv from every evaluation, and print the rows of this split."""
     rows = runs.accuracy_table(RESULTS_DIR)
     runs.write_csv(Path(RESULTS_DIR) / "accuracy.csv", rows)
+    line = "{:<22}{:<14}{:<11}{:<12}{:>9}  {:<24}{}"
     print(
-        f"\n{'run':<24}{'base model':<16}{'data':<12}{'split':<12}{'questions':>9}  execution accuracy      program accuracy"
+        "\n" + line.format("run", "base model", "data", "split", "questions", "execution accuracy", "program accuracy")
     )
-    for row in rows:
-        if row["split"] == SPLIT:
-            print(
-                f"{row['run']:<24}{str(row['base_model'])[-15:]:<16}{row['data']:<12}{row['split']:<12}{row['questions']:>9}  "
-                + "  ".join(
-                    "        -             " if row[name] is None
-                    else f"{row[name]:6.1%} [{row[name + '_low']:.1%}, {row[name + '_high']:.1%}]"
-                    for name in ("execution_accuracy", "program_accuracy")
-                )
-            )  # fmt: skip
+    for row in (row for row in rows if row["split"] == SPLIT):
+        shown = ["-", "-"]
+        for i, name in enumerate(("execution_accuracy", "program_accuracy")):
+            if row[name] is not None:
+                shown[i] = f"{row[name]:.1%} [{row[name + '_low']:.1%}, {row[name + '_high']:.1%}]"
+        print(line.format(row["run"], str(row["base_model"])[-13:], row["data"], SPLIT, row["questions"], *shown))
 
 
 if __name__ == "__main__":

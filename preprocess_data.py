@@ -71,7 +71,7 @@ def main() -> None:
     for name, split in splits.items():
         rows = [encode(example, tokenizer) for example in tqdm(split, desc=name, unit="example")]
         with runs.atomic_path(directory / name) as partial:
-            datasets.Dataset.from_list(rows).save_to_disk(str(partial), num_proc=1)
+            datasets.Dataset.from_list(rows).save_to_disk(str(partial))
         report["splits"][name] = describe(rows)
     runs.write_json(directory / "data_report.json", report)
     print_report(report)

@@ -9,27 +9,32 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-configured() { [ -n "${!1:-}" ] || grep -qs "^$1=." .env; }
-configured DATA_DIR || export DATA_DIR=synthetic
-configured RESULTS_DIR || export RESULTS_DIR=results
-# The synthetic set has a test split of its own; on real FinQA development is reported on dev.
-split=test
-[ "${DATA_DIR:-}" = synthetic ] || split=dev
+setting() { # setting NAME default: from the environment, else .env, else the default
+    local from_file
+    from_file=$(sed -n "s/^ *$1 *= *['\"]\{0,1\}\([^'\"]*\)['\"]\{0,1\} *$/\1/p" .env 2>/dev/null | tail -n 1)
+    printf '%s' "${!1:-${from_file:-$2}}"
+}
+DATA_DIR=$(setting DATA_DIR synthetic)
+RESULTS_DIR=$(setting RESULTS_DIR results)
+# The synthetic set has a test split to report on; on real FinQA development is reported on dev.
+split=dev
+if [ "$DATA_DIR" = synthetic ]; then split=test; fi
 
-data=(--EVIDENCE_TOKENS=128 --MAX_PROMPT_TOKENS=256)
-training=()
+data=(--EVIDENCE_TOKENS=96 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1500)
+training=(--LEARNING_RATE=2e-3 --BATCH_SIZE=8 --EPOCHS=1)
 case "${1:-}" in
     "") ;;
     --quick)
-        export RESULTS_DIR="$RESULTS_DIR-quick"
+        RESULTS_DIR=$RESULTS_DIR-quick
         data+=(--TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=16)
-        training+=(--EPOCHS=1 --LOGGING_STEPS=2 --SAVE_STEPS=4)
+        training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
         ;;
     *)
         echo "error: $0 takes --quick or nothing, not $1" >&2
         exit 2
         ;;
 esac
+export DATA_DIR RESULTS_DIR
 
 source ./setup_env.sh
 phase=0
@@ -46,7 +51,7 @@ run "accuracy of the base model" python evaluate.py --RUN=base --SPLIT="$split"
 run "QLoRA 4-bit fine-tuning" python train_qlora_4bit.py "${training[@]}"
 run "accuracy of QLoRA" python evaluate.py --RUN=qlora_4bit --SPLIT="$split"
 
-printf '\nfinished in %dm%02ds; results are in %s/\n' $((SECONDS / 60)) $((SECONDS % 60)) "${RESULTS_DIR:-results}"
+printf '\nfinished in %dm%02ds; results are in %s/\n' $((SECONDS / 60)) $((SECONDS % 60)) "$RESULTS_DIR"
 if [ "${1:-}" = --quick ]; then
     echo "QUICK RUN: a sliver of the data and of the training. Its numbers mean nothing."
 fi

@@ -10,18 +10,15 @@ from fincompress.errors import UserError
 
 
 @torch.inference_mode()
-def generate(
-    model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int, dtype: torch.dtype
-) -> list[dict]:
+def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int) -> list[dict]:
     """Greedy continuations of every prompt, in the order of the dataset.
 
     One ``{"output": str, "ended": bool, "new_tokens": int}`` an example; ``ended`` says that the model wrote EOS by
-    itself. Batches hold prompts of like length, longest first, so that a set which does not fit in memory fails at once.
+    itself. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at once.
     """
     results: list[dict | None] = [None] * len(dataset)
-    longest_first = (
-        sorted(range(len(dataset)), key=lambda i: -lengths[i]) if (lengths := dataset["prompt_tokens"]) else []
-    )
+    lengths = list(dataset["prompt_tokens"])
+    longest_first = sorted(range(len(dataset)), key=lambda i: -lengths[i])
     eos = tokenizer.eos_token_id
     settings = {
         "max_new_tokens": max_new_tokens,
@@ -37,8 +34,7 @@ def generate(
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
             try:
-                with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                    tokens = model.generate(**batch, **settings)
+                tokens = model.generate(**batch, **settings)
             except torch.cuda.OutOfMemoryError:
                 raise UserError(
                     f"the GPU's memory does not hold {batch_size} questions at once: lower BATCH_SIZE"

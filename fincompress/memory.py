@@ -26,8 +26,8 @@ def predict_lora_training_gb(
 ) -> float:
     """Predicted peak in GB of training LoRA (all linear layers) on a Llama-like model, from its config alone.
 
-    ``batch`` sequences of ``tokens`` tokens each, the head computed for ``target_tokens`` of them. Counts the base in its
-    precision, the adapter with gradient and two 8-bit moments, what the backward pass needs, and the logits in
+    ``batch`` sequences of ``tokens`` tokens each, the head computed for ``target_tokens`` of them. Counts the base in
+    its precision, the adapter with gradient and two 8-bit moments, what the backward pass needs, and the logits in
     float32 with their gradient; the CUDA context (about 0.5 GB) is not in it.
     """
     hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers

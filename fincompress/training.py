@@ -22,8 +22,8 @@ IGNORE = -100  # label of a position that carries no loss
 class TargetCollator:
     """Rows of ``input_ids`` (prompt + target + EOS) and ``prompt_tokens`` to a batch padded on the left.
 
-    With K one more than the longest target of the batch, ``labels`` is (batch, K) and belongs to the last K positions, in the unshifted
-    convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not.
+    With K one more than the batch's longest target, ``labels`` is (batch, K) and belongs to the last K positions, in
+    the unshifted convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not.
     """
 
     def __init__(self, pad_token_id: int):
@@ -64,7 +64,7 @@ def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
 
 
 class TargetTrainer(Trainer):
-    """``Trainer`` with the loss on target tokens alone, and batches of like length in an order fixed by seed and epoch."""
+    """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits, labels = target_logits(model, inputs)
@@ -208,6 +208,10 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until then, so that a killed run goes on.
     """
     s = settings
+    if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
+        raise UserError(
+            "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
+        )
     train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     if data_record["base_model"] != s["BASE_MODEL"]:

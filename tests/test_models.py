@@ -53,7 +53,10 @@ def test_a_gated_model_says_what_to_do():
     from huggingface_hub.errors import GatedRepoError
 
     refusal = GatedRepoError.__new__(GatedRepoError)  # its constructor wants the hub's reply
-    with pytest.raises(UserError, match="accept its licence.*HF_TOKEN"), models.explain_loading("meta-llama/Llama-2-7b-hf"):
+    with (
+        pytest.raises(UserError, match="accept its licence.*HF_TOKEN"),
+        models.explain_loading("meta-llama/Llama-2-7b-hf"),
+    ):
         try:
             raise refusal
         except GatedRepoError as error:  # as transformers does it

@@ -32,9 +32,9 @@ def build_prompt(
 ) -> Prompt:
     """The prompt of one example.
 
-    ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for evidence (None: only the
-    prompt's limit counts). Where the whole would be longer than ``max_prompt_tokens``, the least relevant lines go first;
-    the question, the table's header and the target are never cut. ``count_tokens`` maps texts to their token counts.
+    ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for evidence (None: only
+    the prompt's limit counts). Where the whole would be longer than ``max_prompt_tokens``, the least relevant lines go
+    first; the question, the table's header and the target are never cut. ``count_tokens`` maps texts to token counts.
     """
     question = QUESTION + " ".join(example.question.split()) + "\n" + CUE[target] + "\n"
     room = max(0, max_prompt_tokens - count_tokens([question])[0])

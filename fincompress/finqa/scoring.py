@@ -22,15 +22,17 @@ NUMBER = re.compile(
 def score_program(tokens: list[str], example: dict) -> dict:
     """The verdict on a predicted program in the official token form, ``EOF`` included.
 
-    ``example`` holds ``table``, ``exe_ans`` and the gold ``program``. ``value`` is None where the program is invalid or
-    its result is not finite.
+    ``example`` holds ``table``, ``exe_ans`` and the gold ``program``. ``invalid`` says that nothing could be computed:
+    an output without one whole step counts, though the official evaluator calls it merely wrong. ``value`` is None
+    where the program is invalid or its result is not finite.
     """
     execution = program.execute(tokens, example["table"])
     finite = isinstance(execution.result, str) or math.isfinite(execution.result)  # JSON has no infinity
+    invalid = execution.invalid or execution.result == program.INVALID
     return {
         "program": program.detokenize(tokens),
-        "value": execution.result if finite and not execution.invalid else None,
-        "invalid": execution.invalid,
+        "value": execution.result if finite and not invalid else None,
+        "invalid": invalid,
         "execution_correct": program.execution_correct(execution, example["exe_ans"]),
         "program_correct": program.program_correct(tokens, program.tokenize(example["program"])),
     }

@@ -115,7 +115,7 @@ def test_summary_of_answers_miscounts():
         ("divide(10, 20)", 0.5, False, True, False),
         ("divide(30, 20)", 1.5, False, False, False),
         ("divide(30, 0)", None, True, False, False),
-        ("", "n/a", False, False, False),  # as the official evaluator has it: wrong, but not invalid
+        ("", None, True, False, False),  # merely wrong to the official evaluator, but nothing could be computed
         ("0.5", None, True, False, False),
         ("greater(30, 20)", "yes", False, False, False),
     ],
@@ -342,7 +342,11 @@ def test_question_without_a_prediction_is_left_out_of_the_accuracy(tmp_path):
     summary = strict_json((folder / "eval_dev.json").read_text())
     questions = synthetic.DEFAULT_COUNTS["dev"]
     assert (summary["questions"], summary["answered"], summary["data"]["source"]) == (questions, 4, "synthetic")
-    for name, correct in (("execution_accuracy", 2), ("program_accuracy", 2), ("invalid", 1)):
+    for name, correct in (
+        ("execution_accuracy", 2),
+        ("program_accuracy", 2),
+        ("invalid", 397),
+    ):  # 396 of them without a prediction
         assert (summary[name]["correct"], summary[name]["of"]) == (correct, questions)
     for group in ("steps", "evidence"):
         assert sum(score["of"] for score in summary[group].values()) == questions

@@ -1,0 +1,172 @@
+"""Every script in order, as a person runs them, on a tiny random model: files, skipping, a kill and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, run_script
+
+DATA = ("preprocess_data.py", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
+        "--EVIDENCE_TOKENS=96", "--MAX_PROMPT_TOKENS=200")  # fmt: skip
+TRAIN = ("train_qlora_4bit.py", "--BATCH_SIZE=4", "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--LORA_RANK=4", "--EPOCHS=2")
+
+
+@pytest.fixture(scope="module")
+def pipeline(results_dir, tiny_base):
+    """A results directory with a data run and a trained run of shape:tiny, and the environment to go on with."""
+    environment = {"BASE_MODEL": "shape:tiny", "DATA_DIR": "synthetic", "RESULTS_DIR": str(results_dir)}
+    for script in (DATA, TRAIN):
+        done = run_script(*script, **environment)
+        assert done.returncode == 0, done.stderr
+    return results_dir, environment
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_the_report_counts_and_the_calibration_pages_are_in_no_other_split(pipeline):
+    report = read(pipeline[0] / "data" / "data_report.json")
+    assert {name: split["examples"] for name, split in report["splits"].items() if name != "calibration"} == {
+        "train": 48, "dev": 8, "test": 8
+    }  # fmt: skip
+    assert len(report["calibration_ids"]) >= 8
+    assert report["source"] == "synthetic" and report["skipped"] == []
+    import datasets
+
+    pages = {
+        split: {i.rpartition("-")[0] for i in datasets.load_from_disk(str(pipeline[0] / "data" / split))["id"]}
+        for split in report["splits"]
+    }
+    assert not any(pages["calibration"] & pages[split] for split in ("train", "dev", "test"))
+
+
+def test_every_target_ends_in_eos_and_no_prompt_holds_it(pipeline):
+    import datasets
+
+    from fincompress import models
+
+    tokenizer = models.load_tokenizer(str(pipeline[0] / "base_models" / "shape-tiny"))
+    for row in datasets.load_from_disk(str(pipeline[0] / "data" / "train")):
+        prompt, target = row["input_ids"][: row["prompt_tokens"]], row["input_ids"][row["prompt_tokens"] :]
+        assert target[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in prompt + target[:-1]
+        assert tokenizer.decode(target[:-1]).strip() == row["program"]
+        assert tokenizer.decode(prompt).endswith(f"Question: {row['question']}\nProgram:\n")
+
+
+def test_a_run_leaves_its_record_and_no_checkpoints(pipeline):
+    directory = pipeline[0] / "qlora_4bit"
+    metrics, settings = read(directory / "train_metrics.json"), read(directory / "settings.json")
+    assert metrics["steps"] == 24 and metrics["tokens_seen"] > 0 and metrics["peak_memory_gb"]["rss"] > 0
+    assert len(metrics["calibration"]) == 2
+    assert settings["settings"]["LORA_RANK"] == 4 and settings["data"]["source"] == "synthetic"
+    assert (directory / "loss_curve.csv").read_text().count("\n") == 25
+    assert (directory / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (directory / "adapter" / "adapter_model.safetensors").exists() and (
+        directory / "adapter" / "README.md"
+    ).exists()
+    assert not (directory / "checkpoints").exists()
+
+
+def test_a_second_start_skips_and_other_settings_are_refused(pipeline):
+    before = (pipeline[0] / "qlora_4bit" / "train_metrics.json").read_bytes()
+    again = run_script(*TRAIN, **pipeline[1])
+    assert again.returncode == 0 and "finished already, skipped" in again.stdout
+    other = run_script(*TRAIN, "--LEARNING_RATE=5e-4", **pipeline[1])
+    assert other.returncode == 2 and "LEARNING_RATE" in other.stderr and other.stderr.count("\n") == 1
+    assert (pipeline[0] / "qlora_4bit" / "train_metrics.json").read_bytes() == before
+
+
+def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(pipeline):
+    results, environment = pipeline
+    command = [sys.executable, *TRAIN, "--RUN=killed"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    checkpoints = results / "killed" / "checkpoints"
+    deadline = time.monotonic() + 120
+    # After the seventh of 24 steps at the earliest: within the first epoch, and between two checkpoints.
+    while not (checkpoints / "checkpoint-6" / "trainer_state.json").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (results / "killed" / "train_metrics.json").exists(), "the run ended before it could be killed"
+    resumed = run_script(*TRAIN, "--RUN=killed", **environment)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from checkpoint-" in resumed.stdout
+    unbroken, broken = (read(results / run / "train_metrics.json") for run in ("qlora_4bit", "killed"))
+    for name in ("steps", "train_loss", "tokens_seen", "trainable_parameters"):
+        assert broken[name] == unbroken[name], name
+    scores = [[(row["step"], row["calibration_nll"]) for row in m["calibration"]] for m in (unbroken, broken)]
+    assert scores[0] == scores[1]
+    weights = [
+        (results / run / "adapter" / "adapter_model.safetensors").read_bytes() for run in ("qlora_4bit", "killed")
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
+    results, environment = pipeline
+    for run in ("base", "qlora_4bit"):
+        done = run_script("evaluate.py", f"--RUN={run}", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("  question  ") == 5 and "outputs ended by themselves" in done.stdout
+        summary = read(results / run / "eval_test.json")
+        lines = (results / run / "predictions_test.jsonl").read_text().splitlines()
+        assert summary["questions"] == len(lines) == 8
+        assert {"id", "output", "program", "value", "execution_correct", "program_correct"} <= set(json.loads(lines[0]))
+        assert sum(group["of"] for group in summary["steps"].values()) == 8
+        assert sum(group["of"] for group in summary["evidence"].values()) == 8
+    table = (results / "accuracy.csv").read_text()
+    assert "base,shape:tiny,synthetic" in table and "qlora_4bit,shape:tiny,synthetic" in table
+    again = run_script("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
+    assert "evaluated already, skipped" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("evaluate.py", "--RUN=nothing"), "'nothing' does not exist"),
+        (("evaluate.py", "--SPLIT=tset"), "did you mean 'test'"),
+        (("evaluate.py", "--PREDICTIONS=nothing.json"), "nothing.json cannot be read"),
+        (("train_qlora_4bit.py", "--RUN=a", "--DATA_RUN=nothing"), "'nothing' does not exist"),
+        (("train_qlora_4bit.py", "--RUN=a", "--SAVE_STEPS=7"), "multiple of LOGGING_STEPS"),
+        (("train_qlora_4bit.py", "--RUN=a", "--BASE_MODEL=smollm2-135m"), "tokenised for shape:tiny"),
+        (("train_qlora_4bit.py", "--RUN=../a"), "no run name"),
+        (("preprocess_data.py", "--RUN=a", "--EVIDENCE=papge"), "did you mean 'page'"),
+        (("preprocess_data.py", "--RUN=a", "--DATA_DIR=/nothing/here"), "is no folder"),
+        (("preprocess_data.py", "--RUN=a", "--BASE_MODEL=/nothing/here"), "no folder here"),
+        (("preprocess_data.py", "--RUN=a", "--CALIBRATION_EXAMPLES=2900"), "more than half"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(pipeline, arguments, says):
+    done = run_script(*arguments, **pipeline[1])
+    assert done.returncode == 2
+    assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (pipeline[0] / "a" / "train_metrics.json").exists()
+    assert not (pipeline[0] / "a" / "data_report.json").exists()
+
+
+def test_a_damaged_adapter_is_one_line(pipeline):
+    results, environment = pipeline
+    adapter = results / "qlora_4bit" / "adapter" / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+    adapter.write_bytes(whole[:100])
+    try:
+        done = run_script("evaluate.py", "--RUN=qlora_4bit", "--SPLIT=dev", **environment)
+    finally:
+        adapter.write_bytes(whole)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_hub_token_is_in_no_output_and_no_file(pipeline):
+    results, environment = pipeline
+    done = run_script(*DATA, "--RUN=token", HF_TOKEN="hf_SecretSecretSecret", **environment)
+    assert done.returncode == 0 and "SecretSecret" not in done.stdout + done.stderr
+    for path in (results / "token").rglob("*"):
+        assert not path.is_file() or b"SecretSecret" not in path.read_bytes(), path
