@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib.util
 import json
-import logging
 import warnings
 from pathlib import Path
 
@@ -47,8 +46,6 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # bitsandbytes looks for an optional kernel package at every start, and says so.
-    logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 def pick_device() -> torch.device:

@@ -107,7 +107,8 @@ def start_run(results_dir: str, run: str, script: str, settings: dict, facts: di
     directory = run_directory(results_dir, run)
     record = {"script": script, "settings": _comparable(settings), **facts}
     path = directory / "settings.json"
-    if path.exists():
+    # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
+    if path.exists() and any(other.name != path.name for other in directory.iterdir()):
         before = read_json(path)
         differing = changed(before.get("settings", {}), record["settings"]) + changed(
             {name: before.get(name) for name in facts}, facts

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import io
+import logging
 import math
 import os
 import sys
@@ -61,6 +62,8 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
         print(f"{name} = {value!r}  ({origin})")
         namespace[name] = value
     set_threads()
+    # bitsandbytes looks for an optional kernel package as soon as it is imported, and warns that it is not there.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     return {name: namespace[name] for name in constants}
 
 
