@@ -157,12 +157,17 @@ def test_finished_run_is_done_again(tmp_path, capsys):
 )
 def test_two_recipes_share_a_folder(tmp_path, settings, facts, said, finished):
     directory = start(tmp_path)
-    if finished:
-        (directory / "done.json").write_text("{}")
+    (directory / ("done.json" if finished else "checkpoint.txt")).write_text("{}")
     before = tree(tmp_path)
     with pytest.raises(UserError, match=rf"lora/ holds a run with other settings \({said}\)"):
         start(tmp_path, settings, facts)
     assert tree(tmp_path) == before
+
+
+def test_run_that_left_nothing_but_settings_blocks_a_corrected_one(tmp_path):
+    start(tmp_path)
+    assert start(tmp_path, {"RANK": 8}) is not None
+    assert runs.read_json(tmp_path / "lora" / "settings.json")["settings"]["RANK"] == 8
 
 
 def test_settings_file_tells_of_this_machine_or_of_the_token(tmp_path, monkeypatch):
