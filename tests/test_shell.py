@@ -105,10 +105,19 @@ def test_main_job_ignores_folders_set_in_the_environment(phases):
     assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 2
 
 
-def test_main_job_overrides_folders_set_in_dotenv(phases, copy):
-    (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR=elsewhere\n")
+@pytest.mark.parametrize(("arguments", "results"), [([], "elsewhere"), (["--quick"], "elsewhere-quick")])
+def test_main_job_ignores_folders_set_in_dotenv(phases, copy, arguments, results):
+    (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR='elsewhere'\n")
+    done, calls = phases(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {call[1:] for call in calls} == {("DATA_DIR=finqa", f"RESULTS_DIR={results}")}
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 2
+
+
+def test_main_job_reports_on_another_split_when_dotenv_asks_for_the_synthetic_set(phases, copy):
+    (copy / ".env").write_text("DATA_DIR=synthetic\n")
     _, calls = phases()
-    assert {call[1:] for call in calls} == {("DATA_DIR=", "RESULTS_DIR=")}  # left to .env, which the scripts read
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 2
 
 
 def test_main_job_goes_on_after_a_phase_that_failed(phases):
