@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from fincompress import runs  # noqa: E402
 
 # Okabe and Ito's palette: told apart by colour-blind people, and in print.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+BLUE, ORANGE = "#0072B2", "#D55E00"
 
 
 def save(figure, path: Path) -> None:
@@ -24,15 +24,14 @@ def save(figure, path: Path) -> None:
 
 
 def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
-    """Training loss by step, as logged and smoothed, with the calibration split's loss after each epoch.
+    """Training loss by step, as logged, with the calibration split's loss after each epoch.
 
     ``curve`` has ``step`` and ``loss``; ``calibration`` has ``step`` and ``calibration_nll``; either may be empty.
     """
     figure, axes = plt.subplots(figsize=(6, 3.5))
     if curve:
         frame = pd.DataFrame(curve)
-        axes.plot(frame["step"], frame["loss"], color=GREY, linewidth=0.8)
-        axes.plot(frame["step"], frame["loss"].ewm(span=10).mean(), color=BLUE, label="training")
+        axes.plot(frame["step"], frame["loss"], color=BLUE, linewidth=1.2, label="training")
     if calibration:
         frame = pd.DataFrame(calibration)
         axes.plot(frame["step"], frame["calibration_nll"], "o-", color=ORANGE, label="calibration split")
