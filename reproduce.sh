@@ -20,8 +20,8 @@ RESULTS_DIR=$(setting RESULTS_DIR results)
 split=dev
 if [ "$DATA_DIR" = synthetic ]; then split=test; fi
 
-data=(--EVIDENCE_TOKENS=96 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1500)
-training=(--LEARNING_RATE=2e-3 --BATCH_SIZE=8 --EPOCHS=1)
+data=(--EVIDENCE_TOKENS=80 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1750)
+training=(--LEARNING_RATE=1.5e-3 --BATCH_SIZE=8 --EPOCHS=1)
 case "${1:-}" in
     "") ;;
     --quick)
