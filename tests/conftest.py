@@ -25,7 +25,7 @@ def run_script(*arguments, cwd=REPOSITORY, **environment):
 
 @pytest.fixture(scope="session")
 def results_dir(tmp_path_factory):
-    """A results directory that the session's tests share, so that base models are made once."""
+    """A results directory that all tests share, so that base models are made once."""
     return tmp_path_factory.mktemp("results")
 
 
