@@ -564,5 +564,5 @@ def _simplify(expression):
 
     try:
         return simplify(expression)
-    except Exception:
+    except Exception:  # sympy names no set of errors it may raise here; none of them may stop a scoring run
         return None
