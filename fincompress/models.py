@@ -7,6 +7,7 @@ import functools
 import importlib.util
 import json
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -109,8 +110,6 @@ def make_shape(base_model: str, directory: Path, results_dir: str) -> None:
 
     Its tokenizer is the embedded model's, cut to the shape's vocabulary: byte-level BPE stays whole under such a cut.
     """
-    from safetensors.torch import save_file
-
     name = base_model.partition(":")[2]
     if name not in SHAPES:
         raise UserError(f"there is no shape {name!r}; there are {', '.join(SHAPES)}")
@@ -119,28 +118,92 @@ def make_shape(base_model: str, directory: Path, results_dir: str) -> None:
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
-    groups: dict[str, list[str]] = {}
-    for key in shapes:
-        groups.setdefault(key.split(".")[2] if ".layers." in key else "ends", []).append(key)
+
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
+        for key, shape in shapes.items():
+            if key.endswith("norm.weight"):
+                yield key, torch.ones(shape, dtype=torch.bfloat16)
+            else:
+                yield key, torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
     with runs.atomic_path(directory) as partial:
-        partial.mkdir(parents=True)
-        index = {}
-        for number, (_, keys) in enumerate(groups.items(), start=1):
-            file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-            tensors = {}
-            for key in keys:
-                if key.endswith("norm.weight"):
-                    tensors[key] = torch.ones(shapes[key], dtype=torch.bfloat16)
-                else:
-                    tensors[key] = torch.empty(shapes[key], dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-            save_file(tensors, partial / file, metadata={"format": "pt"})
-            index |= dict.fromkeys(keys, file)
-        runs.write_json(partial / "model.safetensors.index.json", {"metadata": {}, "weight_map": index})
+        write_weights(partial, tensors())
         config.save_pretrained(partial)
         cut_tokenizer(base_model_path(EMBEDDED, results_dir), config.vocab_size, partial)
         write_model_card(
             partial, base_model, "Random weights of this shape, for memory and speed. It has learnt nothing."
         )
+
+
+def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], shard_bytes: float = 2e9) -> None:
+    """Write ``(name, tensor)`` pairs as a standard safetensors checkpoint; one shard at a time is held in memory."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = []
+    shard: dict[str, torch.Tensor] = {}
+    total = size = 0
+
+    def flush() -> None:
+        save_file(shard, directory / f"{len(shards)}.safetensors", metadata={"format": "pt"})
+        shards.append(list(shard))
+        shard.clear()
+
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > shard_bytes:
+            flush()
+            size = 0
+        shard[name] = tensor.contiguous()
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    flush()
+    if len(shards) == 1:
+        (directory / "0.safetensors").rename(directory / "model.safetensors")
+        return
+    index = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"{number}.safetensors").rename(directory / file)
+        index |= dict.fromkeys(names, file)
+    runs.write_json(
+        directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
+    )
+
+
+@torch.no_grad()
+def dense_tensors(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """``(name, tensor)`` of every weight in ``dtype`` on the CPU: 4-bit weights unpacked, adapters merged, ties once.
+
+    Goes module by module: no more than one of them is held unpacked, so a 4-bit 7B model on a GPU stays 4-bit there.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    inside, seen = None, set()
+    for name, module in model.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        if isinstance(module, LoraLayer):
+            inside = name + "."
+            weight = unpacked(module.get_base_layer().weight).float()
+            for adapter in module.active_adapters:
+                weight = weight + module.get_delta_weight(adapter).float()
+            yield f"{name}.weight", weight.to("cpu", dtype)
+            if module.get_base_layer().bias is not None:
+                yield f"{name}.bias", module.get_base_layer().bias.to("cpu", dtype)
+            continue
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{name}.{parameter_name}", unpacked(parameter).to("cpu", dtype)
+
+
+def unpacked(weight: torch.Tensor) -> torch.Tensor:
+    """A weight as it enters the products: a 4-bit one dequantized, any other as it is."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        return weight.data
+    import bitsandbytes as bnb
+
+    return bnb.functional.dequantize_4bit(weight.data, state)
 
 
 def cut_tokenizer(source: str, vocab_size: int, directory: Path) -> None:
@@ -194,10 +257,12 @@ def load_tokenizer(path: str):
     return tokenizer
 
 
-def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtype):
+def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None):
     """The model at ``path`` on ``device``; ``precision`` is ``"auto"`` (``dtype``), a type by name, or ``"nf4"``.
 
     NF4 is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in ``dtype``.
+    ``packed`` says whether its weights stay 4-bit in memory; None: on a GPU only. bitsandbytes has no 4-bit product for
+    training on a CPU: it unpacks every weight at every call, to the same bits that are unpacked once here.
     Raises UserError where the model is missing, gated or unreadable, or where parameters are missing from it.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
@@ -224,7 +289,11 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
         raise UserError(
             f"{path} is not a whole checkpoint: {len(info['missing_keys'])} weights missing, such as {missing}"
         )
-    keep_nf4_trainable(model)
+    if precision == "nf4":
+        if packed or (packed is None and device.type == "cuda"):
+            keep_nf4_trainable(model)
+        else:
+            model = model.dequantize(dtype=dtype)
     return model
 
 

@@ -15,52 +15,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from fincompress import charts, memory, models, runs
 from fincompress.errors import UserError
+from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
 
-IGNORE = -100  # label of a position that carries no loss
-
-
-class TargetCollator:
-    """Rows of ``input_ids`` (prompt + target + EOS) and ``prompt_tokens`` to a batch padded on the left.
-
-    With K one more than the batch's longest target, ``labels`` is (batch, K) and belongs to the last K positions, in
-    the unshifted convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not.
-    """
-
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        keep = 1 + max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
-        input_ids = torch.full((len(rows), length), self.pad_token_id)
-        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
-        labels = torch.full((len(rows), keep), IGNORE)
-        for i, row in enumerate(rows):
-            ids = torch.tensor(row["input_ids"])
-            target = ids[row["prompt_tokens"] :]
-            input_ids[i, length - len(ids) :] = ids
-            attention_mask[i, length - len(ids) :] = 1
-            labels[i, keep - len(target) :] = target
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
-            "labels": labels,
-        }
-
-
-def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(logits, labels)``, aligned: (batch, K - 1, vocabulary) and (batch, K - 1).
-
-    The head runs on the last K positions alone. The positions are given as an index, not as a number: a slice of the
-    hidden states is not contiguous, and the matrix product would then copy the whole head once per row of the batch.
-    """
-    labels = batch["labels"]
-    length, keep = batch["input_ids"].shape[1], labels.shape[1]
-    positions = torch.arange(length - keep, length, device=labels.device)
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    return logits[:, :-1], labels[:, 1:]
+TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
 
 
 class TargetTrainer(Trainer):
@@ -117,49 +74,17 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
             yield from batch
 
 
-@torch.no_grad()
-def score_targets(
-    model, dataset: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Teacher-forced ``(nll, exact)`` of every example, each of shape (examples,), in the order of the dataset.
+class Progress(TrainerCallback):
+    """One progress bar for a stage of training; keeps the clock across restarts."""
 
-    ``nll`` is the mean negative log-likelihood in nats per target token, EOS included. ``exact`` says whether every
-    target token is the model's first choice, that is, whether greedy decoding would write the target to the letter.
-    """
-    training = model.training
-    model.eval()
-    nll, exact = torch.zeros(len(dataset)), torch.zeros(len(dataset), dtype=torch.bool)
-    by_length = sorted(range(len(dataset)), key=dataset["length"].__getitem__)
-    for start in range(0, len(by_length), batch_size):
-        indices = by_length[start : start + batch_size]
-        batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits, labels = target_logits(model, batch)
-        losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
-        counted = labels.ne(IGNORE)
-        nll[indices] = (losses.sum(1) / counted.sum(1)).cpu()
-        exact[indices] = ((logits.argmax(-1) == labels) | ~counted).all(1).cpu()
-    model.train(training)
-    return nll, exact
-
-
-class ProgressAndCalibration(TrainerCallback):
-    """One progress bar for the run; scores the calibration split after each epoch; keeps the clock across restarts."""
-
-    def __init__(self, calibration: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype):
-        self.calibration, self.collator, self.batch_size, self.dtype = calibration, collator, batch_size, dtype
+    def __init__(self, name: str = "training"):
+        self.name = name
         self.bar: tqdm | None = None
         self.clock = runs.Stopwatch()
 
-    def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kwargs):
+    def on_train_begin(self, args, state, control, **kwargs):
         self.clock = runs.Stopwatch(max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0))
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step", smoothing=0.05)
-        # A checkpoint of an epoch's last step is written before the epoch is scored.
-        unscored = all(
-            entry.get("calibration_nll") is None or entry["step"] < state.global_step for entry in state.log_history
-        )
-        if state.global_step and float(state.epoch).is_integer() and unscored:
-            self.on_epoch_end(args, state, control, model=model)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", smoothing=0.05)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
@@ -169,6 +94,26 @@ class ProgressAndCalibration(TrainerCallback):
         state.log_history[-1]["seconds"] = round(self.clock.seconds(), 1)
         if "loss" in logs:
             self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class ProgressAndCalibration(Progress):
+    """Also scores the calibration split after each epoch."""
+
+    def __init__(self, calibration: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype):
+        super().__init__()
+        self.calibration, self.collator, self.batch_size, self.dtype = calibration, collator, batch_size, dtype
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        super().on_train_begin(args, state, control)
+        # A checkpoint of an epoch's last step is written before the epoch is scored.
+        unscored = all(
+            entry.get("calibration_nll") is None or entry["step"] < state.global_step for entry in state.log_history
+        )
+        if state.global_step and float(state.epoch).is_integer() and unscored:
+            self.on_epoch_end(args, state, control, model=model)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         nll, exact = score_targets(model, self.calibration, self.collator, self.batch_size, self.dtype)
@@ -183,9 +128,6 @@ class ProgressAndCalibration(TrainerCallback):
         self.bar.write(
             f"epoch {state.epoch:.0f}: calibration " + ", ".join(f"{k[12:]} {v:.4f}" for k, v in scores.items())
         )
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
 
 
 def load_processed(results_dir: str, data_run: str, split: str) -> tuple[datasets.Dataset, dict]:
@@ -253,42 +195,17 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
         f"{len(train_set)} examples, {sum(train_set['length'])} tokens an epoch; LoRA rank {s['LORA_RANK']}: "
         f"{trainable / 1e6:.1f} M of {models.parameter_count(model) / 1e6:.1f} M parameters are trained"
     )
-    optimizer = s["OPTIMIZER"] or ("paged_adamw_8bit" if device.type == "cuda" else "adamw_torch")
     checkpoints = directory / "checkpoints"
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=s["EPOCHS"],
-        max_steps=s["MAX_STEPS"] or -1,
-        learning_rate=s["LEARNING_RATE"],
-        lr_scheduler_type=s["LR_SCHEDULE"],
-        warmup_steps=s["WARMUP"],
-        weight_decay=s["WEIGHT_DECAY"],
-        max_grad_norm=s["MAX_GRAD_NORM"],
-        per_device_train_batch_size=s["BATCH_SIZE"],
-        gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
-        gradient_checkpointing=checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
-        optim=optimizer,
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
-        use_cpu=device.type == "cpu",
-        save_steps=s["SAVE_STEPS"],
-        save_total_limit=1,
-        logging_steps=s["LOGGING_STEPS"],
-        include_num_input_tokens_seen="non_padding",
-        remove_unused_columns=False,
-        dataloader_pin_memory=device.type == "cuda",
-        disable_tqdm=True,
-        seed=s["SEED"],
-        report_to="none",
-    )
+    arguments = training_arguments(
+        s, checkpoints, device, dtype, num_train_epochs=s["EPOCHS"], max_steps=s["MAX_STEPS"] or -1,
+        gradient_checkpointing=checkpointing, save_steps=s["SAVE_STEPS"], save_total_limit=1,
+    )  # fmt: skip
     collator = TargetCollator(tokenizer.pad_token_id)
     progress = ProgressAndCalibration(calibration, collator, 2 * s["BATCH_SIZE"], dtype)
-    columns = ["input_ids", "prompt_tokens", "length"]
     trainer = TargetTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_set.select_columns(columns),
+        train_dataset=train_set.select_columns(TRAINING_COLUMNS),
         data_collator=collator,
         processing_class=tokenizer,
         callbacks=[progress],
@@ -306,6 +223,33 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
             "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
         ) from None
     finish(directory, trainer, tokenizer, settings, predicted_gb, trainable, progress.clock.seconds())
+
+
+def training_arguments(s: dict, directory: Path, device: torch.device, dtype: torch.dtype, **more) -> TrainingArguments:
+    """The Trainer's arguments from a script's constants ``s``; ``more`` is what the scripts do differently."""
+    return TrainingArguments(
+        output_dir=str(directory),
+        learning_rate=s["LEARNING_RATE"],
+        lr_scheduler_type=s["LR_SCHEDULE"],
+        warmup_steps=s["WARMUP"],
+        weight_decay=s["WEIGHT_DECAY"],
+        max_grad_norm=s["MAX_GRAD_NORM"],
+        per_device_train_batch_size=s["BATCH_SIZE"],
+        gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        optim=s["OPTIMIZER"] or ("paged_adamw_8bit" if device.type == "cuda" else "adamw_torch"),
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        logging_steps=s["LOGGING_STEPS"],
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        seed=s["SEED"],
+        report_to="none",
+        **more,
+    )
 
 
 def last_checkpoint(directory: Path) -> Path | None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
-from fincompress import models, training
+from fincompress import models, targets, training
 
 CPU = torch.device("cpu")
 EOS, PAD = 2, 0
@@ -39,7 +39,7 @@ def add_lora(model):
 
 def test_labels_are_the_target_with_its_eos_and_nothing_else():
     rows = make_rows(6)
-    batch = training.TargetCollator(PAD)(rows)
+    batch = targets.TargetCollator(PAD)(rows)
     for row, labels, ids, mask in zip(rows, batch["labels"], batch["input_ids"], batch["attention_mask"], strict=True):
         assert labels[labels != -100].tolist() == row["input_ids"][row["prompt_tokens"] :]
         assert labels[-1] == EOS
@@ -49,8 +49,8 @@ def test_labels_are_the_target_with_its_eos_and_nothing_else():
 
 def test_loss_is_the_mean_over_target_tokens_whatever_the_padding(model):
     rows = make_rows(5)
-    batch = training.TargetCollator(PAD)(rows)
-    logits, labels = training.target_logits(model, batch)
+    batch = targets.TargetCollator(PAD)(rows)
+    logits, labels = targets.target_logits(model, batch)
     ours = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     losses = []
     for row in rows:  # one row at a time, no padding, the whole head
@@ -91,8 +91,8 @@ def test_exact_match_and_nll_agree_with_one_row_at_a_time(model):
         for _ in range(4):
             ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
         row.update(input_ids=ids[0].tolist(), target_tokens=4, length=ids.shape[1])
-    nll, exact = training.score_targets(
-        model, datasets.Dataset.from_list(rows), training.TargetCollator(PAD), batch_size=3, dtype=torch.float32
+    nll, exact = targets.score_targets(
+        model, datasets.Dataset.from_list(rows), targets.TargetCollator(PAD), batch_size=3, dtype=torch.float32
     )
     assert exact.tolist() == [True, True] + [False] * 5
     for row, value in zip(rows, nll.tolist(), strict=True):
@@ -103,17 +103,17 @@ def test_exact_match_and_nll_agree_with_one_row_at_a_time(model):
 
 @pytest.fixture
 def nf4(tiny_base):
-    return add_lora(models.load_base(tiny_base, "nf4", CPU, torch.bfloat16))
+    return add_lora(models.load_base(tiny_base, "nf4", CPU, torch.bfloat16, packed=True))
 
 
 def bf16_loss(model, batch):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, labels = training.target_logits(model, batch)
+        logits, labels = targets.target_logits(model, batch)
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100)
 
 
 def test_every_adapter_still_has_a_gradient_after_an_evaluation_on_nf4(nf4):
-    batch = training.TargetCollator(PAD)(make_rows(4))
+    batch = targets.TargetCollator(PAD)(make_rows(4))
     nf4.eval()
     with torch.no_grad():
         bf16_loss(nf4, batch)
@@ -125,7 +125,7 @@ def test_every_adapter_still_has_a_gradient_after_an_evaluation_on_nf4(nf4):
 
 
 def test_nf4_weights_survive_evaluation_saving_and_loading(nf4, tmp_path):
-    batch = training.TargetCollator(PAD)(make_rows(4))
+    batch = targets.TargetCollator(PAD)(make_rows(4))
     base = nf4.get_base_model().eval()
     with torch.no_grad():
         before = bf16_loss(base, batch).item()
@@ -135,6 +135,19 @@ def test_nf4_weights_survive_evaluation_saving_and_loading(nf4, tmp_path):
     for module in base.modules():
         if type(module).__name__ == "Linear4bit":
             assert module.weight.data.dtype == torch.uint8  # packed as loaded: eval did not repack it
+
+
+def test_unpacking_nf4_once_changes_no_bit_of_loss_or_gradient(nf4, tiny_base):
+    unpacked = add_lora(models.load_base(tiny_base, "nf4", CPU, torch.bfloat16))
+    assert not any(type(module).__name__ == "Linear4bit" for module in unpacked.modules())
+    batch = targets.TargetCollator(PAD)(make_rows(4))
+    found = []
+    for model in (nf4, unpacked):
+        loss = bf16_loss(model, batch)
+        loss.backward()
+        found.append((loss, [p.grad for p in model.parameters() if p.requires_grad]))
+    assert torch.equal(found[0][0], found[1][0]) and len(found[0][1]) == 28
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(tiny_base, nf4):

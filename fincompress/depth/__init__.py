@@ -1,0 +1,1 @@
+"""Depth: name, skip, rank, remove and repack the sub-layers of a decoder."""

@@ -1,0 +1,279 @@
+"""Which sub-layer or block to drop next: the calibration scan of SAPLING, and the criteria it is compared with.
+
+The scan asks for each unit (a sub-layer or a block) how well the model answers a calibration set without it. Only what
+comes after the unit changes, so the stream that enters each unit is computed once and each unit runs its suffix alone:
+the same scores for half the work. With early elimination most units are given up after a few questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from fincompress.depth import sublayers as sub
+from fincompress.depth.sublayers import SubLayer
+from fincompress.errors import UserError
+from fincompress.targets import target_logits, target_scores
+
+CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
+Unit = tuple[SubLayer, ...]
+
+
+@dataclass
+class Score:
+    """What the calibration set says of the model without one unit, question by question."""
+
+    unit: Unit
+    nll: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), nats per target token
+    exact: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), 1 where the program is exact
+    squares: float = 0.0  # sum of squares of what the unit adds to the stream
+
+    @property
+    def questions(self) -> int:
+        return len(self.nll)
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of what the unit adds to the stream, over the questions seen."""
+        return math.sqrt(self.squares)
+
+    def add(self, nll: torch.Tensor, exact: torch.Tensor, squares: float) -> None:
+        self.nll = torch.cat([self.nll, nll.float().cpu()])
+        self.exact = torch.cat([self.exact, exact.float().cpu()])
+        self.squares += squares
+
+
+@dataclass
+class Trace:
+    """One forward pass over a batch: the stream wherever a sub-layer adds to it, and the arguments of each block."""
+
+    streams: dict[SubLayer, torch.Tensor]  # what enters each sub-layer, (batch, tokens, hidden)
+    last: torch.Tensor  # what leaves the last block, (batch, tokens, hidden)
+    squares: dict[SubLayer, float]  # sum of squares of what each sub-layer adds, padding left out
+    arguments: list[dict]  # keyword arguments of each block: masks, positions
+    logits: torch.Tensor  # of the target positions, (batch, K - 1, vocabulary)
+    labels: torch.Tensor  # (batch, K - 1)
+
+
+@torch.no_grad()
+def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
+    """Run the whole model once and keep what the suffixes will need. Hooks are gone afterwards."""
+    layers = sub.decoder(model).layers
+    streams, squares, arguments, last = {}, {}, [{} for _ in layers], []
+    mask = batch["attention_mask"].unsqueeze(-1)
+    hooks = []
+
+    def enters_block(number):
+        def hook(block, args, kwargs):
+            streams[SubLayer(number, "attention")] = args[0]
+            arguments[number] = kwargs
+
+        return layers[number].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def enters_mlp(number):
+        def hook(norm, args):
+            streams[SubLayer(number, "mlp")] = args[0]
+
+        return layers[number].post_attention_layernorm.register_forward_pre_hook(hook)
+
+    def adds(one):
+        def hook(body, args, output):
+            added = output[0] if isinstance(output, tuple) else output
+            squares[one] = float((added.float() * mask).square().sum())
+
+        return sub.module(model, one).register_forward_hook(hook)
+
+    try:
+        for number in range(len(layers)):
+            hooks += [enters_block(number), enters_mlp(number)]
+        hooks += [adds(one) for one in sub.sublayers(model)]
+        hooks.append(layers[-1].register_forward_hook(lambda block, args, output: last.append(output)))
+        logits, labels = target_logits(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Trace(streams, last[0], squares, arguments, logits, labels)
+
+
+@torch.no_grad()
+def logits_without(model, unit: Unit, seen: Trace) -> torch.Tensor:
+    """Logits of the target positions with ``unit`` skipped, (batch, K - 1, vocabulary): only its suffix is run."""
+    found = sub.decoder(model)
+    first, block = unit[0], unit[0].block
+    stream = seen.streams[first]
+    if first.kind == "attention" and len(unit) == 1:  # the MLP behind it sees another stream
+        with sub.skipped(model, first):
+            stream = found.layers[block](stream, **seen.arguments[block])
+    return head(model, run_blocks(model, stream, block + 1, seen), seen)
+
+
+def run_blocks(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
+    """The stream after the blocks from ``start`` on."""
+    for block, arguments in zip(sub.decoder(model).layers[start:], seen.arguments[start:], strict=True):
+        stream = block(stream, **arguments)
+    return stream
+
+
+def head(model, stream: torch.Tensor, seen: Trace) -> torch.Tensor:
+    """Logits of the target positions from what leaves the last block."""
+    keep = seen.labels.shape[1] + 1
+    last = stream[:, -keep:-1].contiguous()
+    return model.get_output_embeddings()(sub.decoder(model).norm(last))
+
+
+def scan(
+    model,
+    units: list[Unit],
+    batches: Iterable[dict[str, torch.Tensor]],
+    eliminate: bool = False,
+    finalists: int = 4,
+    earlier: dict[Unit, float] | None = None,
+    cached: bool = True,
+) -> tuple[list[Score], Score]:
+    """Score the model without each of ``units``; also returns the score of the model as it is, under an empty unit.
+
+    ``batches`` are nested parts of the calibration set, in a random order fixed by the caller; one at a time is held
+    with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan. With it, each
+    time the questions seen have doubled the worse half is given up, and at any time what is clearly worse than the
+    leader on the same questions, until ``finalists`` are left; those alone see every question. ``earlier`` holds what
+    an earlier scan found (unit -> NLL): its better half is tried first and sets the bar, and the rest must come
+    near it on the first batch to go on. ``cached=False`` runs the whole network for every unit: the reference.
+    """
+    scores = {unit: Score(unit) for unit in units}
+    whole = Score(())
+    alive = sorted(units, key=lambda unit: (earlier or {}).get(unit, -math.inf))
+    cut = 0
+    for number, batch in enumerate(batches):
+        seen = trace(model, batch)
+        if number == 0:
+            _check_head(model, seen)
+        whole.add(*target_scores(seen.logits, seen.labels), 0.0)
+        for unit in alive:
+            if cached:
+                logits = logits_without(model, unit, seen)
+            else:
+                with sub.skipped(model, *unit), torch.no_grad():
+                    logits = target_logits(model, batch)[0]
+            scores[unit].add(*target_scores(logits, seen.labels), sum(seen.squares[one] for one in unit))
+        if not eliminate:
+            continue
+        leader = min((scores[unit] for unit in alive), key=lambda score: score.nll.mean())
+        worse = [unit for unit in alive if behind(scores[unit].nll, leader.nll, errors=3)]
+        if number == 0 and earlier:
+            worse += [unit for unit in alive[len(alive) // 2 :] if behind(scores[unit].nll, leader.nll, errors=1)]
+        by_nll = sorted(alive, key=lambda unit: (unit in worse, scores[unit].nll.mean()))
+        keep = max(finalists, len(alive) - len(set(worse)))
+        if number == 0:
+            cut = 2 * whole.questions
+        elif whole.questions >= cut:
+            keep, cut = max(finalists, min(keep, len(alive) // 2)), 2 * cut
+        alive = [unit for unit in alive if unit in by_nll[:keep]]
+    return list(scores.values()), whole
+
+
+def _check_head(model, seen: Trace) -> None:
+    """Refuse a model whose logits are not just its head on its last norm: its suffixes would be scored wrongly."""
+    with torch.no_grad():
+        ours = head(model, seen.last, seen)
+    if not torch.allclose(ours.float(), seen.logits.float(), atol=1e-2, rtol=1e-2):
+        raise UserError(f"{type(model).__name__} does more to its logits than a Llama does; it cannot be scanned")
+
+
+def behind(nll: torch.Tensor, leader: torch.Tensor, errors: float) -> bool:
+    """Whether ``nll`` is above the leader's by more than so many standard errors of the paired difference."""
+    difference = nll - leader
+    return bool(difference.mean() > errors * standard_error(difference))
+
+
+def standard_error(values: torch.Tensor) -> float:
+    """Standard error of the mean."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+
+
+def choose(scores: list[Score]) -> tuple[Score, str]:
+    """The unit to drop, and what decided: ``accuracy``, ``nll`` or ``norm``.
+
+    The one whose absence leaves the highest accuracy. Units within one standard error of it, of the difference on
+    the same questions, tie; among those the lowest NLL decides, and within one standard error of that the largest
+    Frobenius norm. Attention and MLP are compared alike. Only units that saw every question take part.
+    """
+    most = max(score.questions for score in scores)
+    scores = [score for score in scores if score.questions == most]
+    best = max(scores, key=lambda score: (score.exact.mean(), -score.nll.mean()))
+    tied = [score for score in scores if not behind(-score.exact, -best.exact, errors=1)]
+    if len(tied) == 1:
+        return best, "accuracy"
+    best = min(tied, key=lambda score: score.nll.mean())
+    tied = [score for score in tied if not behind(score.nll, best.nll, errors=1)]
+    if len(tied) == 1:
+        return best, "nll"
+    return max(tied, key=lambda score: score.norm), "norm"
+
+
+@torch.no_grad()
+def rank(
+    model, units: list[Unit], batches: Iterable[dict[str, torch.Tensor]], criterion: str, seed: int = 0
+) -> list[tuple[Unit, float]]:
+    """``(unit, score)`` by a criterion that needs no scan, the one to drop first in front.
+
+    - ``activation_norm``: 100 * (least Frobenius norm of an output) / (this one's), lowest first (SAPLING's tie-breaker
+      on its own).
+    - ``block_influence``: 1 - cosine of what enters and what leaves, mean over tokens, lowest first (ShortGPT, Men et
+      al. 2024).
+    - ``angular``: arccos(cosine) / pi at the last token, lowest first (Gromov et al. 2024); ``angular_window`` is the
+      contiguous form.
+    - ``last``: from the end; ``random``: by seed.
+    """
+    if criterion == "last":
+        return [(unit, float(-i)) for i, unit in enumerate(reversed(units))]
+    if criterion == "random":
+        order = torch.randperm(len(units), generator=torch.Generator().manual_seed(seed)).tolist()
+        return [(units[i], float(place)) for place, i in enumerate(order)]
+    totals, weights = dict.fromkeys(units, 0.0), 0.0
+    for batch in batches:
+        seen = trace(model, batch)
+        mask = batch["attention_mask"].bool()
+        weights += len(mask) if criterion == "angular" else int(mask.sum())
+        for unit in units:
+            before, after = seen.streams[unit[0]], _leaves(seen, unit[-1])
+            if criterion == "activation_norm":
+                totals[unit] += sum(seen.squares[one] for one in unit)
+            elif criterion == "block_influence":
+                cosine = F.cosine_similarity(before.float(), after.float(), dim=-1)
+                totals[unit] += float((1 - cosine)[mask].sum())
+            else:
+                totals[unit] += float(angular_distance(before[:, -1], after[:, -1]).sum())
+    if criterion == "activation_norm":
+        least = min(totals.values())
+        found = {unit: 100 * math.sqrt(least / total) for unit, total in totals.items()}
+    else:
+        found = {unit: total / weights for unit, total in totals.items()}
+    return sorted(found.items(), key=lambda pair: pair[1])
+
+
+@torch.no_grad()
+def angular_window(model, units: list[Unit], batches: Iterable[dict[str, torch.Tensor]], count: int) -> list[Unit]:
+    """The ``count`` neighbouring blocks over which the stream turns least, at the last token (Gromov et al. 2024)."""
+    turns = torch.zeros(len(units) - count + 1)
+    for batch in batches:
+        seen = trace(model, batch)
+        for start in range(len(turns)):
+            before, after = seen.streams[units[start][0]], _leaves(seen, units[start + count - 1][-1])
+            turns[start] += angular_distance(before[:, -1], after[:, -1]).sum().cpu()
+    start = int(turns.argmin())
+    return units[start : start + count]
+
+
+def angular_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """arccos(cosine of a and b) / pi, over the last dimension: 0 where they point alike, 1 where they are opposed."""
+    return torch.arccos(F.cosine_similarity(a.float(), b.float(), dim=-1).clamp(-1, 1)) / math.pi
+
+
+def _leaves(seen: Trace, one: SubLayer) -> torch.Tensor:
+    """The stream after a sub-layer: what enters the next."""
+    following = SubLayer(one.block, "mlp") if one.kind == "attention" else SubLayer(one.block + 1, "attention")
+    return seen.streams.get(following, seen.last)

@@ -1,0 +1,89 @@
+"""What is left of a pruned decoder, packed into a standard model of fewer blocks.
+
+The sub-layers that are left form a sequence, ``A0 M0 A1 M2 A3 M3``. An attention followed by an MLP is an ordinary
+block, whichever blocks they came from, so the result is a plain Llama (or Mistral, Qwen) that any tool loads. An
+attention followed by an attention, or an MLP by an MLP, leaves a slot that must be filled with zeros; it costs its size.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fincompress.depth import sublayers as sub
+from fincompress.depth.sublayers import PARTS, SubLayer
+
+
+class Block(NamedTuple):
+    """The sub-layers of one packed block; None is a slot that adds nothing and is filled with zeros."""
+
+    attention: SubLayer | None
+    mlp: SubLayer | None
+
+
+def pair(left: list[SubLayer]) -> list[Block]:
+    """The fewest blocks that hold these sub-layers in this order."""
+    blocks: list[Block] = []
+    for one in left:
+        if one.kind == "attention":
+            blocks.append(Block(one, None))
+        elif blocks and blocks[-1].mlp is None:
+            blocks[-1] = Block(blocks[-1].attention, one)
+        else:
+            blocks.append(Block(None, one))
+    return blocks
+
+
+def unpaired(left: list[SubLayer]) -> int:
+    """How many slots would have to be filled with zeros."""
+    return sum((block.attention is None) + (block.mlp is None) for block in pair(left))
+
+
+def packed_config(config, blocks: list[Block]):
+    """A copy of ``config`` for these blocks: the depth, and every list that has one entry a block."""
+    values, depth = config.to_dict(), config.num_hidden_layers
+    kept = [(block.attention or block.mlp).block for block in blocks]  # a list's entries are about the attention
+    for name, value in values.items():
+        per_block = isinstance(value, (list, tuple)) and len(value) == depth
+        if per_block and not name.endswith(("_token_id", "architectures")):
+            values[name] = [value[block] for block in kept]
+    packed = type(config).from_dict(values | {"num_hidden_layers": len(blocks)})
+    packed._attn_implementation = config._attn_implementation
+    return packed
+
+
+def packed_model(model: nn.Module) -> nn.Module:
+    """A model of fewer blocks that shares its sub-layers with ``model`` (dense, NF4, or with LoRA inside).
+
+    Nothing is copied: what trains in one trains in the other. Slots without a partner get zeros of their own.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    source = sub.decoder(model)
+    blocks = pair(sub.sublayers(model))
+    config = packed_config(base.config, blocks)
+    with torch.device("meta"):
+        packed = type(base)._from_config(config)
+    target = packed.get_decoder()
+    target.embed_tokens, target.norm, target.rotary_emb = source.embed_tokens, source.norm, source.rotary_emb
+    packed.set_output_embeddings(base.get_output_embeddings())
+    device, dtype = source.embed_tokens.weight.device, base.dtype
+    for number, block in enumerate(blocks):
+        for kind, one in zip(PARTS, block, strict=True):
+            for part in PARTS[kind]:
+                if one is not None:
+                    setattr(target.layers[number], part, getattr(source.layers[one.block], part))
+                else:
+                    _zero(getattr(target.layers[number], part), device, dtype)
+        target.layers[number].self_attn.layer_idx = number
+    packed.generation_config = copy.deepcopy(base.generation_config)
+    return packed.eval()
+
+
+def _zero(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a module on the meta device weights of its own: zeros, so that it adds nothing."""
+    module.to_empty(device=device).to(dtype).requires_grad_(False)
+    for parameter in module.parameters():
+        parameter.data.zero_()

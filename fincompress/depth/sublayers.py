@@ -1,0 +1,131 @@
+"""Name, skip and remove the attention and MLP sub-layers of a Llama-like decoder.
+
+Such a decoder is a residual stream to which every block adds twice: ``x += attention(norm(x))``, ``x += mlp(norm(x))``.
+A sub-layer is one of those additions with its norm. Without it the stream passes unchanged: what is skipped is the
+addition, never the stream (SAPLING's released code loses the stream when an attention is dropped).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fincompress.errors import UserError
+
+KINDS = ("attention", "mlp")
+# Where a sub-layer lies in a decoder block of Llama, Mistral, Qwen2, Qwen3 and their like: its norm and its body.
+PARTS = {"attention": ("input_layernorm", "self_attn"), "mlp": ("post_attention_layernorm", "mlp")}
+
+
+class SubLayer(NamedTuple):
+    """One addition to the residual stream, named by the block it stood in when the model was loaded."""
+
+    block: int
+    kind: str  # "attention" or "mlp"; alphabetical order is the order within a block
+
+    def __str__(self) -> str:
+        return f"{self.kind}.{self.block}"
+
+
+class Nothing(nn.Module):
+    """Stands where an attention or an MLP stood and adds nothing to the residual stream."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs):
+        zero = hidden_states.new_zeros(())  # broadcast: x + 0 is x, to the bit
+        return (zero, None) if self.kind == "attention" else zero
+
+
+def decoder(model: nn.Module) -> nn.Module:
+    """The decoder inside a causal language model, with or without LoRA: it has ``embed_tokens``, ``layers``, ``norm``.
+
+    Raises UserError where its blocks are not built the Llama way: other wiring would be skipped wrongly, in silence.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    found = base.get_decoder() if hasattr(base, "get_decoder") else None
+    parts = sorted(part for pair in PARTS.values() for part in pair)
+    blocks = getattr(found, "layers", [])
+    like_llama = len(blocks) and all(sorted(name for name, _ in block.named_children()) == parts for block in blocks)
+    if not like_llama or not all(hasattr(found, name) for name in ("embed_tokens", "norm")):
+        raise UserError(
+            f"{type(base).__name__} is not built of Llama-like blocks (pre-norm attention, then pre-norm MLP): "
+            "Llama, Mistral, Qwen2 and Qwen3 can be pruned here"
+        )
+    return found
+
+
+def module(model: nn.Module, sublayer: SubLayer) -> nn.Module:
+    """The attention or MLP module of a sub-layer, or ``Nothing`` where it was removed."""
+    return getattr(decoder(model).layers[sublayer.block], PARTS[sublayer.kind][1])
+
+
+def sublayers(model: nn.Module) -> list[SubLayer]:
+    """Those that are left, in the order in which they add to the stream."""
+    every = [SubLayer(block, kind) for block in range(len(decoder(model).layers)) for kind in KINDS]
+    return [one for one in every if not isinstance(module(model, one), Nothing)]
+
+
+def units(model: nn.Module, drop_unit: str) -> list[tuple[SubLayer, ...]]:
+    """What may be dropped at once: each sub-layer, or all that is left of each block."""
+    left = sublayers(model)
+    if drop_unit == "sublayer":
+        return [(one,) for one in left]
+    return [tuple(one for one in left if one.block == block) for block in sorted({one.block for one in left})]
+
+
+def unit_name(unit: tuple[SubLayer, ...]) -> str:
+    """``attention.3``, ``mlp.3``, or ``block.3`` for both."""
+    return str(unit[0]) if len(unit) == 1 else f"block.{unit[0].block}"
+
+
+def parameters(model: nn.Module, sublayer: SubLayer) -> Iterator[nn.Parameter]:
+    """The parameters of a sub-layer, its norm included."""
+    for part in PARTS[sublayer.kind]:
+        yield from getattr(decoder(model).layers[sublayer.block], part).parameters()
+
+
+@contextlib.contextmanager
+def skipped(model: nn.Module, *gone: SubLayer):
+    """Run the model without some sub-layers; afterwards it is as it was."""
+    layers = decoder(model).layers
+    before = {
+        (one.block, part): getattr(layers[one.block], part) for one in gone for part in PARTS[one.kind]
+    }
+    try:
+        for one in gone:
+            _take_out(layers[one.block], one.kind)
+        yield
+    finally:
+        for (block, part), original in before.items():
+            setattr(layers[block], part, original)
+
+
+def remove(model: nn.Module, *gone: SubLayer) -> None:
+    """Take sub-layers out for good and give their memory back.
+
+    The attentions that are left are numbered anew, so that a KV cache has a slot for each and none for the others.
+    """
+    layers = decoder(model).layers
+    for one in gone:
+        _take_out(layers[one.block], one.kind)
+    number_attentions(layers)
+
+
+def number_attentions(layers: nn.ModuleList) -> None:
+    """Number the attentions 0, 1, ... in order: the index under which each finds its keys in the cache."""
+    attentions = [block.self_attn for block in layers if not isinstance(block.self_attn, Nothing)]
+    for index, attention in enumerate(attentions):
+        attention.layer_idx = index
+
+
+def _take_out(block: nn.Module, kind: str) -> None:
+    norm, body = PARTS[kind]
+    setattr(block, norm, nn.Identity())
+    setattr(block, body, Nothing(kind))

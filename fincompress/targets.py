@@ -1,0 +1,84 @@
+"""Targets in a batch: padding, the logits that belong to target tokens, and how well they fit."""
+
+from __future__ import annotations
+
+import datasets
+import torch
+import torch.nn.functional as F
+
+IGNORE = -100  # label of a position that carries no loss
+
+
+class TargetCollator:
+    """Rows of ``input_ids`` (prompt + target + EOS) and ``prompt_tokens`` to a batch padded on the left.
+
+    With K one more than the batch's longest target, ``labels`` is (batch, K) and belongs to the last K positions, in
+    the unshifted convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not.
+    """
+
+    def __init__(self, pad_token_id: int):
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+        keep = 1 + max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
+        input_ids = torch.full((len(rows), length), self.pad_token_id)
+        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
+        labels = torch.full((len(rows), keep), IGNORE)
+        for i, row in enumerate(rows):
+            ids = torch.tensor(row["input_ids"])
+            target = ids[row["prompt_tokens"] :]
+            input_ids[i, length - len(ids) :] = ids
+            attention_mask[i, length - len(ids) :] = 1
+            labels[i, keep - len(target) :] = target
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
+            "labels": labels,
+        }
+
+
+def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(logits, labels)``, aligned: (batch, K - 1, vocabulary) and (batch, K - 1).
+
+    The head runs on the last K positions alone. The positions are given as an index, not as a number: a slice of the
+    hidden states is not contiguous, and the matrix product would then copy the whole head once per row of the batch.
+    """
+    labels = batch["labels"]
+    length, keep = batch["input_ids"].shape[1], labels.shape[1]
+    positions = torch.arange(length - keep, length, device=labels.device)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
+    return logits[:, :-1], labels[:, 1:]
+
+
+def target_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher-forced ``(nll, exact)`` of each row, from aligned (batch, K, vocabulary) logits and (batch, K) labels.
+
+    ``nll`` is the mean negative log-likelihood in nats per target token, EOS included. ``exact`` says whether every
+    target token is the model's first choice, that is, whether greedy decoding would write the target to the letter.
+    """
+    losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    counted = labels.ne(IGNORE)
+    return losses.sum(1) / counted.sum(1), ((logits.argmax(-1) == labels) | ~counted).all(1)
+
+
+@torch.no_grad()
+def score_targets(
+    model, dataset: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``target_scores`` of every example, each of shape (examples,), in the order of the dataset."""
+    training = model.training
+    model.eval()
+    nll, exact = torch.zeros(len(dataset)), torch.zeros(len(dataset), dtype=torch.bool)
+    by_length = sorted(range(len(dataset)), key=dataset["length"].__getitem__)
+    for start in range(0, len(by_length), batch_size):
+        indices = by_length[start : start + batch_size]
+        batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
+        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits, labels = target_logits(model, batch)
+        scores = target_scores(logits, labels)
+        nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
+    model.train(training)
+    return nll, exact
