@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
@@ -41,4 +42,33 @@ def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
         axes.set_yscale("log")
         axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def layer_importance(path: Path, scores: list[dict], drops: list[dict]) -> None:
+    """Heat map of unit against scan: how much worse the calibration NLL is without the unit; dropped ones go dark.
+
+    ``scores`` are the rows of layer_scores.csv, ``drops`` those of trajectory.csv.
+    """
+    frame = pd.DataFrame(scores)
+    if "nll" in frame and frame["nll"].notna().any():
+        frame["value"] = (frame["nll"] - frame["nll_whole"]).clip(lower=1e-3)
+        label, scale = "NLL lost without it (nats per token)", matplotlib.colors.LogNorm(1e-3, 10)
+    else:
+        frame["value"] = frame["score"].rank(pct=True)
+        label, scale = "place in the criterion's order", None
+    units = frame.loc[frame["scan"] == frame["scan"].min(), "unit"].tolist()
+    units.sort(key=lambda name: (int(name.rpartition(".")[2]), name))
+    table = frame.pivot_table(index="unit", columns="scan", values="value").reindex(units)
+    figure, axes = plt.subplots(figsize=(2 + 0.35 * table.shape[1], 1.5 + 0.14 * len(units)))
+    axes.set_facecolor("#222222")
+    shown = axes.imshow(np.ma.masked_invalid(table.to_numpy()), aspect="auto", cmap="cividis", norm=scale)
+    axes.set_yticks(range(len(units)), units, fontsize=5)
+    axes.set_xticks(range(table.shape[1]), table.columns, fontsize=6)
+    axes.set_xlabel("scan (dark: dropped before it)")
+    column = {scan: place for place, scan in enumerate(table.columns)}
+    for row in drops:
+        if row["scan"] in column:
+            axes.plot(column[row["scan"]], units.index(row["dropped"]), "x", color=ORANGE, markersize=4)
+    figure.colorbar(shown, label=label)
     save(figure, path)

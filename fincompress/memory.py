@@ -31,13 +31,47 @@ def predict_lora_training_gb(
     float32 with their gradient; the CUDA context (about 0.5 GB) is not in it.
     """
     hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    heads_kv = config.num_key_value_heads * (getattr(config, "head_dim", None) or hidden // config.num_attention_heads)
-    linear = blocks * (2 * hidden * hidden + 2 * hidden * heads_kv + 3 * hidden * inner)
-    ends = config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
-    adapter = blocks * rank * (2 * 2 * hidden + 2 * (hidden + heads_kv) + 3 * (hidden + inner))
-    # One block keeps about 16 hidden-wide and 5 inner-wide bf16 tensors for its backward pass.
+    adapter = blocks * rank * (2 * 2 * hidden + 2 * (hidden + _key_value_width(config)) + 3 * (hidden + inner))
+    linear, ends = _parameters(config)
+    weights = linear * BASE_BYTES[precision] + ends * 2 + adapter * (4 + 4 + 2)
+    return (weights + _activations(config, batch, tokens, target_tokens, checkpointing)) / 1e9
+
+
+def predict_training_gb(
+    config, trained: int, batch: int, tokens: int, target_tokens: int, checkpointing: bool, optimizer_bytes: int = 8
+) -> float:
+    """Predicted peak in GB of training ``trained`` of the weights themselves, from the config alone.
+
+    What is trained is held in float32 with its gradient and AdamW's two moments (``optimizer_bytes`` a parameter), what
+    is frozen in 16 bits.
+    """
+    linear, ends = _parameters(config)
+    weights = (linear + ends - trained) * 2 + trained * (4 + 4 + optimizer_bytes)
+    return (weights + _activations(config, batch, tokens, target_tokens, checkpointing)) / 1e9
+
+
+def inference_gb(config, context: int, batch: int = 1) -> float:
+    """Predicted GB to decode with a Llama-like model in 16 bits: its weights and a KV cache of ``context`` tokens."""
+    cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config)
+    return (sum(_parameters(config)) + cache) * 2 / 1e9
+
+
+def _key_value_width(config) -> int:
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_key_value_heads * head
+
+
+def _parameters(config) -> tuple[int, int]:
+    """Parameters of the blocks' linear layers, and of embeddings and head."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    linear = 2 * hidden * hidden + 2 * hidden * _key_value_width(config) + 3 * hidden * inner
+    return config.num_hidden_layers * linear, config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+
+
+def _activations(config, batch: int, tokens: int, target_tokens: int, checkpointing: bool) -> float:
+    """Bytes that the backward pass needs: activations in 16 bits, logits in 16 and 32 bits with their gradient."""
+    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    # One block keeps about 16 hidden-wide and 5 inner-wide 16-bit tensors for its backward pass.
     block = batch * tokens * (16 * hidden + 5 * inner) * 2
     activations = block + batch * tokens * hidden * 2 * blocks if checkpointing else block * blocks
-    logits = batch * target_tokens * config.vocab_size * (2 + 4 + 4)
-    total = linear * BASE_BYTES[precision] + ends * 2 + adapter * (4 + 4 + 2) + activations + logits
-    return total / 1e9
+    return activations + batch * target_tokens * config.vocab_size * (2 + 4 + 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.util
 import json
@@ -310,7 +311,18 @@ def keep_nf4_trainable(model: torch.nn.Module) -> None:
 
 
 def load_run(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype):
-    """``(model, tokenizer)`` of a finished training run: its adapter on the base it was trained against."""
+    """``(model, tokenizer)`` of a finished run: its checkpoint, or its adapter on the base it was trained against."""
+    if (directory / "config.json").exists():
+        return load_base(str(directory), "auto", device, dtype).eval(), load_tokenizer(str(directory))
+    model, tokenizer = load_adapter(directory, results_dir, device, dtype)
+    for parameter in model.parameters():  # the adapter was trained in float32; the products were computed in dtype
+        if parameter.dtype == torch.float32:
+            parameter.data = parameter.data.to(dtype)
+    return model.eval(), tokenizer
+
+
+def load_adapter(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype):
+    """``(model, tokenizer)``: the adapter of a run, in float32, on the base it was trained against."""
     from peft import PeftModel
 
     record = runs.read_json(directory / "settings.json")
@@ -318,11 +330,41 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
     model = load_base(path, record["base_precision"], device, dtype)
     adapter = directory / "adapter"
     with explain_loading(str(adapter)):
-        model = PeftModel.from_pretrained(model, adapter)
-    for parameter in model.parameters():  # the adapter was trained in float32; the products were computed in dtype
-        if parameter.dtype == torch.float32:
-            parameter.data = parameter.data.to(dtype)
-    return model.eval(), load_tokenizer(str(adapter))
+        return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
+
+
+def dense_checkpoint(run: str, results_dir: str) -> Path:
+    """The folder of a finished run's weights in 16 bits; an adapter is merged into ``merged/`` the first time.
+
+    It is merged into the weights it was trained on, that is, into NF4 weights dequantized.
+    """
+    directory = runs.finished_run(results_dir, run, "train_metrics.json")
+    if (directory / "config.json").exists():
+        return directory
+    merged = directory / "merged"
+    if not (directory / "adapter").exists():
+        raise UserError(f"{run} has no weights and no adapter of its own: name one of its depths, {run}/<n>")
+    if not (merged / "config.json").exists():
+        model, tokenizer = load_adapter(directory, results_dir, torch.device("cpu"), torch.bfloat16)
+        with runs.atomic_path(merged) as partial:
+            write_checkpoint(partial, model, tokenizer, torch.bfloat16)
+            record = runs.read_json(directory / "settings.json")
+            write_model_card(partial, record["base_model"], f"Run `{run}`, its LoRA adapter merged into its base.")
+    return merged
+
+
+def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: torch.dtype) -> None:
+    """Write a standard checkpoint in ``dtype``, whatever the model holds its weights in; adapters are merged."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    write_weights(directory, dense_tensors(base, dtype))
+    config = copy.deepcopy(base.config)
+    config.dtype = dtype
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures = [type(base).__name__]
+    config.save_pretrained(directory)
+    base.generation_config.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
 
 
 def compute_in_model_dtype(model: torch.nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,38 @@ def load_processed(results_dir: str, data_run: str, split: str) -> tuple[dataset
         raise UserError(f"{directory / split} is damaged ({error}): remove {directory}/ and preprocess again") from None
 
 
+def check_tokenised_for(base_model: str, data_run: str, record: dict) -> None:
+    """Raise UserError where a data run's tokens are another model's."""
+    if record["base_model"] != base_model:
+        raise UserError(
+            f"data run {data_run!r} was tokenised for {record['base_model']}, not for {base_model}: "
+            f"run preprocess_data.py --BASE_MODEL={base_model} --RUN=another_name"
+        )
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(predicted_gb: float):
+    """Turn a GPU that is too small into one line that says which constants to lower."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        card = torch.cuda.get_device_properties(0).total_memory / 1e9
+        raise UserError(
+            f"the GPU's {card:.1f} GB are not enough (predicted {predicted_gb:.1f} GB): lower BATCH_SIZE (raise "
+            "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
+        ) from None
+
+
+def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[int]:
+    """Indices ``start`` to ``start + count`` of an endless pass over the examples, shuffled anew at each round."""
+    found: list[int] = []
+    for epoch in range(start // examples, (start + count - 1) // examples + 1):
+        generator = torch.Generator().manual_seed(seed * 1000003 + epoch)
+        found += torch.randperm(examples, generator=generator).tolist()
+    begin = start % examples
+    return found[begin : begin + count]
+
+
 def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
 
@@ -156,11 +189,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
         )
     train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
-    if data_record["base_model"] != s["BASE_MODEL"]:
-        raise UserError(
-            f"data run {s['DATA_RUN']!r} was tokenised for {data_record['base_model']}, not for {s['BASE_MODEL']}: "
-            f"run preprocess_data.py --BASE_MODEL={s['BASE_MODEL']} --RUN=another_name"
-        )
+    check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
     facts = {"base_model": s["BASE_MODEL"], "base_precision": base_precision, "data": data_record["data"]}
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
@@ -214,14 +243,8 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint:
         print(f"going on from {checkpoint.name}")
-    try:
+    with explain_out_of_memory(predicted_gb):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.cuda.OutOfMemoryError:
-        card = torch.cuda.get_device_properties(0).total_memory / 1e9
-        raise UserError(
-            f"the GPU's {card:.1f} GB are not enough (predicted {predicted_gb:.1f} GB): lower BATCH_SIZE (raise "
-            "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
-        ) from None
     finish(directory, trainer, tokenizer, settings, predicted_gb, trainable, progress.clock.seconds())
 
 

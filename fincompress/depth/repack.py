@@ -2,7 +2,7 @@
 
 The sub-layers that are left form a sequence, ``A0 M0 A1 M2 A3 M3``. An attention followed by an MLP is an ordinary
 block, whichever blocks they came from, so the result is a plain Llama (or Mistral, Qwen) that any tool loads. An
-attention followed by an attention, or an MLP by an MLP, leaves a slot that must be filled with zeros; it costs its size.
+attention followed by an attention, or an MLP by an MLP, leaves a slot that is filled with zeros and costs its size.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import PARTS, SubLayer
+from fincompress.targets import target_logits
 
 
 class Block(NamedTuple):
@@ -40,6 +41,20 @@ def pair(left: list[SubLayer]) -> list[Block]:
 def unpaired(left: list[SubLayer]) -> int:
     """How many slots would have to be filled with zeros."""
     return sum((block.attention is None) + (block.mlp is None) for block in pair(left))
+
+
+def checkpoint_parameters(model: nn.Module, sizes: dict[str, int]) -> int:
+    """Parameters of the packed model, zero-filled slots included; ``sizes`` are those of attention, mlp and ends."""
+    blocks = len(pair(sub.sublayers(model)))
+    return sizes["ends"] + blocks * (sizes["attention"] + sizes["mlp"])
+
+
+@torch.no_grad()
+def check_equal(model: nn.Module, packed: nn.Module, batch: dict[str, torch.Tensor]) -> None:
+    """Raise RuntimeError where the packed model's logits are not those of the model it was packed from."""
+    ours, theirs = target_logits(model, batch)[0], target_logits(packed, batch)[0]
+    if not torch.allclose(ours.float(), theirs.float(), atol=1e-4, rtol=1e-4):
+        raise RuntimeError(f"repacking changed the logits by up to {(ours - theirs).abs().max():.3g}")
 
 
 def packed_config(config, blocks: list[Block]):

@@ -95,9 +95,7 @@ def parameters(model: nn.Module, sublayer: SubLayer) -> Iterator[nn.Parameter]:
 def skipped(model: nn.Module, *gone: SubLayer):
     """Run the model without some sub-layers; afterwards it is as it was."""
     layers = decoder(model).layers
-    before = {
-        (one.block, part): getattr(layers[one.block], part) for one in gone for part in PARTS[one.kind]
-    }
+    before = {(one.block, part): getattr(layers[one.block], part) for one in gone for part in PARTS[one.kind]}
     try:
         for one in gone:
             _take_out(layers[one.block], one.kind)

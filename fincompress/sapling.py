@@ -1,0 +1,506 @@
+"""One SAPLING run: the model as it shrinks, what was dropped and why, and the state from which a killed run goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
+
+from fincompress import charts, generation, memory, models, runs, training
+from fincompress.depth import importance, repack
+from fincompress.depth import sublayers as sub
+from fincompress.errors import UserError
+from fincompress.targets import TargetCollator, score_targets
+
+STATE = "state.json"
+FRESH = {
+    "trainable": None,  # names of the units that are trained
+    "stopped": None,  # why no more is dropped
+    "trajectory": [],  # one row a drop
+    "layer_scores": [],  # one row a unit and scan
+    "loss_curve": [],
+    "scans": 0,
+    "reference": None,  # calibration scores before any drop
+    "examples_seen": 0,
+    "tokens_seen": 0,
+    "training_seconds": 0.0,
+    "scanning_seconds": 0.0,
+}
+
+
+def open_run(settings: dict, script: str) -> Run | None:
+    """The run that these constants describe, new or as a kill left it; None where it is finished already."""
+    s = settings
+    train_set, record = training.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    calibration, _ = training.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
+    training.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)
+    if s["CALIBRATION_EXAMPLES"] > len(calibration):
+        raise UserError(
+            f"CALIBRATION_EXAMPLES = {s['CALIBRATION_EXAMPLES']}, but the calibration split of {s['DATA_RUN']!r} has "
+            f"{len(calibration)}: lower it, or preprocess with a larger one"
+        )
+    facts = {
+        "base_model": s["BASE_MODEL"],
+        "base_precision": "nf4" if s["UPDATE"] == "qlora" else "auto",
+        "data": record["data"],
+    }
+    directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
+    source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+    if s["START_FROM"]:
+        start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"], "train_metrics.json")
+        if runs.read_json(start / "settings.json")["base_model"] != s["BASE_MODEL"]:
+            raise UserError(f"START_FROM = {s['START_FROM']!r} is a run of another base model than {s['BASE_MODEL']}")
+        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
+    if runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json") is None:
+        return None
+    return Run(settings, directory, source, train_set, calibration.select(range(s["CALIBRATION_EXAMPLES"])), facts)
+
+
+class Run:
+    """A model on its way down, and its record. The script calls these methods in the order of the algorithm."""
+
+    def __init__(self, settings: dict, directory: Path, source: str, train_set, calibration, facts: dict):
+        s = self.settings = settings
+        self.directory, self.facts = directory, facts
+        self.train_set, self.calibration = train_set, calibration
+        models.quiet_libraries()
+        set_seed(s["SEED"])
+        self.device = models.pick_device()
+        self.dtype, reason = models.pick_dtype(self.device)
+        print(f"{self.device.type}, {reason}")
+        self.tokenizer = models.load_tokenizer(source)
+        self.model = models.load_base(source, facts["base_precision"], self.device, self.dtype).eval()
+        self.units = sub.units(self.model, s["DROP_UNIT"])  # as they were at the start
+        self.sizes = parameter_sizes(self.model.config)
+        self.full_size = repack.checkpoint_parameters(self.model, self.sizes)
+        smallest = (self.sizes["ends"] + self.sizes["attention"] + self.sizes["mlp"]) / self.full_size
+        if s["TARGET_SIZE"] < smallest:
+            raise UserError(
+                f"TARGET_SIZE = {s['TARGET_SIZE']} cannot be met: embeddings, head and one block are {smallest:.1%} of "
+                "this model's bytes"
+            )
+        self.collator = TargetCollator(self.tokenizer.pad_token_id)
+        self.state = self.read_state()
+        if self.state["trainable"] is not None:
+            self.resume()
+
+    # ------------------------------------------------------------------ state
+
+    def read_state(self) -> dict:
+        """The state that a kill left, or a fresh one."""
+        path = self.directory / STATE
+        if path.exists():
+            state = runs.read_json(path)
+            if set(state) != {*FRESH, "weights"}:
+                raise UserError(f"{path} is no state of this version: remove {self.directory}/ to start again")
+            return state
+        begun = [p.name for p in self.directory.iterdir() if p.is_dir() and p.name.isdigit()]
+        if any(int(name) < len(self.units) for name in begun):
+            raise UserError(
+                f"{self.directory}/ holds depths {', '.join(sorted(begun))} but no {STATE}: nothing to go on from; "
+                "remove that folder, or choose another RUN"
+            )
+        return copy.deepcopy(FRESH) | {"weights": None}
+
+    def resume(self) -> None:
+        """Bring the model to where the state says the run was: the same drops, the same weights."""
+        path = self.directory / self.state["weights"]
+        self.make_trainable()
+        for row in self.state["trajectory"]:
+            sub.remove(self.model, *self.unit(row["dropped"]))
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}): remove {self.directory}/ to start again") from None
+        trained = dict(self.trained_parameters())
+        if set(trained) != set(weights):
+            raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
+        for name, parameter in trained.items():
+            parameter.data.copy_(weights[name])
+        print(f"going on with {self.left} of {len(self.units)} units left, {self.share:.1%} of the bytes")
+
+    def save_state(self) -> None:
+        """Write weights, then the state that names them: a kill between the two leaves the older pair whole."""
+        before = self.state["weights"]
+        self.state["weights"] = f"state-{self.state['scans']:04d}{'-healing' if self.stopped else ''}.safetensors"
+        with runs.atomic_path(self.directory / self.state["weights"]) as partial:
+            save_file({name: p.detach().cpu().contiguous() for name, p in self.trained_parameters()}, partial)
+        runs.write_json(self.directory / STATE, self.state)
+        if before and before != self.state["weights"]:
+            (self.directory / before).unlink(missing_ok=True)
+
+    def trained_parameters(self):
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    @property
+    def stopped(self) -> str | None:
+        return self.state["stopped"]
+
+    @property
+    def drops(self) -> list[dict]:
+        return self.state["trajectory"]
+
+    @property
+    def left(self) -> int:
+        """Units that are left."""
+        return len(sub.units(self.model, self.settings["DROP_UNIT"]))
+
+    @property
+    def share(self) -> float:
+        """Share of the bytes of the checkpoint at the start, embeddings, head and zero-filled slots included."""
+        return repack.checkpoint_parameters(self.model, self.sizes) / self.full_size
+
+    def unit(self, name: str) -> importance.Unit:
+        return next(unit for unit in self.units if sub.unit_name(unit) == name)
+
+    # --------------------------------------------------------------- training
+
+    def choose_trainable(self) -> None:
+        """Step 1: rank every unit of the model at the start; the most important share is trained, now and later."""
+        count = math.ceil(self.settings["TRAIN_RATIO"] * len(self.units))
+        chosen = self.units
+        if count < len(self.units):
+            clock = runs.Stopwatch(self.state["scanning_seconds"])
+            questions = min(self.settings["FIRST_SCAN_EXAMPLES"], len(self.calibration))
+            scores, whole = importance.scan(self.model, self.units, self.batches(questions))
+            self.record_scores(scores, whole)
+            # Most important first: what leaves the lowest accuracy, then the highest NLL.
+            scores.sort(key=lambda score: (score.exact.mean(), -score.nll.mean()))
+            chosen = [score.unit for score in scores[:count]]
+            self.state["scanning_seconds"] = clock.seconds()
+        self.state["trainable"] = [sub.unit_name(unit) for unit in self.units if unit in chosen]
+
+    def make_trainable(self) -> None:
+        """Let gradients reach the chosen units alone; what is trained is held in float32, what is frozen is not."""
+        s = self.settings
+        chosen = [one for name in self.state["trainable"] for one in self.unit(name)]
+        self.model.requires_grad_(False)
+        if s["UPDATE"] == "qlora":
+            names = {module: name for name, module in self.model.named_modules()}
+            targets = [
+                names[module]
+                for one in chosen
+                for module in sub.module(self.model, one).modules()
+                if isinstance(module, torch.nn.Linear)
+            ]
+            self.model = get_peft_model(
+                self.model,
+                LoraConfig(r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"),
+            )
+            models.compute_in_model_dtype(self.model)
+        else:
+            found = sub.decoder(self.model)
+            ends = [*found.embed_tokens.parameters(), *found.norm.parameters()]
+            ends += self.model.get_output_embeddings().parameters()
+            for parameter in [p for one in chosen for p in sub.parameters(self.model, one)] + ends * s["TRAIN_ENDS"]:
+                parameter.requires_grad_(True)
+                parameter.data = parameter.data.float()
+        trained = sum(p.numel() for _, p in self.trained_parameters())
+        print(
+            f"{len(self.state['trainable'])} of {len(self.units)} units are trained: {trained / 1e6:.1f} M of "
+            f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "
+            f"(all of them: {8 * self.full_size / 1e9:.2f} GB)"
+        )
+
+    def train(self, epochs: float, stage: str | None = None) -> None:
+        """Train on the next ``epochs`` passes' worth of examples; learning rate and optimizer start anew."""
+        s = self.settings
+        count = round(epochs * len(self.train_set))
+        if not count:
+            return
+        seen = self.state["examples_seen"]
+        rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))
+        checkpointing = s["GRADIENT_CHECKPOINTING"]
+        arguments = training.training_arguments(
+            s, self.directory / "trainer", self.device, self.dtype, num_train_epochs=1, save_strategy="no",
+            gradient_checkpointing=self.device.type == "cuda" if checkpointing is None else checkpointing,
+        )  # fmt: skip
+        progress = training.Progress(stage or f"{self.left} of {len(self.units)} units, {self.share:.0%} of bytes")
+        trainer = training.TargetTrainer(
+            model=self.model,
+            args=arguments,
+            train_dataset=rows.select_columns(training.TRAINING_COLUMNS),
+            data_collator=self.collator,
+            processing_class=self.tokenizer,
+            callbacks=[progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        predicted = memory.predict_training_gb(
+            self.model.config, sum(p.numel() for _, p in self.trained_parameters()), s["BATCH_SIZE"],
+            max(rows["length"]), 1 + max(rows["target_tokens"]), arguments.gradient_checkpointing,
+        )  # fmt: skip
+        with training.explain_out_of_memory(predicted):
+            trainer.train()
+        self.model.eval()
+        shutil.rmtree(self.directory / "trainer", ignore_errors=True)
+        step = self.state["loss_curve"][-1]["step"] if self.state["loss_curve"] else 0
+        self.state["loss_curve"] += [
+            {"step": step + row["step"], "units_left": self.left} | {k: row[k] for k in ("loss", "learning_rate")}
+            for row in trainer.state.log_history
+            if "loss" in row
+        ]
+        self.state["examples_seen"] += count
+        self.state["tokens_seen"] += int(trainer.state.num_input_tokens_seen)
+        self.state["training_seconds"] += progress.clock.seconds()
+
+    # ---------------------------------------------------------------- scoring
+
+    def batches(self, questions: int):
+        """The first so many calibration questions, in an order fixed by the seed, collated for a scan."""
+        order = torch.randperm(len(self.calibration), generator=torch.Generator().manual_seed(self.settings["SEED"]))
+        order, size = order[:questions].tolist(), self.settings["SCAN_BATCH_SIZE"]
+        for start in range(0, questions, size):
+            batch = self.collator([self.calibration[i] for i in order[start : start + size]])
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    @contextlib.contextmanager
+    def scoring_model(self):
+        """The model as a checkpoint would be: where weights are trained, a copy of them in 16 bits."""
+        if self.settings["UPDATE"] == "full":
+            yield copy.deepcopy(self.model).to(self.dtype).eval()
+        else:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                yield self.model.eval()
+
+    def score(self) -> tuple[list[importance.Score] | list[tuple], importance.Score]:
+        """``(ranking, whole)``: every unit by the run's criterion, and the calibration scores of the model as it is."""
+        s, clock = self.settings, runs.Stopwatch()
+        units = sub.units(self.model, s["DROP_UNIT"])
+        with self.scoring_model() as model:
+            if s["CRITERION"] == "calibration":
+                ranking, whole = importance.scan(
+                    model, units, self.batches(len(self.calibration)), eliminate=s["EARLY_ELIMINATION"],
+                    finalists=max(4, s["DROPS_EARLY"]), earlier=self.last_scores(),
+                )  # fmt: skip
+            else:
+                whole = importance.Score(())
+                whole.add(*score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype), 0.0)
+                ranking = importance.rank(model, units, self.batches(len(self.calibration)), s["CRITERION"], s["SEED"])
+                if s["CRITERION"] == "angular" and s["SCHEDULE"] == "one_shot":
+                    questions = self.batches(len(self.calibration))
+                    window = importance.angular_window(model, units, questions, self.drops_needed())
+                    ranking.sort(key=lambda pair: pair[0] not in window)
+        self.state["scanning_seconds"] += clock.seconds()
+        self.record_scores(ranking, whole)
+        if not self.drops and self.state["reference"] is None:
+            self.state["reference"] = {"accuracy": float(whole.exact.mean()), "nll": float(whole.nll.mean())}
+        for row in self.drops:  # what training made of the last drops
+            if "nll_after_training" not in row:
+                row["accuracy_after_training"] = float(whole.exact.mean())
+                row["nll_after_training"] = float(whole.nll.mean())
+        print(
+            f"{self.left} of {len(self.units)} units, {self.share:.1%} of the bytes: calibration exact match "
+            f"{whole.exact.mean():.1%}, NLL {whole.nll.mean():.3f}"
+        )
+        return ranking, whole
+
+    def last_scores(self) -> dict[importance.Unit, float] | None:
+        """NLL without each unit as the last scan found it."""
+        last = [row for row in self.state["layer_scores"] if row["scan"] == self.state["scans"]]
+        return {self.unit(row["unit"]): row["nll"] for row in last} or None
+
+    def record_scores(self, ranking, whole: importance.Score) -> None:
+        """Rows of layer_scores.csv for one scan."""
+        self.state["scans"] += 1
+        common = {"scan": self.state["scans"], "units_left": self.left}
+        for entry in ranking:
+            if isinstance(entry, importance.Score):
+                seen = entry.questions
+                row = {
+                    "unit": sub.unit_name(entry.unit), "questions": seen, "accuracy": float(entry.exact.mean()),
+                    "nll": float(entry.nll.mean()), "nll_whole": float(whole.nll[:seen].mean()), "norm": entry.norm,
+                }  # fmt: skip
+            else:
+                row = {"unit": sub.unit_name(entry[0]), "score": entry[1]}
+            self.state["layer_scores"].append(common | row)
+
+    # --------------------------------------------------------------- dropping
+
+    def stop_if_reached(self, whole: importance.Score) -> None:
+        """Note in the state why no more is dropped, once there is a reason."""
+        self.state["stopped"] = self.stopped or self.stop_reason(whole)
+
+    def stop_reason(self, whole: importance.Score) -> str | None:
+        """Which target is met first: size, accuracy floor, memory or latency; None while there is more to drop."""
+        s = self.settings
+        accuracy, reference = float(whole.exact.mean()), self.state["reference"]["accuracy"]
+        if s["ACCURACY_FLOOR"] is not None:
+            if reference == 0:
+                raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
+            if accuracy < s["ACCURACY_FLOOR"] * reference:
+                return f"accuracy {accuracy:.1%} fell below {s['ACCURACY_FLOOR']:.0%} of {reference:.1%}"
+        if self.share <= s["TARGET_SIZE"]:
+            return f"{self.share:.1%} of the bytes, at most {s['TARGET_SIZE']:.0%} wanted"
+        if s["TARGET_MEMORY_GB"] is not None:
+            needed = memory.inference_gb(self.packed().config, context=1024)
+            if needed <= s["TARGET_MEMORY_GB"]:
+                return f"{needed:.2f} GB of memory, at most {s['TARGET_MEMORY_GB']} wanted"
+        if s["TARGET_LATENCY_MS"] is not None:
+            with self.scoring_model() as model:
+                found = generation.decode_latency_ms(repack.packed_model(model), self.tokenizer)
+            if found <= s["TARGET_LATENCY_MS"]:
+                return f"{found:.1f} ms a token, at most {s['TARGET_LATENCY_MS']} wanted"
+        if not self.allowed():
+            return "nothing is left that may be dropped"
+        return None
+
+    def allowed(self) -> list[importance.Unit]:
+        """Units that may go next: one block's worth stays, and with PACKABLE_ONLY an opened pair is closed first."""
+        left = sub.sublayers(self.model)
+        open_now = repack.unpaired(left) > 0
+        found = []
+        for unit in sub.units(self.model, self.settings["DROP_UNIT"]):
+            rest = [one for one in left if one not in unit]
+            closes = not open_now or not self.settings["PACKABLE_ONLY"] or repack.unpaired(rest) == 0
+            if {one.kind for one in rest} == set(sub.KINDS) and closes:
+                found.append(unit)
+        return found
+
+    @property
+    def early(self) -> bool:
+        """Whether the run is in the first half of its way to the target size."""
+        return self.share > (1 + self.settings["TARGET_SIZE"]) / 2
+
+    def drops_needed(self) -> int:
+        """Whole blocks that must go to reach the target size."""
+        block = (self.sizes["attention"] + self.sizes["mlp"]) / self.full_size
+        return math.ceil((self.share - self.settings["TARGET_SIZE"]) / block)
+
+    def drop(self, count: float, ranking: list, whole: importance.Score) -> None:
+        """Drop ``count`` units by the ranking, fewer where the target is met before, one more to close a pair."""
+        s, dropped = self.settings, 0
+        while (dropped < count and self.share > s["TARGET_SIZE"]) or (
+            s["PACKABLE_ONLY"] and repack.unpaired(sub.sublayers(self.model))
+        ):
+            allowed = self.allowed()
+            if not allowed:
+                break
+            row = {"scan": self.state["scans"]}
+            if s["CRITERION"] == "calibration":
+                score, reason = importance.choose([score for score in ranking if score.unit in allowed])
+                unit = score.unit
+                row |= {
+                    "decided_by": reason, "questions": score.questions, "norm": score.norm,
+                    "accuracy_without": float(score.exact.mean()), "nll_without": float(score.nll.mean()),
+                }  # fmt: skip
+            else:
+                unit = next(unit for unit, _ in ranking if unit in allowed)
+                row |= {"decided_by": s["CRITERION"]}
+            sub.remove(self.model, *unit)
+            self.drops.append(
+                {
+                    "dropped": sub.unit_name(unit),
+                    "kind": unit[0].kind if len(unit) == 1 else "block",
+                    "units_left": self.left,
+                    "share_of_bytes": round(self.share, 5),
+                    "share_of_parameters": round(self.parameters_left / self.full_size, 5),
+                    "accuracy_before": float(whole.exact.mean()),
+                    "nll_before": float(whole.nll.mean()),
+                    **row,
+                    "training_seconds": round(self.state["training_seconds"], 1),
+                    "scanning_seconds": round(self.state["scanning_seconds"], 1),
+                    "peak_memory_gb": max(memory.peak_memory_gb().values()),
+                }
+            )
+            print(f"  dropped {sub.unit_name(unit)} ({row['decided_by']})")
+            dropped += 1
+        if not self.trained_parameters():
+            self.state["stopped"] = "every trained unit was dropped"
+
+    @property
+    def parameters_left(self) -> int:
+        """Parameters of what is left, without zero-filled slots."""
+        return self.sizes["ends"] + sum(self.sizes[one.kind] for one in sub.sublayers(self.model))
+
+    # ------------------------------------------------------------ checkpoints
+
+    def packed(self) -> torch.nn.Module:
+        return repack.packed_model(self.model)
+
+    @torch.no_grad()
+    def save_checkpoint(self, final: bool = False) -> None:
+        """Write the model as it is as ``<units left>/``, a standard checkpoint in 16 bits that is checked first."""
+        s = self.settings
+        cycles = len({row["scan"] for row in self.drops})
+        if not final and cycles % s["SAVE_EVERY"]:
+            return
+        packed = self.packed()
+        batch = next(self.batches(2))
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            repack.check_equal(self.model, packed, batch)
+        half = torch.float16 if self.dtype == torch.float16 else torch.bfloat16
+        target = self.directory / str(self.left)
+        facts = {
+            "units_left": self.left,
+            "share_of_bytes": round(self.share, 5),
+            "share_of_parameters": round(self.parameters_left / self.full_size, 5),
+            "training_seconds": round(self.state["training_seconds"], 1),
+            "scanning_seconds": round(self.state["scanning_seconds"], 1),
+            "tokens_seen": self.state["tokens_seen"],
+            "healed": final,
+            "dropped": [row["dropped"] for row in self.drops],
+        }
+        with runs.atomic_path(target) as partial:
+            models.write_checkpoint(partial, packed, self.tokenizer, half)
+            models.write_model_card(
+                partial, s["BASE_MODEL"],
+                f"Fine-tuned for FinQA programs, shrunk to {packed.config.num_hidden_layers} blocks. Run `{s['RUN']}`.",
+                **{name: facts[name] for name in ("share_of_bytes", "share_of_parameters")},
+            )  # fmt: skip
+            record = runs.read_json(self.directory / "settings.json")
+            runs.write_json(partial / "settings.json", record | {"base_precision": "auto"})
+            runs.write_json(partial / "train_metrics.json", facts)
+
+    def finish(self) -> None:
+        """The last checkpoint, its calibration scores, the tables and figures; the state is no longer needed."""
+        s, state = self.settings, self.state
+        with self.scoring_model() as model:
+            nll, exact = score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype)
+        self.save_checkpoint(final=True)
+        runs.write_csv(self.directory / "trajectory.csv", self.drops)
+        runs.write_csv(self.directory / "layer_scores.csv", state["layer_scores"])
+        runs.write_csv(self.directory / "loss_curve.csv", state["loss_curve"])
+        charts.loss_curve(self.directory / "loss_curve.png", state["loss_curve"], [])
+        charts.layer_importance(self.directory / "layer_importance.png", state["layer_scores"], self.drops)
+        metrics = {
+            "stopped": state["stopped"],
+            "units_left": self.left,
+            "share_of_bytes": round(self.share, 5),
+            "share_of_parameters": round(self.parameters_left / self.full_size, 5),
+            "reference": state["reference"],
+            "calibration_exact": round(exact.float().mean().item(), 5),
+            "calibration_nll": round(nll.mean().item(), 5),
+            "trainable": state["trainable"],
+            "examples_seen": state["examples_seen"],
+            "tokens_seen": state["tokens_seen"],
+            "training_seconds": round(state["training_seconds"], 1),
+            "scanning_seconds": round(state["scanning_seconds"], 1),
+            "peak_memory_gb": memory.peak_memory_gb(),
+        }
+        runs.write_json(self.directory / "train_metrics.json", metrics)
+        for path in self.directory.glob("state*"):
+            path.unlink()
+        print(
+            f"stopped: {state['stopped']}; trained {state['training_seconds'] / 60:.1f} min, scanned "
+            f"{state['scanning_seconds'] / 60:.1f} min; calibration exact match {metrics['calibration_exact']:.1%}, "
+            f"NLL {metrics['calibration_nll']:.3f}; wrote {self.directory}/{self.left}/ and other depths, "
+            "trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv and .png"
+        )
+
+
+def parameter_sizes(config) -> dict[str, int]:
+    """Parameters of one attention, one MLP (each with its norm) and of the ends (embeddings, last norm, head)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    found = {kind: sum(p.numel() for p in sub.parameters(model, sub.SubLayer(0, kind))) for kind in sub.KINDS}
+    blocks = config.num_hidden_layers
+    ends = sum(p.numel() for p in model.parameters()) - blocks * sum(found.values())
+    return found | {"ends": ends}

@@ -1,0 +1,114 @@
+"""Phase 3: SAPLING, fine-tuning that removes one layer after another (Hu et al., ACL 2025, arXiv 2412.11242).
+
+Reads the splits of results/<DATA_RUN>/. Writes results/<RUN>/<units left>/ for every depth that is kept, a standard
+checkpoint without a trace of the pruning, and trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv,
+train_metrics.json. A killed run, started again with the same command, goes on with the same drops.
+
+    python sapling_train.py                                            SmolLM2-135M down to half its bytes
+    python sapling_train.py --RUN=last --CRITERION=last --SCHEDULE=one_shot --FIRST_EPOCHS=0 --HEALING_EPOCHS=5
+    python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --UPDATE=qlora \\
+        --LEARNING_RATE=2e-4 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16 --SCAN_BATCH_SIZE=4     a 10 GB GPU
+"""
+
+from fincompress.settings import check_choice, check_positive, configure
+
+# -----------------------------------------------------------------------------
+# Where
+BASE_MODEL = "smollm2-135m"  # smollm2-135m (embedded), a folder (also of a pruned model), a hub id, or shape:<name>
+START_FROM: str | None = None  # a finished run to start from instead of the untuned BASE_MODEL
+RESULTS_DIR = "results"  # every run gets a folder in here
+DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
+RUN = "sapling"  # name of this run
+# What is dropped
+DROP_UNIT = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
+CRITERION = "calibration"  # or "activation_norm", "block_influence", "angular", "last", "random"
+SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
+PACKABLE_ONLY = True  # an opened pair is closed by the next drop, so that no slot of a checkpoint is filled with zeros
+DROPS_EARLY = 4  # units dropped per cycle in the first half of the way to the target
+DROPS_LATE = 2  # and in the second half
+CALIBRATION_EXAMPLES = 256  # questions of the calibration split that a scan may use
+FIRST_SCAN_EXAMPLES = 64  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
+EARLY_ELIMINATION = True  # give up clearly worse units after a few questions; False: the exact scan, many times slower
+SCAN_BATCH_SIZE = 16  # questions at once in a scan; bounds its memory
+# When to stop, whichever comes first
+TARGET_SIZE = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
+ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before any drop, on the calibration split
+TARGET_MEMORY_GB: float | None = None  # weights and a KV cache of 1,024 tokens at batch 1, as a checkpoint in 16 bits
+TARGET_LATENCY_MS: float | None = None  # measured milliseconds per token, decoding at batch 1 on this device
+# What is trained
+UPDATE = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
+TRAIN_RATIO = 0.25  # share r of the units, the most important ones, that is ever trained
+TRAIN_ENDS = True  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
+LORA_RANK = 32  # only with UPDATE = "qlora"
+LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
+FIRST_EPOCHS = 1.0  # passes over the training set before the first drop (with "one_shot": right after it)
+CYCLE_EPOCHS = 0.2  # passes between two drops
+HEALING_EPOCHS = 1.0  # passes after the last drop
+# Optimizer
+LEARNING_RATE = 3e-4  # peak, warmed up to anew in every cycle
+LR_SCHEDULE = "cosine"  # within a cycle: "cosine", "linear" or "constant_with_warmup"
+WARMUP = 0.1  # share of a cycle's steps over which the learning rate rises
+WEIGHT_DECAY = 0.0  # on what is trained
+MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
+OPTIMIZER: str | None = None  # None: paged 8-bit AdamW on a GPU, AdamW in float32 on a CPU
+# Batches
+BATCH_SIZE = 8  # sequences at once; lower it first when memory is short
+GRADIENT_ACCUMULATION = 1  # batches per optimizer step
+GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
+# Records
+SAVE_EVERY = 1  # cycles between saved checkpoints; the last one is always saved
+LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
+SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
+# -----------------------------------------------------------------------------
+SETTINGS = configure(globals())
+
+import math  # noqa: E402
+
+from fincompress import sapling  # noqa: E402
+from fincompress.depth import importance  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
+
+
+def main() -> None:
+    """Algorithm 1 of the paper: rank every unit once; then train, score, drop, until small enough; then heal."""
+    check_settings()
+    run = sapling.open_run(SETTINGS, "sapling_train.py")
+    if run is None:
+        return
+    if run.state["trainable"] is None:
+        run.choose_trainable()
+        run.make_trainable()
+    if SCHEDULE == "one_shot" and not run.drops:
+        run.drop(math.inf, *run.score())
+    while not run.stopped:
+        run.train(CYCLE_EPOCHS if run.drops and SCHEDULE == "successive" else FIRST_EPOCHS)
+        run.save_checkpoint()
+        ranking, whole = run.score()
+        run.stop_if_reached(whole)
+        if not run.stopped:
+            run.drop(DROPS_EARLY if run.early else DROPS_LATE, ranking, whole)
+        run.save_state()
+    run.train(HEALING_EPOCHS, "healing")
+    run.finish()
+
+
+def check_settings() -> None:
+    check_choice("DROP_UNIT", DROP_UNIT, ("sublayer", "block"))
+    check_choice("CRITERION", CRITERION, importance.CRITERIA)
+    check_choice("SCHEDULE", SCHEDULE, ("successive", "one_shot"))
+    check_choice("UPDATE", UPDATE, ("full", "qlora"))
+    check_positive(
+        DROPS_EARLY=DROPS_EARLY, DROPS_LATE=DROPS_LATE, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
+        FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=TRAIN_RATIO,
+        ACCURACY_FLOOR=ACCURACY_FLOOR, SAVE_EVERY=SAVE_EVERY,
+    )  # fmt: skip
+    for name in ("TARGET_SIZE", "TRAIN_RATIO", "ACCURACY_FLOOR"):
+        value = SETTINGS[name]
+        if value is not None and not 0 < value <= 1:
+            raise UserError(f"{name} is a share, above 0 and at most 1, not {value}")
+    if CRITERION == "angular" and DROP_UNIT == "sublayer":
+        raise UserError("CRITERION = 'angular' is about whole blocks: set DROP_UNIT = 'block'")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,189 @@
+"""The scan: cached equals plain, elimination finds what the exact scan finds, ties fall as specified."""
+
+import math
+
+import pytest
+import torch
+from depth_models import CONFIGS, make_batches, make_model
+
+from fincompress.depth import importance
+from fincompress.depth import sublayers as sub
+from fincompress.depth.importance import Score
+from fincompress.depth.sublayers import SubLayer
+from fincompress.errors import UserError
+from fincompress.targets import target_logits
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def any_model(request):
+    return make_model(request.param)
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def batches():
+    return make_batches()
+
+
+@pytest.mark.parametrize("drop_unit", ["sublayer", "block"])
+def test_the_cached_scan_equals_the_plain_one(any_model, batches, drop_unit):
+    sub.remove(any_model, SubLayer(1, "attention"), SubLayer(3, "mlp"))
+    units = sub.units(any_model, drop_unit)
+    cached, whole = importance.scan(any_model, units, batches)
+    plain, again = importance.scan(any_model, units, batches, cached=False)
+    assert torch.equal(whole.nll, again.nll)
+    for ours, theirs in zip(cached, plain, strict=True):
+        assert ours.unit == theirs.unit and ours.questions == 12
+        assert torch.allclose(ours.nll, theirs.nll, atol=1e-5)
+        assert torch.equal(ours.exact, theirs.exact)
+
+
+def test_a_scan_leaves_the_model_as_it_was(model, batches):
+    before = target_logits(model, batches[0])[0]
+    importance.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
+    assert torch.equal(target_logits(model, batches[0])[0], before)
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_norms_are_of_what_each_unit_adds_padding_left_out(model):
+    batch = make_batches(1)[0]
+    scores, _ = importance.scan(model, sub.units(model, "sublayer"), [batch])
+    found = {}
+    hook = model.model.layers[2].mlp.register_forward_hook(lambda m, args, output: found.update(added=output))
+    target_logits(model, batch)
+    hook.remove()
+    expected = found["added"][batch["attention_mask"].bool()].norm().item()
+    assert next(s for s in scores if s.unit == (SubLayer(2, "mlp"),)).norm == pytest.approx(expected, rel=1e-4)
+
+
+def make_good_model():
+    """A model in which some sub-layers matter and others hardly do, as in a trained one."""
+    model = make_model()
+    for block, factor in enumerate((1.0, 0.02, 0.3, 0.01, 0.1, 1.0)):
+        model.model.layers[block].self_attn.o_proj.weight.data *= factor
+        model.model.layers[block].mlp.down_proj.weight.data *= factor
+    return model
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_elimination_drops_what_the_exact_scan_drops_or_one_within_its_error(seed):
+    model, batches = make_good_model(), make_batches(count=16, size=8, seed=seed)
+    for batch in batches:  # targets the model half knows, so that without a sub-layer it does worse
+        ids = batch["input_ids"]
+        with torch.no_grad():
+            logits, labels = target_logits(model, batch)
+        known = torch.where(labels != -100, logits.argmax(-1), labels)
+        batch["labels"][:, 1:] = known
+        ids[:, -labels.shape[1] :] = torch.where(known != -100, known, ids[:, -labels.shape[1] :])
+    units = sub.units(model, "sublayer")
+    exact, _ = importance.scan(model, units, batches)
+    early, _ = importance.scan(model, units, batches, eliminate=True)
+    assert sum(s.questions for s in early) < 0.6 * sum(s.questions for s in exact)
+    assert {s.questions for s in exact} == {128} and max(s.questions for s in early) == 128
+    theirs, ours = importance.choose(exact)[0], importance.choose(early)[0]
+    ours_exact = next(s for s in exact if s.unit == ours.unit)
+    assert not importance.behind(-ours_exact.exact, -theirs.exact, errors=1)
+    assert not importance.behind(ours_exact.nll, theirs.nll, errors=2)
+
+
+def test_earlier_scores_save_work_and_do_not_blind(batches):
+    model, batches = make_good_model(), make_batches(count=16, size=8)
+    units = sub.units(model, "sublayer")
+    first, _ = importance.scan(model, units, batches, eliminate=True)
+    earlier = {score.unit: float(score.nll.mean()) for score in first}
+    again, _ = importance.scan(model, units, batches, eliminate=True, earlier=earlier)
+    assert sum(s.questions for s in again) <= sum(s.questions for s in first)
+    assert importance.choose(again)[0].unit == importance.choose(first)[0].unit
+    assert min(s.questions for s in again) >= 8  # every unit is tried
+
+
+def score(kind, exact, nll, norm=1.0, block=0):
+    return Score((SubLayer(block, kind),), torch.tensor(nll), torch.tensor(exact), norm**2)
+
+
+def test_accuracy_decides_where_it_can():
+    good, bad = [1.0] * 90 + [0.0] * 10, [1.0] * 60 + [0.0] * 40
+    best, why = importance.choose([score("mlp", bad, [0.1] * 100), score("attention", good, [0.9] * 100)])
+    assert best.unit[0].kind == "attention" and why == "accuracy"
+
+
+def test_a_tie_in_accuracy_falls_to_nll_also_across_kinds():
+    # 50 of 100 against 51 of 100 on the same questions: well within one standard error.
+    one, other = [1.0] * 50 + [0.0] * 50, [0.0] * 49 + [1.0] * 51
+    candidates = [("mlp", other, 0.5, 0), ("attention", one, 0.2, 0), ("mlp", one, 0.4, 1)]
+    best, why = importance.choose([score(kind, exact, [nll] * 100, block=n) for kind, exact, nll, n in candidates])
+    assert best.unit[0].kind == "attention" and why == "nll"
+
+
+def test_a_tie_in_both_falls_to_the_largest_norm():
+    exact, noise = [1.0, 0.0] * 50, torch.randn(100, generator=torch.Generator().manual_seed(0))
+    nll = (0.5 + 0.1 * noise).tolist()
+    near = (0.5 + 0.1 * noise.flip(0)).tolist()
+    best, why = importance.choose([score("mlp", exact, nll, norm=3.0), score("attention", exact, near, norm=9.0)])
+    assert best.unit[0].kind == "attention" and why == "norm"
+
+
+def test_units_that_were_given_up_early_are_not_chosen():
+    given_up = score("mlp", [1.0] * 10, [0.0] * 10)
+    best, _ = importance.choose([given_up, score("attention", [0.0] * 100, [0.9] * 100)])
+    assert best.unit[0].kind == "attention"
+
+
+def test_paired_differences_see_what_unpaired_ones_cannot():
+    hard = torch.randn(200, generator=torch.Generator().manual_seed(1)).abs() * 5
+    assert importance.behind(hard + 0.01 + 0.001 * torch.rand(200), hard, errors=3)
+    assert not importance.behind(hard, hard, errors=0)
+    assert importance.standard_error(torch.tensor([1.0])) == math.inf
+
+
+def test_block_influence_angular_and_norm_by_hand(model, batches):
+    units = sub.units(model, "block")
+    with torch.no_grad():
+        hidden = [
+            model(
+                input_ids=b["input_ids"], attention_mask=b["attention_mask"], position_ids=b["position_ids"],
+                output_hidden_states=True,
+            ).hidden_states
+            for b in batches
+        ]  # fmt: skip
+    cosine = torch.nn.functional.cosine_similarity
+    block = 2
+    turned = [1 - cosine(h[block], h[block + 1], dim=-1) for h in hidden]
+    influence = torch.cat([t[b["attention_mask"].bool()] for t, b in zip(turned, batches, strict=True)]).mean()
+    angle = torch.cat([torch.arccos(cosine(h[block][:, -1], h[block + 1][:, -1], dim=-1)) / math.pi for h in hidden])
+    found = {name: dict(importance.rank(model, units, batches, name)) for name in ("block_influence", "angular")}
+    assert found["block_influence"][units[block]] == pytest.approx(influence.item(), rel=1e-3)
+    assert found["angular"][units[block]] == pytest.approx(angle.mean().item(), rel=1e-3)
+    norms = dict(importance.rank(model, sub.units(model, "sublayer"), batches, "activation_norm"))
+    assert max(norms.values()) == pytest.approx(100) and len(norms) == 12
+
+    spans = [
+        sum(float((torch.arccos(cosine(h[s][:, -1], h[s + 3][:, -1], dim=-1)) / math.pi).sum()) for h in hidden)
+        for s in range(3)  # the last state of hidden_states is normed already
+    ]
+    window = importance.angular_window(model, units[:5], batches, 3)
+    assert window == units[:5][spans.index(min(spans)) :][:3]
+
+
+def test_last_first_and_random_by_seed(model, batches):
+    units = sub.units(model, "sublayer")
+    assert [unit for unit, _ in importance.rank(model, units, [], "last")] == units[::-1]
+    orders = [[unit for unit, _ in importance.rank(model, units, [], "random", seed)] for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(units)
+
+
+def test_a_model_that_does_more_to_its_logits_is_refused(model, batches):
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 3
+        return output
+
+    model.forward = scaled
+    with pytest.raises(UserError, match="cannot be scanned"):
+        importance.scan(model, sub.units(model, "sublayer"), batches)

@@ -1,0 +1,130 @@
+"""What is left, packed into fewer blocks: the same logits, a standard checkpoint, zeros only for missing partners."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from depth_models import CONFIGS, make_batches, make_model
+from peft import LoraConfig, get_peft_model
+
+from fincompress import models
+from fincompress.depth import repack
+from fincompress.depth import sublayers as sub
+from fincompress.depth.sublayers import SubLayer
+from fincompress.targets import target_logits
+
+
+@pytest.fixture(params=sorted(CONFIGS))
+def any_model(request):
+    return make_model(request.param)
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def batches():
+    return make_batches()
+
+
+A, M = (lambda block: SubLayer(block, "attention")), (lambda block: SubLayer(block, "mlp"))
+PACKABLE = [M(1), A(2), A(4), M(4)]  # A1 M2, A3 M3, ...: no slot stays empty
+MIXED = [A(0), M(2), M(3), A(5)]  # attention by attention, MLP by MLP
+
+
+def test_pairs_are_the_fewest_blocks_in_the_same_order():
+    left = [A(0), M(0), A(1), M(2), A(3), A(4), M(4), M(5)]
+    blocks = repack.pair(left)
+    assert blocks == [(A(0), M(0)), (A(1), M(2)), (A(3), None), (A(4), M(4)), (None, M(5))]
+    assert repack.unpaired(left) == 2
+    for size in range(6):
+        for chosen in itertools.combinations([kind(block) for block in range(3) for kind in (A, M)], size):
+            flat = [one for block in repack.pair(list(chosen)) for one in block if one is not None]
+            assert flat == list(chosen)
+
+
+@pytest.mark.parametrize("gone", [PACKABLE, MIXED])
+def test_packed_logits_are_the_unpacked_ones_also_with_a_cache(any_model, batches, gone):
+    sub.remove(any_model, *gone)
+    packed = repack.packed_model(any_model)
+    for batch in batches:
+        assert torch.equal(target_logits(packed, batch)[0], target_logits(any_model, batch)[0])
+    ids = batches[0]["input_ids"][:, -6:]
+    arguments = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 12, "do_sample": False}
+    assert torch.equal(packed.generate(ids, **arguments), packed.generate(ids, **arguments, use_cache=False))
+    blocks = len(repack.pair(sub.sublayers(any_model)))
+    assert packed.config.num_hidden_layers == blocks == len(packed.model.layers)
+    assert repack.unpaired(sub.sublayers(any_model)) == (0 if gone == PACKABLE else 4)
+    if hasattr(packed.config, "layer_types"):
+        kept = [(block.attention or block.mlp).block for block in repack.pair(sub.sublayers(any_model))]
+        assert packed.config.layer_types == [any_model.config.layer_types[block] for block in kept]
+
+
+def test_a_wrong_packing_is_caught(model, batches):
+    sub.remove(model, *PACKABLE)
+    packed = repack.packed_model(model)
+    repack.check_equal(model, packed, batches[0])
+    layers = packed.model.layers
+    layers[1].post_attention_layernorm, layers[2].post_attention_layernorm = (
+        layers[2].post_attention_layernorm,
+        layers[1].post_attention_layernorm,
+    )
+    with pytest.raises(RuntimeError, match="changed the logits"):
+        repack.check_equal(model, packed, batches[0])
+
+
+def test_a_pruned_model_can_be_pruned_again(model, batches):
+    sub.remove(model, *PACKABLE)
+    again = repack.packed_model(model)
+    assert sub.sublayers(again) == [SubLayer(block, kind) for block in range(4) for kind in sub.KINDS]
+    sub.remove(again, A(0), M(0))
+    assert torch.equal(target_logits(repack.packed_model(again), batches[0])[0], target_logits(again, batches[0])[0])
+
+
+LOAD = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True, dtype=torch.float32)
+assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
+ids = torch.load(sys.argv[2], weights_only=True)
+torch.save(model(ids).logits, sys.argv[3])
+assert model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6).shape[1] == ids.shape[1] + 6
+assert not any(name.startswith("fincompress") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("gone", [PACKABLE, MIXED])
+def test_stock_transformers_loads_the_checkpoint_in_a_fresh_process(any_model, batches, gone, tiny_base, tmp_path):
+    sub.remove(any_model, *gone)
+    packed = repack.packed_model(any_model)
+    models.write_checkpoint(tmp_path / "model", packed, models.load_tokenizer(tiny_base), torch.float32)
+    ids = batches[0]["input_ids"][:, -6:].clamp(min=3)
+    torch.save(ids, tmp_path / "ids.pt")
+    command = [sys.executable, "-c", LOAD, tmp_path / "model", tmp_path / "ids.pt", tmp_path / "logits.pt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    reloaded = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert torch.allclose(reloaded, any_model(ids, use_cache=False).logits, atol=1e-5)
+    assert REPOSITORY.name not in (tmp_path / "model" / "config.json").read_text()
+
+
+def test_adapters_are_merged_into_what_is_written(model, batches, tiny_base, tmp_path):
+    wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    sub.remove(wrapped, *PACKABLE)
+    packed = repack.packed_model(wrapped)
+    repack.check_equal(wrapped, packed, batches[0])
+    models.write_checkpoint(tmp_path / "model", packed, models.load_tokenizer(tiny_base), torch.float32)
+    merged = models.load_base(str(tmp_path / "model"), "fp32", torch.device("cpu"), torch.float32).eval()
+    with torch.no_grad():
+        ours, theirs = target_logits(merged, batches[0])[0], target_logits(wrapped.eval(), batches[0])[0]
+        with wrapped.disable_adapter():
+            without = target_logits(wrapped, batches[0])[0]
+    assert torch.allclose(ours, theirs, atol=1e-4) and not torch.allclose(ours, without, atol=1e-2)
