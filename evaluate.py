@@ -124,10 +124,13 @@ def score_run() -> None:
             verdict = scoring.score_answer(output["output"], question)
         questions.append(question)
         verdicts.append({"id": row["id"], **output, **verdict})
+    size = models.size_gb(None if RUN == "base" else directory, record["base_model"], RESULTS_DIR)
     facts = {
         "run": RUN,
         "base_model": record["base_model"],
         "base_precision": record["base_precision"],
+        "size_gb": round(size, 4),
+        "share_of_base": round(size / models.size_gb(None, record["base_model"], RESULTS_DIR), 4),
         "data": record["data"],
         "target": target,
         "evidence": data["settings"]["EVIDENCE"],
@@ -162,16 +165,17 @@ def show_table() -> None:
     """Rebuild results/accuracy.csv from every evaluation, and print the rows of this split."""
     rows = runs.accuracy_table(RESULTS_DIR)
     runs.write_csv(Path(RESULTS_DIR) / "accuracy.csv", rows)
-    line = "{:<22}{:<14}{:<11}{:<12}{:>9}  {:<24}{}"
-    print(
-        "\n" + line.format("run", "base model", "data", "split", "questions", "execution accuracy", "program accuracy")
-    )
+    line = "{:<18}{:<14}{:<11}{:<12}{:>9}{:>7}  {:<22}{}"
+    titles = ("run", "base model", "data", "split", "questions", "size", "execution accuracy", "program accuracy")
+    print("\n" + line.format(*titles))
     for row in (row for row in rows if row["split"] == SPLIT):
         shown = ["-", "-"]
         for i, name in enumerate(("execution_accuracy", "program_accuracy")):
             if row[name] is not None:
                 shown[i] = f"{row[name]:.1%} [{row[name + '_low']:.1%}, {row[name + '_high']:.1%}]"
-        print(line.format(row["run"], str(row["base_model"])[-13:], row["data"], SPLIT, row["questions"], *shown))
+        size = "-" if row["share_of_base"] is None else f"{row['share_of_base']:.0%}"
+        model = str(row["base_model"])[-13:]
+        print(line.format(row["run"], model, row["data"], SPLIT, row["questions"], size, *shown))
 
 
 if __name__ == "__main__":

@@ -50,6 +50,12 @@ def predict_training_gb(
     return (weights + _activations(config, batch, tokens, target_tokens, checkpointing)) / 1e9
 
 
+def weights_gb(config, precision: str) -> float:
+    """GB of a Llama-like model's weights, the blocks' linear layers in ``precision`` and the ends in 16 bits."""
+    linear, ends = _parameters(config)
+    return (linear * BASE_BYTES[precision] + ends * 2) / 1e9
+
+
 def inference_gb(config, context: int, batch: int = 1) -> float:
     """Predicted GB to decode with a Llama-like model in 16 bits: its weights and a KV cache of ``context`` tokens."""
     cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config)

@@ -16,9 +16,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
 
-from fincompress import runs
+from fincompress import memory, runs
 from fincompress.errors import UserError
 
 EMBEDDED = "smollm2-135m"
@@ -326,9 +326,11 @@ def load_adapter(directory: Path, results_dir: str, device: torch.device, dtype:
     from peft import PeftModel
 
     record = runs.read_json(directory / "settings.json")
+    adapter = directory / "adapter"
+    if not adapter.exists():
+        raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
     path = base_model_path(record["base_model"], results_dir)
     model = load_base(path, record["base_precision"], device, dtype)
-    adapter = directory / "adapter"
     with explain_loading(str(adapter)):
         return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
 
@@ -342,8 +344,6 @@ def dense_checkpoint(run: str, results_dir: str) -> Path:
     if (directory / "config.json").exists():
         return directory
     merged = directory / "merged"
-    if not (directory / "adapter").exists():
-        raise UserError(f"{run} has no weights and no adapter of its own: name one of its depths, {run}/<n>")
     if not (merged / "config.json").exists():
         model, tokenizer = load_adapter(directory, results_dir, torch.device("cpu"), torch.bfloat16)
         with runs.atomic_path(merged) as partial:
@@ -351,6 +351,20 @@ def dense_checkpoint(run: str, results_dir: str) -> Path:
             record = runs.read_json(directory / "settings.json")
             write_model_card(partial, record["base_model"], f"Run `{run}`, its LoRA adapter merged into its base.")
     return merged
+
+
+def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> float:
+    """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base in 16 bits."""
+    if run_directory is not None and (run_directory / "config.json").exists():
+        return sum(path.stat().st_size for path in run_directory.glob("*.safetensors")) / 1e9
+    path = base_model_path(base_model, results_dir)
+    with explain_loading(path):
+        config = AutoConfig.from_pretrained(path)
+    if run_directory is None:
+        return memory.weights_gb(config, "bf16")
+    precision = runs.read_json(run_directory / "settings.json")["base_precision"]
+    adapter = run_directory / "adapter" / "adapter_model.safetensors"  # in float32; 16 bits of it are used
+    return memory.weights_gb(config, precision) + adapter.stat().st_size / 2e9
 
 
 def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: torch.dtype) -> None:

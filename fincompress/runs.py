@@ -218,6 +218,8 @@ def accuracy_table(results_dir: str) -> list[dict]:
             "data_fingerprint": found["data"]["fingerprint"],
             "split": found["split"],
             "questions": found["questions"],
+            "size_gb": found.get("size_gb"),
+            "share_of_base": found.get("share_of_base"),
         }
         for name in ("execution_accuracy", "program_accuracy"):
             scores = found[name]

@@ -125,6 +125,38 @@ def head(model, stream: torch.Tensor, seen: Trace) -> torch.Tensor:
     return model.get_output_embeddings()(sub.decoder(model).norm(last))
 
 
+class Elimination:
+    """Which units a scan still follows: successive halving on nested parts of the calibration set.
+
+    Each time the questions seen have doubled the worse half (by NLL) is given up, and at any time what is behind the
+    leader by more than three standard errors of the paired difference, until ``finalists`` are left. ``earlier`` holds
+    what an earlier scan found (unit -> NLL): units are tried in that order, its better half sets the bar, and the rest
+    must be within one standard error of it after the first batch to go on.
+    """
+
+    def __init__(self, units: list[Unit], finalists: int, earlier: dict[Unit, float] | None = None):
+        self.finalists, self.earlier = finalists, earlier or {}
+        self.alive = sorted(units, key=lambda unit: self.earlier.get(unit, -math.inf))
+        self.next_cut: int | None = None
+
+    def give_up(self, scores: dict[Unit, Score]) -> None:
+        """Call after each batch, with the scores of every unit that is still followed."""
+        questions = scores[self.alive[0]].questions
+        leader = min((scores[unit] for unit in self.alive), key=lambda score: score.nll.mean())
+        doubtful = self.alive[len(self.alive) // 2 :] if self.next_cut is None and self.earlier else []
+        hopeless = {
+            unit for unit in self.alive if behind(scores[unit].nll, leader.nll, errors=1 if unit in doubtful else 3)
+        }
+        keep = len(self.alive) - len(hopeless)
+        if self.next_cut is None:
+            self.next_cut = 2 * questions
+        elif questions >= self.next_cut:
+            keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * self.next_cut
+        best = sorted(self.alive, key=lambda unit: (unit in hopeless, scores[unit].nll.mean()))
+        best = best[: max(keep, self.finalists)]
+        self.alive = [unit for unit in self.alive if unit in best]
+
+
 def scan(
     model,
     units: list[Unit],
@@ -137,41 +169,27 @@ def scan(
     """Score the model without each of ``units``; also returns the score of the model as it is, under an empty unit.
 
     ``batches`` are nested parts of the calibration set, in a random order fixed by the caller; one at a time is held
-    with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan. With it, each
-    time the questions seen have doubled the worse half is given up, and at any time what is clearly worse than the
-    leader on the same questions, until ``finalists`` are left; those alone see every question. ``earlier`` holds what
-    an earlier scan found (unit -> NLL): its better half is tried first and sets the bar, and the rest must come
-    near it on the first batch to go on. ``cached=False`` runs the whole network for every unit: the reference.
+    with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan; with it, units
+    are given up as ``Elimination`` says, and only those that were followed to the end have seen every question.
+    ``cached=False`` runs the whole network for every unit: the reference.
     """
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
-    alive = sorted(units, key=lambda unit: (earlier or {}).get(unit, -math.inf))
-    cut = 0
+    race = Elimination(units, finalists, earlier)
     for number, batch in enumerate(batches):
         seen = trace(model, batch)
         if number == 0:
             _check_head(model, seen)
         whole.add(*target_scores(seen.logits, seen.labels), 0.0)
-        for unit in alive:
+        for unit in race.alive:
             if cached:
                 logits = logits_without(model, unit, seen)
             else:
                 with sub.skipped(model, *unit), torch.no_grad():
                     logits = target_logits(model, batch)[0]
             scores[unit].add(*target_scores(logits, seen.labels), sum(seen.squares[one] for one in unit))
-        if not eliminate:
-            continue
-        leader = min((scores[unit] for unit in alive), key=lambda score: score.nll.mean())
-        worse = [unit for unit in alive if behind(scores[unit].nll, leader.nll, errors=3)]
-        if number == 0 and earlier:
-            worse += [unit for unit in alive[len(alive) // 2 :] if behind(scores[unit].nll, leader.nll, errors=1)]
-        by_nll = sorted(alive, key=lambda unit: (unit in worse, scores[unit].nll.mean()))
-        keep = max(finalists, len(alive) - len(set(worse)))
-        if number == 0:
-            cut = 2 * whole.questions
-        elif whole.questions >= cut:
-            keep, cut = max(finalists, min(keep, len(alive) // 2)), 2 * cut
-        alive = [unit for unit in alive if unit in by_nll[:keep]]
+        if eliminate:
+            race.give_up(scores)
     return list(scores.values()), whole
 
 

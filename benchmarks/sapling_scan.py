@@ -1,0 +1,131 @@
+"""What the calibration scan costs and finds: plain, with cached prefixes, and with early elimination.
+
+Scans SmolLM2's 60 sub-layers on the calibration split of a data run, with a finished run's weights:
+
+    python benchmarks/sapling_scan.py --RUN=qlora_4bit
+
+1. Plain against cached on the same few questions: time ratio and largest difference of a score.
+2. Early elimination on all questions against the plain scan, whose cost is linear in questions: time ratio.
+3. Whether elimination picks what the exact scan picks. The exact scan keeps every question's score, and no score
+   depends on the questions beside it, so elimination is replayed on it in several orders of the questions, at several
+   depths along a trajectory: the drops of each replay are compared with the exact scan's choice.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fincompress.settings import configure  # noqa: E402
+
+# -----------------------------------------------------------------------------
+RUN = "qlora_4bit"  # the finished run whose model is scanned
+RESULTS_DIR = "results"  # where it lies
+QUESTIONS = 256  # calibration questions of a full scan
+PLAIN_QUESTIONS = 16  # questions of the plain scan; its cost is linear in them
+BATCH_SIZE = 16  # questions at once
+DEPTHS = 5  # depths at which exact and early scans are compared
+DROPS_BETWEEN = 8  # sub-layers dropped between two of those depths
+ORDERS = 4  # orders of the questions in which elimination is replayed at each depth
+# -----------------------------------------------------------------------------
+configure(globals())
+
+import time  # noqa: E402
+
+import torch  # noqa: E402
+
+from fincompress import models, runs, targets, training  # noqa: E402
+from fincompress.depth import importance, repack  # noqa: E402
+from fincompress.depth import sublayers as sub  # noqa: E402
+from fincompress.errors import run_script  # noqa: E402
+
+
+def main() -> None:
+    models.quiet_libraries()
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
+    folder = models.dense_checkpoint(RUN, RESULTS_DIR)
+    model, tokenizer = models.load_base(str(folder), "auto", device, dtype).eval(), models.load_tokenizer(str(folder))
+    record = runs.read_json(runs.run_directory(RESULTS_DIR, RUN) / "settings.json")
+    rows, _ = training.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], "calibration")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()[:QUESTIONS]
+    collator = targets.TargetCollator(tokenizer.pad_token_id)
+    batches = [collator([rows[i] for i in order[k : k + BATCH_SIZE]]) for k in range(0, len(order), BATCH_SIZE)]
+    batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
+    units = sub.units(model, "sublayer")
+    print(f"{RUN}: {len(units)} sub-layers, {len(order)} questions; {device.type}, {reason}")
+
+    few = batches[: max(1, PLAIN_QUESTIONS // BATCH_SIZE)]
+    seen = sum(len(batch["labels"]) for batch in few)
+    plain_seconds, plain = timed(lambda: importance.scan(model, units, few, cached=False)[0])
+    cached_seconds, cached = timed(lambda: importance.scan(model, units, few)[0])
+    difference = max((a.nll - b.nll).abs().max().item() for a, b in zip(plain, cached, strict=True))
+    same = all(torch.equal(a.exact, b.exact) for a, b in zip(plain, cached, strict=True))
+    print(f"plain   {plain_seconds:6.1f} s on {seen} questions")
+    print(f"cached  {cached_seconds:6.1f} s on the same: {plain_seconds / cached_seconds:.2f} times faster;", end=" ")
+    print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
+    early_seconds, early = timed(lambda: importance.scan(model, units, batches, eliminate=True)[0])
+    whole = plain_seconds * len(order) / seen
+    print(
+        f"early   {early_seconds:6.1f} s on {len(order)} questions: {whole / early_seconds:.1f} times faster than",
+        end=" ",
+    )
+    print(f"plain ({whole:.0f} s at {plain_seconds / seen:.2f} s a question)", flush=True)
+
+    agreed = within = replays = 0
+    for depth in range(DEPTHS):
+        units = sub.units(model, "sublayer")
+        began = time.perf_counter()
+        exact, whole_score = importance.scan(model, units, batches)
+        seconds = time.perf_counter() - began
+        choice = importance.choose(exact)[0]
+        for seed in range(ORDERS):
+            picked = replay(exact, whole_score, seed)
+            replays += 1
+            agreed += picked.unit == choice.unit
+            within += within_error(picked, choice)
+        print(
+            f"{len(units)} sub-layers: exact scan {seconds:.0f} s, drops {sub.unit_name(choice.unit)}; so far "
+            f"{agreed} of {replays} replays pick the same, {within} the same or one within a standard error", flush=True
+        )  # fmt: skip
+        if depth + 1 < DEPTHS:
+            drop(model, exact)
+
+
+def timed(work):
+    began = time.perf_counter()
+    found = work()
+    return time.perf_counter() - began, found
+
+
+def replay(exact: list[importance.Score], whole: importance.Score, seed: int) -> importance.Score:
+    """What elimination drops when the questions come in another order, from the exact scan's scores."""
+    order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
+    scores = {score.unit: importance.Score(score.unit) for score in exact}
+    full = {score.unit: score for score in exact}
+    race = importance.Elimination(list(scores), finalists=4)
+    for start in range(0, len(order), BATCH_SIZE):
+        part = order[start : start + BATCH_SIZE]
+        for unit in race.alive:
+            scores[unit].add(full[unit].nll[part], full[unit].exact[part], full[unit].squares * len(part) / len(order))
+        race.give_up(scores)
+    return full[importance.choose(list(scores.values()))[0].unit]
+
+
+def within_error(picked: importance.Score, choice: importance.Score) -> bool:
+    """Whether the exact scan puts the pick within a standard error of its own choice, in accuracy and in NLL."""
+    return not importance.behind(-picked.exact, -choice.exact, 1) and not importance.behind(picked.nll, choice.nll, 1)
+
+
+def drop(model, scores: list[importance.Score]) -> None:
+    """Take out the next few sub-layers by these scores, so that the next depth is one that a run would meet."""
+    for _ in range(DROPS_BETWEEN):
+        left = sub.sublayers(model)
+        fits = [score for score in scores if score.unit[0] in left]
+        if repack.unpaired(left):  # close the pair that the last drop opened
+            fits = [score for score in fits if not repack.unpaired([one for one in left if one not in score.unit])]
+        sub.remove(model, *importance.choose(fits)[0].unit)
+
+
+if __name__ == "__main__":
+    run_script(main)

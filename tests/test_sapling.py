@@ -1,0 +1,203 @@
+"""sapling_train.py as a person runs it, on a random decoder of six blocks: every file, a kill, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import REPOSITORY, run_script
+
+from fincompress import models, runs
+from fincompress.depth import sublayers as sub
+
+DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
+        "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
+SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=16", "--FIRST_SCAN_EXAMPLES=8",
+           "--SCAN_BATCH_SIZE=4", "--DROPS_EARLY=2", "--DROPS_LATE=2", "--LOGGING_STEPS=1", "--LEARNING_RATE=1e-3",
+           "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def six(results_dir, tiny_base):
+    """The environment of a data run for a random Llama of six blocks, most of whose bytes lie in the blocks."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=2048, hidden_size=64, intermediate_size=256, num_hidden_layers=6, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, eos_token_id=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    folder = results_dir / "six"
+    models.write_checkpoint(
+        folder, AutoModelForCausalLM.from_config(config), models.load_tokenizer(tiny_base), torch.bfloat16
+    )
+    environment = {"BASE_MODEL": str(folder), "DATA_DIR": "synthetic", "RESULTS_DIR": str(results_dir)}
+    done = run_script(*DATA, **environment)
+    assert done.returncode == 0, done.stderr
+    return results_dir, environment
+
+
+@pytest.fixture(scope="module")
+def sapling(six):
+    done = run_script(*SAPLING, **six[1])
+    assert done.returncode == 0, done.stderr
+    return six[0] / "sapling", six[1], done.stdout
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def test_a_run_leaves_its_tables_and_a_checkpoint_per_depth(sapling):
+    directory, _, printed = sapling
+    trajectory = pd.read_csv(directory / "trajectory.csv")
+    metrics = read(directory / "train_metrics.json")
+    assert metrics["share_of_bytes"] <= 0.5 < trajectory["share_of_bytes"].iloc[-2]
+    assert trajectory["units_left"].tolist() == list(range(11, 11 - len(trajectory), -1))
+    assert trajectory["nll_after_training"].notna().all() and set(trajectory["decided_by"]) <= {
+        "accuracy",
+        "nll",
+        "norm",
+    }
+    depths = sorted((int(p.name) for p in directory.iterdir() if p.is_dir()), reverse=True)
+    assert depths == list(range(12, metrics["units_left"] - 1, -2))
+    full = (directory / "12" / "model.safetensors").stat().st_size
+    for depth in depths:
+        facts = read(directory / str(depth) / "train_metrics.json")
+        size = (directory / str(depth) / "model.safetensors").stat().st_size
+        assert size / full == pytest.approx(facts["share_of_bytes"], abs=0.02)
+        assert facts["share_of_bytes"] == facts["share_of_parameters"]  # packable: no slot is filled with zeros
+    scores = pd.read_csv(directory / "layer_scores.csv")
+    assert (scores.groupby("scan")["units_left"].first().diff().dropna() <= 0).all()
+    assert (directory / "layer_importance.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(directory.glob("state*")) and "stopped" in printed
+    assert metrics["examples_seen"] == 24 * (2 + len(depths) - 1)
+
+
+def test_checkpoints_are_standard_and_evaluate(sapling):
+    directory, environment, _ = sapling
+    depth = read(directory / "train_metrics.json")["units_left"]
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(directory / str(depth), output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.num_hidden_layers == depth // 2
+    arguments = ("--SPLIT=test", "--MAX_NEW_TOKENS=8")
+    done = run_script("evaluate.py", f"--RUN=sapling/{depth}", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    summary = read(directory / str(depth) / "eval_test.json")
+    assert summary["questions"] == 8 and summary["share_of_base"] == pytest.approx(0.5, abs=0.1)
+    done = run_script("evaluate.py", "--RUN=sapling", *arguments, **environment)
+    assert done.returncode == 2 and "name one of its depths" in done.stderr
+
+
+def test_frozen_weights_are_bit_identical_after_training(sapling):
+    directory, environment, _ = sapling
+    metrics = read(directory / "train_metrics.json")
+    assert len(metrics["trainable"]) == 3
+    cpu = torch.device("cpu")
+    start = models.load_base(environment["BASE_MODEL"], "bf16", cpu, torch.bfloat16)
+    trained = models.load_base(str(directory / "12"), "bf16", cpu, torch.bfloat16)
+    for one in sub.sublayers(start):
+        same = all(
+            torch.equal(a, b) for a, b in zip(sub.parameters(start, one), sub.parameters(trained, one), strict=True)
+        )
+        assert same == (str(one) not in metrics["trainable"]), str(one)
+
+
+def test_a_killed_run_goes_on_with_the_same_drops_and_ends_the_same(sapling, six):
+    directory, environment, _ = sapling
+    results = six[0]
+    command = [sys.executable, *SAPLING, "--RUN=broken"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    state, deadline = results / "broken" / "state.json", time.monotonic() + 120
+    while not (state.exists() and read(state)["trajectory"]) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (results / "broken" / "train_metrics.json").exists(), "the run ended before it could be killed"
+    resumed = run_script(*SAPLING, "--RUN=broken", **environment)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on with" in resumed.stdout
+    tables = [pd.read_csv(d / "trajectory.csv") for d in (directory, results / "broken")]
+    for name in ("dropped", "decided_by", "nll_without", "nll_after_training"):
+        assert tables[0][name].tolist() == tables[1][name].tolist(), name
+    depth = str(read(directory / "train_metrics.json")["units_left"])
+    weights = [(d / depth / "model.safetensors").read_bytes() for d in (directory, results / "broken")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("last", ("--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("shortgpt", ("--CRITERION=block_influence", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("gromov", ("--CRITERION=angular", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("random", ("--CRITERION=random", "--TRAIN_RATIO=1.0")),
+        ("qlora", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5")),
+    ],
+)
+def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
+    results, environment = six
+    done = run_script(*SAPLING, f"--RUN={name}", *more, **environment)
+    assert done.returncode == 0, done.stderr
+    metrics = read(results / name / "train_metrics.json")
+    trajectory = pd.read_csv(results / name / "trajectory.csv")
+    assert metrics["share_of_bytes"] <= 0.5
+    blocks = [int(unit.partition(".")[2]) for unit in trajectory["dropped"]]
+    if name == "last":
+        assert blocks == sorted(blocks, reverse=True) and blocks[0] == 5
+    if name == "gromov":
+        assert sorted(blocks) == list(range(min(blocks), max(blocks) + 1))
+    folder = results / name / str(metrics["units_left"])
+    loaded = models.load_base(str(folder), "bf16", torch.device("cpu"), torch.bfloat16)
+    assert loaded.config.num_hidden_layers == len(sub.units(loaded, "block"))
+
+
+def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):
+    directory, environment, _ = sapling
+    deeper = ("--TARGET_SIZE=0.9", "--FIRST_EPOCHS=0", "--HEALING_EPOCHS=0")
+    done = run_script(*SAPLING, "--RUN=again", "--START_FROM=sapling/10", *deeper, **environment)
+    assert done.returncode == 0, done.stderr
+    assert runs.read_json(directory.parent / "again" / "train_metrics.json")["units_left"] == 8
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--TARGET_SIZE=0.05",), "cannot be met"),
+        (("--TARGET_SIZE=1.5",), "is a share"),
+        (("--ACCURACY_FLOOR=1.5",), "is a share"),
+        (("--CALIBRATION_EXAMPLES=17",), "the calibration split of 'six_data' has 16"),
+        (("--CRITERION=calibraton",), "did you mean 'calibration'"),
+        (("--CRITERION=angular",), "set DROP_UNIT = 'block'"),
+        (("--START_FROM=nothing",), "'nothing' does not exist"),
+        (("--ACCURACY_FLOOR=0.9", "--FIRST_EPOCHS=0"), "accuracy before any drop, which is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(six, more, says):
+    results, environment = six
+    done = run_script(*SAPLING, "--RUN=bad", *more, **environment)
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1] and done.stderr.count("error:") == 1, done.stderr
+    assert not (results / "bad" / "train_metrics.json").exists()
+
+
+def test_a_missing_or_torn_state_is_one_line(sapling, six):
+    directory, environment, _ = sapling
+    import shutil
+
+    torn = six[0] / "torn"
+    shutil.copytree(directory, torn)
+    (torn / "train_metrics.json").unlink()
+    done = run_script(*SAPLING, "--RUN=torn", **environment)
+    assert done.returncode == 2 and "no state.json" in done.stderr and done.stderr.count("\n") == 1
+    (torn / "state.json").write_text('{"trainable": [')
+    done = run_script(*SAPLING, "--RUN=torn", **environment)
+    assert done.returncode == 2 and "not readable as JSON" in done.stderr and done.stderr.count("\n") == 1
