@@ -271,36 +271,46 @@ class Run:
                 yield self.model.eval()
 
     def score(self) -> tuple[list[importance.Score] | list[tuple], importance.Score]:
-        """``(ranking, whole)``: every unit by the run's criterion, and the calibration scores of the model as it is."""
+        """``(ranking, whole)``: every unit by the run's criterion, and the calibration scores of the model as it is.
+
+        The ranking is empty where nothing more will be dropped: at the target size, and after the one shot.
+        """
         s, clock = self.settings, runs.Stopwatch()
-        units = sub.units(self.model, s["DROP_UNIT"])
+        done = self.share <= s["TARGET_SIZE"] or (s["SCHEDULE"] == "one_shot" and self.drops)
+        units = [] if done else sub.units(self.model, s["DROP_UNIT"])
         with self.scoring_model() as model:
-            if s["CRITERION"] == "calibration":
+            if units and s["CRITERION"] == "calibration":
                 ranking, whole = importance.scan(
                     model, units, self.batches(len(self.calibration)), eliminate=s["EARLY_ELIMINATION"],
                     finalists=max(4, s["DROPS_EARLY"]), earlier=self.last_scores(),
                 )  # fmt: skip
             else:
-                whole = importance.Score(())
+                ranking, whole = self.rank(model, units), importance.Score(())
                 whole.add(*score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype), 0.0)
-                ranking = importance.rank(model, units, self.batches(len(self.calibration)), s["CRITERION"], s["SEED"])
-                if s["CRITERION"] == "angular" and s["SCHEDULE"] == "one_shot":
-                    questions = self.batches(len(self.calibration))
-                    window = importance.angular_window(model, units, questions, self.drops_needed())
-                    ranking.sort(key=lambda pair: pair[0] not in window)
         self.state["scanning_seconds"] += clock.seconds()
         self.record_scores(ranking, whole)
-        if not self.drops and self.state["reference"] is None:
-            self.state["reference"] = {"accuracy": float(whole.exact.mean()), "nll": float(whole.nll.mean())}
+        found = {"accuracy": float(whole.exact.mean()), "nll": float(whole.nll.mean())}
+        if not self.drops:
+            self.state["reference"] = found
         for row in self.drops:  # what training made of the last drops
-            if "nll_after_training" not in row:
-                row["accuracy_after_training"] = float(whole.exact.mean())
-                row["nll_after_training"] = float(whole.nll.mean())
+            for name, value in found.items():
+                row.setdefault(f"{name}_after_training", value)
         print(
             f"{self.left} of {len(self.units)} units, {self.share:.1%} of the bytes: calibration exact match "
-            f"{whole.exact.mean():.1%}, NLL {whole.nll.mean():.3f}"
+            f"{found['accuracy']:.1%}, NLL {found['nll']:.3f}"
         )
         return ranking, whole
+
+    def rank(self, model, units: list[importance.Unit]) -> list[tuple[importance.Unit, float]]:
+        """Units by a criterion that needs no scan; for ``angular`` in one shot the best run of neighbours in front."""
+        s, questions = self.settings, len(self.calibration)
+        if not units:
+            return []
+        ranking = importance.rank(model, units, self.batches(questions), s["CRITERION"], s["SEED"])
+        if s["CRITERION"] == "angular" and s["SCHEDULE"] == "one_shot":
+            window = importance.angular_window(model, units, self.batches(questions), self.drops_needed())
+            ranking.sort(key=lambda pair: pair[0] not in window)
+        return ranking
 
     def last_scores(self) -> dict[importance.Unit, float] | None:
         """NLL without each unit as the last scan found it."""
@@ -337,6 +347,8 @@ class Run:
                 raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
             if accuracy < s["ACCURACY_FLOOR"] * reference:
                 return f"accuracy {accuracy:.1%} fell below {s['ACCURACY_FLOOR']:.0%} of {reference:.1%}"
+        if s["SCHEDULE"] == "one_shot":
+            return f"everything was dropped in one shot, {self.share:.1%} of the bytes are left"
         if self.share <= s["TARGET_SIZE"]:
             return f"{self.share:.1%} of the bytes, at most {s['TARGET_SIZE']:.0%} wanted"
         if s["TARGET_MEMORY_GB"] is not None:

@@ -19,7 +19,7 @@ DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBR
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
 SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=16", "--FIRST_SCAN_EXAMPLES=8",
            "--SCAN_BATCH_SIZE=4", "--DROPS_EARLY=2", "--DROPS_LATE=2", "--LOGGING_STEPS=1", "--LEARNING_RATE=1e-3",
-           "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5")  # fmt: skip
+           "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.52")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_run_leaves_its_tables_and_a_checkpoint_per_depth(sapling):
     directory, _, printed = sapling
     trajectory = pd.read_csv(directory / "trajectory.csv")
     metrics = read(directory / "train_metrics.json")
-    assert metrics["share_of_bytes"] <= 0.5 < trajectory["share_of_bytes"].iloc[-2]
+    assert metrics["share_of_bytes"] <= 0.52 < trajectory["share_of_bytes"].iloc[-2]
     assert trajectory["units_left"].tolist() == list(range(11, 11 - len(trajectory), -1))
     assert trajectory["nll_after_training"].notna().all() and set(trajectory["decided_by"]) <= {
         "accuracy",
@@ -90,7 +90,7 @@ def test_checkpoints_are_standard_and_evaluate(sapling):
     done = run_script("evaluate.py", f"--RUN=sapling/{depth}", *arguments, **environment)
     assert done.returncode == 0, done.stderr
     summary = read(directory / str(depth) / "eval_test.json")
-    assert summary["questions"] == 8 and summary["share_of_base"] == pytest.approx(0.5, abs=0.1)
+    assert summary["questions"] == 8 and summary["share_of_base"] == pytest.approx(0.5, abs=0.03)
     done = run_script("evaluate.py", "--RUN=sapling", *arguments, **environment)
     assert done.returncode == 2 and "name one of its depths" in done.stderr
 
@@ -149,7 +149,7 @@ def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
     assert done.returncode == 0, done.stderr
     metrics = read(results / name / "train_metrics.json")
     trajectory = pd.read_csv(results / name / "trajectory.csv")
-    assert metrics["share_of_bytes"] <= 0.5
+    assert metrics["share_of_bytes"] <= 0.52
     blocks = [int(unit.partition(".")[2]) for unit in trajectory["dropped"]]
     if name == "last":
         assert blocks == sorted(blocks, reverse=True) and blocks[0] == 5
@@ -174,7 +174,7 @@ def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):
         (("--TARGET_SIZE=0.05",), "cannot be met"),
         (("--TARGET_SIZE=1.5",), "is a share"),
         (("--ACCURACY_FLOOR=1.5",), "is a share"),
-        (("--CALIBRATION_EXAMPLES=17",), "the calibration split of 'six_data' has 16"),
+        (("--CALIBRATION_EXAMPLES=170",), "the calibration split of 'six_data' has 1"),
         (("--CRITERION=calibraton",), "did you mean 'calibration'"),
         (("--CRITERION=angular",), "set DROP_UNIT = 'block'"),
         (("--START_FROM=nothing",), "'nothing' does not exist"),
