@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The main job on the embedded default (SmolLM2-135M, synthetic FinQA): preprocess, fine-tune, evaluate before and after.
+# The main job on the embedded default (SmolLM2-135M, synthetic FinQA): preprocess, fine-tune with QLoRA, shrink with
+# SAPLING, and evaluate every model on the way.
 #
 #   ./reproduce.sh           the recipe
 #   ./reproduce.sh --quick   the same pipeline on a sliver of the data: a smoke test, its numbers mean nothing
@@ -22,12 +23,16 @@ if [ "$DATA_DIR" = synthetic ]; then split=test; fi
 
 data=(--EVIDENCE_TOKENS=80 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1750)
 training=(--LEARNING_RATE=1.5e-3 --BATCH_SIZE=8 --EPOCHS=1)
+sapling=(--START_FROM=qlora_4bit --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.15 --HEALING_EPOCHS=0.5 --DROPS_EARLY=8 --DROPS_LATE=4
+    --CALIBRATION_EXAMPLES=128 --FIRST_SCAN_EXAMPLES=32 --SAVE_EVERY=2)
 case "${1:-}" in
     "") ;;
     --quick)
         RESULTS_DIR=$RESULTS_DIR-quick
         data+=(--TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=16)
         training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
+        sapling+=(--CALIBRATION_EXAMPLES=16 --FIRST_SCAN_EXAMPLES=8 --SCAN_BATCH_SIZE=8 --DROPS_EARLY=20 --DROPS_LATE=20
+            --LOGGING_STEPS=2)
         ;;
     *)
         echo "error: $0 takes --quick or nothing, not $1" >&2
@@ -41,15 +46,23 @@ phase=0
 run() { # run "what it is" command...: one line before, one after with its minutes
     phase=$((phase + 1))
     local began=$SECONDS
-    printf '\n[%d of 4] %s\n' "$phase" "$1"
+    printf '\n[%d of 6] %s\n' "$phase" "$1"
     shift
     "$@"
-    printf '[%d of 4] took %dm%02ds\n' "$phase" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60))
+    printf '[%d of 6] took %dm%02ds\n' "$phase" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60))
 }
 run "preprocess" python preprocess_data.py "${data[@]}"
 run "accuracy of the base model" python evaluate.py --RUN=base --SPLIT="$split"
 run "QLoRA 4-bit fine-tuning" python train_qlora_4bit.py "${training[@]}"
 run "accuracy of QLoRA" python evaluate.py --RUN=qlora_4bit --SPLIT="$split"
+run "SAPLING: layers dropped while fine-tuning" python sapling_train.py "${sapling[@]}"
+every_depth() {
+    local depth
+    for depth in $(cd "$RESULTS_DIR/sapling" && printf '%s\n' [0-9]*/ | tr -d / | sort -rn); do
+        python evaluate.py --RUN="sapling/$depth" --SPLIT="$split"
+    done
+}
+run "accuracy of SAPLING's checkpoints" every_depth
 
 printf '\nfinished in %dm%02ds; results are in %s/\n' $((SECONDS / 60)) $((SECONDS % 60)) "$RESULTS_DIR"
 if [ "${1:-}" = --quick ]; then

@@ -35,6 +35,7 @@ def phases(copy):
     python.write_text(
         '#!/bin/sh\nprintf "%s\\n" "$# DATA_DIR=${DATA_DIR:-} RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
         'case "$1" in "${FAIL:-none}") exit 3 ;; esac\n'
+        'case "$1" in sapling_train.py) mkdir -p "$RESULTS_DIR/sapling/9" "$RESULTS_DIR/sapling/22" ;; esac\n'
     )
     python.chmod(0o755)
     stamp = "cat requirements.txt requirements-dev.txt | cksum > .venv/installed"
@@ -54,17 +55,17 @@ def phases(copy):
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
-def test_script_does_not_parse(path):
+def test_scripts_parse(path):
     done = shell(REPOSITORY, "bash", "-n", str(path))
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["reproduce.sh", "run_tests.sh"])
-def test_script_cannot_be_executed(name):
+def test_scripts_can_be_executed(name):
     assert os.access(REPOSITORY / name, os.X_OK)
 
 
-def test_unknown_argument_starts_the_main_job(copy):
+def test_an_unknown_argument_is_refused(copy):
     before = sorted(copy.iterdir())
     done = shell(copy, "./reproduce.sh", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
@@ -74,7 +75,7 @@ def test_unknown_argument_starts_the_main_job(copy):
 
 @pytest.mark.parametrize("python", ["/bin/false", "no-such-python"])
 @pytest.mark.parametrize("script", ["./run_tests.sh", "./reproduce.sh"])
-def test_wrong_python_is_not_refused_in_one_line(copy, script, python):
+def test_a_wrong_python_is_refused_in_one_line(copy, script, python):
     before = sorted(copy.iterdir())
     done = shell(copy, script, PYTHON=python)
     assert (done.returncode, done.stdout) == (2, "")
@@ -83,44 +84,46 @@ def test_wrong_python_is_not_refused_in_one_line(copy, script, python):
 
 
 @pytest.mark.parametrize(("arguments", "results"), [([], "results"), (["--quick"], "results-quick")])
-def test_main_job_passes_a_phase_something_it_does_not_take(phases, arguments, results):
+def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, results):
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [call[0][0] for call in calls] == ["preprocess_data.py", "evaluate.py", "train_qlora_4bit.py", "evaluate.py"]
+    scripts = ["preprocess_data.py", "evaluate.py", "train_qlora_4bit.py", "evaluate.py", "sapling_train.py"]
+    assert [call[0][0] for call in calls] == scripts + ["evaluate.py"] * 2
+    assert [call[0][1] for call in calls[-2:]] == ["--RUN=sapling/22", "--RUN=sapling/9"]
     for call, data, folder in calls:
         assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
         parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})  # raises on an unknown or ill-typed one
 
 
-def test_quick_run_is_not_quicker_or_does_not_say_what_it_is(phases):
+def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     done, quick = phases("--quick")
     assert any(argument.startswith("--TRAIN_EXAMPLES=") for argument in quick[0][0])
     assert any(argument.startswith("--EPOCHS=") for argument in quick[2][0])
     assert "QUICK RUN" in done.stdout
 
 
-def test_main_job_ignores_folders_set_in_the_environment(phases):
+def test_folders_set_in_the_environment_are_used(phases):
     _, calls = phases(DATA_DIR="finqa", RESULTS_DIR="elsewhere")
     assert {call[1:] for call in calls} == {("DATA_DIR=finqa", "RESULTS_DIR=elsewhere")}
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 2
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 4
 
 
 @pytest.mark.parametrize(("arguments", "results"), [([], "elsewhere"), (["--quick"], "elsewhere-quick")])
-def test_main_job_ignores_folders_set_in_dotenv(phases, copy, arguments, results):
+def test_folders_set_in_dotenv_are_used(phases, copy, arguments, results):
     (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR='elsewhere'\n")
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert {call[1:] for call in calls} == {("DATA_DIR=finqa", f"RESULTS_DIR={results}")}
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 2
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 4
 
 
-def test_main_job_reports_on_another_split_when_dotenv_asks_for_the_synthetic_set(phases, copy):
+def test_the_synthetic_set_is_reported_on_test_also_when_dotenv_asks_for_it(phases, copy):
     (copy / ".env").write_text("DATA_DIR=synthetic\n")
     _, calls = phases()
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 2
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 4
 
 
-def test_main_job_goes_on_after_a_phase_that_failed(phases):
+def test_a_phase_that_fails_ends_the_main_job(phases):
     done, calls = phases(FAIL="preprocess_data.py")
     assert (done.returncode, len(calls)) == (3, 1)
     assert "finished" not in done.stdout
