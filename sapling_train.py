@@ -7,7 +7,7 @@ train_metrics.json. A killed run, started again with the same command, goes on w
     python sapling_train.py                                            SmolLM2-135M down to half its bytes
     python sapling_train.py --RUN=last --CRITERION=last --SCHEDULE=one_shot --FIRST_EPOCHS=0 --HEALING_EPOCHS=5
     python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --UPDATE=qlora \\
-        --LEARNING_RATE=2e-4 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16 --SCAN_BATCH_SIZE=4     a 10 GB GPU
+        --LEARNING_RATE=2e-4 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16 --SCAN_BATCH_SIZE=1 --SAVE_EVERY=4   a 10 GB GPU
 """
 
 from fincompress.settings import check_choice, check_positive, configure
@@ -23,9 +23,9 @@ RUN = "sapling"  # name of this run
 DROP_UNIT = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
 CRITERION = "calibration"  # or "activation_norm", "block_influence", "angular", "last", "random"
 SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
-PACKABLE_ONLY = True  # an opened pair is closed by the next drop, so that no slot of a checkpoint is filled with zeros
-DROPS_EARLY = 4  # units dropped per cycle in the first half of the way to the target
-DROPS_LATE = 2  # and in the second half
+PACKABLE_ONLY = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
+DROPS_EARLY = 2  # drops per cycle in the first half of the way to the target (a pair is one drop)
+DROPS_LATE = 1  # and in the second half
 CALIBRATION_EXAMPLES = 256  # questions of the calibration split that a scan may use
 FIRST_SCAN_EXAMPLES = 64  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
 EARLY_ELIMINATION = True  # give up clearly worse units after a few questions; False: the exact scan, many times slower
@@ -76,10 +76,11 @@ def main() -> None:
     if run is None:
         return
     if run.state["trainable"] is None:
+        if SCHEDULE == "one_shot":
+            run.drop(math.inf, *run.score())
         run.choose_trainable()
         run.make_trainable()
-    if SCHEDULE == "one_shot" and not run.drops:
-        run.drop(math.inf, *run.score())
+        run.save_state()
     while not run.stopped:
         run.train(CYCLE_EPOCHS if run.drops and SCHEDULE == "successive" else FIRST_EPOCHS)
         run.save_checkpoint()
@@ -100,12 +101,17 @@ def check_settings() -> None:
     check_positive(
         DROPS_EARLY=DROPS_EARLY, DROPS_LATE=DROPS_LATE, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=TRAIN_RATIO,
-        ACCURACY_FLOOR=ACCURACY_FLOOR, SAVE_EVERY=SAVE_EVERY,
+        ACCURACY_FLOOR=ACCURACY_FLOOR, TARGET_MEMORY_GB=TARGET_MEMORY_GB, TARGET_LATENCY_MS=TARGET_LATENCY_MS,
+        SAVE_EVERY=SAVE_EVERY,
     )  # fmt: skip
     for name in ("TARGET_SIZE", "TRAIN_RATIO", "ACCURACY_FLOOR"):
         value = SETTINGS[name]
         if value is not None and not 0 < value <= 1:
             raise UserError(f"{name} is a share, above 0 and at most 1, not {value}")
+    if SCHEDULE == "one_shot" and (ACCURACY_FLOOR or TARGET_MEMORY_GB or TARGET_LATENCY_MS):
+        raise UserError("SCHEDULE = 'one_shot' drops to TARGET_SIZE at once: the other targets need 'successive'")
+    if UPDATE == "qlora" and TARGET_LATENCY_MS:
+        raise UserError("TARGET_LATENCY_MS cannot be measured on 4-bit weights: set another target, or UPDATE = 'full'")
     if CRITERION == "angular" and DROP_UNIT == "sublayer":
         raise UserError("CRITERION = 'angular' is about whole blocks: set DROP_UNIT = 'block'")
 

@@ -22,7 +22,7 @@ from fincompress.settings import configure  # noqa: E402
 RUN = "qlora_4bit"  # the finished run whose model is scanned
 RESULTS_DIR = "results"  # where it lies
 QUESTIONS = 256  # calibration questions of a full scan
-PLAIN_QUESTIONS = 16  # questions of the plain scan; its cost is linear in them
+PLAIN_QUESTIONS = 32  # questions of the plain scan; its cost is linear in them
 BATCH_SIZE = 16  # questions at once
 DEPTHS = 5  # depths at which exact and early scans are compared
 DROPS_BETWEEN = 8  # sub-layers dropped between two of those depths
@@ -35,7 +35,7 @@ import time  # noqa: E402
 import torch  # noqa: E402
 
 from fincompress import models, runs, targets, training  # noqa: E402
-from fincompress.depth import importance, repack  # noqa: E402
+from fincompress.depth import importance  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
 
@@ -55,6 +55,7 @@ def main() -> None:
     units = sub.units(model, "sublayer")
     print(f"{RUN}: {len(units)} sub-layers, {len(order)} questions; {device.type}, {reason}")
 
+    importance.scan(model, units[:4], batches[:1])  # warm up
     few = batches[: max(1, PLAIN_QUESTIONS // BATCH_SIZE)]
     seen = sum(len(batch["labels"]) for batch in few)
     plain_seconds, plain = timed(lambda: importance.scan(model, units, few, cached=False)[0])
@@ -73,6 +74,7 @@ def main() -> None:
     print(f"plain ({whole:.0f} s at {plain_seconds / seen:.2f} s a question)", flush=True)
 
     agreed = within = replays = 0
+    earlier: dict = {}
     for depth in range(DEPTHS):
         units = sub.units(model, "sublayer")
         began = time.perf_counter()
@@ -80,7 +82,7 @@ def main() -> None:
         seconds = time.perf_counter() - began
         choice = importance.choose(exact)[0]
         for seed in range(ORDERS):
-            picked = replay(exact, whole_score, seed)
+            picked = replay(exact, whole_score, seed, earlier)
             replays += 1
             agreed += picked.unit == choice.unit
             within += within_error(picked, choice)
@@ -89,6 +91,7 @@ def main() -> None:
             f"{agreed} of {replays} replays pick the same, {within} the same or one within a standard error", flush=True
         )  # fmt: skip
         if depth + 1 < DEPTHS:
+            earlier = {score.unit: float(score.nll.mean() - whole_score.nll.mean()) for score in exact}
             drop(model, exact)
 
 
@@ -98,12 +101,12 @@ def timed(work):
     return time.perf_counter() - began, found
 
 
-def replay(exact: list[importance.Score], whole: importance.Score, seed: int) -> importance.Score:
+def replay(exact: list[importance.Score], whole: importance.Score, seed: int, earlier: dict) -> importance.Score:
     """What elimination drops when the questions come in another order, from the exact scan's scores."""
     order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
     scores = {score.unit: importance.Score(score.unit) for score in exact}
     full = {score.unit: score for score in exact}
-    race = importance.Elimination(list(scores), finalists=4)
+    race = importance.Elimination(list(scores), finalists=4, earlier=earlier)
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
         for unit in race.alive:
@@ -121,10 +124,7 @@ def drop(model, scores: list[importance.Score]) -> None:
     """Take out the next few sub-layers by these scores, so that the next depth is one that a run would meet."""
     for _ in range(DROPS_BETWEEN):
         left = sub.sublayers(model)
-        fits = [score for score in scores if score.unit[0] in left]
-        if repack.unpaired(left):  # close the pair that the last drop opened
-            fits = [score for score in fits if not repack.unpaired([one for one in left if one not in score.unit])]
-        sub.remove(model, *importance.choose(fits)[0].unit)
+        sub.remove(model, *importance.choose([score for score in scores if score.unit[0] in left])[0].unit)
 
 
 if __name__ == "__main__":

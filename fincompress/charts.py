@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import matplotlib
@@ -50,6 +51,8 @@ def layer_importance(path: Path, scores: list[dict], drops: list[dict]) -> None:
 
     ``scores`` are the rows of layer_scores.csv, ``drops`` those of trajectory.csv.
     """
+    if not scores:  # nothing was dropped
+        return
     frame = pd.DataFrame(scores)
     if "nll" in frame and frame["nll"].notna().any():
         frame["value"] = (frame["nll"] - frame["nll_whole"]).clip(lower=1e-3)
@@ -57,8 +60,7 @@ def layer_importance(path: Path, scores: list[dict], drops: list[dict]) -> None:
     else:
         frame["value"] = frame["score"].rank(pct=True)
         label, scale = "place in the criterion's order", None
-    units = frame.loc[frame["scan"] == frame["scan"].min(), "unit"].tolist()
-    units.sort(key=lambda name: (int(name.rpartition(".")[2]), name))
+    units = sorted(frame["unit"].unique(), key=lambda name: (int(re.search(r"\d+", name)[0]), name))
     table = frame.pivot_table(index="unit", columns="scan", values="value").reindex(units)
     figure, axes = plt.subplots(figsize=(2 + 0.35 * table.shape[1], 1.5 + 0.14 * len(units)))
     axes.set_facecolor("#222222")

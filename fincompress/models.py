@@ -373,6 +373,7 @@ def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: 
     write_weights(directory, dense_tensors(base, dtype))
     config = copy.deepcopy(base.config)
     config.dtype = dtype
+    config.use_cache = True  # the Trainer turns it off
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.architectures = [type(base).__name__]

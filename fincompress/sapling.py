@@ -22,12 +22,14 @@ from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
 FRESH = {
+    "weights": None,  # the file of the trained weights that belong to this state
     "trainable": None,  # names of the units that are trained
     "stopped": None,  # why no more is dropped
     "trajectory": [],  # one row a drop
     "layer_scores": [],  # one row a unit and scan
     "loss_curve": [],
     "scans": 0,
+    "last_above_floor": None,  # units left when the accuracy floor was last met
     "reference": None,  # calibration scores before any drop
     "examples_seen": 0,
     "tokens_seen": 0,
@@ -52,15 +54,25 @@ def open_run(settings: dict, script: str) -> Run | None:
         "base_precision": "nf4" if s["UPDATE"] == "qlora" else "auto",
         "data": record["data"],
     }
-    directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
-    source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     if s["START_FROM"]:
         start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"], "train_metrics.json")
-        if runs.read_json(start / "settings.json")["base_model"] != s["BASE_MODEL"]:
+        started = runs.read_json(start / "settings.json")
+        if started["base_model"] != s["BASE_MODEL"]:
             raise UserError(f"START_FROM = {s['START_FROM']!r} is a run of another base model than {s['BASE_MODEL']}")
-        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-    if runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json") is None:
+        if started["data"] != record["data"]:
+            raise UserError(
+                f"START_FROM = {s['START_FROM']!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have "
+                "seen this calibration split"
+            )
+    directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    if directory is None:
         return None
+    for partial in directory.glob(".*.partial"):  # left by a kill
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+    if s["START_FROM"]:
+        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
+    else:
+        source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     return Run(settings, directory, source, train_set, calibration.select(range(s["CALIBRATION_EXAMPLES"])), facts)
 
 
@@ -78,8 +90,10 @@ class Run:
         print(f"{self.device.type}, {reason}")
         self.tokenizer = models.load_tokenizer(source)
         self.model = models.load_base(source, facts["base_precision"], self.device, self.dtype).eval()
-        self.units = sub.units(self.model, s["DROP_UNIT"])  # as they were at the start
+        self.full = self.left  # units at the start
         self.sizes = parameter_sizes(self.model.config)
+        if len({sum(p.numel() for p in block.parameters()) for block in sub.decoder(self.model).layers}) > 1:
+            raise UserError("the blocks of this model differ in size (experts?): it cannot be repacked")
         self.full_size = repack.checkpoint_parameters(self.model, self.sizes)
         smallest = (self.sizes["ends"] + self.sizes["attention"] + self.sizes["mlp"]) / self.full_size
         if s["TARGET_SIZE"] < smallest:
@@ -99,23 +113,23 @@ class Run:
         path = self.directory / STATE
         if path.exists():
             state = runs.read_json(path)
-            if set(state) != {*FRESH, "weights"}:
+            if set(state) != set(FRESH):
                 raise UserError(f"{path} is no state of this version: remove {self.directory}/ to start again")
             return state
         begun = [p.name for p in self.directory.iterdir() if p.is_dir() and p.name.isdigit()]
-        if any(int(name) < len(self.units) for name in begun):
+        if any(int(name) < self.full for name in begun):
             raise UserError(
                 f"{self.directory}/ holds depths {', '.join(sorted(begun))} but no {STATE}: nothing to go on from; "
                 "remove that folder, or choose another RUN"
             )
-        return copy.deepcopy(FRESH) | {"weights": None}
+        return copy.deepcopy(FRESH)
 
     def resume(self) -> None:
         """Bring the model to where the state says the run was: the same drops, the same weights."""
         path = self.directory / self.state["weights"]
-        self.make_trainable()
         for row in self.state["trajectory"]:
-            sub.remove(self.model, *self.unit(row["dropped"]))
+            sub.remove(self.model, *sub.parse_unit(row["dropped"]))
+        self.make_trainable()
         try:
             weights = load_file(path)
         except (OSError, SafetensorError) as error:
@@ -125,7 +139,7 @@ class Run:
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in trained.items():
             parameter.data.copy_(weights[name])
-        print(f"going on with {self.left} of {len(self.units)} units left, {self.share:.1%} of the bytes")
+        print(f"going on with {self.left} of {self.full} units left, {self.share:.1%} of the bytes")
 
     def save_state(self) -> None:
         """Write weights, then the state that names them: a kill between the two leaves the older pair whole."""
@@ -150,38 +164,43 @@ class Run:
 
     @property
     def left(self) -> int:
-        """Units that are left."""
+        """Sub-layers that are left, or blocks where blocks are dropped."""
         return len(sub.units(self.model, self.settings["DROP_UNIT"]))
+
+    def units(self) -> list[importance.Unit]:
+        """What may be dropped next."""
+        return sub.units(self.model, self.settings["DROP_UNIT"], self.settings["PACKABLE_ONLY"])
 
     @property
     def share(self) -> float:
         """Share of the bytes of the checkpoint at the start, embeddings, head and zero-filled slots included."""
         return repack.checkpoint_parameters(self.model, self.sizes) / self.full_size
 
-    def unit(self, name: str) -> importance.Unit:
-        return next(unit for unit in self.units if sub.unit_name(unit) == name)
-
     # --------------------------------------------------------------- training
 
     def choose_trainable(self) -> None:
-        """Step 1: rank every unit of the model at the start; the most important share is trained, now and later."""
-        count = math.ceil(self.settings["TRAIN_RATIO"] * len(self.units))
-        chosen = self.units
-        if count < len(self.units):
-            clock = runs.Stopwatch(self.state["scanning_seconds"])
+        """Step 1: rank every layer of the model at the start; the most important share is trained, now and later.
+
+        The share is of the layers at the start. After a one-shot drop as many are chosen among those that are left.
+        """
+        units = sub.units(self.model, self.settings["DROP_UNIT"])
+        count = math.ceil(self.settings["TRAIN_RATIO"] * self.full)
+        if count < len(units):
+            clock = runs.Stopwatch()
             questions = min(self.settings["FIRST_SCAN_EXAMPLES"], len(self.calibration))
-            scores, whole = importance.scan(self.model, self.units, self.batches(questions))
-            self.record_scores(scores, whole)
-            # Most important first: what leaves the lowest accuracy, then the highest NLL.
-            scores.sort(key=lambda score: (score.exact.mean(), -score.nll.mean()))
-            chosen = [score.unit for score in scores[:count]]
-            self.state["scanning_seconds"] = clock.seconds()
-        self.state["trainable"] = [sub.unit_name(unit) for unit in self.units if unit in chosen]
+            with self.explain_out_of_memory():
+                scores, whole = importance.scan(self.model, units, self.batches(questions))
+            self.record_scores(scores, whole, "trainable")
+            # Before any training hardly a program is exact, so what it costs is read from the NLL.
+            scores.sort(key=lambda score: -score.nll.mean())
+            units = [unit for unit in units if unit in [score.unit for score in scores[:count]]]
+            self.state["scanning_seconds"] += clock.seconds()
+        self.state["trainable"] = [sub.unit_name(unit) for unit in units]
 
     def make_trainable(self) -> None:
         """Let gradients reach the chosen units alone; what is trained is held in float32, what is frozen is not."""
         s = self.settings
-        chosen = [one for name in self.state["trainable"] for one in self.unit(name)]
+        chosen = [one for name in self.state["trainable"] for one in sub.parse_unit(name)]
         self.model.requires_grad_(False)
         if s["UPDATE"] == "qlora":
             names = {module: name for name, module in self.model.named_modules()}
@@ -205,7 +224,7 @@ class Run:
                 parameter.data = parameter.data.float()
         trained = sum(p.numel() for _, p in self.trained_parameters())
         print(
-            f"{len(self.state['trainable'])} of {len(self.units)} units are trained: {trained / 1e6:.1f} M of "
+            f"{len(self.state['trainable'])} of {self.full} units are trained: {trained / 1e6:.1f} M of "
             f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "
             f"(all of them: {8 * self.full_size / 1e9:.2f} GB)"
         )
@@ -214,7 +233,7 @@ class Run:
         """Train on the next ``epochs`` passes' worth of examples; learning rate and optimizer start anew."""
         s = self.settings
         count = round(epochs * len(self.train_set))
-        if not count:
+        if not count or not self.trained_parameters():
             return
         seen = self.state["examples_seen"]
         rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))
@@ -223,7 +242,7 @@ class Run:
             s, self.directory / "trainer", self.device, self.dtype, num_train_epochs=1, save_strategy="no",
             gradient_checkpointing=self.device.type == "cuda" if checkpointing is None else checkpointing,
         )  # fmt: skip
-        progress = training.Progress(stage or f"{self.left} of {len(self.units)} units, {self.share:.0%} of bytes")
+        progress = training.Progress(stage or f"{self.left} of {self.full} units, {self.share:.0%} of bytes")
         trainer = training.TargetTrainer(
             model=self.model,
             args=arguments,
@@ -233,14 +252,12 @@ class Run:
             callbacks=[progress],
         )
         trainer.remove_callback(PrinterCallback)
-        predicted = memory.predict_training_gb(
-            self.model.config, sum(p.numel() for _, p in self.trained_parameters()), s["BATCH_SIZE"],
-            max(rows["length"]), 1 + max(rows["target_tokens"]), arguments.gradient_checkpointing,
-        )  # fmt: skip
-        with training.explain_out_of_memory(predicted):
-            trainer.train()
+        try:
+            with self.explain_out_of_memory():
+                trainer.train()
+        finally:
+            shutil.rmtree(self.directory / "trainer", ignore_errors=True)
         self.model.eval()
-        shutil.rmtree(self.directory / "trainer", ignore_errors=True)
         step = self.state["loss_curve"][-1]["step"] if self.state["loss_curve"] else 0
         self.state["loss_curve"] += [
             {"step": step + row["step"], "units_left": self.left} | {k: row[k] for k in ("loss", "learning_rate")}
@@ -250,6 +267,12 @@ class Run:
         self.state["examples_seen"] += count
         self.state["tokens_seen"] += int(trainer.state.num_input_tokens_seen)
         self.state["training_seconds"] += progress.clock.seconds()
+
+    def explain_out_of_memory(self):
+        s = self.settings
+        return training.explain_out_of_memory(
+            None, "BATCH_SIZE" if s["UPDATE"] == "full" else "BATCH_SIZE and SCAN_BATCH_SIZE"
+        )
 
     # ---------------------------------------------------------------- scoring
 
@@ -265,7 +288,10 @@ class Run:
     def scoring_model(self):
         """The model as a checkpoint would be: where weights are trained, a copy of them in 16 bits."""
         if self.settings["UPDATE"] == "full":
-            yield copy.deepcopy(self.model).to(self.dtype).eval()
+            model = copy.deepcopy(self.model)
+            for parameter in model.parameters():  # not .to(): that would round the rotary frequencies too
+                parameter.data = parameter.data.to(self.dtype)
+            yield model
         else:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 yield self.model.eval()
@@ -277,12 +303,13 @@ class Run:
         """
         s, clock = self.settings, runs.Stopwatch()
         done = self.share <= s["TARGET_SIZE"] or (s["SCHEDULE"] == "one_shot" and self.drops)
-        units = [] if done else sub.units(self.model, s["DROP_UNIT"])
-        with self.scoring_model() as model:
+        units = [] if done else self.units()
+        with self.explain_out_of_memory(), self.scoring_model() as model:
             if units and s["CRITERION"] == "calibration":
                 ranking, whole = importance.scan(
-                    model, units, self.batches(len(self.calibration)), eliminate=s["EARLY_ELIMINATION"],
-                    finalists=max(4, s["DROPS_EARLY"]), earlier=self.last_scores(),
+                    model, units, self.batches(len(self.calibration)), earlier=self.last_scores(),
+                    eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
+                    finalists=max(4, 2 * s["DROPS_EARLY"], 2 * s["DROPS_LATE"]),
                 )  # fmt: skip
             else:
                 ranking, whole = self.rank(model, units), importance.Score(())
@@ -296,7 +323,7 @@ class Run:
             for name, value in found.items():
                 row.setdefault(f"{name}_after_training", value)
         print(
-            f"{self.left} of {len(self.units)} units, {self.share:.1%} of the bytes: calibration exact match "
+            f"{self.left} of {self.full} units, {self.share:.1%} of the bytes: calibration exact match "
             f"{found['accuracy']:.1%}, NLL {found['nll']:.3f}"
         )
         return ranking, whole
@@ -313,14 +340,15 @@ class Run:
         return ranking
 
     def last_scores(self) -> dict[importance.Unit, float] | None:
-        """NLL without each unit as the last scan found it."""
+        """NLL lost without each unit as the last scan found it."""
         last = [row for row in self.state["layer_scores"] if row["scan"] == self.state["scans"]]
-        return {self.unit(row["unit"]): row["nll"] for row in last} or None
+        last = [row for row in last if row["purpose"] == "drop"]
+        return {sub.parse_unit(row["unit"]): row["nll"] - row["nll_whole"] for row in last} or None
 
-    def record_scores(self, ranking, whole: importance.Score) -> None:
+    def record_scores(self, ranking, whole: importance.Score, purpose: str = "drop") -> None:
         """Rows of layer_scores.csv for one scan."""
         self.state["scans"] += 1
-        common = {"scan": self.state["scans"], "units_left": self.left}
+        common = {"scan": self.state["scans"], "purpose": purpose, "units_left": self.left}
         for entry in ranking:
             if isinstance(entry, importance.Score):
                 seen = entry.questions
@@ -346,7 +374,12 @@ class Run:
             if reference == 0:
                 raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
             if accuracy < s["ACCURACY_FLOOR"] * reference:
-                return f"accuracy {accuracy:.1%} fell below {s['ACCURACY_FLOOR']:.0%} of {reference:.1%}"
+                above = self.state["last_above_floor"]
+                return (
+                    f"accuracy {accuracy:.1%} fell below {s['ACCURACY_FLOOR']:.0%} of {reference:.1%}; the last depth "
+                    f"above that had {above} units"
+                )
+            self.state["last_above_floor"] = self.left
         if s["SCHEDULE"] == "one_shot":
             return f"everything was dropped in one shot, {self.share:.1%} of the bytes are left"
         if self.share <= s["TARGET_SIZE"]:
@@ -365,16 +398,9 @@ class Run:
         return None
 
     def allowed(self) -> list[importance.Unit]:
-        """Units that may go next: one block's worth stays, and with PACKABLE_ONLY an opened pair is closed first."""
+        """Units that may go next: at least one attention and one MLP stay."""
         left = sub.sublayers(self.model)
-        open_now = repack.unpaired(left) > 0
-        found = []
-        for unit in sub.units(self.model, self.settings["DROP_UNIT"]):
-            rest = [one for one in left if one not in unit]
-            closes = not open_now or not self.settings["PACKABLE_ONLY"] or repack.unpaired(rest) == 0
-            if {one.kind for one in rest} == set(sub.KINDS) and closes:
-                found.append(unit)
-        return found
+        return [u for u in self.units() if {one.kind for one in left if one not in u} == set(sub.KINDS)]
 
     @property
     def early(self) -> bool:
@@ -387,31 +413,35 @@ class Run:
         return math.ceil((self.share - self.settings["TARGET_SIZE"]) / block)
 
     def drop(self, count: float, ranking: list, whole: importance.Score) -> None:
-        """Drop ``count`` units by the ranking, fewer where the target is met before, one more to close a pair."""
+        """Drop ``count`` units by the ranking, fewer where the target size is met before."""
         s, dropped = self.settings, 0
-        while (dropped < count and self.share > s["TARGET_SIZE"]) or (
-            s["PACKABLE_ONLY"] and repack.unpaired(sub.sublayers(self.model))
-        ):
+        while dropped < count and self.share > s["TARGET_SIZE"]:
             allowed = self.allowed()
-            if not allowed:
-                break
             row = {"scan": self.state["scans"]}
             if s["CRITERION"] == "calibration":
-                score, reason = importance.choose([score for score in ranking if score.unit in allowed])
+                candidates = [score for score in ranking if score.unit in allowed]
+                if not candidates:  # the rest needs another scan
+                    break
+                score, reason = importance.choose(candidates)
                 unit = score.unit
                 row |= {
                     "decided_by": reason, "questions": score.questions, "norm": score.norm,
-                    "accuracy_without": float(score.exact.mean()), "nll_without": float(score.nll.mean()),
+                    "accuracy_alone": float(score.exact.mean()), "nll_alone": float(score.nll.mean()),
                 }  # fmt: skip
             else:
-                unit = next(unit for unit, _ in ranking if unit in allowed)
+                unit = next((unit for unit, _ in ranking if unit in allowed), None)
+                if unit is None:
+                    break
                 row |= {"decided_by": s["CRITERION"]}
             sub.remove(self.model, *unit)
+            name = sub.unit_name(unit)
+            kind = "block" if name.startswith("block") else "+".join(one.kind for one in unit)
             self.drops.append(
                 {
-                    "dropped": sub.unit_name(unit),
-                    "kind": unit[0].kind if len(unit) == 1 else "block",
+                    "dropped": name,
+                    "kind": kind,
                     "units_left": self.left,
+                    "trained_units_left": self.trained_units_left,
                     "share_of_bytes": round(self.share, 5),
                     "share_of_parameters": round(self.parameters_left / self.full_size, 5),
                     "accuracy_before": float(whole.exact.mean()),
@@ -419,13 +449,17 @@ class Run:
                     **row,
                     "training_seconds": round(self.state["training_seconds"], 1),
                     "scanning_seconds": round(self.state["scanning_seconds"], 1),
-                    "peak_memory_gb": max(memory.peak_memory_gb().values()),
+                    **{f"peak_{kind}_gb": value for kind, value in memory.peak_memory_gb().items()},
                 }
             )
-            print(f"  dropped {sub.unit_name(unit)} ({row['decided_by']})")
+            print(f"  dropped {name} ({row['decided_by']})")
             dropped += 1
-        if not self.trained_parameters():
-            self.state["stopped"] = "every trained unit was dropped"
+
+    @property
+    def trained_units_left(self) -> int | None:
+        left = set(sub.sublayers(self.model))
+        chosen = self.state["trainable"]
+        return None if chosen is None else sum(bool(left & set(sub.parse_unit(name))) for name in chosen)
 
     @property
     def parameters_left(self) -> int:
@@ -487,6 +521,7 @@ class Run:
             "units_left": self.left,
             "share_of_bytes": round(self.share, 5),
             "share_of_parameters": round(self.parameters_left / self.full_size, 5),
+            "last_above_floor": state["last_above_floor"],
             "reference": state["reference"],
             "calibration_exact": round(exact.float().mean().item(), 5),
             "calibration_nll": round(nll.mean().item(), 5),

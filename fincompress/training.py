@@ -154,15 +154,16 @@ def check_tokenised_for(base_model: str, data_run: str, record: dict) -> None:
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(predicted_gb: float):
+def explain_out_of_memory(predicted_gb: float | None, lower: str = "BATCH_SIZE"):
     """Turn a GPU that is too small into one line that says which constants to lower."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
         card = torch.cuda.get_device_properties(0).total_memory / 1e9
+        predicted = f" (predicted {predicted_gb:.1f} GB)" if predicted_gb else ""
         raise UserError(
-            f"the GPU's {card:.1f} GB are not enough (predicted {predicted_gb:.1f} GB): lower BATCH_SIZE (raise "
-            "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
+            f"the GPU's {card:.1f} GB are not enough{predicted}: lower {lower} (raise GRADIENT_ACCUMULATION alike), "
+            "then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
         ) from None
 
 

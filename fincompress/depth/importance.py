@@ -102,13 +102,10 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 @torch.no_grad()
 def logits_without(model, unit: Unit, seen: Trace) -> torch.Tensor:
     """Logits of the target positions with ``unit`` skipped, (batch, K - 1, vocabulary): only its suffix is run."""
-    found = sub.decoder(model)
-    first, block = unit[0], unit[0].block
-    stream = seen.streams[first]
-    if first.kind == "attention" and len(unit) == 1:  # the MLP behind it sees another stream
-        with sub.skipped(model, first):
-            stream = found.layers[block](stream, **seen.arguments[block])
-    return head(model, run_blocks(model, stream, block + 1, seen), seen)
+    first = unit[0]
+    start = first.block if first.kind == "attention" else first.block + 1
+    with sub.skipped(model, *unit):
+        return head(model, run_blocks(model, seen.streams[first], start, seen), seen)
 
 
 def run_blocks(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
@@ -129,9 +126,10 @@ class Elimination:
     """Which units a scan still follows: successive halving on nested parts of the calibration set.
 
     Each time the questions seen have doubled the worse half (by NLL) is given up, and at any time what is behind the
-    leader by more than three standard errors of the paired difference, until ``finalists`` are left. ``earlier`` holds
-    what an earlier scan found (unit -> NLL): units are tried in that order, its better half sets the bar, and the rest
-    must be within one standard error of it after the first batch to go on.
+    leader by more than three standard errors of the paired difference, until ``finalists`` are left. What has the
+    highest accuracy so far always stays. ``earlier`` holds what an earlier scan found (unit -> NLL lost without it):
+    units are tried in that order, and those of its worse half must be within one standard error of the leader after the
+    first batch to go on.
     """
 
     def __init__(self, units: list[Unit], finalists: int, earlier: dict[Unit, float] | None = None):
@@ -154,6 +152,7 @@ class Elimination:
             keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * self.next_cut
         best = sorted(self.alive, key=lambda unit: (unit in hopeless, scores[unit].nll.mean()))
         best = best[: max(keep, self.finalists)]
+        best.append(max(self.alive, key=lambda unit: (scores[unit].exact.mean(), -scores[unit].nll.mean())))
         self.alive = [unit for unit in self.alive if unit in best]
 
 
@@ -190,6 +189,7 @@ def scan(
             scores[unit].add(*target_scores(logits, seen.labels), sum(seen.squares[one] for one in unit))
         if eliminate:
             race.give_up(scores)
+        del seen  # or the next batch's streams would be held beside it
     return list(scores.values()), whole
 
 
@@ -213,7 +213,7 @@ def standard_error(values: torch.Tensor) -> float:
 
 
 def choose(scores: list[Score]) -> tuple[Score, str]:
-    """The unit to drop, and what decided: ``accuracy``, ``nll`` or ``norm``.
+    """The unit to drop, and what decided: ``accuracy``, ``nll``, ``norm``, or ``only`` where there is one candidate.
 
     The one whose absence leaves the highest accuracy. Units within one standard error of it, of the difference on
     the same questions, tie; among those the lowest NLL decides, and within one standard error of that the largest
@@ -221,6 +221,8 @@ def choose(scores: list[Score]) -> tuple[Score, str]:
     """
     most = max(score.questions for score in scores)
     scores = [score for score in scores if score.questions == most]
+    if len(scores) == 1:
+        return scores[0], "only"
     best = max(scores, key=lambda score: (score.exact.mean(), -score.nll.mean()))
     tied = [score for score in scores if not behind(-score.exact, -best.exact, errors=1)]
     if len(tied) == 1:
@@ -267,7 +269,8 @@ def rank(
                 totals[unit] += float(angular_distance(before[:, -1], after[:, -1]).sum())
     if criterion == "activation_norm":
         least = min(totals.values())
-        found = {unit: 100 * math.sqrt(least / total) for unit, total in totals.items()}
+        # A slot filled with zeros adds nothing: it goes first.
+        found = {unit: 100 * math.sqrt(least / total) if total else -1.0 for unit, total in totals.items()}
     else:
         found = {unit: total / weights for unit, total in totals.items()}
     return sorted(found.items(), key=lambda pair: pair[1])

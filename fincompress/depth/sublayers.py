@@ -8,6 +8,7 @@ addition, never the stream (SAPLING's released code loses the stream when an att
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -72,17 +73,31 @@ def sublayers(model: nn.Module) -> list[SubLayer]:
     return [one for one in every if not isinstance(module(model, one), Nothing)]
 
 
-def units(model: nn.Module, drop_unit: str) -> list[tuple[SubLayer, ...]]:
-    """What may be dropped at once: each sub-layer, or all that is left of each block."""
+def units(model: nn.Module, drop_unit: str, packable: bool = False) -> list[tuple[SubLayer, ...]]:
+    """What may be dropped at once: each sub-layer, or all that is left of each block (``drop_unit``).
+
+    With ``packable`` sub-layers go in pairs of neighbours, an attention and an MLP: of one block, or the MLP of one and
+    the attention of the next. What is left is then always a sequence of whole blocks.
+    """
     left = sublayers(model)
-    if drop_unit == "sublayer":
-        return [(one,) for one in left]
-    return [tuple(one for one in left if one.block == block) for block in sorted({one.block for one in left})]
+    if drop_unit == "block":
+        return [tuple(one for one in left if one.block == block) for block in sorted({one.block for one in left})]
+    if packable:
+        return [pair for pair in itertools.pairwise(left) if pair[0].kind != pair[1].kind]
+    return [(one,) for one in left]
 
 
 def unit_name(unit: tuple[SubLayer, ...]) -> str:
-    """``attention.3``, ``mlp.3``, or ``block.3`` for both."""
-    return str(unit[0]) if len(unit) == 1 else f"block.{unit[0].block}"
+    """``attention.3``, ``mlp.3``, ``block.3`` for both, ``mlp.3+attention.4`` for a pair across blocks."""
+    if len(unit) == 2 and unit[0].block == unit[1].block:
+        return f"block.{unit[0].block}"
+    return "+".join(map(str, unit))
+
+
+def parse_unit(name: str) -> tuple[SubLayer, ...]:
+    """The inverse of ``unit_name``."""
+    parts = [(kind, int(block)) for kind, _, block in (part.partition(".") for part in name.split("+"))]
+    return tuple(SubLayer(block, k) for kind, block in parts for k in (KINDS if kind == "block" else [kind]))
 
 
 def parameters(model: nn.Module, sublayer: SubLayer) -> Iterator[nn.Parameter]:

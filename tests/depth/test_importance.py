@@ -29,10 +29,10 @@ def batches():
     return make_batches()
 
 
-@pytest.mark.parametrize("drop_unit", ["sublayer", "block"])
-def test_the_cached_scan_equals_the_plain_one(any_model, batches, drop_unit):
+@pytest.mark.parametrize(("drop_unit", "packable"), [("sublayer", False), ("sublayer", True), ("block", False)])
+def test_the_cached_scan_equals_the_plain_one(any_model, batches, drop_unit, packable):
     sub.remove(any_model, SubLayer(1, "attention"), SubLayer(3, "mlp"))
-    units = sub.units(any_model, drop_unit)
+    units = sub.units(any_model, drop_unit, packable)
     cached, whole = importance.scan(any_model, units, batches)
     plain, again = importance.scan(any_model, units, batches, cached=False)
     assert torch.equal(whole.nll, again.nll)

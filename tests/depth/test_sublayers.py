@@ -128,6 +128,18 @@ def test_units_are_sublayers_or_what_is_left_of_blocks(model):
     ]
 
 
+def test_packable_units_are_neighbours_and_leave_whole_blocks(model):
+    pairs = sub.units(model, "sublayer", packable=True)
+    assert [sub.unit_name(pair) for pair in pairs[:4]] == [
+        "block.0", "mlp.0+attention.1", "block.1", "mlp.1+attention.2",
+    ]  # fmt: skip
+    assert len(pairs) == 11 and all(sub.parse_unit(sub.unit_name(pair)) == pair for pair in pairs)
+    for name in ("mlp.0+attention.1", "block.3", "mlp.2+attention.4"):
+        assert name in [sub.unit_name(pair) for pair in sub.units(model, "sublayer", packable=True)]
+        sub.remove(model, *sub.parse_unit(name))
+        assert [one.kind for one in sub.sublayers(model)] == ["attention", "mlp"] * (len(sub.sublayers(model)) // 2)
+
+
 @pytest.mark.parametrize(
     "config",
     [
