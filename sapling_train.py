@@ -5,7 +5,7 @@ checkpoint without a trace of the pruning, and trajectory.csv, layer_scores.csv,
 train_metrics.json. A killed run, started again with the same command, goes on with the same drops.
 
     python sapling_train.py                                            SmolLM2-135M down to half its bytes
-    python sapling_train.py --RUN=last --CRITERION=last --SCHEDULE=one_shot --FIRST_EPOCHS=0 --HEALING_EPOCHS=5
+    python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline
     python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --UPDATE=qlora \\
         --LEARNING_RATE=2e-4 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16 --SCAN_BATCH_SIZE=1 --SAVE_EVERY=4   a 10 GB GPU
 """
@@ -110,6 +110,10 @@ def check_settings() -> None:
             raise UserError(f"{name} is a share, above 0 and at most 1, not {value}")
     if SCHEDULE == "one_shot" and (ACCURACY_FLOOR or TARGET_MEMORY_GB or TARGET_LATENCY_MS):
         raise UserError("SCHEDULE = 'one_shot' drops to TARGET_SIZE at once: the other targets need 'successive'")
+    if SCHEDULE == "one_shot" and DROP_UNIT == "sublayer" and PACKABLE_ONLY:
+        raise UserError(
+            "neighbours change with every drop: 'one_shot' needs DROP_UNIT = 'block' or PACKABLE_ONLY = False"
+        )
     if UPDATE == "qlora" and TARGET_LATENCY_MS:
         raise UserError("TARGET_LATENCY_MS cannot be measured on 4-bit weights: set another target, or UPDATE = 'full'")
     if CRITERION == "angular" and DROP_UNIT == "sublayer":

@@ -309,7 +309,7 @@ class Run:
                 ranking, whole = importance.scan(
                     model, units, self.batches(len(self.calibration)), earlier=self.last_scores(),
                     eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
-                    finalists=max(4, 2 * s["DROPS_EARLY"], 2 * s["DROPS_LATE"]),
+                    finalists=2 + max(s["DROPS_EARLY"], s["DROPS_LATE"]),
                 )  # fmt: skip
             else:
                 ranking, whole = self.rank(model, units), importance.Score(())

@@ -139,6 +139,8 @@ def test_a_killed_run_goes_on_with_the_same_drops_and_ends_the_same(sapling, six
         ("last", ("--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
         ("shortgpt", ("--CRITERION=block_influence", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
         ("gromov", ("--CRITERION=angular", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("norm", ("--CRITERION=activation_norm", "--SCHEDULE=one_shot", "--PACKABLE_ONLY=False")),
+        ("one_scan", ("--SCHEDULE=one_shot", "--DROP_UNIT=block")),
         ("random", ("--CRITERION=random", "--TRAIN_RATIO=1.0")),
         ("qlora", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5")),
     ],
@@ -150,14 +152,52 @@ def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
     metrics = read(results / name / "train_metrics.json")
     trajectory = pd.read_csv(results / name / "trajectory.csv")
     assert metrics["share_of_bytes"] <= 0.52
-    blocks = [int(unit.partition(".")[2]) for unit in trajectory["dropped"]]
+    dropped = trajectory["dropped"].tolist()
     if name == "last":
-        assert blocks == sorted(blocks, reverse=True) and blocks[0] == 5
+        assert dropped == ["block.5", "block.4", "block.3", "block.2"][: len(dropped)] and len(dropped) > 2
     if name == "gromov":
-        assert sorted(blocks) == list(range(min(blocks), max(blocks) + 1))
+        blocks = sorted(int(unit.removeprefix("block.")) for unit in dropped)
+        assert blocks == list(range(blocks[0], blocks[-1] + 1))
+    if name in ("last", "shortgpt", "gromov", "one_scan"):
+        # As many blocks are trained as SAPLING trains, all of them among those that are left.
+        assert len(metrics["trainable"]) == 2 and not set(metrics["trainable"]) & set(dropped)
     folder = results / name / str(metrics["units_left"])
     loaded = models.load_base(str(folder), "bf16", torch.device("cpu"), torch.bfloat16)
     assert loaded.config.num_hidden_layers == len(sub.units(loaded, "block"))
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "stopped"),
+    [
+        ("memory", "--TARGET_MEMORY_GB=0.0009", "GB of memory"),
+        ("latency", "--TARGET_LATENCY_MS=1e6", "ms a token"),
+    ],
+)
+def test_other_targets_stop_a_run(six, name, target, stopped):
+    results, environment = six
+    done = run_script(*SAPLING, f"--RUN={name}", target, "--TARGET_SIZE=0.4", "--SAVE_EVERY=2", **environment)
+    assert done.returncode == 0, done.stderr
+    metrics = read(results / name / "train_metrics.json")
+    assert stopped in metrics["stopped"] and metrics["share_of_bytes"] > 0.4
+    if name == "latency":
+        assert metrics["units_left"] == 12
+    assert (results / name / str(metrics["units_left"]) / "config.json").exists()
+
+
+def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(sapling):
+    from fincompress.depth.importance import Score
+    from fincompress.sapling import Run
+
+    run = Run.__new__(Run)
+    run.settings = {"ACCURACY_FLOOR": 0.9, "SCHEDULE": "successive", "TARGET_SIZE": 0.5, "DROP_UNIT": "sublayer"}
+    run.settings |= {"TARGET_MEMORY_GB": None, "TARGET_LATENCY_MS": None, "PACKABLE_ONLY": True}
+    run.state = {"reference": {"accuracy": 0.5}, "last_above_floor": None}
+    run.model = models.load_base(str(sapling[0] / "12"), "bf16", torch.device("cpu"), torch.bfloat16)
+    run.sizes, run.full_size = {"ends": 1, "attention": 1, "mlp": 1}, 13
+    whole = Score((), torch.zeros(100), torch.cat([torch.ones(46), torch.zeros(54)]))
+    assert run.stop_reason(whole) is None and run.state["last_above_floor"] == 12
+    whole.exact[:2] = 0
+    assert "fell below 90% of 50.0%; the last depth above that had 12 units" in run.stop_reason(whole)
 
 
 def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):
@@ -178,6 +218,8 @@ def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):
         (("--CRITERION=calibraton",), "did you mean 'calibration'"),
         (("--CRITERION=angular",), "set DROP_UNIT = 'block'"),
         (("--START_FROM=nothing",), "'nothing' does not exist"),
+        (("--SCHEDULE=one_shot",), "needs DROP_UNIT = 'block' or PACKABLE_ONLY = False"),
+        (("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--ACCURACY_FLOOR=0.9"), "need 'successive'"),
         (("--ACCURACY_FLOOR=0.9", "--FIRST_EPOCHS=0"), "accuracy before any drop, which is 0"),
     ],
 )
