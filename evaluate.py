@@ -92,7 +92,7 @@ def score_run() -> None:
             show_table()
             return
     else:
-        directory = runs.finished_run(RESULTS_DIR, RUN, "train_metrics.json")
+        directory = runs.finished_run(RESULTS_DIR, RUN)
     record = runs.read_json(directory / "settings.json")
     data_run = record["settings"]["DATA_RUN"]
     dataset, data = training.load_processed(RESULTS_DIR, data_run, SPLIT)

@@ -1,7 +1,7 @@
 """Phase 1: QLoRA, LoRA adapters on a 4-bit NF4 base (Dettmers et al. 2023). The accuracy ceiling of the comparison.
 
-Reads the splits of results/<DATA_RUN>/ (preprocess_data.py). Writes results/<RUN>/: adapter/, train_metrics.json,
-loss_curve.csv and .png, settings.json. A killed run, started again with the same command, goes on where it was.
+Reads the splits of results/<DATA_RUN>/ (preprocess_data.py). Writes results/<RUN>/: adapter/, merged/ (a standard
+checkpoint), train_metrics.json, loss_curve.csv and .png. A killed run, started again with the same command, goes on.
 
     python train_qlora_4bit.py                                         SmolLM2-135M, on a CPU or a GPU
     python train_qlora_4bit.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --LEARNING_RATE=2e-4 \\
@@ -35,6 +35,8 @@ GRADIENT_ACCUMULATION = 1  # batches per optimizer step; the step sees BATCH_SIZ
 GRADIENT_CHECKPOINTING: bool | None = (
     None  # recompute activations: a third slower, much less memory; None: on a GPU only
 )
+# Afterwards
+MERGE_INTO = "better"  # 16-bit weights the adapter is merged into: "dequantized", "original", or the "better" of the two
 # Records
 SAVE_STEPS = 100  # optimizer steps between checkpoints, a multiple of LOGGING_STEPS; a kill loses at most so many
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve

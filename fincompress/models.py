@@ -1,4 +1,4 @@
-"""Load any base model or run: hub id, folder, embedded SmolLM2, random weights of a named shape; bf16, NF4, adapter."""
+"""Load any base model or run: hub id, folder, embedded SmolLM2, a shape's random weights; bf16, NF4, int8, GPTQ, LoRA."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import functools
 import importlib.util
 import json
+import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ SHAPES = {
     },
 }  # fmt: skip
 GATED = "{} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
-PRECISIONS = ("auto", "bf16", "fp16", "fp32", "nf4")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32", "nf4", "int8")
 
 
 def quiet_libraries() -> None:
@@ -48,6 +49,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # It says at every call of every layer that LLM.int8 quantizes activations from float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def pick_device() -> torch.device:
@@ -172,11 +175,12 @@ def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
 
 @torch.no_grad()
 def dense_tensors(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """``(name, tensor)`` of every weight in ``dtype`` on the CPU: 4-bit weights unpacked, adapters merged, ties once.
+    """``(name, tensor)`` of every weight in ``dtype`` on the CPU: quantized weights unpacked, adapters merged, ties once.
 
     Goes module by module: no more than one of them is held unpacked, so a 4-bit 7B model on a GPU stays 4-bit there.
     """
     from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
 
     inside, seen = None, set()
     for name, module in model.named_modules():
@@ -184,7 +188,7 @@ def dense_tensors(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[tuple[
             continue
         if isinstance(module, LoraLayer):
             inside = name + "."
-            weight = unpacked(module.get_base_layer().weight).float()
+            weight = dequantize_module_weight(module.get_base_layer()).float()
             for adapter in module.active_adapters:
                 weight = weight + module.get_delta_weight(adapter).float()
             yield f"{name}.weight", weight.to("cpu", dtype)
@@ -194,17 +198,8 @@ def dense_tensors(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[tuple[
         for parameter_name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield f"{name}.{parameter_name}", unpacked(parameter).to("cpu", dtype)
-
-
-def unpacked(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as it enters the products: a 4-bit one dequantized, any other as it is."""
-    state = getattr(weight, "quant_state", None)
-    if state is None:
-        return weight.data
-    import bitsandbytes as bnb
-
-    return bnb.functional.dequantize_4bit(weight.data, state)
+                value = dequantize_module_weight(module) if parameter_name == "weight" else parameter
+                yield f"{name}.{parameter_name}", value.detach().to("cpu", dtype)
 
 
 def cut_tokenizer(source: str, vocab_size: int, directory: Path) -> None:
@@ -259,11 +254,12 @@ def load_tokenizer(path: str):
 
 
 def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None):
-    """The model at ``path`` on ``device``; ``precision`` is ``"auto"`` (``dtype``), a type by name, or ``"nf4"``.
+    """The model at ``path`` on ``device``; ``precision`` is one of ``PRECISIONS``, of which ``"auto"`` means ``dtype``.
 
-    NF4 is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in ``dtype``.
-    ``packed`` says whether its weights stay 4-bit in memory; None: on a GPU only. bitsandbytes has no 4-bit product for
-    training on a CPU: it unpacks every weight at every call, to the same bits that are unpacked once here.
+    ``"nf4"`` is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in ``dtype``,
+    ``"int8"`` its LLM.int8 (Dettmers et al. 2022). ``packed`` says whether quantized weights stay so in memory; None: on
+    a GPU only. bitsandbytes trains on a CPU by unpacking every weight at every call, to the same values that are
+    unpacked once here. (LLM.int8's products in 8 bits are what a GPU does, and a CPU outside training.)
     Raises UserError where the model is missing, gated or unreadable, or where parameters are missing from it.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
@@ -275,6 +271,8 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    elif precision == "int8":
+        quantization = BitsAndBytesConfig(load_in_8bit=True)
     with explain_loading(path), _no_progress_bars():
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
@@ -290,7 +288,7 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
         raise UserError(
             f"{path} is not a whole checkpoint: {len(info['missing_keys'])} weights missing, such as {missing}"
         )
-    if precision == "nf4":
+    if quantization:
         if packed or (packed is None and device.type == "cuda"):
             keep_nf4_trainable(model)
         else:
@@ -321,8 +319,28 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
     return model.eval(), tokenizer
 
 
-def load_adapter(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype):
-    """``(model, tokenizer)``: the adapter of a run, in float32, on the base it was trained against."""
+def merge_adapter(directory: Path, results_dir: str, original: bool, target: Path, dtype: torch.dtype) -> None:
+    """Write a run's adapter, merged into 16-bit weights on the CPU, as a standard checkpoint in the folder ``target``.
+
+    Into the base before it was quantized where ``original``, else into the quantized weights, each unpacked in its turn.
+    """
+    cpu = torch.device("cpu")
+    precision = {"base_precision": "auto"} if original else {}
+    model, tokenizer = load_adapter(directory, results_dir, cpu, dtype, packed=True, **precision)
+    write_checkpoint(target, model, tokenizer, dtype)
+    record = runs.read_json(directory / "settings.json")
+    into = "its base" if original else f"its base, quantized to {record['base_precision']} and unpacked"
+    write_model_card(target, record["base_model"], f"LoRA adapter of run `{directory.name}`, merged into {into}.")
+
+
+def load_adapter(
+    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, base_precision: str | None = None,
+    packed: bool | None = None,
+):  # fmt: skip
+    """``(model, tokenizer)``: the adapter of a run, in float32, on the base it was trained against.
+
+    ``base_precision`` names another base; ``packed`` is for ``load_base``.
+    """
     from peft import PeftModel
 
     record = runs.read_json(directory / "settings.json")
@@ -330,27 +348,29 @@ def load_adapter(directory: Path, results_dir: str, device: torch.device, dtype:
     if not adapter.exists():
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
     path = base_model_path(record["base_model"], results_dir)
-    model = load_base(path, record["base_precision"], device, dtype)
+    model = load_base(path, base_precision or record["base_precision"], device, dtype, packed)
     with explain_loading(str(adapter)):
         return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
 
 
 def dense_checkpoint(run: str, results_dir: str) -> Path:
-    """The folder of a finished run's weights in 16 bits; an adapter is merged into ``merged/`` the first time.
+    """The folder of a finished run's weights in 16 bits: the run's own, or ``merged/`` where it trained an adapter.
 
-    It is merged into the weights it was trained on, that is, into NF4 weights dequantized.
+    Raises UserError where there is none, and where the weights are quantized.
     """
-    directory = runs.finished_run(results_dir, run, "train_metrics.json")
-    if (directory / "config.json").exists():
-        return directory
-    merged = directory / "merged"
-    if not (merged / "config.json").exists():
-        model, tokenizer = load_adapter(directory, results_dir, torch.device("cpu"), torch.bfloat16)
-        with runs.atomic_path(merged) as partial:
-            write_checkpoint(partial, model, tokenizer, torch.bfloat16)
-            record = runs.read_json(directory / "settings.json")
-            write_model_card(partial, record["base_model"], f"Run `{run}`, its LoRA adapter merged into its base.")
-    return merged
+    directory = runs.finished_run(results_dir, run)
+    if not (directory / "config.json").exists():
+        directory = directory / "merged"
+    if not (directory / "config.json").exists():
+        raise UserError(f"run {run!r} has no weights in 16 bits, only an adapter or a folder of depths")
+    if is_quantized(directory):
+        raise UserError(f"run {run!r} is quantized already: name the run it came from")
+    return directory
+
+
+def is_quantized(directory: Path) -> bool:
+    """Whether the checkpoint in a folder holds quantized weights."""
+    return "quantization_config" in runs.read_json(directory / "config.json")
 
 
 def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> float:

@@ -87,11 +87,14 @@ def run_directory(results_dir: str, run: str) -> Path:
     return Path(results_dir).joinpath(*parts)
 
 
-def finished_run(results_dir: str, run: str, kind: str) -> Path:
-    """The folder of a finished run, or a UserError that lists the runs there are. ``kind`` names its record file."""
+def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Path:
+    """The folder of a finished run, or a UserError that lists the runs there are.
+
+    ``kind`` names the record that a run leaves at its end; by default that of any run that leaves a model.
+    """
     directory = run_directory(results_dir, run)
-    if not (directory / kind).exists():
-        there = sorted(str(path.parent.relative_to(results_dir)) for path in Path(results_dir).rglob(kind))
+    if not any(directory.glob(kind)):
+        there = sorted({str(path.parent.relative_to(results_dir)) for path in Path(results_dir).rglob(kind)})
         state = "is not finished" if directory.exists() else "does not exist"
         raise UserError(f"run {run!r} {state} in {results_dir}/; finished: {', '.join(there) or 'none'}")
     return directory

@@ -55,7 +55,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         "data": record["data"],
     }
     if s["START_FROM"]:
-        start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"], "train_metrics.json")
+        start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"])
         started = runs.read_json(start / "settings.json")
         if started["base_model"] != s["BASE_MODEL"]:
             raise UserError(f"START_FROM = {s['START_FROM']!r} is a run of another base model than {s['BASE_MODEL']}")

@@ -12,13 +12,16 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from fincompress import charts, memory, models, runs
 from fincompress.errors import UserError
+from fincompress.settings import check_choice
 from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
 
 TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
+MERGE_INTO = ("dequantized", "original")  # the base as the adapter was trained against it, or as it was before
+BETTER = "better"  # of the two, by the calibration split
 
 
 class TargetTrainer(Trainer):
@@ -180,10 +183,13 @@ def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[in
 def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
 
-    ``settings`` are the constants of the script, which explains each. Leaves ``adapter/``, ``train_metrics.json``,
-    ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until then, so that a killed run goes on.
+    ``settings`` are the constants of the script, which explains each. Leaves ``adapter/``, ``merged/``,
+    ``train_metrics.json``, ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until then, so that a killed
+    run goes on.
     """
     s = settings
+    if s["MERGE_INTO"] not in (BETTER, *MERGE_INTO):
+        raise UserError(f"MERGE_INTO is {', '.join((BETTER, *MERGE_INTO))}, not {s['MERGE_INTO']!r}")
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError(
             "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
@@ -199,6 +205,22 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     print(f"{device.type}, {reason}")
+    metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
+    # Nothing of the trained model is held any more: there is room for a merged one.
+    metrics["merged"] = merge(directory, s, calibration, device, dtype)
+    runs.write_json(directory / "train_metrics.json", metrics)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    print(
+        f"trained {metrics['steps']} steps in {metrics['training_seconds'] / 60:.1f} min, "
+        f"{metrics['tokens_per_second']:.0f} tokens/s, loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, "
+        "merged, train_metrics.json, loss_curve.csv and .png"
+    )
+
+
+def train_adapter(
+    directory: Path, s: dict, base_precision: str, train_set, calibration, device: torch.device, dtype: torch.dtype
+) -> dict:
+    """Train, write ``adapter/`` and the loss curve, and return the metrics of the training."""
     set_seed(s["SEED"])
     path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     tokenizer = models.load_tokenizer(path)
@@ -246,7 +268,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
         print(f"going on from {checkpoint.name}")
     with explain_out_of_memory(predicted_gb):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finish(directory, trainer, tokenizer, settings, predicted_gb, trainable, progress.clock.seconds())
+    return finish(directory, trainer, tokenizer, s, predicted_gb, trainable, progress.clock.seconds())
 
 
 def training_arguments(s: dict, directory: Path, device: torch.device, dtype: torch.dtype, **more) -> TrainingArguments:
@@ -288,8 +310,8 @@ def last_checkpoint(directory: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
-def finish(directory: Path, trainer, tokenizer, settings, predicted_gb, trainable, seconds) -> None:
-    """Write a run's adapter, metrics and loss curve, and drop its checkpoints."""
+def finish(directory: Path, trainer, tokenizer, settings, predicted_gb, trainable, seconds) -> dict:
+    """Write a run's adapter and loss curve, and return its metrics."""
     history = trainer.state.log_history
     curve = [
         {k: row[k] for k in ("step", "epoch", "loss", "learning_rate", "grad_norm", "seconds")}
@@ -325,9 +347,54 @@ def finish(directory: Path, trainer, tokenizer, settings, predicted_gb, trainabl
             train_loss=metrics["train_loss"],
             rank=settings["LORA_RANK"],
         )
-    runs.write_json(directory / "train_metrics.json", metrics)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    print(
-        f"trained {metrics['steps']} steps in {seconds / 60:.1f} min, {metrics['tokens_per_second']:.0f} tokens/s, "
-        f"loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, train_metrics.json, loss_curve.csv and .png"
+    return metrics
+
+
+def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch.device, dtype: torch.dtype) -> dict:
+    """Merge a run's adapter into 16-bit weights: ``merged/``, a standard checkpoint and a run that can be named.
+
+    ``MERGE_INTO`` says which weights: ``"dequantized"``, the quantized base as the adapter was trained against it, or
+    ``"original"``, the base before it was quantized, whose rounding error the adapter may have learnt to undo.
+    ``"better"`` makes both and keeps the one of lower NLL on the calibration split, where 16 bits fit the device.
+    The weights are merged on the CPU, module by module out of the packed base, and written shard by shard.
+    """
+    record = runs.read_json(directory / "settings.json")
+    path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+    config = AutoConfig.from_pretrained(path)
+    ways, reason = [s["MERGE_INTO"]], "asked for"
+    if s["MERGE_INTO"] == BETTER:
+        ways, reason = list(MERGE_INTO), "lower NLL on the calibration split"
+        if device.type == "cuda" and memory.inference_gb(config, 2048) > torch.cuda.mem_get_info()[0] / 1e9:
+            ways, reason = ["dequantized"], "not compared: the merged model does not fit this GPU"
+    half = torch.float16 if dtype == torch.float16 else torch.bfloat16
+    collator = TargetCollator(models.load_tokenizer(str(directory / "adapter")).pad_token_id)
+    folders = {way: directory / f".merged-{way}.partial" for way in ways}
+    scores: dict[str, dict[str, float]] = {}
+    try:
+        for way, folder in folders.items():
+            models.merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, half)
+            if len(ways) > 1:
+                model = models.load_base(str(folder), "auto", device, dtype).eval()
+                nll, exact = score_targets(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
+                scores[way] = {
+                    "calibration_nll": round(nll.mean().item(), 5),
+                    "calibration_exact": round(exact.float().mean().item(), 5),
+                }
+                del model
+        kept = min(ways, key=lambda way: scores[way]["calibration_nll"]) if scores else ways[0]
+        found = {"merged_into": kept, "why": reason, "scores": scores}
+        # What a run has, so that merged weights can be evaluated, quantized and started from by name.
+        runs.write_json(folders[kept] / "settings.json", record | {"base_precision": "auto"})
+        runs.write_json(folders[kept] / "train_metrics.json", found)
+        shutil.rmtree(directory / "merged", ignore_errors=True)
+        folders[kept].rename(directory / "merged")
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+    shown = "; ".join(
+        f"{way}: NLL {score['calibration_nll']:.4f}, exact {score['calibration_exact']:.1%}" for way, score in scores.items()
     )
+    print(f"merged into the {kept} weights ({reason}{': ' + shown if shown else ''})")
+    return found
+
+

@@ -1,12 +1,13 @@
 """The loss sees the target and its EOS alone; batches, restarts and evaluation between steps change nothing."""
 
+import bitsandbytes as bnb
 import datasets
 import pytest
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
-from fincompress import models, targets, training
+from fincompress import models, runs, targets, training
 
 CPU = torch.device("cpu")
 EOS, PAD = 2, 0
@@ -148,6 +149,46 @@ def test_unpacking_nf4_once_changes_no_bit_of_loss_or_gradient(nf4, tiny_base):
         found.append((loss, [p.grad for p in model.parameters() if p.requires_grad]))
     assert torch.equal(found[0][0], found[1][0]) and len(found[0][1]) == 28
     assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_unpacking_int8_once_trains_as_bitsandbytes_does(tiny_base):
+    packed = add_lora(models.load_base(tiny_base, "int8", CPU, torch.bfloat16, packed=True))
+    assert sum(isinstance(module, bnb.nn.Linear8bitLt) for module in packed.modules()) == 14
+    unpacked = add_lora(models.load_base(tiny_base, "int8", CPU, torch.bfloat16))
+    assert not any(isinstance(module, bnb.nn.Linear8bitLt) for module in unpacked.modules())
+    original = models.load_base(tiny_base, "bf16", CPU, torch.bfloat16)
+    batch = targets.TargetCollator(PAD)(make_rows(4))
+    losses, grads = [], []
+    for model in (packed, unpacked):
+        loss = bf16_loss(model.train(), batch)
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    # Unpacked by another formula: now and then the last bit of a weight differs.
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4) != pytest.approx(bf16_loss(original, batch).item(), abs=1e-5)
+    assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+@pytest.mark.parametrize("into", ["dequantized", "original"])
+def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(precision, into, tiny_base, tmp_path):
+    weights = precision if into == "dequantized" else "bf16"
+    model = add_lora(models.load_base(tiny_base, weights, CPU, torch.bfloat16))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # zeros at the start
+                parameter.normal_(0, 0.1)
+    model.save_pretrained(tmp_path / "run" / "adapter")
+    models.load_tokenizer(tiny_base).save_pretrained(tmp_path / "run" / "adapter")
+    runs.write_json(tmp_path / "run" / "settings.json", {"base_model": tiny_base, "base_precision": precision})
+    models.merge_adapter(tmp_path / "run", str(tmp_path), into == "original", tmp_path / "merged", torch.bfloat16)
+    merged = models.load_base(str(tmp_path / "merged"), "bf16", CPU, torch.bfloat16)
+    batch = targets.TargetCollator(PAD)(make_rows(4))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = [targets.target_logits(m.eval(), batch)[0].float() for m in (model, merged)]
+        base = targets.target_logits(models.load_base(tiny_base, weights, CPU, torch.bfloat16), batch)[0].float()
+    # The sum is rounded to 16 bits once, after merging.
+    assert (logits[0] - logits[1]).norm() < 0.02 * (logits[0] - base).norm()
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(tiny_base, nf4):
