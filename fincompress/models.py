@@ -1,4 +1,4 @@
-"""Load any base model or run: hub id, folder, embedded SmolLM2, a shape's random weights; bf16, NF4, int8, GPTQ, LoRA."""
+"""Load any base model or run: hub id, folder, embedded SmolLM2, random weights; bf16, NF4, int8, GPTQ, adapter."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def write_weights(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]], 
 
 @torch.no_grad()
 def dense_tensors(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """``(name, tensor)`` of every weight in ``dtype`` on the CPU: quantized weights unpacked, adapters merged, ties once.
+    """``(name, tensor)`` of every weight in ``dtype`` on the CPU: unpacked, adapters merged, tied weights once.
 
     Goes module by module: no more than one of them is held unpacked, so a 4-bit 7B model on a GPU stays 4-bit there.
     """
@@ -256,10 +256,11 @@ def load_tokenizer(path: str):
 def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None):
     """The model at ``path`` on ``device``; ``precision`` is one of ``PRECISIONS``, of which ``"auto"`` means ``dtype``.
 
-    ``"nf4"`` is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in ``dtype``,
-    ``"int8"`` its LLM.int8 (Dettmers et al. 2022). ``packed`` says whether quantized weights stay so in memory; None: on
-    a GPU only. bitsandbytes trains on a CPU by unpacking every weight at every call, to the same values that are
-    unpacked once here. (LLM.int8's products in 8 bits are what a GPU does, and a CPU outside training.)
+    ``"nf4"`` is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in
+    ``dtype``, ``"int8"`` its LLM.int8 (Dettmers et al. 2022). ``packed`` says whether quantized weights stay so in
+    memory; None: on a GPU only. bitsandbytes trains on a CPU by unpacking every weight at every call, to the same
+    values that are unpacked once here. (Products of 8-bit numbers are what LLM.int8 does on a GPU, and on a CPU when
+    it does not train.)
     Raises UserError where the model is missing, gated or unreadable, or where parameters are missing from it.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
@@ -322,7 +323,7 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
 def merge_adapter(directory: Path, results_dir: str, original: bool, target: Path, dtype: torch.dtype) -> None:
     """Write a run's adapter, merged into 16-bit weights on the CPU, as a standard checkpoint in the folder ``target``.
 
-    Into the base before it was quantized where ``original``, else into the quantized weights, each unpacked in its turn.
+    Into the base before it was quantized where ``original``, else into the quantized weights, each unpacked in turn.
     """
     cpu = torch.device("cpu")
     precision = {"base_precision": "auto"} if original else {}
