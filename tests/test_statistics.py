@@ -1,0 +1,170 @@
+"""Paired comparisons of two runs against published and hand-computed values, and what is refused."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fincompress import statistics
+from fincompress.errors import UserError
+from fincompress.finqa.scoring import wilson_interval
+
+
+def verdicts(both, only_first, only_second, neither):
+    """Two runs' verdicts with these counts of questions."""
+    pairs = [(True, True)] * both + [(True, False)] * only_first + [(False, True)] * only_second
+    pairs += [(False, False)] * neither
+    ids = [f"AAA/2001/page_{number}.pdf-1" for number in range(len(pairs))]
+    return tuple(dict(zip(ids, side, strict=True)) for side in zip(*pairs, strict=True))
+
+
+# Binomial tails by hand: 2 * 1 / 32, 2 * (1 + 5) / 32, 2 * (1 + 10 + 45) / 1024.
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625), (1, 4, 0.375), (8, 2, 0.109375), (3, 3, 1.0), (6, 0, 0.03125)],
+)
+def test_mcnemar_differs_from_the_binomial_tail(only_first, only_second, p):
+    assert statistics.mcnemar(only_first, only_second) == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_differs_from_agrestis_presidential_ratings():
+    # Agresti, Categorical Data Analysis, table 10.1: 150 against 86; z squared is 17.36, so p is about 3e-5.
+    assert 2e-5 < statistics.mcnemar(150, 86) < 5e-5
+
+
+def test_mcnemar_overflows_on_many_questions():
+    assert statistics.mcnemar(3000, 2000) < 1e-40
+    assert statistics.mcnemar(3000, 3000) == 1.0
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_depends_on_which_run_is_first_or_is_no_probability(a, b):
+    p = statistics.mcnemar(a, b)
+    assert 0 < p <= 1 and p == statistics.mcnemar(b, a)
+
+
+def test_bootstrap_interval_is_not_that_of_resampled_questions():
+    first, second = (np.array(list(side.values())) for side in verdicts(150, 90, 60, 583))
+    low, high = statistics.bootstrap_difference(first, second)
+    # The plain bootstrap, index by index.
+    picks = np.random.default_rng(1).integers(0, len(first), (4000, len(first)))
+    differences = first[picks].mean(axis=1) - second[picks].mean(axis=1)
+    assert (low, high) == pytest.approx(np.quantile(differences, (0.025, 0.975)), abs=0.002)
+    # And the normal approximation: variance of a paired difference of proportions.
+    n, b, c = len(first), 90, 60
+    half = 1.96 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    assert (low, high) == pytest.approx(((b - c) / n - half, (b - c) / n + half), abs=0.002)
+
+
+def test_bootstrap_ignores_that_the_questions_are_paired():
+    """Two runs of 25 % that agree on nearly everything are told apart far better than two that agree by chance."""
+    alike, unlike = verdicts(215, 8, 1, 659), verdicts(60, 163, 156, 504)
+    width = [np.subtract(*statistics.compare(*pair)["interval"][::-1]) for pair in (alike, unlike)]
+    assert width[0] < 0.2 * width[1]
+
+
+def test_interval_covers_the_truth_too_rarely():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for trial in range(400):
+        draw = generator.random(300)
+        first, second = draw < 0.30, (draw < 0.20) | (draw > 0.95)  # 30 % and 25 %, 0.15 of the questions differ
+        low, high = statistics.bootstrap_difference(first, second, resamples=1000, seed=trial)
+        covered += low <= 0.05 <= high
+    assert 0.91 <= covered / 400 <= 0.98
+
+
+def test_same_seed_gives_other_numbers_or_another_seed_far_ones():
+    pair = verdicts(100, 40, 30, 300)
+    once = statistics.compare(*pair, seed=3)
+    assert once == statistics.compare(*pair, seed=3)
+    other = statistics.compare(*pair, seed=4)
+    assert once["interval"] == pytest.approx(other["interval"], abs=0.005)
+
+
+def test_wider_confidence_gives_a_narrower_interval():
+    first, second = (np.array(list(side.values())) for side in verdicts(100, 40, 30, 300))
+    low, high = statistics.bootstrap_difference(first, second)
+    lower, higher = statistics.bootstrap_difference(first, second, confidence=0.995)
+    assert lower < low < 0.0213 < high < higher
+
+
+def test_compare_has_the_wrong_sign_or_counts():
+    first, second = verdicts(10, 5, 2, 3)
+    found = statistics.compare(first, second)
+    assert (found["questions"], found["only_first"], found["only_second"]) == (20, 5, 2)
+    assert found["difference"] == pytest.approx(0.15)
+    assert found["interval"][0] <= 0.15 <= found["interval"][1]
+    assert found["mcnemar_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
+    turned = statistics.compare(second, first)
+    assert turned["difference"] == -found["difference"] and turned["only_first"] == 2
+    assert (found["resamples"], found["confidence"], found["seed"]) == (10_000, 0.95, 0)
+
+
+def test_order_of_the_questions_matters():
+    first, second = verdicts(10, 5, 2, 3)
+    assert statistics.compare(first, dict(reversed(second.items()))) == statistics.compare(first, second)
+
+
+def test_runs_that_never_differ_get_a_difference():
+    same = statistics.compare(*verdicts(5, 0, 0, 5))
+    assert (same["difference"], same["interval"], same["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
+    apart = statistics.compare(*verdicts(0, 4, 0, 0))
+    assert (apart["difference"], apart["interval"]) == (1.0, [1.0, 1.0])
+
+
+def test_other_questions_are_compared():
+    first, second = verdicts(3, 1, 1, 1)
+    second.pop("AAA/2001/page_2.pdf-1")
+    with pytest.raises(UserError, match=r"same questions \(6 and 5; 1 are in one only, such as AAA/2001/page_2"):
+        statistics.compare(first, second)
+    second["BBB/2001/page_2.pdf-1"] = True  # as many, but others
+    with pytest.raises(UserError, match="6 and 6; 2 are in one only"):
+        statistics.compare(first, second)
+    with pytest.raises(UserError, match="nothing to compare"):
+        statistics.compare({}, {})
+
+
+def test_verdicts_are_misread(tmp_path):
+    path = tmp_path / "predictions_dev.jsonl"
+    rows = [
+        {"id": "a\u2028b", "output": "x", "execution_correct": True, "program_correct": False},
+        {"id": "c", "output": "y", "execution_correct": False, "program_correct": True},
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert statistics.read_verdicts(path) == {"a\u2028b": True, "c": False}
+    assert statistics.read_verdicts(path, "program_correct") == {"a\u2028b": False, "c": True}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"id": "a"}', "line 2: expected"),
+        ('{"id": "a", "execution_correct": 1}', "line 2: expected"),
+        ('{"id": 7, "execution_correct": true}', "line 2: expected"),
+        ('["a", true]', "line 2: expected"),
+        ('{"id": "a", ', "line 2: expected"),
+        ('{"id": "first", "execution_correct": true}', "line 2: first stands twice"),
+    ],
+)
+def test_bad_record_passes(tmp_path, line, said):
+    path = tmp_path / "predictions_dev.jsonl"
+    path.write_text('{"id": "first", "execution_correct": true}\n' + line + "\n")
+    with pytest.raises(UserError, match=said):
+        statistics.read_verdicts(path)
+
+
+def test_missing_file_is_not_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.jsonl cannot be read"):
+        statistics.read_verdicts(tmp_path / "none.jsonl")
+
+
+def test_wilson_interval_differs_from_newcombes():
+    # Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
+    for counts, interval in {
+        (81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)
+    }.items():  # fmt: skip
+        assert wilson_interval(*counts) == pytest.approx(interval, abs=5e-5)
