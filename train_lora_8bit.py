@@ -1,7 +1,7 @@
 """Phase 1, the other road: LoRA adapters on an 8-bit base (LLM.int8, Dettmers et al. 2022).
 
-The same data, recipe and records as train_qlora_4bit.py; only the base's precision differs. An int8 base of 7B takes 6.7
-GB where NF4 takes 3.5: on a 10 GB GPU the batch and the prompts must be smaller.
+The same data, recipe and records as train_qlora_4bit.py; only the base's precision differs. An int8 base of 7B takes
+6.7 GB where NF4 takes 3.5: on a 10 GB GPU the batch and the prompts must be smaller.
 
     python train_lora_8bit.py                                          SmolLM2-135M, on a CPU or a GPU
     python train_lora_8bit.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --LEARNING_RATE=2e-4 \\
@@ -36,7 +36,7 @@ GRADIENT_CHECKPOINTING: bool | None = (
     None  # recompute activations: a third slower, much less memory; None: on a GPU only
 )
 # Afterwards
-MERGE_INTO = "better"  # 16-bit weights the adapter is merged into: "dequantized", "original", or the "better" of the two
+MERGE_INTO = "better"  # 16-bit weights the adapter is merged into: "dequantized", "original", the "better" of both
 # Records
 SAVE_STEPS = 100  # optimizer steps between checkpoints, a multiple of LOGGING_STEPS; a kill loses at most so many
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve

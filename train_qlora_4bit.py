@@ -36,7 +36,7 @@ GRADIENT_CHECKPOINTING: bool | None = (
     None  # recompute activations: a third slower, much less memory; None: on a GPU only
 )
 # Afterwards
-MERGE_INTO = "better"  # 16-bit weights the adapter is merged into: "dequantized", "original", or the "better" of the two
+MERGE_INTO = "better"  # 16-bit weights the adapter is merged into: "dequantized", "original", the "better" of both
 # Records
 SAVE_STEPS = 100  # optimizer steps between checkpoints, a multiple of LOGGING_STEPS; a kill loses at most so many
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve

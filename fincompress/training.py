@@ -188,8 +188,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     run goes on.
     """
     s = settings
-    if s["MERGE_INTO"] not in (BETTER, *MERGE_INTO):
-        raise UserError(f"MERGE_INTO is {', '.join((BETTER, *MERGE_INTO))}, not {s['MERGE_INTO']!r}")
+    check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError(
             "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
@@ -392,7 +391,8 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         for folder in folders.values():
             shutil.rmtree(folder, ignore_errors=True)
     shown = "; ".join(
-        f"{way}: NLL {score['calibration_nll']:.4f}, exact {score['calibration_exact']:.1%}" for way, score in scores.items()
+        f"{way}: NLL {score['calibration_nll']:.4f}, exact {score['calibration_exact']:.1%}"
+        for way, score in scores.items()
     )
     print(f"merged into the {kept} weights ({reason}{': ' + shown if shown else ''})")
     return found
