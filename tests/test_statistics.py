@@ -168,3 +168,29 @@ def test_wilson_interval_differs_from_newcombes():
         (81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)
     }.items():  # fmt: skip
         assert wilson_interval(*counts) == pytest.approx(interval, abs=5e-5)
+
+
+def test_ratio_interval_is_not_students():
+    # Logs of the ratios are log 2 + (-0.1, 0, 0.1): mean log 2, standard deviation 0.1, t(2) = 4.303.
+    first = [2 * math.exp(-0.1), 20.0, 200 * math.exp(0.1)]
+    half = 4.303 * 0.1 / math.sqrt(3)
+    expected = (2.0, 2 * math.exp(-half), 2 * math.exp(half))
+    assert statistics.ratio_interval(first, [1.0, 10.0, 100.0]) == pytest.approx(expected)
+    turned = statistics.ratio_interval([1.0, 10.0, 100.0], first)
+    assert turned == pytest.approx((1 / expected[0], 1 / expected[2], 1 / expected[1]))
+    assert statistics.ratio_interval([3.0] * 40, [2.0] * 40) == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_ratio_interval_of_one_round_or_of_unlike_rounds():
+    for rounds in (([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([], [])):
+        with pytest.raises(ValueError, match="rounds"):
+            statistics.ratio_interval(*rounds)
+
+
+@pytest.mark.parametrize(
+    ("counts", "better"),
+    [((50, 60, 20, 200), 1), ((50, 20, 60, 200), -1), ((50, 30, 28, 200), 0), ((50, 0, 0, 200), 0),
+     ((50, 4, 0, 200), 0), ((0, 0, 6, 0), -1)],
+)  # fmt: skip
+def test_a_winner_is_named_too_early_or_not_at_all(counts, better):
+    assert statistics.favours(statistics.compare(*verdicts(*counts))) == better

@@ -1,0 +1,550 @@
+"""Finished runs side by side: what each is, what was measured of it, which share a table, and who dominates whom."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fincompress import runs, statistics
+from fincompress.errors import UserError
+from fincompress.finqa import examples
+
+TRAINED_LORA = {"train_qlora_4bit.py": "QLoRA (NF4 base)", "train_lora_8bit.py": "8-bit LoRA (int8 base)"}
+CRITERIA = {
+    "calibration": "calibration scan",
+    "last": "last layers",
+    "random": "random layers",
+    "block_influence": "block influence (ShortGPT)",
+    "angular": "angular distance (Gromov et al.)",
+    "activation_norm": "activation norm",
+}
+# In the order of a table's rows. "pruning": layers dropped by another criterion or schedule than SAPLING's.
+KINDS = ("base", "qlora", "merged", "lora_8bit", "gptq", "sapling", "sapling_gptq", "pruning", "pruning_gptq", "other")
+PHASE_1 = ("qlora", "merged", "lora_8bit")
+PUBLISHED = "published"  # records of other runs of this repository, inside results/
+
+
+@dataclass
+class Row:
+    """One run on one split: what it is, and what was measured; None where it was not, and ``missing`` says why."""
+
+    run: str
+    directory: Path
+    kind: str  # one of KINDS
+    method: str  # in words
+    base_model: str
+    source: str | None  # of the data: "FinQA", "synthetic"
+    fingerprint: str | None  # of the data as preprocessed
+    target: str | None = None  # "program" or "answer"
+    split: str | None = None  # None: not evaluated
+    questions: int | None = None
+    execution: dict | None = None  # {"accuracy", "interval", "correct", "of"}, as are the next
+    program: dict | None = None
+    steps: dict[str, dict] = field(default_factory=dict)  # execution accuracy by steps of the gold program
+    size_gb: float | None = None
+    share_of_base: float | None = None  # of the bytes of the base model in 16 bits
+    units_left: int | None = None  # sub-layers, or blocks where blocks were dropped
+    family: str | None = None  # the run whose checkpoints this is one of
+    training_seconds: float | None = None  # with what it started from: training, scans, quantization
+    trained_on: str | None = None  # hardware
+    settings: dict = field(default_factory=dict)
+    command: str = ""
+    devices: dict[tuple[str, str], dict] = field(default_factory=dict)  # (device, hardware) -> read_throughput
+    speed: dict | None = None  # the one of ``devices`` that belongs to this row's section
+    series: str | None = None  # the method without the depth, for the path of a family
+    drop: dict | None = None  # phase 1 minus this run: statistics.compare
+    on_frontier: bool = False  # of accuracy against size
+    missing: dict[str, str] = field(default_factory=dict)  # field -> why it is None
+
+
+@dataclass
+class Section:
+    """Rows that may share a table: one base model, data set, split and device."""
+
+    base_model: str
+    source: str | None
+    fingerprint: str | None
+    target: str | None
+    split: str | None
+    questions: int | None
+    device: str | None  # None: no speed was measured
+    hardware: str | None
+    rows: list[Row]
+    reference: str | None = None  # the run of phase 1 that drops are counted from
+
+    @property
+    def title(self) -> str:
+        """In words, device last."""
+        data = f"{self.source or 'unknown data'}, {self.split} ({self.questions} questions)"
+        if self.split is None:
+            data = "accuracy not evaluated"
+        speed = f"speed on {self.device}: {self.hardware}" if self.device else "speed not measured"
+        bare = ", bare answers" if self.target == "answer" else ""
+        return f"{self.base_model}, {data}{bare}; {speed}"
+
+    @property
+    def slug(self) -> str:
+        """The part of a file name that tells this section's figures from those of the others."""
+        parts = (self.source, self.split, Path(self.base_model).name, self.device)
+        name = "-".join(part for part in parts if part)
+        unlike = (self.base_model, self.fingerprint, self.target, self.questions, self.hardware)
+        return "".join(c if c.isalnum() else "-" for c in name.lower()) + "-" + runs.fingerprint(unlike)[:4]
+
+    def is_whole(self, source: str) -> bool:
+        """Whether this is all of a split of ``source``, as released where the data is FinQA; a sliver is not."""
+        if self.source != source or self.split is None:
+            return False
+        return source != "FinQA" or self.questions == examples.RELEASE.get(self.split)
+
+
+def read_throughput(path: Path) -> dict:
+    """What the tables need of a ``throughput_<device>.json`` (benchmark_throughput.py): the one place that knows it.
+
+    Returns ``device`` ("cpu", "cuda"), ``hardware`` (in words), ``prefill_tokens_per_s``, ``decode_tokens_per_s``
+    (batch 1) and ``inference_memory_gb``, each None where the file does not say; ``rounds``
+    ``{"prefill_tokens_per_s": [one value a round], "decode_tokens_per_s": [...]}`` as far as they were recorded, and
+    ``call``, which is the same in files of one interleaved benchmark call: only their rounds may be paired.
+    """
+    found = runs.read_json(path)
+    device = found.get("device") or path.stem.partition("_")[2]
+    rounds = found.get("rounds") if isinstance(found.get("rounds"), dict) else {}
+    measures = ("prefill_tokens_per_s", "decode_tokens_per_s", "inference_memory_gb")
+    return {
+        "device": str(device),
+        "hardware": hardware_name(found.get("hardware"), str(device)),
+        **{name: _positive(found.get(name)) for name in measures},
+        "rounds": {name: rounds[name] for name in measures[:2] if name in rounds},
+        "call": found.get("call"),
+    }
+
+
+def hardware_name(hardware: dict | str | None, device: str = "cpu") -> str:
+    """The hardware of a record in words: the GPU, or the processor and its threads."""
+    if not isinstance(hardware, dict):
+        return hardware or "unknown hardware"
+    if device.startswith("cuda") and hardware.get("gpu"):
+        return str(hardware["gpu"])
+    return f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('threads', '?')} threads"
+
+
+def _positive(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and value > 0 else None
+
+
+# ------------------------------------------------------------------------------------------------ what each run is
+
+
+def settings_of(directory: Path, results_dir: Path) -> tuple[Path, dict] | None:
+    """The folder and content of the ``settings.json`` that describes a folder: its own, else that of the run above it.
+
+    A merged checkpoint (``<run>/merged``) has none of its own.
+    """
+    above = [directory.parent] if results_dir not in (directory, directory.parent) else []
+    for folder in (directory, *above):
+        if (folder / "settings.json").exists():
+            return folder, runs.read_json(folder / "settings.json")
+    return None
+
+
+def describe(directory: Path, results_dir: Path, precision: str | None = None) -> tuple[str, str]:
+    """``(kind, method in words)`` of the run in a folder, from its settings, never from its name.
+
+    ``precision`` is that of the base it was evaluated on, where it was. An adapter that was evaluated on a 16-bit base,
+    or a whole checkpoint of a LoRA run, is the merged model.
+    """
+    found = settings_of(directory, results_dir)
+    if found is None:
+        return "other", "unknown"
+    folder, record = found
+    script, settings = record.get("script"), record.get("settings", {})
+    if script == "evaluate.py":
+        return "base", "base model, untuned"
+    if script in TRAINED_LORA:
+        whole = folder != directory or (directory / "config.json").exists()
+        if whole or (precision or record.get("base_precision")) not in ("nf4", "int8"):
+            return "merged", f"{TRAINED_LORA[script].partition(' (')[0]}, merged in 16 bits"
+        return ("qlora" if script == "train_qlora_4bit.py" else "lora_8bit"), TRAINED_LORA[script]
+    if script == "sapling_train.py":
+        metrics = directory / "train_metrics.json"
+        left = runs.read_json(metrics).get("units_left") if metrics.exists() else None
+        unit = "sub-layers" if settings.get("DROP_UNIT", "sublayer") == "sublayer" else "blocks"
+        left = f"{left} {unit} left" if left is not None else unit
+        criterion, schedule = settings.get("CRITERION"), settings.get("SCHEDULE")
+        if (criterion, schedule) == ("calibration", "successive"):
+            return "sapling", f"SAPLING, {left}"
+        schedule = "one shot" if schedule == "one_shot" else "successive"
+        return "pruning", f"pruning by {CRITERIA.get(criterion, criterion)}, {schedule}, {left}"
+    if script == "quantize_gptq.py":
+        name = f"GPTQ {settings.get('BITS', 4)}-bit"
+        source = run_folder(settings.get("SOURCE_RUN"), results_dir)
+        if source is None:
+            return "gptq", f"{name} (of a run that is not here)"
+        kind, method = describe(source, results_dir)
+        kind = f"{kind}_gptq" if kind in ("sapling", "pruning") else "gptq"
+        return kind, f"{method.partition(' (')[0] if kind == 'gptq' else method} + {name}"
+    return "other", str(script)
+
+
+def run_folder(run: str | None, results_dir: Path) -> Path | None:
+    """The folder of a run by name, None where it is not here; ``<run>/merged`` is here as long as the run is."""
+    if not run:
+        return None
+    folder = runs.run_directory(str(results_dir), run)
+    here = folder.exists() or (folder.name == "merged" and settings_of(folder, results_dir) is not None)
+    return folder if here else None
+
+
+def training_seconds(directory: Path, results_dir: Path) -> tuple[float | None, str | None]:
+    """``(seconds, why not)``: training, scans and quantization of a run and of what it started from."""
+    found = settings_of(directory, results_dir)
+    if found is None:
+        return None, "no settings.json"
+    folder, record = found
+    if record.get("script") == "evaluate.py":
+        return 0.0, None
+    metrics = {}
+    for name in ("train_metrics.json", "quantize_metrics.json"):
+        for place in (folder, directory):  # of a checkpoint among several, what it took to get there
+            if (place / name).exists():
+                metrics |= runs.read_json(place / name)
+    spent = [metrics[name] for name in ("training_seconds", "scanning_seconds", "quantization_seconds")
+             if isinstance(metrics.get(name), (int, float))]  # fmt: skip
+    if not spent:
+        return None, f"{folder.name}/ has no record of its training time"
+    settings = record.get("settings", {})
+    before = settings.get("START_FROM") or settings.get("SOURCE_RUN")
+    if not before:
+        return sum(spent), None
+    source = run_folder(before, results_dir)
+    if source is None or source == directory:
+        return None, f"the run it started from, {before}, is not here"
+    earlier, reason = training_seconds(source, results_dir)
+    return (None, reason) if earlier is None else (earlier + sum(spent), None)
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]]:
+    """Every evaluated or benchmarked run under ``results_dir``, and what was left out and why, a line each.
+
+    A run evaluated on two splits is two rows. ``results/published`` is left out unless it is itself what is read.
+    """
+    root = Path(results_dir)
+    if not root.is_dir():
+        raise UserError(f"{root}/ does not exist: run evaluate.py first, or set RESULTS_DIR")
+    rows, left_out = [], []
+    files = [*root.rglob("eval_*.json"), *root.rglob("throughput_*.json")]
+    folders = sorted({path.parent for path in files})
+    for folder in folders:
+        inside = folder.relative_to(root).parts
+        if PUBLISHED in inside or any(part.startswith(".") for part in inside):
+            continue
+        if settings_of(folder, root) is None:
+            left_out.append(f"{folder.relative_to(root)}: no settings.json, so nothing says what it is")
+            continue
+        devices = {}
+        for path in sorted(folder.glob("throughput_*.json")):
+            measured = read_throughput(path)
+            devices[measured["device"], measured["hardware"]] = measured
+        evaluations = {path.stem.partition("_")[2]: path for path in sorted(folder.glob("eval_*.json"))}
+        for split in [name for name in evaluations if name not in splits]:
+            left_out.append(f"{folder.relative_to(root)}: the split {split} is no split to report")
+        evaluations = [runs.read_json(path) for name, path in evaluations.items() if name in splits]
+        if devices and not evaluations:
+            evaluations = [None]
+        rows += [make_row(folder, root, evaluation, devices) for evaluation in evaluations]
+    return rows, left_out
+
+
+def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict) -> Row:
+    """One run on one split from its files; ``evaluation`` is None where it has only been benchmarked."""
+    _, record = settings_of(folder, root)
+    found = evaluation or {}
+    data = found.get("data") or record.get("data") or {}
+    kind, method = describe(folder, root, found.get("base_precision"))
+    row = Row(
+        run=found.get("run") or folder.relative_to(root).as_posix(),
+        directory=folder,
+        kind=kind,
+        method=method,
+        base_model=str(found.get("base_model") or record.get("base_model")),
+        source=data.get("source"),
+        fingerprint=data.get("fingerprint"),
+        settings=record.get("settings", {}),
+        command=str(record.get("command", "")),
+        trained_on=hardware_name(record.get("hardware")),
+        devices=devices,
+    )
+    if evaluation is None:
+        row.missing |= dict.fromkeys(("execution", "program"), "not evaluated yet (evaluate.py)")
+    else:
+        row.split, row.questions, row.target = found["split"], found["questions"], found.get("target", "program")
+        row.execution, row.program = found["execution_accuracy"], found.get("program_accuracy")
+        row.steps = found.get("steps") or {}
+        row.missing["program"] = "it writes bare answers, no programs"
+    row.size_gb, row.share_of_base = found.get("size_gb"), found.get("share_of_base")
+    row.missing["size"] = "its evaluation did not record a size" if evaluation else row.missing["execution"]
+    if kind in ("sapling", "pruning") and (folder / "train_metrics.json").exists():
+        row.units_left, row.family = runs.read_json(folder / "train_metrics.json").get("units_left"), str(folder.parent)
+        row.series = re.sub(r", \d+ (sub-layers|blocks) left$", "", method)
+    row.training_seconds, row.missing["training_seconds"] = training_seconds(folder, root)
+    return row
+
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+def make_sections(rows: list[Row], reference: str | None = None) -> list[Section]:
+    """Rows that may share a table, together; never two base models, data sets, splits or devices.
+
+    Where speed was measured on several devices, the runs stand once in the section of each. A run that was only
+    benchmarked joins the sections of its own base model and data. FinQA comes first, larger sections before smaller.
+    """
+    evaluated = [row for row in rows if row.split is not None]
+    groups: dict[tuple, list[Row]] = {}
+    for row in evaluated:
+        key = (row.base_model, row.source, row.fingerprint, row.target, row.split, row.questions)
+        groups.setdefault(key, []).append(row)
+    for row in [row for row in rows if row.split is None]:
+        same = [key for key in groups if key[:3] == (row.base_model, row.source, row.fingerprint)]
+        for key in same or [(row.base_model, row.source, row.fingerprint, None, None, None)]:
+            groups.setdefault(key, []).append(row)
+    sections = []
+    for key, members in groups.items():
+        for device in sorted({device for row in members for device in row.devices}) or [(None, None)]:
+            members_here = [on_device(row, device) for row in members]
+            label_apart(members_here)
+            section = Section(*key, *device, rows=members_here)
+            compare_with_phase_1(section, reference)
+            flags = frontier([(row.share_of_base, row.execution and row.execution["accuracy"]) for row in members_here])
+            for row, flag in zip(members_here, flags, strict=True):
+                row.on_frontier = flag
+            section.rows.sort(
+                key=lambda row: (KINDS.index(row.kind), row.family or "", -(row.units_left or 0), row.run)
+            )
+            sections.append(section)
+    sections.sort(key=lambda s: (s.split is None, s.source != "FinQA", -len(s.rows), s.title, s.fingerprint or ""))
+    return sections
+
+
+def on_device(row: Row, device: tuple[str | None, str | None]) -> Row:
+    """A copy of a row for the section of one device: with the speed measured there and nowhere else."""
+    row = copy.copy(row)
+    row.missing = dict(row.missing)
+    row.speed = row.devices.get(device)
+    where = "on this device " if device[0] else ""
+    row.missing["speed"] = f"not measured {where}(benchmark_throughput.py)"
+    for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "inference_memory_gb"):
+        row.missing[name] = row.missing["speed"] if row.speed is None else "its benchmark did not record it"
+    return row
+
+
+def label_apart(rows: list[Row]) -> None:
+    """Add the run's name to methods that would read the same."""
+    counts = Counter(row.method for row in rows)
+    families = Counter(series for series, _ in {(row.series, row.family) for row in rows})
+    for row in rows:
+        if counts[row.method] > 1:
+            row.method += f" ({row.run})"
+        if row.series and families[row.series] > 1:
+            row.series += f" ({Path(row.family).name})"
+
+
+def compare_with_phase_1(section: Section, reference: str | None) -> None:
+    """Set each row's ``drop``: accuracy of phase 1 minus its own, paired on the same questions.
+
+    Phase 1 is the run called ``reference``; None: of the runs of QLoRA, else of merged or 8-bit LoRA, the most accurate
+    one on this split.
+    """
+    evaluated = [row for row in section.rows if row.execution]
+    named = [row for row in evaluated if row.run == reference]
+    of_kind = [[row for row in evaluated if row.kind == kind] for kind in PHASE_1]
+    candidates = named if reference else next((found for found in of_kind if found), [])
+    if not candidates:
+        for row in section.rows:
+            row.missing["drop"] = f"no run {reference} in this section" if reference else "no run of phase 1 here"
+        return
+    first = min(candidates, key=lambda row: (-row.execution["accuracy"], row.run))
+    section.reference = first.run
+    for row in section.rows:
+        if row is first:
+            row.missing["drop"] = "this is what drops are counted from"
+        elif not row.execution:
+            row.missing["drop"] = row.missing["execution"]
+        else:
+            row.drop, row.missing["drop"] = compare_rows(first, row)
+
+
+def compare_rows(first: Row, second: Row, confidence: float = 0.95) -> tuple[dict | None, str | None]:
+    """``(statistics.compare of two rows of a section, None)``, or ``(None, why it cannot be had)``."""
+    verdicts = []
+    for row in (first, second):
+        path = row.directory / f"predictions_{row.split}.jsonl"
+        if not path.exists():
+            return None, f"the predictions of {row.run} are not here, so nothing can be paired"
+        verdicts.append(statistics.read_verdicts(path))
+        if sum(verdicts[-1].values()) != row.execution["correct"]:
+            raise UserError(f"{path} does not belong to eval_{row.split}.json beside it: evaluate that run again")
+    if set(verdicts[0]) != set(verdicts[1]):
+        return None, f"{first.run} and {second.run} did not answer the same questions"
+    return statistics.compare(*verdicts, confidence=confidence), None
+
+
+def frontier(points: list[tuple[float | None, float | None]]) -> list[bool]:
+    """Which of ``(cost, gain)`` points no other dominates: none costs at most as much and gains at least as much.
+
+    One of the two must be strictly better, so of equal points all are on the frontier or none. A point that lacks a
+    value is not on it and dominates nothing.
+    """
+    whole = [point for point in points if None not in point]
+
+    def dominated(point: tuple[float, float]) -> bool:
+        return any(x <= point[0] and y >= point[1] and (x, y) != point for x, y in whole)
+
+    return [None not in point and not dominated(point) for point in points]
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+COLUMNS = ("Method", "Execution accuracy %", "Program accuracy %", "Size GB", "% of base", "Prefill tokens/s",
+           "Decode tokens/s", "Inference memory GB", "Training min", "Drop against phase 1, points")  # fmt: skip
+
+INTERVALS = "Brackets are 95 % intervals: Wilson for an accuracy, paired bootstrap for a drop."
+
+
+def shown_rows(section: Section, sizes: list[float]) -> list[Row]:
+    """The rows of a table for readers: of a run with many checkpoints the largest, the smallest and those nearest to
+    ``sizes`` (shares of the base's bytes); every other run whole."""
+    chosen = []
+    for row in section.rows:
+        family = [other for other in section.rows if other.family == row.family and other.share_of_base is not None]
+        if row.family is None or row.share_of_base is None:
+            chosen.append(row)
+            continue
+        family.sort(key=lambda other: (other.share_of_base, other.run))
+        inside = [size for size in sizes if family[0].share_of_base <= size <= family[-1].share_of_base]
+        near = [min(family, key=lambda other, size=size: abs(other.share_of_base - size)) for size in inside]
+        if any(row is other for other in (family[0], family[-1], *near)):
+            chosen.append(row)
+    return chosen
+
+
+def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]], list[str]]:
+    """Cells ``(text, footnote number or "")`` of a table under COLUMNS, and its footnotes.
+
+    A value that was not measured is a dash, and its footnote says why.
+    """
+    notes: dict[str, str] = {}
+
+    def cell(text: str | None, reason: str | None) -> tuple[str, str]:
+        if text is not None:
+            reason = None
+        number = notes.setdefault(reason, str(len(notes) + 1)) if reason else ""
+        return ("-" if text is None else text), number
+
+    usual = Counter(row.trained_on for row in rows if row.training_seconds).most_common(1)
+    lines = []
+    for row in rows:
+        line = [(row.method, "")]
+        line.append(cell(_score(row.execution), row.missing.get("execution")))
+        line.append(cell(row.program and f"{100 * row.program['accuracy']:.1f}", row.missing.get("program")))
+        size = row.missing.get("size")
+        line.append(cell(None if row.size_gb is None else f"{row.size_gb:.3f}", size))
+        line.append(cell(None if row.share_of_base is None else f"{100 * row.share_of_base:.0f}", size))
+        for name, form in (("prefill_tokens_per_s", ".0f"), ("decode_tokens_per_s", ".1f"),
+                           ("inference_memory_gb", ".2f")):  # fmt: skip
+            value = row.speed and row.speed[name]
+            line.append(cell(None if value is None else format(value, form), row.missing.get(name)))
+        if row.training_seconds is None:
+            line.append(cell(None, row.missing["training_seconds"]))
+        else:
+            other = row.training_seconds and row.trained_on != usual[0][0]
+            note = notes.setdefault(f"trained on {row.trained_on}", str(len(notes) + 1)) if other else ""
+            line.append((f"{row.training_seconds / 60:.0f}", note))
+        if row.drop:
+            low, high = row.drop["interval"]
+            text = f"{100 * row.drop['difference']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            line.append(cell(text, None))
+        else:
+            line.append(cell(None, row.missing.get("drop")))
+        lines.append(line)
+    footnotes = [f"{number}: {reason}." for reason, number in notes.items()]
+    if usual:
+        footnotes.append(
+            f"Training counts what a run started from, scans and quantization; on {usual[0][0]} where not noted."
+        )
+    return lines, footnotes
+
+
+def _score(score: dict | None) -> str | None:
+    if score is None:
+        return None
+    low, high = score["interval"]
+    return f"{100 * score['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def markdown_table(section: Section, rows: list[Row]) -> str:
+    """The table of a section in Markdown, its title above and its footnotes below."""
+    lines, footnotes = table(section, rows)
+    out = [f"**{section.title}**", "", "| " + " | ".join(COLUMNS) + " |", "|---" + "|---:" * (len(COLUMNS) - 1) + "|"]
+    for line in lines:
+        cells = [text.replace("|", "\\|") + (f"<sup>{number}</sup>" if number else "") for text, number in line]
+        out.append("| " + " | ".join(cells) + " |")
+    out += ["", "<br>\n".join([INTERVALS, *footnotes])]
+    return "\n".join(out) + "\n"
+
+
+def plain_table(section: Section, rows: list[Row]) -> str:
+    """The table of a section for a terminal."""
+    lines, footnotes = table(section, rows)
+    titles = ("method", "execution %", "prog. %", "GB", "% base", "prefill/s", "decode/s", "mem. GB", "min", "drop")
+    grid = [titles] + [[text + (f"({number})" if number else "") for text, number in line] for line in lines]
+    widths = [max(len(line[place]) for line in grid) for place in range(len(titles))]
+    out = [section.title]
+    for line in grid:
+        cells = [line[0].ljust(widths[0])] + [text.rjust(w) for text, w in zip(line[1:], widths[1:], strict=True)]
+        out.append("  ".join(cells))
+    return "\n".join([*out, *footnotes])
+
+
+def csv_rows(sections: list[Section]) -> list[dict]:
+    """One row a run and section for results.csv, with the columns that keep unlike rows apart."""
+    out = []
+    for section in sections:
+        for row in section.rows:
+            speed, drop = row.speed or {}, row.drop or {}
+            found = {
+                "base_model": section.base_model, "data": section.source, "data_fingerprint": section.fingerprint,
+                "target": section.target, "split": section.split, "questions": section.questions,
+                "device": section.device, "hardware": section.hardware,
+                "run": row.run, "kind": row.kind, "method": row.method, "units_left": row.units_left,
+            }  # fmt: skip
+            for name, score in (("execution_accuracy", row.execution), ("program_accuracy", row.program)):
+                low, high = score["interval"] if score else (None, None)
+                found |= {name: score and score["accuracy"], f"{name}_low": low, f"{name}_high": high}
+            found |= {"size_gb": row.size_gb, "share_of_base": row.share_of_base, "on_frontier": row.on_frontier}
+            for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "inference_memory_gb"):
+                found[name] = speed.get(name)
+            low, high = drop.get("interval", (None, None))
+            found |= {
+                "training_seconds": row.training_seconds, "trained_on": row.trained_on,
+                "phase_1": section.reference, "drop": drop.get("difference"), "drop_low": low, "drop_high": high,
+                "mcnemar_p": drop.get("mcnemar_p"),
+            }  # fmt: skip
+            out.append(found)
+    return out
+
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+
+
+def replace_between_markers(text: str, content: str, name: str = "README.md") -> str:
+    """``text`` with what stands between the results markers replaced; the markers stay, so it can be done again."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{name} needs the lines {BEGIN} and {END}, once each and in this order, around its results")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{content.strip()}\n{END}{rest.partition(END)[2]}"

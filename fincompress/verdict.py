@@ -1,0 +1,228 @@
+"""The hypothesis against the record: at equal size and at equal accuracy, does SAPLING beat GPTQ?
+
+It says that SAPLING is better in accuracy, throughput and memory. One measure in which GPTQ is better refutes it; it
+holds where SAPLING is better in every one; else it is not decided, and what is missing is named.
+
+- **Equal size**: the SAPLING checkpoint nearest to GPTQ's bytes, chosen by bytes alone. Where the two differ by more
+  than ``SIZE_TOLERANCE``, a win that the difference helps is not counted: of the larger one in accuracy, of the smaller
+  one in throughput and memory.
+- **Equal accuracy**: that a difference is not significant does not make two runs equal: with few questions every pair
+  would be. So the checkpoint's interval against GPTQ must reach down to no more than ``EQUAL_WITHIN`` below it (shown
+  not to be worse by more than that) and must not lie wholly below zero. The smallest such checkpoint is taken. Because
+  it is picked among several, the intervals hold for all of them at once (Bonferroni: 1 - 0.05 / their number).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from fincompress import comparison, statistics
+from fincompress.comparison import Row, Section
+
+EQUAL_WITHIN = 0.03  # execution accuracy that may be lost and still be called equal
+SIZE_TOLERANCE = 0.05  # relative difference in bytes up to which two sizes are called equal
+MEMORY_TOLERANCE = 0.05  # relative difference up to which two peaks of memory are called equal
+SAPLING, GPTQ, OPEN = "SAPLING", "GPTQ", "not decided"
+
+
+@dataclass
+class Measure:
+    """Who is better in one measure (SAPLING, GPTQ or OPEN), the numbers that say so, SAPLING's first, and details."""
+
+    name: str
+    winner: str
+    numbers: str
+    details: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.winner} ({self.numbers})"
+
+
+@dataclass
+class Part:
+    """What was found at equal size or at equal accuracy; ``shown`` is the checkpoint in a few words."""
+
+    name: str
+    shown: str
+    measures: list[Measure] = field(default_factory=list)
+    remark: str = ""
+
+    def __str__(self) -> str:
+        return f"At {self.name} ({self.shown}): {', '.join(map(str, self.measures))}."
+
+    def details(self) -> str:
+        """A paragraph with everything that the sentence rests on."""
+        said = [m.details for m in self.measures if m.details]
+        return " ".join(text for text in (f"At {self.name}: {self.shown}.", self.remark, *said) if text)
+
+
+def judge(section: Section, equal_within: float = EQUAL_WITHIN) -> list[str]:
+    """The verdict on one section as paragraphs of Markdown: the first with all that counts, the rest with details."""
+    gptq = [row for row in section.rows if row.kind == "gptq" and row.execution]
+    sapling: dict[str, list[Row]] = {}
+    for row in section.rows:
+        if row.kind == "sapling" and row.execution:
+            sapling.setdefault(row.family or row.run, []).append(row)
+    if not gptq or not sapling:
+        lacking = [] if gptq else ["an evaluated run of GPTQ (quantize_gptq.py, evaluate.py)"]
+        lacking += [] if sapling else ["an evaluated run of SAPLING (sapling_train.py, evaluate.py)"]
+        return [f"**Not decided.** Missing: {'; '.join(lacking)}."]
+    return [
+        text for one in gptq for family in sorted(sapling) for text in judge_pair(one, sapling[family], equal_within)
+    ]
+
+
+def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> list[str]:
+    """One GPTQ run against the checkpoints of one SAPLING run."""
+    sized = [row for row in checkpoints if row.size_gb is not None]
+    if gptq.size_gb is None or not sized:
+        return [f"**Not decided.** The size of {GPTQ if gptq.size_gb is None else SAPLING} was not recorded."]
+    parts = [at_equal_size(gptq, sized), at_equal_accuracy(gptq, sized, equal_within)]
+    winners = {measure.winner for part in parts for measure in part.measures}
+    if GPTQ in winners:
+        head = "**The hypothesis does not hold.**"
+    else:
+        head = "**Not decided.**" if OPEN in winners else "**The hypothesis holds.**"
+    first = f"{head} SAPLING against GPTQ (`{gptq.run}`), the better one in each measure: {parts[0]} {parts[1]}"
+    return [first, *(part.details() for part in parts)]
+
+
+def at_equal_size(gptq: Row, checkpoints: list[Row]) -> Part:
+    """Measures at the checkpoint nearest to GPTQ in bytes."""
+    row = min(checkpoints, key=lambda row: (abs(row.size_gb - gptq.size_gb), row.size_gb, row.run))
+    relative = row.size_gb / gptq.size_gb - 1
+    part = Part("equal size", f"`{row.run}`, {_size(row)} against {_size(gptq)}")
+    accuracy, speed = compare_accuracy(row, gptq), compare_speed(row, gptq)
+    if abs(relative) > SIZE_TOLERANCE:
+        larger, smaller = (SAPLING, GPTQ) if relative > 0 else (GPTQ, SAPLING)
+        part.remark = f"The nearest there is; {larger} is {abs(relative):.0%} larger. "
+        part.remark += f"So {larger} cannot win in accuracy here, nor {smaller} in throughput and memory."
+        for measure, helped in ((accuracy, larger), *((found, smaller) for found in speed)):
+            measure.winner = OPEN if measure.winner == helped else measure.winner
+    part.measures = [accuracy, *speed]
+    return part
+
+
+def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) -> Part:
+    """Measures at the smallest checkpoint that is shown to be as accurate as GPTQ."""
+    part, margin = Part("equal accuracy", "no checkpoint"), f"{100 * equal_within:.3g} points"
+    confidence = 1 - 0.05 / len(checkpoints)
+    pairs = []
+    for row in sorted(checkpoints, key=lambda row: (row.size_gb, row.run)):
+        found, reason = comparison.compare_rows(row, gptq, confidence)
+        if found is None:
+            part.measures = [Measure("size", OPEN, reason)]
+            return part
+        pairs.append((row, found))
+    part.remark = (
+        f"Equal is what is not worse than GPTQ by more than {margin} and not significantly worse, in "
+        f"{confidence:.2%} intervals, for {len(pairs)} checkpoints were looked at."
+    )
+    # Two runs that never differ on n questions may still differ on this share of all questions.
+    questions = pairs[0][1]["questions"]
+    if -math.log(1 - confidence) / questions > equal_within:
+        part.measures = [Measure("size", OPEN, f"{questions} questions cannot show a difference to be below {margin}")]
+        return part
+    equal = [(row, c) for row, c in pairs if c["interval"][0] >= -equal_within and statistics.favours(c) >= 0]
+    if not equal:
+        best, found = max(pairs, key=lambda pair: pair[1]["difference"])
+        worse = all(statistics.favours(c) < 0 for _, c in pairs)
+        numbers = f"even `{best.run}`, {_size(best)}, differs by {_points(found)}"
+        part.measures = [Measure("size", GPTQ if worse else OPEN, numbers)]
+        if not worse:
+            part.remark += " Not every checkpoint is significantly worse, and none is shown to be equal."
+        return part
+    row, found = equal[0]
+    part.shown = f"`{row.run}`, {_percent(row)} against {_percent(gptq)}, {_points(found)}"
+    size = Measure("size", OPEN, f"{_size(row)} against {_size(gptq)}")
+    if abs(row.size_gb / gptq.size_gb - 1) > SIZE_TOLERANCE:
+        size.winner = SAPLING if row.size_gb < gptq.size_gb else GPTQ
+    part.measures = [size, *compare_speed(row, gptq)]
+    return part
+
+
+def compare_accuracy(sapling: Row, gptq: Row) -> Measure:
+    """Execution accuracy on the same questions."""
+    found, reason = comparison.compare_rows(sapling, gptq)
+    if found is None:
+        return Measure("accuracy", OPEN, reason)
+    winner = {1: SAPLING, -1: GPTQ, 0: OPEN}[statistics.favours(found)]
+    details = (
+        f"Accuracy: paired bootstrap over {found['questions']} questions, {found['resamples']:,} resamples, seed "
+        f"{found['seed']}; {found['only_first']} questions only SAPLING has right, {found['only_second']} only GPTQ, "
+        f"McNemar's exact p = {found['mcnemar_p']:.2g}."
+    )
+    return Measure("accuracy", winner, f"{_percent(sapling)} against {_percent(gptq)}, {_points(found)}", details)
+
+
+def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
+    """Throughput of decoding and of prefill, and peak memory during inference, as measured on the section's device."""
+    measures = {"decode throughput": "decode_tokens_per_s", "prefill throughput": "prefill_tokens_per_s"}
+    lacking = [f"`{row.run}`" for row in (sapling, gptq) if row.speed is None]
+    if lacking:
+        missing = f"{' and '.join(lacking)} not measured"
+        return [Measure(name, OPEN, missing) for name in ("throughput", "inference memory")]
+    found = []
+    for name, key in measures.items():
+        one, other = sapling.speed[key], gptq.speed[key]
+        if one is None or other is None:
+            found.append(Measure(name, OPEN, "not measured"))
+            continue
+        rounds = [row.speed["rounds"].get(key) or [] for row in (sapling, gptq)]
+        same_call = sapling.speed["call"] is not None and sapling.speed["call"] == gptq.speed["call"]
+        if same_call and len(rounds[0]) == len(rounds[1]) > 1 and min(*rounds[0], *rounds[1]) > 0:
+            ratio, low, high = statistics.ratio_interval(*rounds)
+            winner = SAPLING if low > 1 else GPTQ if high < 1 else OPEN
+            details = f"{name.capitalize()}: {one:,.1f} against {other:,.1f} tokens/s over {len(rounds[0])} rounds."
+            found.append(Measure(name, winner, f"{ratio:.2f} times [{low:.2f}, {high:.2f}]", details))
+        else:
+            numbers = f"{one:,.1f} against {other:,.1f} tokens/s, no rounds of one call to take an interval from"
+            found.append(Measure(name, OPEN, numbers))
+    one, other = (row.speed["inference_memory_gb"] for row in (sapling, gptq))
+    if one is None or other is None:
+        return [*found, Measure("inference memory", OPEN, "not measured")]
+    winner = OPEN
+    if max(one, other) / min(one, other) > 1 + MEMORY_TOLERANCE:
+        winner = SAPLING if one < other else GPTQ
+    return [*found, Measure("inference memory", winner, f"{one:.2f} against {other:.2f} GB")]
+
+
+def markdown(sections: list[Section], equal_within: float = EQUAL_WITHIN) -> str:
+    """``verdict.md``: a part for each section, then the rules."""
+    lines = ["# Verdict", ""]
+    lines += ["Hypothesis: at equal size and at equal accuracy, SAPLING beats GPTQ in accuracy, throughput and memory."]
+    for section in sections:
+        lines += ["", f"## {section.title}"]
+        for paragraph in judge(section, equal_within):
+            lines += ["", paragraph]
+    lines += [
+        "",
+        "## How it is decided",
+        "",
+        "- Differences are SAPLING minus GPTQ in points of execution accuracy. One is counted where its paired 95 % "
+        "bootstrap interval excludes zero and McNemar's exact test agrees.",
+        f"- Sizes within {SIZE_TOLERANCE:.0%} of each other are equal. Where the nearest differs by more, the larger "
+        "one cannot win in accuracy, nor the smaller one in throughput and memory.",
+        f"- Equal accuracy must be shown: the interval may reach {100 * equal_within:.3g} points below GPTQ, no "
+        "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals are "
+        "widened (Bonferroni) because it is picked among several.",
+        "- A ratio of throughputs is taken round by round of one benchmark call and counted where Student's 95 % "
+        f"interval excludes 1; two peaks of memory within {MEMORY_TOLERANCE:.0%} are equal.",
+        "- One measure in which GPTQ is better refutes the hypothesis; it holds where SAPLING is better in every one.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _size(row: Row) -> str:
+    share = "" if row.share_of_base is None else f" or {row.share_of_base:.0%} of the base"
+    return f"{row.size_gb:.3f} GB{share}"
+
+
+def _percent(row: Row) -> str:
+    return f"{row.execution['accuracy']:.1%}"
+
+
+def _points(found: dict) -> str:
+    low, high = found["interval"]
+    return f"{100 * found['difference']:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
