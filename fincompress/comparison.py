@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -73,6 +74,7 @@ class Section:
     device: str | None  # None: no speed was measured
     hardware: str | None
     rows: list[Row]
+    remark: str = ""  # tells it from a section whose title would read the same
     reference: str | None = None  # the run of phase 1 that drops are counted from
 
     @property
@@ -83,7 +85,7 @@ class Section:
             data = "accuracy not evaluated"
         speed = f"speed on {self.device}: {self.hardware}" if self.device else "speed not measured"
         bare = ", bare answers" if self.target == "answer" else ""
-        return f"{self.base_model}, {data}{bare}; {speed}"
+        return f"{self.base_model}, {data}{bare}{self.remark}; {speed}"
 
     @property
     def slug(self) -> str:
@@ -103,22 +105,51 @@ class Section:
 def read_throughput(path: Path) -> dict:
     """What the tables need of a ``throughput_<device>.json`` (benchmark_throughput.py): the one place that knows it.
 
-    Returns ``device`` ("cpu", "cuda"), ``hardware`` (in words), ``prefill_tokens_per_s``, ``decode_tokens_per_s``
-    (batch 1) and ``inference_memory_gb``, each None where the file does not say; ``rounds``
-    ``{"prefill_tokens_per_s": [one value a round], "decode_tokens_per_s": [...]}`` as far as they were recorded, and
-    ``call``, which is the same in files of one interleaved benchmark call: only their rounds may be paired.
+    Returns ``prefill_tokens_per_s`` (prompts of the data set's median length, of the fixed one where there is no data),
+    ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, each None where the file does not say; ``device``
+    ("cpu", "cuda") and ``hardware`` in words; ``kernel`` and ``label`` (None, or how a model that does not fit was
+    run); ``rounds`` and ``reference_rounds``, ``{measure: one value a round}`` of this run and of the base model, as
+    far as they were recorded: they tell what may be paired (``paired_rounds``).
     """
     found = runs.read_json(path)
-    device = found.get("device") or path.stem.partition("_")[2]
-    rounds = found.get("rounds") if isinstance(found.get("rounds"), dict) else {}
-    measures = ("prefill_tokens_per_s", "decode_tokens_per_s", "inference_memory_gb")
-    return {
-        "device": str(device),
-        "hardware": hardware_name(found.get("hardware"), str(device)),
-        **{name: _positive(found.get(name)) for name in measures},
-        "rounds": {name: rounds[name] for name in measures[:2] if name in rounds},
-        "call": found.get("call"),
+    prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
+    measured = {
+        "prefill_tokens_per_s": prefill.get("median") or prefill.get("fixed") or {},
+        "decode_tokens_per_s": decode.get("1") or {},
     }
+    out = {
+        "device": str(found.get("device") or path.stem.partition("_")[2]),
+        "inference_memory_gb": _positive(found.get("inference_memory_gb")),
+        "size_gb": _positive(found.get("size_gb")),
+        "kernel": found.get("kernel"),
+        "label": found.get("label"),
+        "rounds": {},
+        "reference_rounds": {},
+    }
+    out["hardware"] = hardware_name(found.get("hardware"), out["device"])
+    for name, entry in measured.items():
+        rates, ratios = entry.get("tokens_per_s") or {}, entry.get("ratio") or {}
+        out[name] = _positive(rates.get("median"))
+        rounds, relative = rates.get("rounds") or [], ratios.get("rounds") or []
+        out["rounds"][name] = rounds
+        # The rate of the base model in the same round.
+        out["reference_rounds"][name] = [r / x for r, x in zip(rounds, relative, strict=False) if _positive(x)]
+    return out
+
+
+def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float], list[float]] | None:
+    """The rounds that two models took in turns, as many of each; None where they are not of one benchmark call.
+
+    They are where the base model was equally fast in each of them: no two calls agree in that to four digits. A slow
+    model may have taken fewer rounds, the first ones.
+    """
+    references = [one["reference_rounds"][measure] for one in (first, second)]
+    count = min(map(len, references))
+    together = all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(*references, strict=False))
+    rounds = [one["rounds"][measure][:count] for one in (first, second)]
+    if count < 2 or not together or not all(map(_positive, rounds[0] + rounds[1])):
+        return None
+    return rounds[0], rounds[1]
 
 
 def hardware_name(hardware: dict | str | None, device: str = "cpu") -> str:
@@ -149,6 +180,11 @@ def settings_of(directory: Path, results_dir: Path) -> tuple[Path, dict] | None:
     return None
 
 
+def record_of(directory: Path, name: str) -> dict:
+    """A JSON record in a folder; empty where there is none."""
+    return runs.read_json(directory / name) if (directory / name).exists() else {}
+
+
 def describe(directory: Path, results_dir: Path, precision: str | None = None) -> tuple[str, str]:
     """``(kind, method in words)`` of the run in a folder, from its settings, never from its name.
 
@@ -165,11 +201,12 @@ def describe(directory: Path, results_dir: Path, precision: str | None = None) -
     if script in TRAINED_LORA:
         whole = folder != directory or (directory / "config.json").exists()
         if whole or (precision or record.get("base_precision")) not in ("nf4", "int8"):
-            return "merged", f"{TRAINED_LORA[script].partition(' (')[0]}, merged in 16 bits"
+            method = f"{TRAINED_LORA[script].partition(' (')[0]}, merged in 16 bits"
+            into = record_of(directory, "train_metrics.json").get("merged_into")
+            return "merged", f"{method} (into the {into} base)" if into else method
         return ("qlora" if script == "train_qlora_4bit.py" else "lora_8bit"), TRAINED_LORA[script]
     if script == "sapling_train.py":
-        metrics = directory / "train_metrics.json"
-        left = runs.read_json(metrics).get("units_left") if metrics.exists() else None
+        left = record_of(directory, "train_metrics.json").get("units_left")
         unit = "sub-layers" if settings.get("DROP_UNIT", "sublayer") == "sublayer" else "blocks"
         left = f"{left} {unit} left" if left is not None else unit
         criterion, schedule = settings.get("CRITERION"), settings.get("SCHEDULE")
@@ -205,16 +242,16 @@ def training_seconds(directory: Path, results_dir: Path) -> tuple[float | None, 
     folder, record = found
     if record.get("script") == "evaluate.py":
         return 0.0, None
+    settings = record.get("settings", {})
+    # A checkpoint has what it took to get there; a merged model has nothing of its own, and what its run took counts.
+    above = [directory.parent] if record_of(directory.parent, "settings.json").get("settings") == settings else []
     metrics = {}
-    for name in ("train_metrics.json", "quantize_metrics.json"):
-        for place in (folder, directory):  # of a checkpoint among several, what it took to get there
-            if (place / name).exists():
-                metrics |= runs.read_json(place / name)
+    for place in (*above, folder, directory):
+        metrics |= record_of(place, "train_metrics.json") | record_of(place, "quantize_metrics.json")
     spent = [metrics[name] for name in ("training_seconds", "scanning_seconds", "quantization_seconds")
              if isinstance(metrics.get(name), (int, float))]  # fmt: skip
     if not spent:
         return None, f"{folder.name}/ has no record of its training time"
-    settings = record.get("settings", {})
     before = settings.get("START_FROM") or settings.get("SOURCE_RUN")
     if not before:
         return sum(spent), None
@@ -243,7 +280,7 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
         inside = folder.relative_to(root).parts
         if PUBLISHED in inside or any(part.startswith(".") for part in inside):
             continue
-        if settings_of(folder, root) is None:
+        if settings_of(folder, root) is None and not any(folder.glob("throughput_*.json")):
             left_out.append(f"{folder.relative_to(root)}: no settings.json, so nothing says what it is")
             continue
         devices = {}
@@ -262,10 +299,14 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
 
 def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict) -> Row:
     """One run on one split from its files; ``evaluation`` is None where it has only been benchmarked."""
-    _, record = settings_of(folder, root)
-    found = evaluation or {}
+    described, found = settings_of(folder, root), evaluation or {}
+    record = described[1] if described else next(record_of(folder, path.name) for path in folder.glob("throughput_*"))
     data = found.get("data") or record.get("data") or {}
     kind, method = describe(folder, root, found.get("base_precision"))
+    if described is None:  # a form of the base model that was only benchmarked
+        kind, method = (
+            ("base", "base model") if record.get("run") == record.get("reference") else ("other", record["run"])
+        )
     row = Row(
         run=found.get("run") or folder.relative_to(root).as_posix(),
         directory=folder,
@@ -287,9 +328,12 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict) -
         row.steps = found.get("steps") or {}
         row.missing["program"] = "it writes bare answers, no programs"
     row.size_gb, row.share_of_base = found.get("size_gb"), found.get("share_of_base")
+    if row.size_gb is None:
+        row.size_gb = next((measured["size_gb"] for measured in devices.values()), None)
     row.missing["size"] = "its evaluation did not record a size" if evaluation else row.missing["execution"]
-    if kind in ("sapling", "pruning") and (folder / "train_metrics.json").exists():
-        row.units_left, row.family = runs.read_json(folder / "train_metrics.json").get("units_left"), str(folder.parent)
+    if kind in ("sapling", "pruning"):
+        row.units_left = record_of(folder, "train_metrics.json").get("units_left")
+        row.family = str(folder.parent)
         row.series = re.sub(r", \d+ (sub-layers|blocks) left$", "", method)
     row.training_seconds, row.missing["training_seconds"] = training_seconds(folder, root)
     return row
@@ -327,7 +371,11 @@ def make_sections(rows: list[Row], reference: str | None = None) -> list[Section
                 key=lambda row: (KINDS.index(row.kind), row.family or "", -(row.units_left or 0), row.run)
             )
             sections.append(section)
-    sections.sort(key=lambda s: (s.split is None, s.source != "FinQA", -len(s.rows), s.title, s.fingerprint or ""))
+    titles = Counter(section.title for section in sections)
+    for section in sections:
+        if titles[section.title] > 1:  # preprocessed in another way
+            section.remark = f", data {section.fingerprint}"
+    sections.sort(key=lambda s: (s.split is None, s.source != "FinQA", -len(s.rows), s.title))
     return sections
 
 
@@ -440,13 +488,19 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
     """
     notes: dict[str, str] = {}
 
-    def cell(text: str | None, reason: str | None) -> tuple[str, str]:
-        if text is not None:
-            reason = None
+    def cell(text: str | None, reason: str | None, remark: str | None = None) -> tuple[str, str]:
+        reason = reason if text is None else remark
         number = notes.setdefault(reason, str(len(notes) + 1)) if reason else ""
         return ("-" if text is None else text), number
 
     usual = Counter(row.trained_on for row in rows if row.training_seconds).most_common(1)
+    kernels = Counter(row.speed["kernel"] for row in rows if row.speed and row.speed["kernel"]).most_common(1)
+
+    def how_run(row: Row) -> str | None:
+        kernel, label = (row.speed["kernel"], row.speed["label"]) if row.speed else (None, None)
+        unusual = f"kernel {kernel}" if kernel and kernel != kernels[0][0] else None
+        return "; ".join(filter(None, (unusual, label))) or None
+
     lines = []
     for row in rows:
         line = [(row.method, "")]
@@ -455,10 +509,10 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
         size = row.missing.get("size")
         line.append(cell(None if row.size_gb is None else f"{row.size_gb:.3f}", size))
         line.append(cell(None if row.share_of_base is None else f"{100 * row.share_of_base:.0f}", size))
-        for name, form in (("prefill_tokens_per_s", ".0f"), ("decode_tokens_per_s", ".1f"),
-                           ("inference_memory_gb", ".2f")):  # fmt: skip
+        forms = {"prefill_tokens_per_s": ".0f", "decode_tokens_per_s": ".1f", "inference_memory_gb": ".2f"}
+        for name, form in forms.items():
             value = row.speed and row.speed[name]
-            line.append(cell(None if value is None else format(value, form), row.missing.get(name)))
+            line.append(cell(None if value is None else format(value, form), row.missing.get(name), how_run(row)))
         if row.training_seconds is None:
             line.append(cell(None, row.missing["training_seconds"]))
         else:
@@ -473,6 +527,8 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
             line.append(cell(None, row.missing.get("drop")))
         lines.append(line)
     footnotes = [f"{number}: {reason}." for reason, number in notes.items()]
+    if kernels:
+        footnotes.append(f"Speed: kernel {kernels[0][0]} where not noted.")
     if usual:
         footnotes.append(
             f"Training counts what a run started from, scans and quantization; on {usual[0][0]} where not noted."

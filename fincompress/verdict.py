@@ -169,9 +169,8 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
         if one is None or other is None:
             found.append(Measure(name, OPEN, "not measured"))
             continue
-        rounds = [row.speed["rounds"].get(key) or [] for row in (sapling, gptq)]
-        same_call = sapling.speed["call"] is not None and sapling.speed["call"] == gptq.speed["call"]
-        if same_call and len(rounds[0]) == len(rounds[1]) > 1 and min(*rounds[0], *rounds[1]) > 0:
+        rounds = comparison.paired_rounds(sapling.speed, gptq.speed, key)
+        if rounds:
             ratio, low, high = statistics.ratio_interval(*rounds)
             winner = SAPLING if low > 1 else GPTQ if high < 1 else OPEN
             details = f"{name.capitalize()}: {one:,.1f} against {other:,.1f} tokens/s over {len(rounds[0])} rounds."

@@ -37,14 +37,27 @@ def evaluation(root, run, right, share=1.0, split="dev", data=DATA, base_model="
     )  # fmt: skip
 
 
-def throughput(root, run, decode, prefill=800.0, memory=0.5, device="cpu", hardware=HARDWARE, call="c1", spread=0.01):
-    noise = 1 + spread * np.random.default_rng(len(run)).standard_normal((2, 5))
-    rounds = {"decode_tokens_per_s": list(decode * noise[0]), "prefill_tokens_per_s": list(prefill * noise[1])}
-    runs.write_json(
-        root / run / f"throughput_{device}.json",
-        {"device": device, "hardware": hardware, "decode_tokens_per_s": decode, "prefill_tokens_per_s": prefill,
-         "inference_memory_gb": memory, "rounds": rounds, "call": call},
-    )  # fmt: skip
+def throughput(
+    root, run, decode, prefill=800.0, memory=0.5, device="cpu", hardware=HARDWARE, base=23.0, spread=0.01, seed=None
+):
+    """Rounds of one call: in all of them the base model decodes at about ``base`` tokens/s."""
+    noise = 1 + spread * np.random.default_rng(len(run) if seed is None else seed).standard_normal((2, 5))
+    drift = 1 + 0.1 * np.sin(np.arange(5) + base)
+
+    def entry(rate, reference, noise):
+        rounds = [float(f"{x:.6g}") for x in rate * noise * drift]
+        ratios = [float(f"{x:.6g}") for x in rate * noise / reference]
+        return {
+            name: {"median": float(np.median(values)), "low": min(values), "high": max(values), "rounds": values}
+            for name, values in (("tokens_per_s", rounds), ("ratio", ratios))
+        }
+
+    record = {
+        "run": run, "base_model": "smollm2-135m", "device": device, "hardware": hardware, "kernel": "dense",
+        "label": None, "reference": "base", "prefill": {"median": entry(prefill, 800.0, noise[0])},
+        "decode": {"1": entry(decode, base, noise[1])}, "inference_memory_gb": memory, "size_gb": 0.2,
+    }  # fmt: skip
+    runs.write_json(root / run / f"throughput_{device}.json", record)
 
 
 def curve(root, run, end=0.4, steps=40):

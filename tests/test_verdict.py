@@ -1,0 +1,202 @@
+"""The verdict on made-up runs: who wins, what is not decided, and what is missing."""
+
+from pathlib import Path
+
+import made_up_runs as made
+import numpy as np
+import pytest
+
+from fincompress import comparison, statistics, verdict
+
+QUESTIONS = 883
+N = np.arange(QUESTIONS)
+
+
+def section(tmp_path, gptq, sapling, speed=True):
+    """GPTQ and SAPLING checkpoints given as ``(verdicts, share of the base)``, ``{units left: ...}`` for SAPLING."""
+    made.settings(tmp_path / "gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": None})
+    made.evaluation(tmp_path, "gptq_4bit", *gptq)
+    for left, one in sapling.items():
+        values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
+        made.settings(tmp_path / "sapling" / str(left), "sapling_train.py", values)
+        made.evaluation(tmp_path, f"sapling/{left}", *one)
+        if speed:
+            made.throughput(tmp_path, f"sapling/{left}", 40.0, memory=0.3)
+    if speed:
+        made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=100.0, memory=0.5)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    return found
+
+
+def winners(part):
+    return {measure.name: measure.winner for measure in part.measures}
+
+
+def rows(found):
+    gptq = next(row for row in found.rows if row.kind == "gptq")
+    return gptq, [row for row in found.rows if row.kind == "sapling"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"), [(("gptq",), ["SAPLING"]), (("sapling",), ["GPTQ"]), ((), ["GPTQ", "SAPLING"])]
+)
+def test_missing_run_is_not_named(tmp_path, runs, said):
+    made.settings(tmp_path / "base", "evaluate.py")
+    made.evaluation(tmp_path, "base", N < 100)
+    for run, script in (("gptq", "quantize_gptq.py"), ("sapling", "sapling_train.py")):
+        if run in runs:
+            made.settings(tmp_path / run, script, {"CRITERION": "calibration", "SCHEDULE": "successive"})
+            made.evaluation(tmp_path, run, N < 200)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    (text,) = verdict.judge(found)
+    assert text.startswith("**Not decided.** Missing: an evaluated run of ")
+    for name in ("GPTQ", "SAPLING"):
+        assert (f"run of {name}" in text) == (name in said)
+
+
+def test_baseline_pruning_passes_for_sapling(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {})
+    made.settings(tmp_path / "last", "sapling_train.py", {"CRITERION": "last", "SCHEDULE": "successive"})
+    made.evaluation(tmp_path, "last", N < 300, 0.43)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    assert "run of SAPLING" in verdict.judge(found)[0]
+
+
+def test_hypothesis_holds_when_sapling_is_better_in_everything(tmp_path):
+    found = section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50), 20: (N < 200, 0.40)})
+    texts = verdict.judge(found)
+    assert texts[0].startswith("**The hypothesis holds.**"), texts[0]
+    assert "`sapling/30`, 0.135 GB or 50% of the base against 0.135 GB or 50% of the base" in texts[0]
+    assert "34.0% against 22.7%, +11.3 points" in texts[0]
+    assert "883 questions, 10,000 resamples, seed 0; 100 questions only SAPLING has right, 0 only GPTQ" in texts[1]
+    assert "`sapling/20`, 22.7% against 22.7%, +0.0 points" in texts[0]
+
+
+def test_one_loss_does_not_refute(tmp_path):
+    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)})
+    text = verdict.judge(found)[0]
+    assert text.startswith("**The hypothesis does not hold.**")
+    assert "accuracy GPTQ (22.7% against 34.0%, -11.3 points" in text and "decode throughput SAPLING" in text
+
+
+def test_small_difference_is_decided(tmp_path):
+    right = N < 200
+    shifted = (N < 195) | (N >= QUESTIONS - 4)  # 5 against 4
+    found = section(tmp_path, (right, 0.50), {30: (shifted, 0.50)})
+    part = verdict.at_equal_size(*rows(found))
+    assert winners(part)["accuracy"] == "not decided"
+
+
+def test_larger_checkpoint_wins_in_accuracy_or_smaller_in_speed(tmp_path):
+    """A SAPLING checkpoint of 60 % is more accurate and faster than GPTQ of 43 %: only its speed counts."""
+    found = section(tmp_path, (N < 200, 0.43), {40: (N < 300, 0.60), 60: (N < 310, 1.0)})
+    part = verdict.at_equal_size(*rows(found))
+    assert "`sapling/40`" in part.shown and "39% larger" in part.remark
+    assert winners(part) == {"accuracy": "not decided", "decode throughput": "SAPLING",
+                             "prefill throughput": "SAPLING", "inference memory": "SAPLING"}  # fmt: skip
+
+
+def test_smaller_checkpoint_wins_in_speed_but_may_in_accuracy(tmp_path):
+    found = section(tmp_path, (N < 200, 0.60), {20: (N < 300, 0.43)})
+    assert winners(verdict.at_equal_size(*rows(found))) == {
+        "accuracy": "SAPLING", "decode throughput": "not decided", "prefill throughput": "not decided",
+        "inference memory": "not decided",
+    }  # fmt: skip
+
+
+def test_nearest_size_is_chosen_by_accuracy(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {50: (N < 290, 0.80), 22: (N < 10, 0.44), 20: (N < 300, 0.41)})
+    assert "`sapling/22`" in verdict.at_equal_size(*rows(found)).shown
+
+
+def test_equal_accuracy_takes_a_checkpoint_that_is_worse(tmp_path):
+    """Of 90, 60 and 50 %, the smallest is significantly worse, the next differs by 9 questions of 883."""
+    noise = (N >= 200) & (N < 205)
+    found = section(tmp_path, (N < 200, 0.43), {50: (N < 210, 0.9), 40: ((N < 186) | noise, 0.6), 30: (N < 100, 0.5)})
+    part = verdict.at_equal_accuracy(*rows(found), equal_within=0.03)
+    assert "`sapling/40`" in part.shown and winners(part)["size"] == "GPTQ"
+    # Significantly worse by a little: inside the margin, and still not equal.
+    found = section(tmp_path / "b", (N < 200, 0.43), {40: (N < 186, 0.6)})
+    part = verdict.at_equal_accuracy(*rows(found), equal_within=0.03)
+    assert part.shown == "no checkpoint" and winners(part) == {"size": "GPTQ"}
+
+
+def test_few_questions_make_everything_equal(tmp_path):
+    """20 questions, 5 against 4 right: no significant difference, and nothing shown either."""
+    few = np.arange(20)
+    found = section(tmp_path, (few < 5, 0.43), {30: (few < 4, 0.5)})
+    part = verdict.at_equal_accuracy(*rows(found), equal_within=0.03)
+    assert part.shown == "no checkpoint" and winners(part) == {"size": "not decided"}
+    assert "20 questions cannot show a difference to be below 3 points" in part.measures[0].numbers
+    found = section(tmp_path / "same", (few < 5, 0.43), {30: (few < 5, 0.5)})  # a bootstrap without any width
+    assert winners(verdict.at_equal_accuracy(*rows(found), equal_within=0.03)) == {"size": "not decided"}
+
+
+def test_wide_interval_is_taken_for_equality(tmp_path):
+    """883 questions on which 200 differ either way: not told apart, not shown to be within 3 points."""
+    found = section(tmp_path, ((N < 200), 0.43), {30: ((N >= 100) & (N < 300), 0.5)})
+    gptq, (row,) = rows(found)
+    compared, _ = comparison.compare_rows(row, gptq)
+    assert statistics.favours(compared) == 0 and compared["interval"][0] < -0.03
+    part = verdict.at_equal_accuracy(gptq, [row], equal_within=0.03)
+    assert part.shown == "no checkpoint" and winners(part) == {"size": "not decided"}
+    assert "`sapling/30`" in verdict.at_equal_accuracy(gptq, [row], equal_within=0.05).shown
+
+
+def test_intervals_are_not_widened_for_many_checkpoints(tmp_path):
+    """One checkpoint 10 questions behind passes alone at 3 points; as one of forty it does not."""
+    gptq = (N < 200, 0.43)
+    worse = ((N < 170) | ((N >= 200) & (N < 220)), 0.5)
+    alone = section(tmp_path, gptq, {30: worse})
+    part = verdict.at_equal_accuracy(*rows(alone), equal_within=0.03)
+    assert "`sapling/30`" in part.shown and "95.00% intervals" in part.remark
+    many = section(tmp_path / "many", gptq, dict.fromkeys(range(30, 70), worse), speed=False)
+    part = verdict.at_equal_accuracy(*rows(many), equal_within=0.03)
+    assert part.shown == "no checkpoint" and "99.88% intervals, for 40 checkpoints" in part.remark
+
+
+def test_throughput_without_common_rounds_or_device_is_decided(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    part = verdict.at_equal_size(*rows(found))
+    assert winners(part) == {
+        "accuracy": "SAPLING", "throughput": "not decided", "inference memory": "not decided"
+    }  # fmt: skip
+    assert "`sapling/30` and `gptq_4bit` not measured" in str(part)
+    made.throughput(tmp_path, "sapling/30", 40.0, base=23.0)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, base=24.0)  # another call
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    part = verdict.at_equal_size(*rows(found))
+    assert winners(part)["decode throughput"] == "not decided" and "no rounds of one call" in str(part)
+
+
+def test_noise_of_throughput_decides(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    made.throughput(tmp_path, "sapling/30", 20.2, prefill=800.0, memory=0.50, spread=0.1)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=790.0, memory=0.51, spread=0.1, seed=1)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    outcome = winners(verdict.at_equal_size(*rows(found)))
+    assert [outcome[name] for name in ("decode throughput", "prefill throughput", "inference memory")] == [
+        "not decided"
+    ] * 3
+
+
+def test_section_without_predictions_or_size(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
+    (tmp_path / "gptq_4bit" / "predictions_dev.jsonl").unlink()
+    texts = verdict.judge(found)
+    assert "predictions of gptq_4bit are not here" in texts[0] and texts[0].startswith("**Not decided.**")
+    gptq, _ = rows(found)
+    gptq.size_gb = None
+    assert verdict.judge(found) == ["**Not decided.** The size of GPTQ was not recorded."]
+
+
+def test_sections_share_a_verdict(tmp_path):
+    section(tmp_path, (N < 300, 0.43), {30: (N < 200, 0.43)})
+    made.evaluation(tmp_path, "gptq_4bit", N < 100, 0.43, split="test")
+    found = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev", "test"])[0])
+    text = verdict.markdown(found)
+    assert text.count("\n## ") == 3  # two sections and the rules
+    parts = text.split("\n## ")
+    assert "does not hold" in parts[1] and "FinQA, dev" in parts[1]
+    assert "Missing: an evaluated run of SAPLING" in parts[2] and "FinQA, test" in parts[2]
+    assert Path(tmp_path).name not in text
