@@ -56,8 +56,8 @@ def main() -> None:
 
 
 def check_settings() -> None:
-    if not SPLITS or any(not isinstance(split, str) for split in SPLITS):
-        raise UserError(f"SPLITS is a list of names such as ['dev'], not {SPLITS!r}")
+    if not SPLITS or not set(map(str, SPLITS)) <= {"dev", "test"}:
+        raise UserError(f"SPLITS is a list of 'dev' and 'test', or one of them, not {SPLITS!r}")
     if any(not isinstance(size, (int, float)) or not 0 < size <= 1 for size in SHOWN_SIZES):
         raise UserError(f"SHOWN_SIZES are shares, above 0 and at most 1, not {SHOWN_SIZES!r}")
     if not 0 < EQUAL_WITHIN < 1:

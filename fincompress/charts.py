@@ -181,13 +181,16 @@ def _place_labels(figure, axes, labels: list, obstacles: list, lines: list) -> N
     """
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
     frame, to_pixels, to_data = axes.get_window_extent(renderer), axes.transData, axes.transData.inverted()
-    taken, markers, soft = [], [], []
+    hard, soft, weights = [], [], []  # boxes (left, bottom, right, top) in pixels
     for x, y, low, high in obstacles:
         (px, py), (_, bottom), (_, top) = to_pixels.transform([(x, y), (x, low), (x, high)])
-        markers.append((px - 4.5 * pixel, py - 4.5 * pixel, px + 4.5 * pixel, py + 4.5 * pixel))
-        soft.append((6.0, (px - pixel, bottom, px + pixel, top)))
+        hard.append((px - 4.5 * pixel, py - 4.5 * pixel, px + 4.5 * pixel, py + 4.5 * pixel))
+        soft.append((px - pixel, bottom, px + pixel, top))
+        weights.append(6.0)
     for px, py in to_pixels.transform(np.concatenate(lines)) if lines else []:
-        soft.append((1.0, (px - 1.5 * pixel, py - 1.5 * pixel, px + 1.5 * pixel, py + 1.5 * pixel)))
+        soft.append((px - 1.5 * pixel, py - 1.5 * pixel, px + 1.5 * pixel, py + 1.5 * pixel))
+        weights.append(1.0)
+    soft, weights, inside = np.array(soft), np.array(weights), np.array([frame.extents])
     for rank, x, y, text, color, size in labels:
         shown = axes.text(x, y, text, fontsize=size, color=color, linespacing=0.95, va="bottom", zorder=5)
         extent = shown.get_window_extent(renderer)
@@ -199,26 +202,25 @@ def _place_labels(figure, axes, labels: list, obstacles: list, lines: list) -> N
             left = px + reach * pixel * dx + (0.5 * dx - 0.5) * width
             bottom = py + reach * pixel * dy + (0.5 * dy - 0.5) * height
             box = (left, bottom, left + width, bottom + height)
-            outside = width * height - _overlap(box, (frame.x0, frame.y0, frame.x1, frame.y1))
-            hidden = outside + sum(_overlap(box, other) for other in (*taken, *markers))
-            crossed = sum(weight for weight, other in soft if _overlap(box, other) > 0)
+            hidden = width * height - _overlap(box, inside).sum() + _overlap(box, np.array(hard)).sum()
+            crossed = weights[_overlap(box, soft) > 0].sum()
             places.append((round(hidden), crossed + reach / 6, len(places), reach, box))
         hidden, _, _, reach, box = min(places if rank < 2 else [place for place in places if place[3] <= 16])
         if rank == 2 and hidden:
             shown.remove()
             continue
-        taken.append((box[0] - pixel, box[1] - pixel, box[2] + pixel, box[3] + pixel))
+        hard.append((box[0] - pixel, box[1] - pixel, box[2] + pixel, box[3] + pixel))
         shown.set_position(to_data.transform(box[:2]))
         if reach > 16:
             nearest = (min(max(px, box[0]), box[2]), min(max(py, box[1]), box[3]))
             axes.plot(*zip((x, y), to_data.transform(nearest), strict=True), color="#999999", linewidth=0.5, zorder=2.5)
 
 
-def _overlap(one: tuple, other: tuple) -> float:
-    """Area that two boxes ``(left, bottom, right, top)`` share."""
-    return max(0.0, min(one[2], other[2]) - max(one[0], other[0])) * max(
-        0.0, min(one[3], other[3]) - max(one[1], other[1])
-    )
+def _overlap(box: tuple[float, float, float, float], others: np.ndarray) -> np.ndarray:
+    """The area that a box ``(left, bottom, right, top)`` shares with each of ``others``, shape (boxes, 4)."""
+    width = np.minimum(box[2], others[:, 2]) - np.maximum(box[0], others[:, 0])
+    height = np.minimum(box[3], others[:, 3]) - np.maximum(box[1], others[:, 1])
+    return np.clip(width, 0, None) * np.clip(height, 0, None)
 
 
 def loss_curves(path: Path, curves: list[dict], title: str) -> None:

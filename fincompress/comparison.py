@@ -293,11 +293,11 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
         evaluations = [runs.read_json(path) for name, path in evaluations.items() if name in splits]
         if devices and not evaluations:
             evaluations = [None]
-        rows += [make_row(folder, root, evaluation, devices) for evaluation in evaluations]
+        rows += [make_row(folder, root, evaluation, devices, splits) for evaluation in evaluations]
     return rows, left_out
 
 
-def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict) -> Row:
+def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, splits: list[str]) -> Row:
     """One run on one split from its files; ``evaluation`` is None where it has only been benchmarked."""
     described, found = settings_of(folder, root), evaluation or {}
     record = described[1] if described else next(record_of(folder, path.name) for path in folder.glob("throughput_*"))
@@ -321,7 +321,8 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict) -
         devices=devices,
     )
     if evaluation is None:
-        row.missing |= dict.fromkeys(("execution", "program"), "not evaluated yet (evaluate.py)")
+        reason = f"not evaluated on {' or '.join(splits)} (evaluate.py)"
+        row.missing |= dict.fromkeys(("execution", "program"), reason)
     else:
         row.split, row.questions, row.target = found["split"], found["questions"], found.get("target", "program")
         row.execution, row.program = found["execution_accuracy"], found.get("program_accuracy")
