@@ -220,8 +220,10 @@ def describe(directory: Path, results_dir: Path, precision: str | None = None) -
         if source is None:
             return "gptq", f"{name} (of a run that is not here)"
         kind, method = describe(source, results_dir)
-        kind = f"{kind}_gptq" if kind in ("sapling", "pruning") else "gptq"
-        return kind, f"{method.partition(' (')[0] if kind == 'gptq' else method} + {name}"
+        if kind in PHASE_1:
+            return "gptq", f"{method.partition(' (')[0]} + {name}"
+        # Of an untuned base model it is no answer to the question, and not SAPLING's rival.
+        return f"{kind}_gptq" if kind in ("sapling", "pruning") else "other", f"{method} + {name}"
     return "other", str(script)
 
 

@@ -115,6 +115,15 @@ def test_gptq_of_a_run_that_is_gone_is_not_guessed(tmp_path):
     assert row.training_seconds is None and "no record of its training time" in row.missing["training_seconds"]
 
 
+def test_gptq_of_an_untuned_model_is_saplings_rival(tmp_path):
+    made.settings(tmp_path / "base", "evaluate.py")
+    made.evaluation(tmp_path, "base", made.answers(0.3, 20))
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "base", "BITS": 4})
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    rows = {row.run: row for row in comparison.read_rows(str(tmp_path), ["dev"])[0]}
+    assert (rows["g"].kind, rows["g"].method) == ("other", "base model, untuned + GPTQ 4-bit")
+
+
 def test_training_time_leaves_out_what_a_run_started_from(root):
     seconds = {row.run: row.training_seconds for row in comparison.read_rows(str(root), ["dev"])[0]}
     assert seconds["base"] == 0
