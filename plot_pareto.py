@@ -51,8 +51,8 @@ def main() -> None:
     for section in sections:
         print("\n" + comparison.plain_table(section, comparison.shown_rows(section, SHOWN_SIZES)))
         print(verdict.judge(section, EQUAL_WITHIN)[0].replace("**", ""))
-    drawn = ", ".join(path.name for paths in figures for path in paths.values())
-    print(f"\nwrote {root}/results.csv, verdict.md, report.html, {drawn}" + (f" and {README}" if readme else ""))
+    written = ["results.csv", "verdict.md", "report.html", *(path.name for paths in figures for path in paths.values())]
+    print(f"\nwrote {', '.join(written)} in {root}/" + (f", and the results in {README}" if readme else ""))
 
 
 def check_settings() -> None:

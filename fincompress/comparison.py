@@ -107,9 +107,9 @@ def read_throughput(path: Path) -> dict:
 
     Returns ``prefill_tokens_per_s`` (prompts of the data set's median length, of the fixed one where there is no data),
     ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, each None where the file does not say; ``device``
-    ("cpu", "cuda") and ``hardware`` in words; ``kernel`` and ``label`` (None, or how a model that does not fit was
-    run); ``rounds`` and ``reference_rounds``, ``{measure: one value a round}`` of this run and of the base model, as
-    far as they were recorded: they tell what may be paired (``paired_rounds``).
+    ("cpu", "cuda") and ``hardware`` in words; ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a
+    model that does not fit was run); ``rounds`` and ``reference_rounds``, ``{measure: one value a round}`` of this run
+    and of the base model, as far as they were recorded: they tell what may be paired (``paired_rounds``).
     """
     found = runs.read_json(path)
     prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
@@ -121,6 +121,7 @@ def read_throughput(path: Path) -> dict:
         "device": str(found.get("device") or path.stem.partition("_")[2]),
         "inference_memory_gb": _positive(found.get("inference_memory_gb")),
         "size_gb": _positive(found.get("size_gb")),
+        "prompt_tokens": measured["prefill_tokens_per_s"].get("prompt_tokens"),
         "kernel": found.get("kernel"),
         "label": found.get("label"),
         "rounds": {},
@@ -531,7 +532,9 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
         lines.append(line)
     footnotes = [f"{number}: {reason}." for reason, number in notes.items()]
     if kernels:
-        footnotes.append(f"Speed: kernel {kernels[0][0]} where not noted.")
+        lengths = sorted({row.speed["prompt_tokens"] for row in rows if row.speed and row.speed["prompt_tokens"]})
+        prompts = " or ".join(map(str, lengths)) or "unrecorded"
+        footnotes.append(f"Prefill of {prompts} tokens, decoding at batch 1; kernel {kernels[0][0]} where not noted.")
     if usual:
         footnotes.append(
             f"Training counts what a run started from, scans and quantization; on {usual[0][0]} where not noted."

@@ -54,7 +54,8 @@ def throughput(
 
     record = {
         "run": run, "base_model": "smollm2-135m", "device": device, "hardware": hardware, "kernel": "dense",
-        "label": None, "reference": "base", "prefill": {"median": entry(prefill, 800.0, noise[0])},
+        "label": None, "reference": "base",
+        "prefill": {"median": {"prompt_tokens": 186} | entry(prefill, 800.0, noise[0])},
         "decode": {"1": entry(decode, base, noise[1])}, "inference_memory_gb": memory, "size_gb": 0.2,
     }  # fmt: skip
     runs.write_json(root / run / f"throughput_{device}.json", record)

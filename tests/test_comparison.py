@@ -293,7 +293,8 @@ def test_kernel_or_offloading_goes_unsaid(tmp_path):
     runs.write_json(path, json.loads(path.read_text()) | {"kernel": "TorchAten", "label": "half of it on the CPU"})
     (section,) = sections(tmp_path)
     text = comparison.markdown_table(section, section.rows)
-    assert "kernel TorchAten; half of it on the CPU." in text and "kernel dense where not noted" in text
+    assert "kernel TorchAten; half of it on the CPU." in text
+    assert "Prefill of 186 tokens, decoding at batch 1; kernel dense where not noted." in text
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
