@@ -26,7 +26,7 @@ configure(globals())
 
 from pathlib import Path  # noqa: E402
 
-from fincompress import comparison, report, runs, verdict  # noqa: E402
+from fincompress import comparison, report, runs, tables, verdict  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
@@ -43,13 +43,13 @@ def main() -> None:
     readme = new_readme(sections, figures)  # what can be wrong with it shows before anything is written
     for section, paths in zip(sections, figures, strict=True):
         report.draw(section, root, paths, SHOWN_SIZES)
-    runs.write_csv(root / "results.csv", comparison.csv_rows(sections))
+    runs.write_csv(root / "results.csv", tables.csv_rows(sections))
     runs.write_text(root / "verdict.md", verdict.markdown(sections, EQUAL_WITHIN))
     runs.write_text(root / "report.html", report.html(sections, figures, SHOWN_SIZES, EQUAL_WITHIN))
     if readme:
         runs.write_text(Path(README), readme)
     for section in sections:
-        print("\n" + comparison.plain_table(section, comparison.shown_rows(section, SHOWN_SIZES)))
+        print("\n" + tables.plain_table(section, tables.shown_rows(section, SHOWN_SIZES)))
         print(verdict.judge(section, EQUAL_WITHIN)[0].replace("**", ""))
     written = ["results.csv", "verdict.md", "report.html", *(path.name for paths in figures for path in paths.values())]
     print(f"\nwrote {', '.join(written)} in {root}/" + (f", and the results in {README}" if readme else ""))
@@ -75,7 +75,7 @@ def new_readme(sections: list, figures: list) -> str | None:
     if not Path(README).exists():
         raise UserError(f"README = {README!r} is not here: name another file, or None")
     content = report.readme_part(chosen, Path(README).parent, SHOWN_SIZES, EQUAL_WITHIN)
-    return comparison.replace_between_markers(Path(README).read_text(encoding="utf-8"), content, README)
+    return tables.replace_between_markers(Path(README).read_text(encoding="utf-8"), content, README)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fincompress import charts, comparison, verdict
+from fincompress import charts, comparison, tables, verdict
 from fincompress.comparison import Row, Section
 
 CAPTIONS = {
@@ -41,7 +41,7 @@ def draw(section: Section, root: Path, paths: dict[str, Path], sizes: list[float
     if not paths:
         return
     charts.pareto(paths["pareto"], points(section.rows), section.title)
-    shown = [row for row in comparison.shown_rows(section, sizes) if row.execution]
+    shown = [row for row in tables.shown_rows(section, sizes) if row.execution]
     methods = [{"label": row.method, "steps": row.steps} for row in shown]
     data = section.title.partition(";")[0]
     charts.accuracy_by_steps(paths["accuracy_by_steps"], methods, data)
@@ -90,7 +90,7 @@ def readme_part(chosen: list[tuple[Section, dict]], folder: Path, sizes: list[fl
     """What stands between the README's markers: for each section the table, the chart and the verdict in a sentence."""
     parts = []
     for section, paths in chosen:
-        parts.append(comparison.markdown_table(section, comparison.shown_rows(section, sizes)))
+        parts.append(tables.markdown_table(section, tables.shown_rows(section, sizes)))
         if paths:
             link = Path(os.path.relpath(paths["pareto"].resolve(), folder.resolve())).as_posix()
             if not link.startswith(".."):  # results that lie elsewhere cannot be linked to
@@ -123,12 +123,12 @@ def html(sections: list[Section], figures: list[dict], sizes: list[float], equal
 
 def html_table(section: Section, rows: list[Row]) -> str:
     """The table of a section as HTML, footnotes below."""
-    lines, footnotes = comparison.table(section, rows)
-    out = ["<table><thead><tr>", *(f"<th>{escape(name)}</th>" for name in comparison.COLUMNS), "</tr></thead><tbody>"]
+    lines, footnotes = tables.table(section, rows)
+    out = ["<table><thead><tr>", *(f"<th>{escape(name)}</th>" for name in tables.COLUMNS), "</tr></thead><tbody>"]
     for line in lines:
         cells = [f"<td>{escape(text)}" + (f"<sup>{n}</sup>" if n else "") + "</td>" for text, n in line]
         out.append(f"<tr>{''.join(cells)}</tr>")
-    notes = "<br>".join(escape(note) for note in [comparison.INTERVALS, *footnotes])
+    notes = "<br>".join(escape(note) for note in [tables.INTERVALS, *footnotes])
     return "".join(out) + f'</tbody></table>\n<p class="notes">{notes}</p>'
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fincompress import comparison, runs
+from fincompress import comparison, runs, tables
 from fincompress.comparison import frontier
 from fincompress.errors import UserError
 
@@ -172,7 +172,7 @@ def test_table_mixes_devices(tmp_path):
     assert speeds["Some CPU, 2 threads"] == {"a": 10, "b": None, "c": None}
     assert speeds["Another CPU, 2 threads"] == {"a": None, "b": None, "c": 20}
     assert speeds["Some GPU"]["c"] is None and min(speeds["Some GPU"][run] for run in "ab") > 90
-    assert "not measured on this device" in comparison.markdown_table(found["Some GPU"], found["Some GPU"].rows)
+    assert "not measured on this device" in tables.markdown_table(found["Some GPU"], found["Some GPU"].rows)
 
 
 def test_splits_that_recipes_are_tuned_on_are_reported(tmp_path):
@@ -201,7 +201,7 @@ def test_run_that_was_only_benchmarked_is_lost(tmp_path):
     (section,) = sections(tmp_path)
     row = next(row for row in section.rows if row.run == "b")
     assert row.execution is None and row.speed["decode_tokens_per_s"] > 9
-    assert "not evaluated on dev or test" in comparison.markdown_table(section, section.rows)
+    assert "not evaluated on dev or test" in tables.markdown_table(section, section.rows)
 
 
 def test_speed_of_random_weights_stands_beside_accuracies(tmp_path):
@@ -282,7 +282,7 @@ def test_incomplete_benchmark_stops_the_table(tmp_path, record):
     runs.write_json(tmp_path / "a" / "throughput_cpu.json", {"device": "cpu", "hardware": made.HARDWARE} | record)
     (section,) = sections(tmp_path)
     assert section.rows[0].speed["decode_tokens_per_s"] is None
-    assert "its benchmark did not record it" in comparison.markdown_table(section, section.rows)
+    assert "its benchmark did not record it" in tables.markdown_table(section, section.rows)
 
 
 def test_kernel_or_offloading_goes_unsaid(tmp_path):
@@ -292,7 +292,7 @@ def test_kernel_or_offloading_goes_unsaid(tmp_path):
     path = tmp_path / "c" / "throughput_cpu.json"
     runs.write_json(path, json.loads(path.read_text()) | {"kernel": "TorchAten", "label": "half of it on the CPU"})
     (section,) = sections(tmp_path)
-    text = comparison.markdown_table(section, section.rows)
+    text = tables.markdown_table(section, section.rows)
     assert "kernel TorchAten; half of it on the CPU." in text
     assert "Prefill of 186 tokens, decoding at batch 1; kernel dense where not noted." in text
 
@@ -306,35 +306,35 @@ def test_value_that_was_not_measured_is_no_dash_with_a_reason(tmp_path):
     del record["size_gb"], record["share_of_base"]
     runs.write_json(tmp_path / "a" / "eval_dev.json", record | {"program_accuracy": None})
     (section,) = sections(tmp_path)
-    (line,), footnotes = comparison.table(section, section.rows)
+    (line,), footnotes = tables.table(section, section.rows)
     empty = [number for text, number in line if text == "-"]
     assert len(empty) == 8 and all(empty)
     numbers = {note.partition(":")[0] for note in footnotes if note[0].isdigit()}
     assert set(empty) == numbers
-    assert len(line) == len(comparison.COLUMNS)
+    assert len(line) == len(tables.COLUMNS)
 
 
 def test_accuracy_of_0_is_taken_for_missing(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     made.evaluation(tmp_path, "base", [False] * 40)
     (section,) = sections(tmp_path)
-    (line,), _ = comparison.table(section, section.rows)
+    (line,), _ = tables.table(section, section.rows)
     assert line[1][0] == "0.0 [0.0, 8.8]" and line[2][0] == "0.0" and line[8][0] == "0"
     assert section.rows[0].on_frontier
 
 
 def test_table_for_readers_lists_every_checkpoint_or_loses_the_ends(root):
     (section,) = sections(root)
-    shown = [row.units_left for row in comparison.shown_rows(section, [0.75, 0.5]) if row.kind == "sapling"]
+    shown = [row.units_left for row in tables.shown_rows(section, [0.75, 0.5]) if row.kind == "sapling"]
     assert shown == [60, 40, 24, 20]  # 24 has 53 %, 20 has 47 %: the nearer one to 50 is 20 or 24, the ends stay
-    assert [row.units_left for row in comparison.shown_rows(section, []) if row.kind == "sapling"] == [60, 20]
-    kept = [row.run for row in comparison.shown_rows(section, []) if row.kind != "sapling"]
+    assert [row.units_left for row in tables.shown_rows(section, []) if row.kind == "sapling"] == [60, 20]
+    kept = [row.run for row in tables.shown_rows(section, []) if row.kind != "sapling"]
     assert kept == [row.run for row in section.rows if row.kind != "sapling"]
 
 
 def test_csv_lacks_the_columns_that_keep_unlike_rows_apart(root):
     (section,) = sections(root)
-    rows = comparison.csv_rows([section])
+    rows = tables.csv_rows([section])
     assert len(rows) == len(section.rows) and len({tuple(row) for row in rows}) == 1
     assert {"base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware"} <= set(rows[0])
     line = next(row for row in rows if row["run"] == "gptq_4bit")
@@ -358,11 +358,11 @@ def test_no_results_folder(tmp_path):
 
 
 def test_markers_are_lost_or_results_pile_up():
-    text = f"# Title\n\n{comparison.BEGIN}\nold\n{comparison.END}\n\nafter\n"
-    once = comparison.replace_between_markers(text, "new | table\n")
-    assert once == f"# Title\n\n{comparison.BEGIN}\nnew | table\n{comparison.END}\n\nafter\n"
-    assert comparison.replace_between_markers(once, "new | table\n") == once
-    assert comparison.replace_between_markers(once, "other") == text.replace("old", "other")
+    text = f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n"
+    once = tables.replace_between_markers(text, "new | table\n")
+    assert once == f"# Title\n\n{tables.BEGIN}\nnew | table\n{tables.END}\n\nafter\n"
+    assert tables.replace_between_markers(once, "new | table\n") == once
+    assert tables.replace_between_markers(once, "other") == text.replace("old", "other")
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_markers_are_lost_or_results_pile_up():
 )
 def test_text_without_a_pair_of_markers_is_overwritten(text):
     with pytest.raises(UserError, match=r"README\.md needs the lines"):
-        comparison.replace_between_markers(text.format(b=comparison.BEGIN, e=comparison.END), "new")
+        tables.replace_between_markers(text.format(b=tables.BEGIN, e=tables.END), "new")
 
 
 @pytest.mark.parametrize(

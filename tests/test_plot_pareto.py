@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from conftest import run_script
 
-from fincompress import charts, comparison, report
+from fincompress import charts, comparison, report, tables
 
-MARKERS = f"# Title\n\n{comparison.BEGIN}\nold\n{comparison.END}\n\nafter\n"
+MARKERS = f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n"
 
 
 def point(**changes):
@@ -136,8 +136,8 @@ def test_script_leaves_what_it_promises(finished):
 def test_table_in_the_readme(finished):
     root, _, _ = finished
     text = (root / "README.md").read_text()
-    assert text.startswith(f"# Title\n\n{comparison.BEGIN}\n**smollm2-135m, FinQA, dev (883 questions)")
-    assert text.endswith(f"{comparison.END}\n\nafter\n") and "\nold\n" not in text
+    assert text.startswith(f"# Title\n\n{tables.BEGIN}\n**smollm2-135m, FinQA, dev (883 questions)")
+    assert text.endswith(f"{tables.END}\n\nafter\n") and "\nold\n" not in text
     assert "](results/pareto.png)" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1 and len(lines) > 10
