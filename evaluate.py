@@ -30,7 +30,7 @@ configure(globals())
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import runs  # noqa: E402
+from fincompress import comparison, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
 
@@ -158,6 +158,8 @@ def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions
         print(f"\n{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves", end=", ")
         print(f"{sum(not verdict['invalid'] for verdict in verdicts)} could be executed")
     show_table()
+    if (directory / "quantize_metrics.json").exists():
+        comparison.write_quantization_report(RESULTS_DIR)
     print(f"wrote {directory}/eval_{SPLIT}.json and predictions_{SPLIT}.jsonl, {RESULTS_DIR}/accuracy.csv")
 
 

@@ -458,3 +458,106 @@ def frontier(points: list[tuple[float | None, float | None]]) -> list[bool]:
         return any(x <= point[0] and y >= point[1] and (x, y) != point for x, y in whole)
 
     return [None not in point and not dominated(point) for point in points]
+
+
+# ------------------------------------------------------------------------------------------------ phase 2's report
+
+
+def quantization_report(results_dir: str) -> list[dict]:
+    """One row for every split on which a quantized run and its source were both evaluated, and device likewise.
+
+    The drop is the source's execution accuracy minus the quantized one's, paired on the same questions; ``None`` stands
+    where nothing was evaluated or measured on both sides.
+    """
+    root, rows = Path(results_dir), []
+    for path in sorted(root.rglob("quantize_metrics.json")):
+        folder, metrics = path.parent, runs.read_json(path)
+        source = run_folder(metrics["source_run"], root)
+        if PUBLISHED in folder.relative_to(root).parts or source is None:
+            continue
+        settings = record_of(folder, "settings.json")["settings"]
+        sizes = {name: metrics[name] for name in ("size_before_gb", "size_after_gb")}
+        common = {
+            "run": folder.relative_to(root).as_posix(),
+            "source_run": metrics["source_run"],
+            **{name.lower(): settings[name] for name in ("BITS", "DESC_ACT", "CALIBRATION", "CALIBRATION_EXAMPLES")},
+            "group_size": metrics["group_size"],
+            **sizes,
+            "size_reduction": round(1 - sizes["size_after_gb"] / sizes["size_before_gb"], 4),
+            "blocks_share": round(metrics["blocks_after_gb"] / metrics["blocks_before_gb"], 4),
+            "quantization_seconds": metrics["quantization_seconds"],
+        }
+        splits = [one.stem.partition("_")[2] for one in sorted(folder.glob("eval_*.json"))]
+        accuracies = [found for split in splits if (found := _accuracy_drop(source, folder, split))]
+        speeds = _speeds(source, folder)
+        for accuracy in accuracies or [_accuracy_drop(None, folder, "")]:
+            rows += [common | accuracy | speed for speed in speeds]
+    return rows
+
+
+def _accuracy_drop(before: Path | None, after: Path, split: str) -> dict | None:
+    """Accuracy of two runs on one split and the paired difference; None where only one of them was evaluated."""
+    names = ("split", "data", "questions", "accuracy_before", "accuracy_after", "drop_points", "drop_points_low",
+             "drop_points_high", "drop_per_cent", "mcnemar_p")  # fmt: skip
+    if before is None:
+        return dict.fromkeys(names)
+    found = [record_of(folder, f"eval_{split}.json") for folder in (before, after)]
+    if not all(found) or found[0]["data"] != found[1]["data"] or found[0]["questions"] != found[1]["questions"]:
+        return None
+    verdicts = [statistics.read_verdicts(folder / f"predictions_{split}.jsonl") for folder in (before, after)]
+    difference = statistics.compare(*verdicts)
+    first, second = (one["execution_accuracy"]["accuracy"] for one in found)
+    points = [100 * value for value in (difference["difference"], *difference["interval"])]
+    values = (
+        split, found[1]["data"]["source"], found[1]["questions"], first, second, *(round(p, 2) for p in points),
+        round(points[0] / first, 2) if first else None, round(difference["mcnemar_p"], 4),
+    )  # fmt: skip
+    return dict(zip(names, values, strict=True))
+
+
+def _speeds(before: Path, after: Path) -> list[dict]:
+    """Throughput of two runs on every device where both were measured; one row of None where there is none."""
+    names = ("prefill_tokens_per_s", "decode_tokens_per_s")
+    measured = [
+        {(m["device"], m["hardware"]): m for m in map(read_throughput, sorted(folder.glob("throughput_*.json")))}
+        for folder in (before, after)
+    ]
+    common = sorted(set(measured[0]) & set(measured[1]))
+    columns = [f"{name}_{side}" for name in names for side in ("before", "after")]
+    rows = [
+        {"device": device[0], "kernel": measured[1][device]["kernel"]}
+        | dict(zip(columns, (side[device][name] for name in names for side in measured), strict=True))
+        for device in common
+    ]
+    return rows or [dict.fromkeys(("device", "kernel", *columns))]
+
+
+def write_quantization_report(results_dir: str) -> None:
+    """Rebuild ``quantization_report.csv`` and print what quantization did to each run, if there is a quantized one."""
+    rows = quantization_report(results_dir)
+    if not rows:
+        return
+    runs.write_csv(Path(results_dir) / "quantization_report.csv", rows)
+    line = "{:<20}{:<20}{:<8}{:>8}{:>8}  {:<26}{:>9}{:>8}{:>8}"
+    titles = ("run", "source", "split", "before", "after", "drop in points", "per cent", "size", "blocks")
+    print("\n" + line.format(*titles))
+    for row in rows:
+        shown = ["-"] * 4
+        if row["split"]:
+            interval = f"[{row['drop_points_low']:+.1f}, {row['drop_points_high']:+.1f}]"
+            relative = "-" if row["drop_per_cent"] is None else f"{row['drop_per_cent']:+.1f}%"
+            shown = [f"{row['accuracy_before']:.1%}", f"{row['accuracy_after']:.1%}",
+                     f"{row['drop_points']:+.1f} {interval} p={row['mcnemar_p']:.2f}", relative]  # fmt: skip
+        print(
+            line.format(
+                row["run"], row["source_run"], row["split"] or "-", *shown, f"-{row['size_reduction']:.0%}",
+                f"{row['blocks_share']:.0%}",
+            )  # fmt: skip
+        )
+        if row["device"]:
+            speeds = (
+                f"{name} {row[f'{name}_tokens_per_s_before']:.0f} -> {row[f'{name}_tokens_per_s_after']:.0f} tokens/s"
+                for name in ("prefill", "decode")
+                if row[f"{name}_tokens_per_s_before"] and row[f"{name}_tokens_per_s_after"]
+            )
+            print(f"  {row['device']}, kernel {row['kernel']}: {', '.join(speeds)}")

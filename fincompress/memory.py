@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 NF4_BYTES = 0.516  # 4 bits a weight and the double-quantized scales: 8 bits per 64 weights, 32 bits per 64 * 256
 BASE_BYTES = {"nf4": NF4_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
@@ -60,6 +62,17 @@ def inference_gb(config, context: int, batch: int = 1) -> float:
     """Predicted GB to decode with a Llama-like model in 16 bits: its weights and a KV cache of ``context`` tokens."""
     cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config)
     return (sum(_parameters(config)) + cache) * 2 / 1e9
+
+
+def checkpoint_bytes(directory: Path) -> dict[str, int]:
+    """Bytes of the tensors in a folder's safetensors: of ``blocks`` and of ``ends`` (embeddings, last norm, head)."""
+    found = {"blocks": 0, "ends": 0}
+    for path in Path(directory).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                tensor = file.get_tensor(name)
+                found["blocks" if ".layers." in name else "ends"] += tensor.nbytes
+    return found
 
 
 def _key_value_width(config) -> int:

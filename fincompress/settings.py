@@ -62,8 +62,7 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
         print(f"{name} = {value!r}  ({origin})")
         namespace[name] = value
     set_threads()
-    # bitsandbytes looks for an optional kernel package as soon as it is imported, and warns that it is not there.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_imports()
     return {name: namespace[name] for name in constants}
 
 
@@ -177,6 +176,18 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
             raise UserError(f"{name} must be above 0, not {value}")
+
+
+def quiet_imports() -> None:
+    """Keep libraries from writing what no user can act on, some of it while they are imported."""
+    for name in (
+        "bitsandbytes.autograd._functions",  # that LLM.int8 quantizes activations from float16, at every call
+        "bitsandbytes.backends.cpu.ops",  # that an optional package is not there
+        "torchao",  # which of its CUDA libraries do not load
+        "torch.utils._pytree",  # advice to torchao
+        "tokenicer",  # that a padding token is set
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def set_threads() -> None:

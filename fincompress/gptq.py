@@ -1,0 +1,137 @@
+"""GPTQ (Frantar et al. 2023) through gptqmodel: quantize a checkpoint, and what a quantized one needs to be used.
+
+gptqmodel is the maintained successor of auto-gptq and writes the same format, which transformers and vLLM read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from fincompress import runs
+from fincompress.depth import sublayers as sub
+from fincompress.errors import UserError
+
+BITS = (2, 3, 4, 8)
+GROUP_SIZES = (1024, 512, 256, 128, 64, 32, 16)
+
+
+def require() -> None:
+    """Make gptqmodel importable on a small machine, or raise UserError where it is not installed."""
+    missing = [name for name in ("gptqmodel", "optimum") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"GPTQ needs {' and '.join(missing)}: pip install -r requirements.txt")
+    if (os.cpu_count() or 1) <= 2:  # its thread pool keeps two cores for itself, and refuses to start without more
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+
+
+@contextlib.contextmanager
+def quiet(log: Path | None = None) -> Iterator[None]:
+    """Send what gptqmodel prints, some thousand lines, to a file instead of the terminal; without one, away."""
+    with open(log or os.devnull, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def group_size_for(config, asked: int) -> int:
+    """The largest group size up to ``asked`` that divides the input width of every linear layer of the blocks.
+
+    -1, one group a row, fits always. Raises UserError where none fits, or ``asked`` is no group size of GPTQ's format.
+    """
+    if asked == -1:
+        return asked
+    if asked not in GROUP_SIZES:
+        raise UserError(f"GROUP_SIZE is -1 or one of {', '.join(map(str, sorted(GROUP_SIZES)))}, not {asked}")
+    widths = input_widths(config)
+    fitting = [size for size in GROUP_SIZES if size <= asked and not any(width % size for width in widths)]
+    if not fitting:
+        raise UserError(f"no group size up to {asked} divides the input widths {sorted(widths)}: set GROUP_SIZE = -1")
+    return fitting[0]
+
+
+def input_widths(config) -> set[int]:
+    """Input widths of the linear layers in the blocks of a model, from its config."""
+    with torch.device("meta"):
+        layers = sub.decoder(AutoModelForCausalLM.from_config(config)).layers
+    return {module.in_features for module in layers.modules() if isinstance(module, torch.nn.Linear)}
+
+
+def quantize(
+    source: Path, target: Path, rows: list[list[int]], bits: int, group_size: int, desc_act: bool, damping: float,
+    batch_size: int, device: torch.device, log: Path,
+) -> None:  # fmt: skip
+    """Quantize the linear layers of the blocks of the checkpoint in ``source`` and write it to the folder ``target``.
+
+    ``rows`` are calibration texts as token ids. Embeddings, norms and head stay in 16 bits. ``target`` also gets
+    ``quant_log.csv``, the error of every layer. What gptqmodel prints goes to ``log``.
+    """
+    require()
+    blocks = AutoConfig.from_pretrained(source).num_hidden_layers
+    calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+    with (
+        tqdm(total=blocks, desc="quantizing", unit="block") as bar,
+        tempfile.TemporaryDirectory() as offload,
+        quiet(log),
+    ):
+        from gptqmodel import GPTQModel, QuantizeConfig
+
+        def layer_complete(layer_idx: int, submodule_finalized: bool) -> None:
+            bar.update(int(submodule_finalized))
+
+        config = QuantizeConfig(
+            bits=bits, group_size=group_size, desc_act=desc_act, damp_percent=damping, offload_to_disk_path=offload,
+            act_group_aware=group_size > 0 and not desc_act,  # whole groups in the order of their activations
+        )  # fmt: skip
+        model = GPTQModel.load(str(source), config, device=str(device))
+        model.layer_callback = layer_complete
+        model.quantize(calibration, batch_size=batch_size)
+        model.save(str(target))
+    forget_offload(target)
+
+
+def forget_offload(directory: Path) -> None:
+    """Remove this machine's temporary folder from the configs that gptqmodel wrote."""
+    for name in ("config.json", "quantize_config.json"):
+        found = runs.read_json(directory / name)
+        found.get("quantization_config", found).get("meta", {}).pop("offload_to_disk_path", None)
+        runs.write_json(directory / name, found)
+
+
+def is_gptq(path: str) -> bool:
+    """Whether ``path`` is a folder that holds a GPTQ checkpoint."""
+    config = Path(path) / "config.json"
+    return config.exists() and runs.read_json(config).get("quantization_config", {}).get("quant_method") == "gptq"
+
+
+def quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """``(name, module)`` of every layer that a GPTQ kernel runs."""
+    for name, module in model.named_modules():
+        if hasattr(module, "dequantize_weight"):
+            yield name, module
+
+
+def kernel(model: torch.nn.Module) -> str | None:
+    """The kernels that run a model's quantized layers, by name; None where nothing is quantized."""
+    return "+".join(sorted({type(module).__name__ for _, module in quantized_layers(model)})) or None
+
+
+@torch.no_grad()
+def unpack(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Replace every quantized layer by a dense one of the values it stands for, in ``dtype``; returns the model."""
+    for name, module in list(quantized_layers(model)):
+        weight = module.dequantize_weight().T.to(dtype)  # kernels hold (in, out)
+        dense = torch.nn.Linear(*weight.T.shape, bias=module.bias is not None, device="meta")
+        dense.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
+        if module.bias is not None:
+            dense.bias = torch.nn.Parameter(module.bias.to(dtype), requires_grad=False)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, dense)
+    model.is_quantized = False
+    return model

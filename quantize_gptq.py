@@ -1,0 +1,137 @@
+"""Phase 2: GPTQ (Frantar et al. 2023), 4-bit quantization of a finished run, one layer after another.
+
+Reads the 16-bit weights of results/<SOURCE_RUN>/ and, for calibration, training prompts with their targets. Writes
+results/<RUN>/: a standard GPTQ checkpoint (auto-gptq's format, which vLLM and transformers read), quant_log.csv (the
+error of every layer) and quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py does later.
+
+    python quantize_gptq.py                                            the merged QLoRA model, on a CPU or a GPU
+    python quantize_gptq.py --SOURCE_RUN=sapling/22 --RUN=sapling_22_gptq                     SAPLING, then GPTQ
+    python quantize_gptq.py --CALIBRATION=general --RUN=gptq_general   what other text does to it
+"""
+
+from fincompress.settings import check_choice, check_positive, configure
+
+# -----------------------------------------------------------------------------
+# Where
+SOURCE_RUN = "qlora_4bit/merged"  # a finished run with weights in 16 bits: merged, or a depth such as "sapling/22"
+RESULTS_DIR = "results"  # every run gets a folder in here
+RUN = "gptq_4bit"  # name of this run
+# Format
+BITS = 4  # 2, 3, 4 or 8 a weight
+GROUP_SIZE = 128  # weights that share a scale (-1: a whole row); the largest size up to this that divides all widths
+DESC_ACT = False  # quantize columns in the order of their activations: a little more accurate, slower to run
+DAMPING = 0.05  # what is added to the Hessian's diagonal, as a share of its mean
+# Calibration
+CALIBRATION = "prompts"  # "prompts" of the training split with their targets, or "general" text: Python's own manual
+CALIBRATION_EXAMPLES = 256  # texts, at least 128 for a result that counts
+BATCH_SIZE = 8  # texts at once; lower it when memory is short
+SEED = 0  # of the choice of texts
+# -----------------------------------------------------------------------------
+SETTINGS = configure(globals())
+
+import os  # noqa: E402
+import shutil  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import torch  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
+
+from fincompress import comparison, gptq, memory, models, runs, training  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
+
+GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
+
+
+def main() -> None:
+    """Quantize, check that the result loads and predicts, record what it cost, and report what it did."""
+    check_choice("CALIBRATION", CALIBRATION, ("prompts", "general"))
+    check_positive(CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES, BATCH_SIZE=BATCH_SIZE)
+    if BITS not in gptq.BITS:
+        raise UserError(f"BITS is one of {', '.join(map(str, gptq.BITS))}, not {BITS}")
+    if not 0 < DAMPING < 1:
+        raise UserError(f"DAMPING is a share, above 0 and below 1, not {DAMPING}")
+    gptq.require()
+    source = models.dense_checkpoint(SOURCE_RUN, RESULTS_DIR)
+    record = runs.read_json(source / "settings.json")
+    data_run = record["settings"]["DATA_RUN"]
+    group_size = gptq.group_size_for(AutoConfig.from_pretrained(source), GROUP_SIZE)
+    tokenizer = models.load_tokenizer(str(source))
+    texts = calibration_texts(tokenizer, data_run, record)
+    facts = {"base_model": record["base_model"], "base_precision": f"gptq-{BITS}bit", "data": record["data"]}
+    settings = SETTINGS | {"DATA_RUN": data_run}
+    directory = runs.start_run(RESULTS_DIR, RUN, "quantize_gptq.py", settings, facts, done="quantize_metrics.json")
+    if directory is not None:
+        quantize(directory, source, record, group_size, tokenizer, texts)
+    comparison.write_quantization_report(RESULTS_DIR)
+
+
+def calibration_texts(tokenizer, data_run: str, record: dict) -> list[list[int]]:
+    """Token ids of the calibration texts, drawn by the seed: never from a page of calibration, dev or test."""
+    if CALIBRATION == "prompts":
+        rows, data = training.load_processed(RESULTS_DIR, data_run, "train")
+        if data["data"] != record["data"]:
+            raise UserError(f"data run {data_run!r} holds other data than {SOURCE_RUN} was trained on")
+        texts = rows["input_ids"]
+    else:
+        from pydoc_data.topics import topics  # the language reference, in every Python
+
+        ids = tokenizer("\n".join(topics[name] for name in sorted(topics))).input_ids
+        texts = [ids[i : i + GENERAL_TOKENS] for i in range(0, len(ids) - GENERAL_TOKENS, GENERAL_TOKENS)]
+    if len(texts) < CALIBRATION_EXAMPLES:
+        raise UserError(
+            f"CALIBRATION_EXAMPLES = {CALIBRATION_EXAMPLES}, but there are {len(texts)} texts to calibrate on: lower it"
+        )
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(SEED))
+    return [list(texts[i]) for i in order[:CALIBRATION_EXAMPLES].tolist()]
+
+
+def quantize(directory: Path, source: Path, record: dict, group_size: int, tokenizer, texts: list[list[int]]) -> None:
+    models.quiet_libraries()
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
+    asked = "" if group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"
+    print(f"{device.type}, {reason}; {BITS} bits, groups of {group_size}{asked}, {len(texts)} texts ({CALIBRATION})")
+    clock = runs.Stopwatch()
+    partial, log = directory / ".checkpoint.partial", directory / "gptqmodel.log"
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
+    log.unlink(missing_ok=True)
+    try:
+        gptq.quantize(source, partial, texts, BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, log)
+        seconds = clock.seconds()
+        models.save_tokenizer(tokenizer, partial)
+        models.write_model_card(
+            partial,
+            record["base_model"],
+            f"Run `{SOURCE_RUN}`, quantized by GPTQ to {BITS} bits in groups of {group_size}.",
+        )
+        model = models.load_base(str(partial), "auto", device, dtype, packed=True)
+        with torch.no_grad():
+            logits = model(torch.tensor([texts[0]], device=device)).logits
+        if not torch.isfinite(logits).all():
+            raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
+        for path in partial.iterdir():
+            os.replace(path, directory / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    before, after = memory.checkpoint_bytes(source), memory.checkpoint_bytes(directory)
+    metrics = {
+        "source_run": source.relative_to(RESULTS_DIR).as_posix(),
+        "group_size": group_size,
+        "kernel": gptq.kernel(model),
+        "quantization_seconds": round(seconds, 1),
+        "calibration_tokens": sum(map(len, texts)),
+        "peak_memory_gb": memory.peak_memory_gb(),
+        "size_before_gb": round(sum(before.values()) / 1e9, 6),
+        "size_after_gb": round(sum(after.values()) / 1e9, 6),
+        "blocks_before_gb": round(before["blocks"] / 1e9, 6),
+        "blocks_after_gb": round(after["blocks"] / 1e9, 6),
+    }
+    runs.write_json(directory / "quantize_metrics.json", metrics)
+    print(
+        f"quantized in {seconds / 60:.1f} min: {metrics['size_before_gb']:.3f} -> {metrics['size_after_gb']:.3f} GB, "
+        f"blocks alone to {after['blocks'] / before['blocks']:.1%}; kernel here {metrics['kernel']}; wrote {directory}/"
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

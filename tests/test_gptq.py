@@ -1,0 +1,210 @@
+"""GPTQ: closer than rounding on what it was calibrated on, a checkpoint that anyone can load, and refusals."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import run_script
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig
+
+from fincompress import comparison, gptq, memory, models, runs
+from fincompress.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def texts():
+    """Token ids with some structure, so that activations are correlated as those of text are."""
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randint(10, 2000, (40, 8), generator=generator)
+    return [pool[torch.randint(40, (12,), generator=generator)].flatten().tolist() for _ in range(64)]
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_base, texts, tmp_path_factory):
+    """The folder of ``shape:tiny``, quantized to 4 bits in groups of 64."""
+    folder = tmp_path_factory.mktemp("gptq")
+    gptq.quantize(tiny_base, folder / "out", texts, 4, 64, False, 0.05, 8, CPU, folder / "log")
+    return folder / "out"
+
+
+def dense(path):
+    return models.load_base(str(path), "bf16", CPU, torch.bfloat16).eval()
+
+
+def linears(model):
+    return {name: m for name, m in model.model.named_modules() if isinstance(m, torch.nn.Linear)}
+
+
+def round_to_nearest(weight, group_size=64):
+    """Symmetric 4-bit rounding, a scale for each group of a row: GPTQ's grid without GPTQ."""
+    groups = weight.float().reshape(weight.shape[0], -1, group_size)
+    scale = 2 * groups.abs().amax(-1, keepdim=True) / 15
+    return ((groups / scale).round().clamp(-8, 7) * scale).reshape(weight.shape)
+
+
+def test_gptq_is_not_closer_than_rounding_on_its_calibration_texts(tiny_base, quantized, texts):
+    source, packed = dense(tiny_base), dense(quantized)
+    inputs = {}
+    for name, module in linears(source).items():
+        module.register_forward_hook(lambda m, args, out, name=name: inputs.__setitem__(name, args[0].flatten(0, 1)))
+    with torch.no_grad():
+        source(torch.tensor(texts))
+    assert len(inputs) == 14
+    better = 0
+    for name, module in linears(source).items():
+        weight, seen = module.weight.float(), inputs[name].float()
+        found = linears(packed)[name].weight.float()
+        nearest = round_to_nearest(weight)
+        # Close to the source: within twice the mean squared error of rounding, weight by weight ...
+        assert (found - weight).square().mean() < 2 * (nearest - weight).square().mean()
+        # ... and nearer than rounding where it matters, in what the layer computes.
+        errors = [(seen @ (one - weight).T).square().mean() for one in (found, nearest)]
+        better += bool(errors[0] < errors[1])
+    assert better == 14
+
+
+def test_kernel_and_unpacked_weights_compute_alike(tiny_base, quantized, texts):
+    with torch.no_grad():
+        packed = models.load_base(str(quantized), "auto", CPU, torch.bfloat16, packed=True).eval()
+        assert gptq.kernel(packed) is not None and gptq.kernel(dense(quantized)) is None
+        ids = torch.tensor(texts[:4])
+        logits = [model(ids).logits.float() for model in (packed, dense(quantized), dense(tiny_base))]
+    assert (logits[0] - logits[1]).norm() < 0.1 * (logits[1] - logits[2]).norm()
+
+
+def test_a_fresh_process_with_stock_transformers_loads_it_and_predicts(quantized, texts):
+    code = (
+        "import os, sys, json; os.environ.setdefault('GPTQMODEL_CPU_WORKERS', '2'); import torch; "
+        "from transformers import AutoModelForCausalLM; "
+        f"model = AutoModelForCausalLM.from_pretrained({str(quantized)!r}, dtype=torch.bfloat16, device_map='cpu'); "
+        f"ids = torch.tensor([{texts[0][:20]}]); "
+        "print(json.dumps(model.generate(ids, max_new_tokens=8, do_sample=False)[0, 20:].tolist()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=quantized)
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = models.load_base(str(quantized), "auto", CPU, torch.bfloat16, packed=True)
+    ours = model.generate(torch.tensor([texts[0][:20]]), max_new_tokens=8, do_sample=False)[0, 20:].tolist()
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == ours
+
+
+def test_blocks_shrink_to_less_than_a_third_and_the_ends_do_not(tiny_base, quantized):
+    before, after = memory.checkpoint_bytes(tiny_base), memory.checkpoint_bytes(quantized)
+    assert 0.25 < after["blocks"] / before["blocks"] <= 0.30
+    assert after["ends"] == before["ends"] > 0
+
+
+def test_a_checkpoint_names_no_folder_of_this_machine(quantized):
+    for path in (quantized / "config.json", quantized / "quantize_config.json"):
+        assert "offload_to_disk_path" not in path.read_text() and "/tmp" not in path.read_text()
+
+
+def test_a_gptq_checkpoint_with_weights_missing_is_refused(quantized, tmp_path):
+    for path in quantized.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.qweight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="not a whole checkpoint"):
+        models.load_base(str(tmp_path), "auto", CPU, torch.bfloat16)
+
+
+@pytest.mark.parametrize(("asked", "found"), [(128, 64), (64, 64), (32, 32), (1024, 64), (-1, -1)])
+def test_the_largest_group_that_divides_every_width(asked, found):
+    config = LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=1, num_attention_heads=9,
+                         num_key_value_heads=3, vocab_size=64)  # fmt: skip
+    assert gptq.group_size_for(config, asked) == found
+
+
+@pytest.mark.parametrize("asked", [0, 100, 16])
+def test_group_sizes_that_cannot_be(asked):
+    config = LlamaConfig(hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2, vocab_size=8)
+    with pytest.raises(UserError, match="GROUP_SIZE"):
+        gptq.group_size_for(config, asked)
+
+
+# ------------------------------------------------------------------------------------------------ the script
+
+
+@pytest.fixture(scope="module")
+def finished(results_dir, tiny_base):
+    """A results directory with an 8-bit LoRA run of shape:tiny and its merged weights, and what to go on with."""
+    environment = {"BASE_MODEL": "shape:tiny", "DATA_DIR": "synthetic", "RESULTS_DIR": str(results_dir)}
+    data = ("--RUN=gptq_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
+            "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=200")  # fmt: skip
+    train = ("--DATA_RUN=gptq_data", "--RUN=source", "--BATCH_SIZE=4", "--LOGGING_STEPS=1", "--SAVE_STEPS=1",
+             "--LORA_RANK=4", "--MAX_STEPS=4")  # fmt: skip
+    for script in (("preprocess_data.py", *data), ("train_lora_8bit.py", *train)):
+        done = run_script(*script, **environment)
+        assert done.returncode == 0, done.stderr
+    return results_dir, environment
+
+
+def test_a_run_is_quantized_evaluated_and_reported(finished):
+    results, environment = finished
+    quantize = ("quantize_gptq.py", "--SOURCE_RUN=source/merged", "--RUN=q4", "--CALIBRATION_EXAMPLES=16")
+    done = run_script(*quantize, **environment)
+    assert done.returncode == 0, done.stderr
+    assert len((done.stdout + done.stderr).splitlines()) < 30  # and not gptqmodel's thousands
+    metrics = runs.read_json(results / "q4" / "quantize_metrics.json")
+    assert metrics["group_size"] == 64 and metrics["kernel"] and metrics["quantization_seconds"] > 0
+    assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"]
+    assert (results / "q4" / "quant_log.csv").read_text().count("\n") == 15  # 14 layers
+    for run in ("source/merged", "q4"):
+        done = run_script("evaluate.py", f"--RUN={run}", **environment)
+        assert done.returncode == 0, done.stderr
+    report = comparison.quantization_report(str(results))
+    row = next(row for row in report if row["run"] == "q4")
+    assert row["source_run"] == "source/merged" and row["split"] == "dev" and row["questions"] == 8
+    assert row["drop_points"] == 100 * (row["accuracy_before"] - row["accuracy_after"])
+    assert (results / "quantization_report.csv").exists() and "drop in points" in done.stdout
+    assert "skipped" in run_script(*quantize, **environment).stdout
+
+
+def test_calibration_texts_are_training_prompts_with_their_targets(finished, monkeypatch):
+    import datasets
+
+    import quantize_gptq
+
+    results, _ = finished
+    monkeypatch.setattr(quantize_gptq, "RESULTS_DIR", str(results))
+    monkeypatch.setattr(quantize_gptq, "CALIBRATION_EXAMPLES", 40)
+    record = runs.read_json(results / "source" / "settings.json")
+    tokenizer = models.load_tokenizer(str(results / "source" / "merged"))
+    found = {tuple(ids) for ids in quantize_gptq.calibration_texts(tokenizer, "gptq_data", record)}
+    splits = {
+        split: {tuple(ids) for ids in datasets.load_from_disk(str(results / "gptq_data" / split))["input_ids"]}
+        for split in ("train", "calibration", "dev", "test")
+    }
+    assert len(found) == 40 and found <= splits["train"]
+    assert not any(found & splits[split] for split in ("calibration", "dev", "test"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--SOURCE_RUN=nowhere",), "does not exist"),
+        (("--SOURCE_RUN=gptq_data",), "is not finished"),
+        (("--SOURCE_RUN=unmerged",), "no weights in 16 bits"),
+        (("--SOURCE_RUN=already",), "quantized already"),
+        (("--BITS=5",), "BITS is one of"),
+        (("--GROUP_SIZE=7",), "GROUP_SIZE is"),
+        (("--DAMPING=0.0",), "DAMPING"),
+        (("--CALIBRATION_EXAMPLES=49",), "there are 48 texts"),
+        (("--CALIBRATION_EXAMPLES=0",), "above 0"),
+        (("--CALIBRATION=wikitext",), "'prompts', 'general'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(finished, arguments, message):
+    results, environment = finished
+    runs.write_json(results / "unmerged" / "train_metrics.json", {})
+    runs.write_json(results / "already" / "quantize_metrics.json", {})
+    runs.write_json(results / "already" / "config.json", {"quantization_config": {"quant_method": "gptq"}})
+    done = run_script("quantize_gptq.py", "--SOURCE_RUN=source", "--RUN=bad", *arguments, **environment)
+    assert done.returncode == 2 and message in done.stderr
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
+    assert not (results / "bad").exists()
