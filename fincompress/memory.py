@@ -1,55 +1,165 @@
-"""Memory: what a run took, and what a LoRA run is predicted to take."""
+"""Memory: what a process took, and what training and decoding are predicted to take, from a model's config alone."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import resource
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import safe_open
 
 NF4_BYTES = 0.516  # 4 bits a weight and the double-quantized scales: 8 bits per 64 weights, 32 bits per 64 * 256
-BASE_BYTES = {"nf4": NF4_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+GPTQ_BYTES = 0.5 + 2.5 / 128  # 4 bits a weight; a 16-bit scale and a 4-bit zero per group of 128
+BASE_BYTES = {"nf4": NF4_BYTES, "gptq": GPTQ_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+CUDA_CONTEXT_GB = 0.5  # what a process that uses CUDA takes of the card before it holds anything
 
 
 def peak_memory_gb() -> dict[str, float]:
     """Peak of this process in GB (1e9 bytes): resident memory, and on a GPU allocated and reserved memory."""
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB on Linux
-    peak = {"rss": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)}
+    peak = {"rss": round(peak_rss_gb(), 3)}
     if torch.cuda.is_available():
         peak["vram_allocated"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         peak["vram_reserved"] = round(torch.cuda.max_memory_reserved() / 1e9, 3)
     return peak
 
 
+def peak_rss_gb() -> float:
+    """Peak resident memory of this process in GB.
+
+    On Linux from /proc: ``ru_maxrss`` of a process starts at what its parent held when it was made.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def reset_peak() -> float:
+    """Start the peaks of this process anew; returns the resident memory now, in GB.
+
+    Only Linux can forget the peak of resident memory: elsewhere it stays that of the whole process.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    return psutil.Process().memory_info().rss / 1e9
+
+
+def release_files(model: torch.nn.Module) -> None:
+    """Copy weights out of the checkpoint's file, so that its pages, mapped as long as one weight lies in it, can go.
+
+    For a model whose other weights were unpacked into memory of their own: both would count. Also hands what was needed
+    for unpacking back to the system, which glibc otherwise keeps in pieces too small for training to use.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def predict_lora_training_gb(
-    config, precision: str, rank: int, batch: int, tokens: int, target_tokens: int, checkpointing: bool
+    config,
+    precision: str,
+    rank: int,
+    batch: int,
+    tokens: int,
+    target_tokens: int,
+    checkpointing: bool,
+    device: str = "cuda",
+    compute_bytes: int = 2,
+    ratio: float = 1.0,
 ) -> float:
     """Predicted peak in GB of training LoRA (all linear layers) on a Llama-like model, from its config alone.
 
-    ``batch`` sequences of ``tokens`` tokens each, the head computed for ``target_tokens`` of them. Counts the base in
-    its precision, the adapter with gradient and two 8-bit moments, what the backward pass needs, and the logits in
-    float32 with their gradient; the CUDA context (about 0.5 GB) is not in it.
+    ``batch`` sequences of ``tokens`` tokens each, the head computed for ``target_tokens`` of them, arithmetic in
+    ``compute_bytes`` bytes a number. Counts the base in its precision (NF4 is unpacked on a CPU), the adapter in
+    float32 with its gradient, AdamW's moments (8-bit on a GPU) and a copy for autocast, what the backward pass needs,
+    and the logits. ``ratio`` is the share of attentions and MLPs that has adapters. Not in it: the CUDA context
+    (``CUDA_CONTEXT_GB``), and on a CPU what Python and its libraries take.
     """
     hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    adapter = blocks * rank * (2 * 2 * hidden + 2 * (hidden + _key_value_width(config)) + 3 * (hidden + inner))
+    adapter = ratio * blocks * rank * (2 * 2 * hidden + 2 * (hidden + _key_value_width(config)) + 3 * (hidden + inner))
     linear, ends = _parameters(config)
-    weights = linear * BASE_BYTES[precision] + ends * 2 + adapter * (4 + 4 + 2)
-    return (weights + _activations(config, batch, tokens, target_tokens, checkpointing)) / 1e9
+    stored = _stored_bytes(precision, device, compute_bytes)
+    # Packed weights are unpacked for the product, one matrix at a time.
+    unpacked = hidden * inner * compute_bytes if stored < compute_bytes else 0
+    weights = linear * stored + ends * compute_bytes + unpacked
+    state = adapter * (4 + 4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
+    # Each norm keeps a float32 copy of the stream; adapters keep their inputs, some of which they share.
+    token = 2 * (4 + 4 * hidden) + compute_bytes * (3 * inner + ratio * (2 * hidden + inner + 7 * rank))
+    token += _attention_bytes(config, tokens, compute_bytes)
+    activations = _kept(config, batch * tokens, [token] * blocks, checkpointing, compute_bytes)
+    return (weights + state + activations + _logits(config, batch * target_tokens, compute_bytes)) / 1e9
 
 
 def predict_training_gb(
-    config, trained: int, batch: int, tokens: int, target_tokens: int, checkpointing: bool, optimizer_bytes: int = 8
+    config,
+    batch: int,
+    tokens: int,
+    target_tokens: int,
+    checkpointing: bool,
+    ratio: float = 1.0,
+    train_ends: bool = True,
+    device: str = "cuda",
+    compute_bytes: int = 2,
 ) -> float:
-    """Predicted peak in GB of training ``trained`` of the weights themselves, from the config alone.
+    """Predicted peak in GB of training weights themselves, from the config alone: all, or SAPLING's share of them.
 
-    What is trained is held in float32 with its gradient and AdamW's two moments (``optimizer_bytes`` a parameter), what
-    is frozen in 16 bits.
+    ``ratio`` is the share of attentions and MLPs that is trained, ``train_ends`` whether embeddings and head are. What
+    is trained is held in float32 with its gradient, AdamW's moments and a copy for autocast; what is frozen is not. Of
+    gradients and activations the larger counts: one grows while the other is given back.
     """
+    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     linear, ends = _parameters(config)
-    weights = (linear + ends - trained) * 2 + trained * (4 + 4 + optimizer_bytes)
-    return (weights + _activations(config, batch, tokens, target_tokens, checkpointing)) / 1e9
+    trained = ratio * linear + train_ends * ends
+    weights = (linear + ends - trained) * compute_bytes
+    weights += trained * (4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
+    attention = _attention_bytes(config, tokens, compute_bytes)
+    # Autocast copies an input once for each of the products that need it for a weight's gradient.
+    copies = (3, 2) if compute_bytes < 4 else (1, 1)
+    frozen = 2 * (4 + 4 * hidden) + compute_bytes * 3 * inner + attention
+    whole = 2 * (4 + 8 * hidden) + compute_bytes * (sum(copies) * hidden + 4 * inner) + attention
+    kept = [ratio * whole + (1 - ratio) * frozen] * blocks
+    activations = _kept(config, batch * tokens, kept, checkpointing, 4 if train_ends else compute_bytes)
+    backward = activations + _logits(config, batch * target_tokens, compute_bytes)
+    if train_ends:  # the head's gradient comes first, as computed and then in float32
+        backward += config.vocab_size * hidden * (4 + _cast_bytes(compute_bytes))
+    return (weights + max(backward, trained * 4)) / 1e9
+
+
+def predict_methods(
+    config, half, batch: int, tokens: int, target_tokens: int, rank: int, ratio: float, device: str
+) -> dict[str, float]:
+    """Predicted peak in GB of training and of decoding (batch 1, ``tokens`` of context), by method.
+
+    ``half`` is the config after SAPLING. Activations are recomputed on a GPU, as the training scripts do by default.
+    """
+    shape, rest = (batch, tokens, target_tokens, device == "cuda"), {"device": device}
+
+    def decoding(config, precision: str) -> float:
+        return inference_gb(config, tokens, 1, precision, tokens, device)
+
+    return {
+        "train QLoRA (NF4 base)": predict_lora_training_gb(config, "nf4", rank, *shape, **rest),
+        "train 8-bit LoRA": predict_lora_training_gb(config, "int8", rank, *shape, **rest),
+        "train in full": predict_training_gb(config, *shape, **rest),
+        f"train SAPLING, r = {ratio:g}": predict_training_gb(config, *shape, ratio=ratio, **rest),
+        "train SAPLING, UPDATE = qlora": predict_lora_training_gb(config, "nf4", rank, *shape, ratio=ratio, **rest),
+        "decode in 16 bits": decoding(config, "bf16"),
+        "decode QLoRA (NF4 base)": decoding(config, "nf4"),
+        "decode 8-bit LoRA": decoding(config, "int8"),
+        "decode GPTQ 4-bit": decoding(config, "gptq"),
+        f"decode SAPLING, {half.num_hidden_layers} of {config.num_hidden_layers} blocks": decoding(half, "bf16"),
+        "decode SAPLING + GPTQ": decoding(half, "gptq"),
+    }
 
 
 def weights_gb(config, precision: str) -> float:
@@ -58,10 +168,33 @@ def weights_gb(config, precision: str) -> float:
     return (linear * BASE_BYTES[precision] + ends * 2) / 1e9
 
 
-def inference_gb(config, context: int, batch: int = 1) -> float:
-    """Predicted GB to decode with a Llama-like model in 16 bits: its weights and a KV cache of ``context`` tokens."""
-    cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config)
-    return (sum(_parameters(config)) + cache) * 2 / 1e9
+def inference_gb(
+    config,
+    context: int,
+    batch: int = 1,
+    precision: str = "bf16",
+    prompt: int = 0,
+    device: str = "cuda",
+    compute_bytes: int = 2,
+) -> float:
+    """Predicted GB to decode with a Llama-like model: weights, a KV cache of ``context`` tokens, and a prefill's peak.
+
+    ``prompt`` tokens a sequence are prefilled at once; 0 leaves that out. Activations are in ``compute_bytes`` bytes.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    linear, ends = _parameters(config)
+    stored = _stored_bytes(precision, device, compute_bytes)
+    cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config) * compute_bytes
+    # An MLP's gate, its activation and the other factor, beside the stream, its float32 copy and its normed form.
+    prefill = batch * prompt * ((3 * inner + 2 * hidden) * compute_bytes + 4 * hidden)
+    unpacked = hidden * inner * compute_bytes if prompt and stored < compute_bytes else 0  # one matrix at a time
+    return (linear * stored + ends * compute_bytes + cache + prefill + unpacked) / 1e9
+
+
+def _stored_bytes(precision: str, device: str, compute_bytes: int) -> float:
+    """Bytes a weight of the blocks takes once loaded: 16-bit ones as computed with, and NF4 unpacked on a CPU."""
+    dense = precision in ("auto", "bf16", "fp16") or (precision == "nf4" and device == "cpu")
+    return compute_bytes if dense else BASE_BYTES[precision]
 
 
 def checkpoint_bytes(directory: Path) -> dict[str, int]:
@@ -87,10 +220,28 @@ def _parameters(config) -> tuple[int, int]:
     return config.num_hidden_layers * linear, config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
 
 
-def _activations(config, batch: int, tokens: int, target_tokens: int, checkpointing: bool) -> float:
-    """Bytes that the backward pass needs: activations in 16 bits, logits in 16 and 32 bits with their gradient."""
-    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    # One block keeps about 16 hidden-wide and 5 inner-wide 16-bit tensors for its backward pass.
-    block = batch * tokens * (16 * hidden + 5 * inner) * 2
-    activations = block + batch * tokens * hidden * 2 * blocks if checkpointing else block * blocks
-    return activations + batch * target_tokens * config.vocab_size * (2 + 4 + 4)
+def _moment_bytes(device: str) -> int:
+    """Bytes of AdamW's two moments a parameter: 8-bit on a GPU, float32 on a CPU."""
+    return 2 if device == "cuda" else 8
+
+
+def _cast_bytes(compute_bytes: int) -> int:
+    """Bytes of the copy that autocast keeps of a float32 weight from the forward pass to the backward pass."""
+    return compute_bytes if compute_bytes < 4 else 0
+
+
+def _attention_bytes(config, tokens: int, compute_bytes: int) -> int:
+    """Bytes a token that attention keeps: queries, keys and values of every head, output, log-sum-exp, and the mask."""
+    return compute_bytes * (4 * config.hidden_size + tokens) + 4 * config.num_attention_heads
+
+
+def _kept(config, tokens: int, blocks: list[float], checkpointing: bool, stream_bytes: int) -> float:
+    """Bytes that the backward pass needs of all blocks, or of one and what enters each of the others."""
+    if checkpointing:
+        return tokens * (max(blocks) + config.hidden_size * stream_bytes * len(blocks))
+    return tokens * sum(blocks)
+
+
+def _logits(config, targets: int, compute_bytes: int) -> float:
+    """Bytes of the logits at their peak, early in the backward pass: as computed, log-softmax and two gradients."""
+    return targets * config.vocab_size * (compute_bytes + 3 * 4)

@@ -84,6 +84,29 @@ def base_model_path(base_model: str, results_dir: str) -> str:
     return base_model
 
 
+def base_config(base_model: str, results_dir: str):
+    """The config of a base model; weights of a named shape are not made for it."""
+    if base_model.startswith("shape:"):
+        return shape_config(base_model)
+    return read_config(base_model_path(base_model, results_dir))
+
+
+def read_config(path: str):
+    """The config of a checkpoint folder or hub id."""
+    with explain_loading(path):
+        return AutoConfig.from_pretrained(path)
+
+
+def shape_config(base_model: str) -> LlamaConfig:
+    """The config of ``shape:<name>``; raises UserError for a name that is not in ``SHAPES``."""
+    name = base_model.partition(":")[2]
+    if name not in SHAPES:
+        raise UserError(f"there is no shape {name!r}; there are {', '.join(SHAPES)}")
+    config = LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16")
+    config.architectures = ["LlamaForCausalLM"]
+    return config
+
+
 def convert_embedded(directory: Path) -> None:
     """Write SmolLM2-135M-Instruct (30 blocks, 134.5 M parameters) as a normal bf16 safetensors folder, once."""
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
@@ -111,11 +134,7 @@ def make_shape(base_model: str, directory: Path, results_dir: str) -> None:
 
     Its tokenizer is the embedded model's, cut to the shape's vocabulary: byte-level BPE stays whole under such a cut.
     """
-    name = base_model.partition(":")[2]
-    if name not in SHAPES:
-        raise UserError(f"there is no shape {name!r}; there are {', '.join(SHAPES)}")
-    config = LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16")
-    config.architectures = ["LlamaForCausalLM"]
+    config = shape_config(base_model)
     with torch.device("meta"):
         shapes = {key: value.shape for key, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
     generator = torch.Generator().manual_seed(0)
@@ -250,7 +269,9 @@ def load_tokenizer(path: str):
     return tokenizer
 
 
-def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None):
+def load_base(
+    path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None, **options
+):
     """The model at ``path`` on ``device``; ``precision`` is one of ``PRECISIONS``, of which ``"auto"`` means ``dtype``.
 
     ``"nf4"`` is bitsandbytes' 4-bit NormalFloat with double quantization (Dettmers et al. 2023), computing in
@@ -258,7 +279,8 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
     memory; None: on a GPU only. bitsandbytes trains on a CPU by unpacking every weight at every call, to the same
     values that are unpacked once here. (Products of 8-bit numbers are what LLM.int8 does on a GPU, and on a CPU when
     it does not train.) ``packed`` holds for a GPTQ checkpoint too: its kernels on a CPU read a prompt ten times more
-    slowly than unpacked weights do.
+    slowly than unpacked weights do. ``options`` go to ``from_pretrained`` (``config`` of fewer blocks, ``device_map``
+    and ``max_memory`` to offload).
     Raises UserError where the model is missing, gated or unreadable, where parameters are missing from it, or where no
     kernel runs its quantized weights.
     """
@@ -267,24 +289,23 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
     if from_gptq:
         gptq.require()
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
-    quantization = {}  # not None: that would overrule what a GPTQ checkpoint says of itself
-    if precision == "nf4":
-        quantization["quantization_config"] = BitsAndBytesConfig(
+    options = {"device_map": {"": device}} | options
+    if precision == "nf4":  # given as None, it would hide that a checkpoint is quantized itself
+        options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
     elif precision == "int8":
-        quantization["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     with explain_loading(path), _no_progress_bars(), gptq.quiet() if from_gptq else contextlib.nullcontext():
         model, info = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            device_map={"": device},
             low_cpu_mem_usage=True,
             output_loading_info=True,
-            **quantization,
+            **options,
         )
     # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
     packed_names = {f"{name}.weight" for name, _ in gptq.quantized_layers(model)}  # it holds those under other names
@@ -293,10 +314,11 @@ def load_base(path: str, precision: str, device: torch.device, dtype: torch.dtyp
         raise UserError(f"{path} is not a whole checkpoint: {len(missing)} weights missing, such as {missing[:3]}")
     if from_gptq:
         return model if packed else gptq.unpack(model, dtype)
-    if quantization and packed:
+    if "quantization_config" in options and packed:
         keep_nf4_trainable(model)
-    elif quantization:
+    elif "quantization_config" in options:
         model = model.dequantize(dtype=dtype)
+        memory.release_files(model)
     return model
 
 
@@ -381,9 +403,7 @@ def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> fl
     """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base in 16 bits."""
     if run_directory is not None and (run_directory / "config.json").exists():
         return sum(path.stat().st_size for path in run_directory.glob("*.safetensors")) / 1e9
-    path = base_model_path(base_model, results_dir)
-    with explain_loading(path):
-        config = AutoConfig.from_pretrained(path)
+    config = base_config(base_model, results_dir)
     if run_directory is None:
         return memory.weights_gb(config, "bf16")
     precision = runs.read_json(run_directory / "settings.json")["base_precision"]

@@ -89,6 +89,8 @@ class Run:
         self.dtype, reason = models.pick_dtype(self.device)
         print(f"{self.device.type}, {reason}")
         self.tokenizer = models.load_tokenizer(source)
+        self.predicted_gb = self.predict(models.read_config(source))
+        training.print_prediction(self.predicted_gb, self.device)
         self.model = models.load_base(source, facts["base_precision"], self.device, self.dtype).eval()
         self.full = self.left  # units at the start
         self.sizes = parameter_sizes(self.model.config)
@@ -105,6 +107,17 @@ class Run:
         self.state = self.read_state()
         if self.state["trainable"] is not None:
             self.resume()
+
+    def predict(self, config) -> float:
+        """Predicted peak memory of training in GB, before any drop."""
+        s, on_gpu = self.settings, self.device.type == "cuda"
+        checkpointing = on_gpu if s["GRADIENT_CHECKPOINTING"] is None else s["GRADIENT_CHECKPOINTING"]
+        longest, target = max(self.train_set["length"]), 1 + max(self.train_set["target_tokens"])
+        shape = (s["BATCH_SIZE"], longest, target, checkpointing)
+        kind = (self.device.type, self.dtype.itemsize)
+        if s["UPDATE"] == "qlora":
+            return memory.predict_lora_training_gb(config, "nf4", s["LORA_RANK"], *shape, *kind, s["TRAIN_RATIO"])
+        return memory.predict_training_gb(config, *shape, s["TRAIN_RATIO"], s["TRAIN_ENDS"], *kind)
 
     # ------------------------------------------------------------------ state
 
@@ -222,6 +235,7 @@ class Run:
             for parameter in [p for one in chosen for p in sub.parameters(self.model, one)] + ends * s["TRAIN_ENDS"]:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
+            memory.release_files(self.model)
         trained = sum(p.numel() for _, p in self.trained_parameters())
         print(
             f"{len(self.state['trainable'])} of {self.full} units are trained: {trained / 1e6:.1f} M of "
@@ -271,7 +285,7 @@ class Run:
     def explain_out_of_memory(self):
         s = self.settings
         return training.explain_out_of_memory(
-            None, "BATCH_SIZE" if s["UPDATE"] == "full" else "BATCH_SIZE and SCAN_BATCH_SIZE"
+            self.predicted_gb, "BATCH_SIZE" if s["UPDATE"] == "full" else "BATCH_SIZE and SCAN_BATCH_SIZE"
         )
 
     # ---------------------------------------------------------------- scoring
@@ -531,6 +545,7 @@ class Run:
             "training_seconds": round(state["training_seconds"], 1),
             "scanning_seconds": round(state["scanning_seconds"], 1),
             "peak_memory_gb": memory.peak_memory_gb(),
+            "predicted_memory_gb": round(self.predicted_gb, 3),
         }
         runs.write_json(self.directory / "train_metrics.json", metrics)
         for path in self.directory.glob("state*"):

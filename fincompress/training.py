@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import psutil
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
@@ -156,6 +157,16 @@ def check_tokenised_for(base_model: str, data_run: str, record: dict) -> None:
         )
 
 
+def print_prediction(predicted_gb: float, device: torch.device) -> None:
+    """One line with the predicted peak memory, beside what there is of it."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(0).total_memory / 1e9
+        print(f"predicted peak: {predicted_gb + memory.CUDA_CONTEXT_GB:.1f} GB of the GPU's {card:.1f} GB")
+    else:
+        free = psutil.virtual_memory().available / 1e9
+        print(f"predicted peak: {predicted_gb:.1f} GB and what Python and its libraries take; {free:.1f} GB are free")
+
+
 @contextlib.contextmanager
 def explain_out_of_memory(predicted_gb: float | None, lower: str = "BATCH_SIZE"):
     """Turn a GPU that is too small into one line that says which constants to lower."""
@@ -223,13 +234,14 @@ def train_adapter(
     set_seed(s["SEED"])
     path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     tokenizer = models.load_tokenizer(path)
-    model = models.load_base(path, base_precision, device, dtype)
     checkpointing = s["GRADIENT_CHECKPOINTING"] if s["GRADIENT_CHECKPOINTING"] is not None else device.type == "cuda"
     longest = max(train_set["length"])
     predicted_gb = memory.predict_lora_training_gb(
-        model.config, base_precision, s["LORA_RANK"], s["BATCH_SIZE"], longest,
-        1 + max(train_set["target_tokens"]), checkpointing,
+        models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), base_precision, s["LORA_RANK"], s["BATCH_SIZE"], longest,
+        1 + max(train_set["target_tokens"]), checkpointing, device.type, dtype.itemsize,
     )  # fmt: skip
+    print_prediction(predicted_gb, device)
+    model = models.load_base(path, base_precision, device, dtype)
     model = get_peft_model(
         model,
         LoraConfig(
