@@ -23,7 +23,7 @@ VARIANTS: list | None = None  # forms of BASE_MODEL without a run: "nf4", "block
 RESULTS_DIR = "results"  # every run has a folder in here
 # How long
 ROUNDS = 5  # rounds, each of which measures every model once; more of them narrow the spread
-NEW_TOKENS = 24  # tokens decoded in a round, at each batch size
+NEW_TOKENS = 16  # tokens decoded in a round, at each batch size
 BATCH_SIZES = [4, 16]  # sequences decoded at once, beside batch 1
 MAX_SECONDS = 30.0  # of one measure of one model over all rounds; one that is slower is taken in fewer rounds
 # Fit, on a GPU only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ def release_files(model: torch.nn.Module) -> None:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -130,8 +132,8 @@ def predict_training_gb(
     kept = [ratio * whole + (1 - ratio) * frozen] * blocks
     activations = _kept(config, batch * tokens, kept, checkpointing, 4 if train_ends else compute_bytes)
     backward = activations + _logits(config, batch * target_tokens, compute_bytes)
-    if train_ends:  # the head's gradient comes first, as computed and then in float32
-        backward += config.vocab_size * hidden * (4 + _cast_bytes(compute_bytes))
+    if train_ends:  # the last norm; and the head's gradient comes first, as computed and then in float32
+        backward += batch * tokens * 8 * hidden + config.vocab_size * hidden * (4 + _cast_bytes(compute_bytes))
     return (weights + max(backward, trained * 4)) / 1e9
 
 

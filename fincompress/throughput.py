@@ -125,7 +125,7 @@ class Worker:
         adapters = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
         return {
             "load_seconds": seconds,
-            "kernel": kernel(self.model),
+            "kernel": "NF4 unpacked once: " * self.unpacked(subject) + kernel(self.model),
             "in_memory_gb": held / 1e9,
             "bytes_per_token": held - unread,
             "adapter_parameters": adapters,
@@ -145,6 +145,10 @@ class Worker:
         model = AutoModelForCausalLM.from_config(config).to(self.device, self.dtype)
         for tokens in (64, 1):
             model(torch.ones(1, tokens, dtype=torch.long, device=self.device))
+
+    def unpacked(self, subject: Subject) -> bool:
+        """Whether 4-bit weights are held unpacked, as ``models.load_base`` does on a CPU."""
+        return "nf4" in (subject.precision, subject.placement) and self.device.type == "cpu"
 
     def loading_options(self, subject: Subject, limit_gb: float | None) -> dict:
         """What ``models.load_base`` is to be told beside path and precision."""

@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(pipeline):
     assert not (results / "killed" / "train_metrics.json").exists(), "the run ended before it could be killed"
     resumed = run_script(*TRAIN, "--RUN=killed", **environment)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on from checkpoint-" in resumed.stdout
+    assert "going on from checkpoint-" in resumed.stdout and "predicted peak: " in resumed.stdout
     unbroken, broken = (read(results / run / "train_metrics.json") for run in ("qlora_4bit", "killed"))
     for name in ("steps", "train_loss", "tokens_seen", "trainable_parameters"):
         assert broken[name] == unbroken[name], name
@@ -126,6 +126,19 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     assert "base,shape:tiny,synthetic" in table and "qlora_4bit,shape:tiny,synthetic" in table
     again = run_script("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
     assert "evaluated already, skipped" in again.stdout
+
+
+def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
+    results, environment = pipeline
+    script = ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]")
+    done = run_script(*script, "--VARIANTS=[]", **environment)
+    assert done.returncode == 0, done.stderr
+    base, adapter = (read(results / run / "throughput_cpu.json") for run in ("base", "qlora_4bit"))
+    assert adapter["precision"] == "nf4" and "LoRA on" in adapter["kernel"] and "LoRA" not in base["kernel"]
+    trained = read(results / "qlora_4bit" / "train_metrics.json")["trainable_parameters"]
+    assert adapter["parameters"] == base["parameters"] + trained
+    report = read(results / "data" / "data_report.json")["splits"]["dev"]["prompt_tokens"]
+    assert adapter["prefill"]["p95"]["prompt_tokens"] == report["p95"] and adapter["data"]["source"] == "synthetic"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,337 @@
+"""benchmark_throughput.py: who is compared, in which order, what the numbers mean, one bad model among good ones."""
+
+import json
+import shutil
+import time
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+from conftest import run_script
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from fincompress import models, runs, throughput
+from fincompress.errors import UserError
+from fincompress.throughput import Entrant, Plan, Subject
+
+QUICK = ("benchmark_throughput.py", "--ROUNDS=2", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]", "--DATA_RUN=speed_data")
+
+
+def plan(**changes):
+    settings = {"lengths": {"fixed": 64}, "batch_sizes": [2], "rounds": 3, "new_tokens": 4, "max_seconds": 60.0,
+                "results_dir": "results", "limit_gb": None}  # fmt: skip
+    return Plan(**settings | changes)
+
+
+def subject(run="a", **changes):
+    return Subject(**{"run": run, "base_model": "shape:tiny", "path": "nowhere", "files": []} | changes)
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+
+def test_a_slow_round_cancels_in_the_ratio():
+    dense, fast = Entrant(subject(), plan()), Entrant(subject(), plan())
+    dense.values = {"decode 1": [[0.1] * 4, [0.4] * 4, [0.1] * 4], "prefill 64": [1.0, 4.0, 1.0]}
+    fast.values = {"decode 1": [[0.05] * 4, [0.2] * 4, [0.05] * 4], "prefill 64": [0.5, 2.0, 0.5]}
+    rate, other = throughput.rates(fast), throughput.rates(dense)
+    assert other["decode 1"] == pytest.approx([10, 2.5, 10]) and other["prefill 64"] == [64, 16, 64]
+    for name in rate:
+        found = throughput.spread(throughput.ratios(rate[name], other[name]))
+        assert (found["low"], found["median"], found["high"]) == pytest.approx((2, 2, 2))
+
+
+def test_a_batch_counts_every_sequence():
+    entrant = Entrant(subject(), plan())
+    entrant.values = {"decode 2": [[0.1, 0.1, 0.2, 0.1]]}
+    assert throughput.rates(entrant)["decode 2"] == pytest.approx([2 * 4 / 0.5])
+
+
+def test_spread_of_nothing_is_nothing():
+    assert throughput.spread([]) is None and throughput.ratios([1.0], []) == []
+    assert throughput.spread([3.0, 1.0, 2.0])["median"] == 2.0
+
+
+# ------------------------------------------------------------------------------------------------------------ rounds
+
+
+class FakeWorker:
+    """Answers at once and notes the order in which workers are asked."""
+
+    order: list = []
+    seconds: dict = {}
+
+    def __init__(self):
+        self.run = None
+        self.process = type("P", (), {"poll": staticmethod(lambda: None)})
+
+    def ask(self, do, **arguments):
+        if do == "load":
+            self.run = arguments["subject"]["run"]
+            if self.run == "bad":
+                raise UserError("it is damaged")
+        FakeWorker.order.append((self.run, do, arguments.get("batch")))
+        time.sleep(FakeWorker.seconds.get((self.run, do), 0))
+        if do == "decode" and arguments["batch"] == 64:
+            raise UserError("out of memory")
+        return {"load": {}, "peak": {"rss": 0.1}, "prefill": {"seconds": 0.5}, "decode": {"token_seconds": [0.1]}}[do]
+
+    def close(self):
+        FakeWorker.order.append((self.run, "close", None))
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    FakeWorker.order, FakeWorker.seconds = [], {}
+    monkeypatch.setattr(throughput, "WorkerProcess", FakeWorker)
+    return FakeWorker
+
+
+def test_models_take_turns_at_every_measure(fake):
+    subjects = [subject(name) for name in "abc"]
+    entrants, failed = throughput.measure_all(subjects, plan(rounds=2), resident=True)
+    assert not failed and [len(e.values["decode 2"]) for e in entrants.values()] == [2, 2, 2]
+    turns = fake.order[-(3 * 3 * 2 + 3) : -3]
+    assert [run for run, _, _ in turns] == list("abc") * 6
+    assert [(do, batch) for _, do, batch in turns[::3]] == [("prefill", None), ("decode", 1), ("decode", 2)] * 2
+
+
+def test_models_that_do_not_fit_together_are_closed_before_the_next_is_loaded(fake):
+    entrants, _ = throughput.measure_all([subject("a"), subject("b")], plan(rounds=2), resident=False)
+    held = set()
+    for run, do, _ in fake.order:
+        held = held - {run} if do == "close" else held | {run}
+        assert len(held) <= 1
+    assert [len(e.loads) for e in entrants.values()] == [3, 3]
+    assert [len(e.values["decode 1"]) for e in entrants.values()] == [2, 2]
+
+
+def test_one_bad_model_does_not_stop_the_others_nor_one_batch_its_model(fake):
+    subjects = [subject("a"), subject("bad"), subject("c")]
+    entrants, failed = throughput.measure_all(subjects, plan(batch_sizes=[64]), resident=True)
+    assert list(entrants) == ["a", "c"] and failed == {"bad": "it is damaged"}
+    assert entrants["a"].not_measured == {"decode 64": "out of memory"} and len(entrants["a"].values["decode 1"]) == 3
+
+
+def test_a_slow_measure_is_taken_in_fewer_rounds(fake):
+    fake.seconds = {("slow", "prefill"): 0.06}
+    entrants, _ = throughput.measure_all([subject("a"), subject("slow")], plan(rounds=4, max_seconds=0.15), True)
+    assert len(entrants["a"].values["prefill 64"]) == 4
+    assert len(entrants["slow"].values["prefill 64"]) == 2 and len(entrants["slow"].values["decode 1"]) == 4
+
+
+def test_a_process_that_dies_says_so_and_a_sleeping_one_does_not_spin():
+    worker = throughput.WorkerProcess()
+    try:
+        assert worker.ask("probe", seconds=0.1)["bandwidth_gb_per_s"] > 0
+        process = psutil.Process(worker.process.pid)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(1)
+        assert sum(process.cpu_times()[:2]) - before < 0.1
+        worker.process.kill()
+        with pytest.raises(UserError, match="process ended .killed, as when memory runs out"):
+            worker.ask("probe", seconds=0.1)
+    finally:
+        worker.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ worker
+
+
+@pytest.fixture
+def worker(tiny_base):
+    worker = throughput.Worker()
+    found = worker.load(subject=vars(subject(path=tiny_base)), results_dir="results", limit_gb=None)
+    return worker, found
+
+
+def test_decoding_is_greedy_as_generate_does_it_and_starts_from_the_same_prompt_every_time(worker, monkeypatch):
+    worker, _ = worker
+    seen = []
+    original = type(worker.model).forward
+
+    def forward(self, *arguments, **named):
+        seen.append(named["input_ids"])
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(type(worker.model), "forward", forward)
+    for _ in range(2):
+        assert len(worker.decode(context=64, batch=2, new_tokens=5)["token_seconds"]) == 5
+    prompt, first, second = seen[0], seen[1:7], seen[7:]
+    assert len(seen) == 13 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    monkeypatch.undo()
+    expected = worker.model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=6, max_new_tokens=6
+    )
+    # Suppressing EOS for min_new_tokens changes nothing unless EOS came first, which the seed rules out.
+    assert torch.cat(first, 1)[0].tolist() == torch.cat(first, 1)[1].tolist() == expected[0, 64:].tolist()
+    assert worker.contexts[64][0].get_seq_length() == 64
+
+
+def test_bytes_per_token_leave_out_an_embedding_table_that_is_not_the_head(tmp_path, tiny_base):
+    for tied in (True, False):
+        config = LlamaConfig(**models.SHAPES["tiny"] | {"tie_word_embeddings": tied})
+        folder = tmp_path / str(tied)
+        models.write_checkpoint(
+            folder, AutoModelForCausalLM.from_config(config), models.load_tokenizer(tiny_base), torch.float32
+        )
+        worker = throughput.Worker()
+        found = worker.load(
+            vars(subject(path=str(folder), files=throughput.weight_files(str(folder)))), "results", None
+        )
+        table = 2048 * 64 * worker.dtype.itemsize
+        held = round(found["in_memory_gb"] * 1e9)
+        assert held - found["bytes_per_token"] == (0 if tied else table)
+
+
+def test_packed_weights_count_with_their_scales_and_parameters_as_if_dense(tiny_base):
+    cpu = torch.device("cpu")
+    model = models.load_base(tiny_base, "nf4", cpu, torch.bfloat16, packed=True)
+    packed = [m.weight for m in model.modules() if type(m).__name__ == "Linear4bit"]
+    weights = sum(throughput.models.unpacked(weight).numel() for weight in packed)
+    found = sum(map(throughput.tensor_bytes, packed))
+    assert 0.5 * weights < found < 0.75 * weights  # tiny matrices: the codebook of 256 scales weighs as well
+    dense = models.load_base(tiny_base, "auto", cpu, torch.bfloat16)
+    assert throughput.parameters(model.config) == sum(p.numel() for p in dense.parameters())
+    assert throughput.kernel(model).startswith("Linear4bit") and throughput.kernel(dense).startswith("Linear bfloat16")
+
+
+# -------------------------------------------------------------------------------------------------------- who and fit
+
+
+@pytest.fixture
+def finished(tmp_path, tiny_base):
+    """A results directory with runs of every kind, each of them the tiny base model under another name."""
+
+    def make(run, weights=True, base_model="shape:tiny", data_run="speed_data"):
+        folder = tmp_path / run
+        shutil.copytree(tiny_base, folder) if weights else folder.mkdir(parents=True, exist_ok=True)
+        record = {"base_model": base_model, "base_precision": "auto", "settings": {"DATA_RUN": data_run}}
+        runs.write_json(folder / "settings.json", record)
+        runs.write_json(folder / "train_metrics.json", {})
+
+    (tmp_path / "base_models").mkdir()
+    shutil.copytree(tiny_base, tmp_path / "base_models" / "shape-tiny")
+    for depth in ("4", "12"):
+        make(f"sapling/{depth}")
+    make("sapling", weights=False)
+    make("other", base_model="shape:llama-160m")
+    make("sapling/.2.99.partial")
+    (tmp_path / "unfinished").mkdir()
+    return tmp_path
+
+
+def test_every_finished_run_of_the_base_model_is_found(finished, capsys):
+    shutil.copytree(finished / "sapling" / "4", finished / "sapling" / "4" / "merged")
+    found = throughput.find_subjects(str(finished), None, "shape:tiny", "speed_data", [])
+    assert [s.run for s in found] == ["base", "sapling/4", "sapling/4/merged", "sapling/12"]
+    assert "other: left out, it is of shape:llama-160m" in capsys.readouterr().out
+
+
+def test_named_runs_bring_their_base_model_and_must_agree(finished):
+    found = throughput.find_subjects(str(finished), ["sapling/4"], "smollm2-135m", "data", [])
+    assert [(s.run, s.base_model, s.data_run) for s in found] == [
+        ("base", "shape:tiny", "speed_data"), ("sapling/4", "shape:tiny", "speed_data")
+    ]  # fmt: skip
+    for names, says in (
+        (["sapling/4", "other"], "more than one base model"),
+        (["unfinished"], "is not finished"),
+        (["nothing"], "does not exist"),
+        (["sapling"], "name one of its depths"),
+    ):
+        with pytest.raises(UserError, match=says):
+            throughput.find_subjects(str(finished), names, "shape:tiny", "speed_data", [])
+
+
+def test_variants_of_a_shape(finished):
+    found = throughput.find_subjects(str(finished), [], "shape:tiny", "speed_data", None)
+    assert [s.run for s in found] == ["base", "base-nf4", "base-gptq", "base-blocks1"]
+    dense, nf4, gptq, one = found
+    assert nf4.size_gb < dense.size_gb > one.size_gb and gptq.size_gb < dense.size_gb and gptq.precision == "gptq"
+    with pytest.raises(UserError, match="'blocks:<n>' with n up to 2"):
+        throughput.find_subjects(str(finished), [], "shape:tiny", "speed_data", ["blocks:3"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "too_large", "placement", "says"),
+    [
+        ({"predicted_gb": 9.4}, "offload", "as it is", None),
+        ({"predicted_gb": 13.5}, "offload", "offload", "offloaded to the CPU"),
+        ({"predicted_gb": 13.5}, "nf4", "nf4", "measured in 4 bits"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_card_is_labelled(changes, too_large, placement, says):
+    one = subject(**changes)
+    label = throughput.place(one, 10.0, too_large, lambda subject, precision: 4.0)
+    assert one.placement == placement
+    assert label is None if says is None else says in label and "does not fit 10 GB" in label
+
+
+def test_what_fits_in_no_way_is_one_line():
+    with pytest.raises(UserError, match="nor does it in 4 bits"):
+        throughput.place(subject(predicted_gb=130.0), 10.0, "nf4", lambda subject, precision: 40.0)
+    with pytest.raises(UserError, match="in few bits already"):
+        throughput.place(subject(predicted_gb=13.0, precision="gptq"), 10.0, "offload", lambda *_: 4.0)
+
+
+# -------------------------------------------------------------------------------------------------------- the script
+
+
+def test_the_script_measures_what_it_can_and_says_what_it_cannot(finished):
+    report = {"splits": {"dev": {"prompt_tokens": {"p50": 40, "p95": 70}}, "train": {}}}
+    (finished / "speed_data").mkdir()
+    runs.write_json(finished / "speed_data" / "data_report.json", report)
+    data = {"source": "synthetic", "fingerprint": "f"}
+    runs.write_json(finished / "speed_data" / "settings.json", {"data": data})
+    (finished / "sapling" / "12" / "model.safetensors").write_bytes(b"\x00" * 100)  # damaged
+    environment = {"BASE_MODEL": "shape:tiny", "RESULTS_DIR": finished}
+    done = run_script(*QUICK, "--VARIANTS=['blocks:1']", **environment)
+    assert done.returncode == 0, done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert list(last["runs"]) == ["base", "sapling/4", "base-blocks1"] and list(last["not_measured"]) == ["sapling/12"]
+    assert "sapling/12: not measured" in done.stdout + done.stderr and "VRAM_LIMIT_GB does not apply" in done.stdout
+    assert last["runs"]["base"]["decode_ratio"] == 1
+
+    found = runs.read_json(finished / "sapling" / "4" / "throughput_cpu.json")
+    assert found["data"] == data and found["reference"] == "base" and found["vram_limit_gb"] is None
+    assert {k: v["prompt_tokens"] for k, v in found["prefill"].items()} == {"median": 40, "p95": 70, "fixed": 512}
+    assert len(found["decode"]["1"]["tokens_per_s"]["rounds"]) == 2 and set(found["decode"]) == {"1", "2"}
+    assert found["parameters"] == 2 * 2048 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+    assert found["threads"] >= 1 and found["kernel"].endswith("attention sdpa")
+    assert found["on_disk_gb"] == pytest.approx(found["in_memory_gb"], rel=0.05)
+    assert not (finished / "sapling" / "12" / "throughput_cpu.json").exists()
+    table = pd.read_csv(finished / "throughput.csv")
+    assert sorted(table["run"]) == ["base", "base-blocks1", "sapling/4"] and set(table["device"]) == {"cpu"}
+    assert (table["decode_batch1_ratio"] > 0).all() and (table["data_fingerprint"] == "f").all()
+
+    named = run_script(*QUICK, "--RUNS=['sapling/12']", "--VARIANTS=[]", **environment)
+    assert named.returncode == 2 and named.stderr.splitlines()[-1].startswith("error: not measured: sapling/12")
+
+
+def test_predictions_need_no_weights(tmp_path):
+    done = run_script(
+        "benchmark_throughput.py", "--PREDICT=True", "--BASE_MODEL=shape:llama-2-7b", RESULTS_DIR=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["method"]: row for row in json.loads(done.stdout.splitlines()[-1])["predicted"]}
+    assert rows["train QLoRA (NF4 base)"]["fits"] and not rows["decode in 16 bits"]["fits"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--RUNS=['nothing']",), "'nothing' does not exist"),
+        (("--RUNS=[1]",), "RUNS are names"),
+        (("--BASE_MODEL=shape:llama",), "there is no shape 'llama'"),
+        (("--BATCH_SIZES=[0]",), "BATCH_SIZES are whole numbers"),
+        (("--ROUNDS=0",), "ROUNDS must be above 0"),
+        (("--TOO_LARGE=nf5",), "did you mean 'nf4'"),
+        (("--VARIANTS=['int3']",), "VARIANTS has 'int3'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, says):
+    done = run_script("benchmark_throughput.py", *arguments, RESULTS_DIR=tmp_path, BASE_MODEL="shape:tiny")
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not list(tmp_path.rglob("throughput*"))
