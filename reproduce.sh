@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The main job on the embedded default (SmolLM2-135M, synthetic FinQA): preprocess, fine-tune with QLoRA, shrink with
-# SAPLING, and evaluate every model on the way.
+# The main job on the embedded default (SmolLM2-135M, synthetic FinQA): preprocess, fine-tune with QLoRA and with 8-bit
+# LoRA, quantize with GPTQ, shrink with SAPLING, shrink and quantize; evaluate every model on the way, measure its speed
+# and memory, and end with the table, the charts and the verdict.
 #
 #   ./reproduce.sh           the recipe
 #   ./reproduce.sh --quick   the same pipeline on a sliver of the data: a smoke test, its numbers mean nothing
@@ -21,18 +22,22 @@ RESULTS_DIR=$(setting RESULTS_DIR results)
 split=dev
 if [ "$DATA_DIR" = synthetic ]; then split=test; fi
 
-data=(--EVIDENCE_TOKENS=64 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1300)
+data=(--EVIDENCE_TOKENS=64 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1600 --CALIBRATION_EXAMPLES=128 --EVAL_EXAMPLES=200)
 training=(--LEARNING_RATE=1.5e-3 --BATCH_SIZE=4 --EPOCHS=1)
+gptq=(--GROUP_SIZE=64 --CALIBRATION_EXAMPLES=128)
 sapling=(--START_FROM=qlora_4bit --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.15 --HEALING_EPOCHS=0.5 --DROPS_EARLY=5 --DROPS_LATE=3
     --CALIBRATION_EXAMPLES=128 --FIRST_SCAN_EXAMPLES=32 --SAVE_EVERY=3)
+benchmark=(--ROUNDS=3)
 case "${1:-}" in
     "") ;;
     --quick)
         RESULTS_DIR=$RESULTS_DIR-quick
         data+=(--TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=16)
         training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
+        gptq+=(--CALIBRATION_EXAMPLES=16)
         sapling+=(--CALIBRATION_EXAMPLES=16 --FIRST_SCAN_EXAMPLES=8 --SCAN_BATCH_SIZE=8 --DROPS_EARLY=10 --DROPS_LATE=10
             --LOGGING_STEPS=2)
+        benchmark+=(--ROUNDS=1)
         ;;
     *)
         echo "error: $0 takes --quick or nothing, not $1" >&2
@@ -42,27 +47,47 @@ esac
 export DATA_DIR RESULTS_DIR
 
 source ./setup_env.sh
+phases=(preprocess
+    "base model: evaluate" "QLoRA: train" "QLoRA: evaluate, on its 4-bit base and merged"
+    "8-bit LoRA: train" "8-bit LoRA: evaluate"
+    "GPTQ: quantize" "GPTQ: evaluate"
+    "SAPLING: train and shrink" "SAPLING: evaluate every depth" "SAPLING + GPTQ: quantize and evaluate"
+    "speed and memory" "table, charts, verdict")
 phase=0
-run() { # run "what it is" command...: one line before, one after with its minutes
+run() { # run command...: the next phase, one line before and one after with its minutes and what is left
+    local began=$SECONDS name=${phases[phase]} left=
     phase=$((phase + 1))
-    local began=$SECONDS
-    printf '\n[%d of 6] %s\n' "$phase" "$1"
-    shift
+    printf '\n[%d of %d] %s\n' "$phase" ${#phases[@]} "$name"
     "$@"
-    printf '[%d of 6] took %dm%02ds\n' "$phase" $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60))
+    if [ "$phase" -lt ${#phases[@]} ]; then left="; left: $(printf '%s; ' "${phases[@]:phase}")"; fi
+    printf '[%d of %d] %s took %dm%02ds, all so far %dm%02ds%s\n' "$phase" ${#phases[@]} "$name" \
+        $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) $((SECONDS / 60)) $((SECONDS % 60)) "${left%; }"
 }
-run "preprocess" python preprocess_data.py "${data[@]}"
-run "accuracy of the base model" python evaluate.py --RUN=base --SPLIT="$split"
-run "QLoRA 4-bit fine-tuning" python train_qlora_4bit.py "${training[@]}"
-run "accuracy of QLoRA" python evaluate.py --RUN=qlora_4bit --SPLIT="$split"
-run "SAPLING: layers dropped while fine-tuning" python sapling_train.py "${sapling[@]}"
-every_depth() {
-    local depth
-    for depth in $(cd "$RESULTS_DIR/sapling" && printf '%s\n' [0-9]*/ | tr -d / | sort -rn); do
-        python evaluate.py --RUN="sapling/$depth" --SPLIT="$split"
-    done
+evaluate() { # evaluate run...
+    local name
+    for name in "$@"; do python evaluate.py --RUN="$name" --SPLIT="$split"; done
 }
-run "accuracy of SAPLING's checkpoints" every_depth
+depths() { # the depths that SAPLING kept, the smallest model last
+    (cd "$RESULTS_DIR/sapling" && printf 'sapling/%s\n' [0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn)
+}
+quantize_the_smallest() {
+    python quantize_gptq.py --SOURCE_RUN="$(depths | tail -n 1)" --RUN=sapling_gptq "${gptq[@]}"
+    evaluate sapling_gptq
+}
+run python preprocess_data.py "${data[@]}"
+run evaluate base
+run python train_qlora_4bit.py "${training[@]}"
+run evaluate qlora_4bit qlora_4bit/merged
+run python train_lora_8bit.py "${training[@]}" --MERGE_INTO=dequantized
+run evaluate lora_8bit
+run python quantize_gptq.py "${gptq[@]}"
+run evaluate gptq_4bit
+run python sapling_train.py "${sapling[@]}"
+run evaluate $(depths)
+run quantize_the_smallest
+run python benchmark_throughput.py "${benchmark[@]}"
+# The README's results come from the committed record, not from this short recipe.
+run python plot_pareto.py --README=None
 
 printf '\nfinished in %dm%02ds; results are in %s/\n' $((SECONDS / 60)) $((SECONDS % 60)) "$RESULTS_DIR"
 if [ "${1:-}" = --quick ]; then

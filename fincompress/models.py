@@ -375,7 +375,7 @@ def load_adapter(
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
     path = base_model_path(record["base_model"], results_dir)
     model = load_base(path, base_precision or record["base_precision"], device, dtype, packed)
-    with explain_loading(str(adapter)):
+    with explain_loading(str(adapter)), gptq.quiet():  # peft imports gptqmodel, which greets
         return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
 
-from fincompress import charts, generation, memory, models, runs, training
+from fincompress import charts, generation, gptq, memory, models, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
@@ -223,10 +223,11 @@ class Run:
                 for module in sub.module(self.model, one).modules()
                 if isinstance(module, torch.nn.Linear)
             ]
-            self.model = get_peft_model(
-                self.model,
-                LoraConfig(r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"),
+            adapters = LoraConfig(
+                r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
             )
+            with gptq.quiet():  # peft imports gptqmodel, which greets
+                self.model = get_peft_model(self.model, adapters)
             models.compute_in_model_dtype(self.model)
         else:
             found = sub.decoder(self.model)

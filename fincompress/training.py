@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from tqdm import tqdm
 from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from fincompress import charts, memory, models, runs
+from fincompress import charts, gptq, memory, models, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice
 from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
@@ -242,16 +242,15 @@ def train_adapter(
     )  # fmt: skip
     print_prediction(predicted_gb, device)
     model = models.load_base(path, base_precision, device, dtype)
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            r=s["LORA_RANK"],
-            lora_alpha=s["LORA_ALPHA"],
-            lora_dropout=s["LORA_DROPOUT"],
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        ),
+    adapters = LoraConfig(
+        r=s["LORA_RANK"],
+        lora_alpha=s["LORA_ALPHA"],
+        lora_dropout=s["LORA_DROPOUT"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
     )
+    with gptq.quiet():  # peft imports gptqmodel, which greets
+        model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     print(

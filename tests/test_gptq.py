@@ -185,26 +185,37 @@ def test_calibration_texts_are_training_prompts_with_their_targets(finished, mon
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("constant", "value", "message"),
     [
-        (("--SOURCE_RUN=nowhere",), "does not exist"),
-        (("--SOURCE_RUN=gptq_data",), "is not finished"),
-        (("--SOURCE_RUN=unmerged",), "no weights in 16 bits"),
-        (("--SOURCE_RUN=already",), "quantized already"),
-        (("--BITS=5",), "BITS is one of"),
-        (("--GROUP_SIZE=7",), "GROUP_SIZE is"),
-        (("--DAMPING=0.0",), "DAMPING"),
-        (("--CALIBRATION_EXAMPLES=49",), "there are 48 texts"),
-        (("--CALIBRATION_EXAMPLES=0",), "above 0"),
-        (("--CALIBRATION=wikitext",), "'prompts', 'general'"),
+        ("SOURCE_RUN", "nowhere", "does not exist"),
+        ("SOURCE_RUN", "gptq_data", "is not finished"),
+        ("SOURCE_RUN", "unmerged", "no weights in 16 bits"),
+        ("SOURCE_RUN", "already", "quantized already"),
+        ("BITS", 5, "BITS is one of"),
+        ("GROUP_SIZE", 7, "GROUP_SIZE is"),
+        ("DAMPING", 0.0, "DAMPING"),
+        ("CALIBRATION_EXAMPLES", 49, "there are 48 texts"),
+        ("CALIBRATION_EXAMPLES", 0, "above 0"),
+        ("CALIBRATION", "wikitext", "'prompts', 'general'"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(finished, arguments, message):
-    results, environment = finished
+def test_bad_input_is_refused_and_leaves_nothing(finished, monkeypatch, constant, value, message):
+    import quantize_gptq
+
+    results, _ = finished
     runs.write_json(results / "unmerged" / "train_metrics.json", {})
     runs.write_json(results / "already" / "quantize_metrics.json", {})
     runs.write_json(results / "already" / "config.json", {"quantization_config": {"quant_method": "gptq"}})
-    done = run_script("quantize_gptq.py", "--SOURCE_RUN=source", "--RUN=bad", *arguments, **environment)
-    assert done.returncode == 2 and message in done.stderr
-    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1
+    for name, changed in {"RESULTS_DIR": str(results), "SOURCE_RUN": "source", "RUN": "bad", constant: value}.items():
+        monkeypatch.setattr(quantize_gptq, name, changed)
+    with pytest.raises(UserError, match=message) as found:
+        quantize_gptq.main()
+    assert "\n" not in str(found.value)
     assert not (results / "bad").exists()
+
+
+def test_a_refusal_is_one_line_and_exit_status_2(finished):
+    results, environment = finished
+    done = run_script("quantize_gptq.py", "--SOURCE_RUN=nowhere", "--RUN=bad", **environment)
+    assert done.returncode == 2 and not (results / "bad").exists()
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1

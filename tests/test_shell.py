@@ -87,9 +87,17 @@ def test_a_wrong_python_is_refused_in_one_line(copy, script, python):
 def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, results):
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    scripts = ["preprocess_data.py", "evaluate.py", "train_qlora_4bit.py", "evaluate.py", "sapling_train.py"]
-    assert [call[0][0] for call in calls] == scripts + ["evaluate.py"] * 2
-    assert [call[0][1] for call in calls[-2:]] == ["--RUN=sapling/22", "--RUN=sapling/9"]
+    made = [call[0] for call in calls if call[0][0] != "evaluate.py"]
+    assert [call[0] for call in made] == [
+        "preprocess_data.py", "train_qlora_4bit.py", "train_lora_8bit.py", "quantize_gptq.py", "sapling_train.py",
+        "quantize_gptq.py", "benchmark_throughput.py", "plot_pareto.py",
+    ]  # fmt: skip
+    assert [call[0][1] for call in calls if call[0][0] == "evaluate.py"] == [
+        f"--RUN={run}" for run in ("base", "qlora_4bit", "qlora_4bit/merged", "lora_8bit", "gptq_4bit", "sapling/22",
+                                   "sapling/9", "sapling_gptq")
+    ]  # fmt: skip
+    assert "--SOURCE_RUN=sapling/9" in made[5]  # the smallest
+    assert "--README=None" in made[7]  # the published results stay
     for call, data, folder in calls:
         assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
         parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})  # raises on an unknown or ill-typed one
@@ -99,13 +107,15 @@ def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     done, quick = phases("--quick")
     assert any(argument.startswith("--TRAIN_EXAMPLES=") for argument in quick[0][0])
     assert any(argument.startswith("--EPOCHS=") for argument in quick[2][0])
+    assert "[13 of 13] table, charts, verdict took 0m" in done.stdout
+    assert "left: speed and memory; table, charts, verdict\n" in done.stdout
     assert "QUICK RUN" in done.stdout
 
 
 def test_folders_set_in_the_environment_are_used(phases):
     _, calls = phases(DATA_DIR="finqa", RESULTS_DIR="elsewhere")
     assert {call[1:] for call in calls} == {("DATA_DIR=finqa", "RESULTS_DIR=elsewhere")}
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 4
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 8
 
 
 @pytest.mark.parametrize(("arguments", "results"), [([], "elsewhere"), (["--quick"], "elsewhere-quick")])
@@ -114,13 +124,13 @@ def test_folders_set_in_dotenv_are_used(phases, copy, arguments, results):
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert {call[1:] for call in calls} == {("DATA_DIR=finqa", f"RESULTS_DIR={results}")}
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 4
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 8
 
 
 def test_the_synthetic_set_is_reported_on_test_also_when_dotenv_asks_for_it(phases, copy):
     (copy / ".env").write_text("DATA_DIR=synthetic\n")
     _, calls = phases()
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 4
+    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 8
 
 
 def test_a_phase_that_fails_ends_the_main_job(phases):
