@@ -25,7 +25,6 @@ CRITERIA = {
 # In the order of a table's rows. "pruning": layers dropped by another criterion or schedule than SAPLING's.
 KINDS = ("base", "qlora", "merged", "lora_8bit", "gptq", "sapling", "sapling_gptq", "pruning", "pruning_gptq", "other")
 PHASE_1 = ("qlora", "merged", "lora_8bit")
-PUBLISHED = "published"  # records of other runs of this repository, inside results/
 
 
 @dataclass
@@ -277,12 +276,8 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
     if not root.is_dir():
         raise UserError(f"{root}/ does not exist: run evaluate.py first, or set RESULTS_DIR")
     rows, left_out = [], []
-    files = [*root.rglob("eval_*.json"), *root.rglob("throughput_*.json")]
-    folders = sorted({path.parent for path in files})
-    for folder in folders:
-        inside = folder.relative_to(root).parts
-        if PUBLISHED in inside or any(part.startswith(".") for part in inside):
-            continue
+    files = [*runs.records(results_dir, "eval_*.json"), *runs.records(results_dir, "throughput_*.json")]
+    for folder in sorted({path.parent for path in files}):
         if settings_of(folder, root) is None and not any(folder.glob("throughput_*.json")):
             left_out.append(f"{folder.relative_to(root)}: no settings.json, so nothing says what it is")
             continue
@@ -470,10 +465,10 @@ def quantization_report(results_dir: str) -> list[dict]:
     where nothing was evaluated or measured on both sides.
     """
     root, rows = Path(results_dir), []
-    for path in sorted(root.rglob("quantize_metrics.json")):
+    for path in runs.records(results_dir, "quantize_metrics.json"):
         folder, metrics = path.parent, runs.read_json(path)
         source = run_folder(metrics["source_run"], root)
-        if PUBLISHED in folder.relative_to(root).parts or source is None:
+        if source is None:
             continue
         settings = record_of(folder, "settings.json")["settings"]
         sizes = {name: metrics[name] for name in ("size_before_gb", "size_after_gb")}
@@ -550,7 +545,11 @@ def write_quantization_report(results_dir: str) -> None:
                      f"{row['drop_points']:+.1f} {interval} p={row['mcnemar_p']:.2f}", relative]  # fmt: skip
         print(
             line.format(
-                row["run"], row["source_run"], row["split"] or "-", *shown, f"-{row['size_reduction']:.0%}",
+                row["run"],
+                row["source_run"],
+                row["split"] or "-",
+                *shown,
+                f"-{row['size_reduction']:.0%}",
                 f"{row['blocks_share']:.0%}",
             )  # fmt: skip
         )

@@ -40,6 +40,17 @@ def quiet(log: Path | None = None) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def working_in(folder: str | Path) -> Iterator[None]:
+    """Another current directory for a while: gptqmodel leaves its logs in the one it is called from."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
 def group_size_for(config, asked: int) -> int:
     """The largest group size up to ``asked`` that divides the input width of every linear layer of the blocks.
 
@@ -73,12 +84,14 @@ def quantize(
     ``quant_log.csv``, the error of every layer. What gptqmodel prints goes to ``log``.
     """
     require()
+    source, target = Path(source).resolve(), target.resolve()
     blocks = AutoConfig.from_pretrained(source).num_hidden_layers
     calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
     with (
         tqdm(total=blocks, desc="quantizing", unit="block") as bar,
-        tempfile.TemporaryDirectory() as offload,
+        tempfile.TemporaryDirectory() as scratch,
         quiet(log),
+        working_in(scratch),
     ):
         from gptqmodel import GPTQModel, QuantizeConfig
 
@@ -86,7 +99,7 @@ def quantize(
             bar.update(int(submodule_finalized))
 
         config = QuantizeConfig(
-            bits=bits, group_size=group_size, desc_act=desc_act, damp_percent=damping, offload_to_disk_path=offload,
+            bits=bits, group_size=group_size, desc_act=desc_act, damp_percent=damping, offload_to_disk_path=scratch,
             act_group_aware=group_size > 0 and not desc_act,  # whole groups in the order of their activations
         )  # fmt: skip
         model = GPTQModel.load(str(source), config, device=str(device))

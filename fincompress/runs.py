@@ -16,6 +16,7 @@ from pathlib import Path
 from fincompress.errors import UserError
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "bm25s", "numpy")
+PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
 
 @contextlib.contextmanager
@@ -94,7 +95,7 @@ def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Pa
     """
     directory = run_directory(results_dir, run)
     if not any(directory.glob(kind)):
-        there = sorted({str(path.parent.relative_to(results_dir)) for path in Path(results_dir).rglob(kind)})
+        there = sorted({str(path.parent.relative_to(results_dir)) for path in records(results_dir, kind)})
         state = "is not finished" if directory.exists() else "does not exist"
         raise UserError(f"run {run!r} {state} in {results_dir}/; finished: {', '.join(there) or 'none'}")
     return directory
@@ -209,10 +210,21 @@ class Stopwatch:
         return self.before + time.perf_counter() - self.started
 
 
+def records(results_dir: str, pattern: str) -> list[Path]:
+    """Files of that name of every run under ``results_dir``, sorted.
+
+    ``results/published``, records of other runs of this repository, is left out unless it is itself what is read;
+    hidden folders, which hold what is not finished, always are.
+    """
+    root = Path(results_dir)
+    found = [path for path in root.rglob(pattern) if PUBLISHED not in path.relative_to(root).parts]
+    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+
+
 def accuracy_table(results_dir: str) -> list[dict]:
     """One row for every ``eval_<split>.json`` under ``results_dir``, with the columns that keep unlike rows apart."""
     rows = []
-    for path in sorted(Path(results_dir).rglob("eval_*.json")):
+    for path in records(results_dir, "eval_*.json"):
         found = read_json(path)
         row = {
             "run": found["run"],

@@ -310,10 +310,8 @@ def runs_with_weights(results_dir: str) -> list[str]:
     """Names of the finished runs that hold a model, merged ones included, in natural order."""
     found = set()
     for kind in DONE:
-        for record in Path(results_dir).rglob(kind):
+        for record in runs.records(results_dir, kind):
             directory = record.parent
-            if any(part.startswith(".") for part in directory.relative_to(results_dir).parts):
-                continue  # half-written
             if (directory / "config.json").exists() or (directory / "adapter").exists():
                 found.add(directory)
             if (directory / "merged" / "config.json").exists():
@@ -749,7 +747,7 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
 def table(results_dir: str) -> list[dict]:
     """One row for every ``throughput_<device>.json`` under ``results_dir``, rows of unlike things told apart."""
     rows = []
-    for path in sorted(Path(results_dir).rglob("throughput_*.json")):
+    for path in runs.records(results_dir, "throughput_*.json"):
         found = runs.read_json(path)
         hardware = found["hardware"]
         row = {

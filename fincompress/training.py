@@ -407,5 +407,3 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     )
     print(f"merged into the {kept} weights ({reason}{': ' + shown if shown else ''})")
     return found
-
-

@@ -185,6 +185,7 @@ def test_published_records_count_as_runs_of_this_machine(tmp_path):
     evaluated(tmp_path / "published" / "finqa", "a")
     evaluated(tmp_path, "b")
     assert [row.run for row in comparison.read_rows(str(tmp_path), ["dev"])[0]] == ["b"]
+    assert [row["run"] for row in runs.accuracy_table(str(tmp_path))] == ["b"]
     assert [row.run for row in comparison.read_rows(str(tmp_path / "published"), ["dev"])[0]] == ["a"]
 
 

@@ -1,6 +1,7 @@
 """GPTQ: closer than rounding on what it was calibrated on, a checkpoint that anyone can load, and refusals."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,9 @@ def texts():
 def quantized(tiny_base, texts, tmp_path_factory):
     """The folder of ``shape:tiny``, quantized to 4 bits in groups of 64."""
     folder = tmp_path_factory.mktemp("gptq")
+    before = sorted(os.listdir())
     gptq.quantize(tiny_base, folder / "out", texts, 4, 64, False, 0.05, 8, CPU, folder / "log")
+    assert sorted(os.listdir()) == before  # gptqmodel's logs/ does not land where one works
     return folder / "out"
 
 
