@@ -42,7 +42,7 @@ SETTINGS = configure(globals())
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import memory, models, runs, throughput  # noqa: E402
+from fincompress import comparison, memory, models, runs, throughput  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
@@ -99,6 +99,7 @@ def main() -> None:
         runs.write_json(runs.run_directory(RESULTS_DIR, run) / f"throughput_{found['device']}.json", records[run])
     runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", throughput.table(RESULTS_DIR))
     print_table(records)
+    comparison.write_quantization_report(RESULTS_DIR)  # which now has speeds
     print(
         f"{len(records)} models in {clock.seconds() / 60:.1f} min; wrote throughput_{found['device']}.json of each run "
         f"and {RESULTS_DIR}/throughput.csv"

@@ -51,17 +51,28 @@ def main() -> None:
     if not 0 < DAMPING < 1:
         raise UserError(f"DAMPING is a share, above 0 and below 1, not {DAMPING}")
     gptq.require()
+    models.quiet_libraries()
     source = models.dense_checkpoint(SOURCE_RUN, RESULTS_DIR)
     record = runs.read_json(source / "settings.json")
     data_run = record["settings"]["DATA_RUN"]
     group_size = gptq.group_size_for(AutoConfig.from_pretrained(source), GROUP_SIZE)
     tokenizer = models.load_tokenizer(str(source))
     texts = calibration_texts(tokenizer, data_run, record)
-    facts = {"base_model": record["base_model"], "base_precision": f"gptq-{BITS}bit", "data": record["data"]}
+    facts = {
+        "base_model": record["base_model"],
+        "base_precision": f"gptq-{BITS}bit",
+        "data": record["data"],
+        # A source that was trained anew is another one, whatever its name.
+        "source": runs.fingerprint(record["settings"], runs.read_json(source / "train_metrics.json")),
+    }
     settings = SETTINGS | {"DATA_RUN": data_run}
     directory = runs.start_run(RESULTS_DIR, RUN, "quantize_gptq.py", settings, facts, done="quantize_metrics.json")
     if directory is not None:
-        quantize(directory, source, record, group_size, tokenizer, texts)
+        try:
+            quantize(directory, source, record, group_size, tokenizer, texts)
+        except BaseException:  # nothing can be gone on with, and what is left would refuse a corrected constant
+            shutil.rmtree(directory)
+            raise
     comparison.write_quantization_report(RESULTS_DIR)
 
 
@@ -86,7 +97,6 @@ def calibration_texts(tokenizer, data_run: str, record: dict) -> list[list[int]]
 
 
 def quantize(directory: Path, source: Path, record: dict, group_size: int, tokenizer, texts: list[list[int]]) -> None:
-    models.quiet_libraries()
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     asked = "" if group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"

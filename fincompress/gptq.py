@@ -81,7 +81,8 @@ def quantize(
     """Quantize the linear layers of the blocks of the checkpoint in ``source`` and write it to the folder ``target``.
 
     ``rows`` are calibration texts as token ids. Embeddings, norms and head stay in 16 bits. ``target`` also gets
-    ``quant_log.csv``, the error of every layer. What gptqmodel prints goes to ``log``.
+    ``quant_log.csv``, the error of every layer. What gptqmodel prints goes to ``log``. Raises UserError where memory or
+    a kernel is missing.
     """
     require()
     source, target = Path(source).resolve(), target.resolve()
@@ -104,7 +105,12 @@ def quantize(
         )  # fmt: skip
         model = GPTQModel.load(str(source), config, device=str(device))
         model.layer_callback = layer_complete
-        model.quantize(calibration, batch_size=batch_size)
+        try:
+            model.quantize(calibration, batch_size=batch_size)
+        except torch.OutOfMemoryError:
+            raise UserError("the GPU's memory does not hold GPTQ's calibration: lower BATCH_SIZE") from None
+        except NotImplementedError as error:
+            raise UserError(f"gptqmodel has no kernel for {bits} bits on {device.type}: {error}") from None
         model.save(str(target))
     forget_offload(target)
 

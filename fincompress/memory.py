@@ -194,8 +194,8 @@ def inference_gb(
 
 
 def _stored_bytes(precision: str, device: str, compute_bytes: int) -> float:
-    """Bytes a weight of the blocks takes once loaded: 16-bit ones as computed with, and NF4 unpacked on a CPU."""
-    dense = precision in ("auto", "bf16", "fp16") or (precision == "nf4" and device == "cpu")
+    """Bytes a weight of the blocks takes once loaded: 16-bit ones as computed with, bitsandbytes' unpacked on a CPU."""
+    dense = precision in ("auto", "bf16", "fp16") or (precision in ("nf4", "int8") and device == "cpu")
     return compute_bytes if dense else BASE_BYTES[precision]
 
 

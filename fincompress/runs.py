@@ -15,7 +15,9 @@ from pathlib import Path
 
 from fincompress.errors import UserError
 
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "bm25s", "numpy")
+LIBRARIES = (
+    "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
+)  # fmt: skip
 PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
 

@@ -18,6 +18,7 @@ from fincompress import charts, generation, gptq, memory, models, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
+from fincompress.settings import check_choice
 from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
@@ -41,6 +42,7 @@ FRESH = {
 def open_run(settings: dict, script: str) -> Run | None:
     """The run that these constants describe, new or as a kill left it; None where it is finished already."""
     s = settings
+    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], training.LR_SCHEDULES)
     train_set, record = training.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = training.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     training.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)

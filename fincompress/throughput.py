@@ -125,7 +125,7 @@ class Worker:
         adapters = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
         return {
             "load_seconds": seconds,
-            "kernel": "NF4 unpacked once: " * self.unpacked(subject) + kernel(self.model),
+            "kernel": self.unpacked(subject) + kernel(self.model),
             "in_memory_gb": held / 1e9,
             "bytes_per_token": held - unread,
             "adapter_parameters": adapters,
@@ -146,9 +146,13 @@ class Worker:
         for tokens in (64, 1):
             model(torch.ones(1, tokens, dtype=torch.long, device=self.device))
 
-    def unpacked(self, subject: Subject) -> bool:
-        """Whether 4-bit weights are held unpacked, as ``models.load_base`` does on a CPU."""
-        return "nf4" in (subject.precision, subject.placement) and self.device.type == "cpu"
+    def unpacked(self, subject: Subject) -> str:
+        """What to say of weights that are held unpacked, as ``models.load_base`` does on a CPU with bitsandbytes'."""
+        if self.device.type == "cpu":
+            for precision, name in {"nf4": "NF4", "int8": "int8"}.items():
+                if precision in (subject.precision, subject.placement):
+                    return f"{name} unpacked once: "
+        return ""
 
     def loading_options(self, subject: Subject, limit_gb: float | None) -> dict:
         """What ``models.load_base`` is to be told beside path and precision."""
@@ -165,7 +169,8 @@ class Worker:
         if subject.adapter:
             return models.load_run(Path(subject.path), results_dir, self.device, self.dtype)[0]
         precision = "nf4" if subject.placement == "nf4" else subject.precision
-        precision = "auto" if precision == "gptq" else precision  # the checkpoint says so itself
+        if precision == "gptq":  # the checkpoint says so itself; measured is the kernel, also where it is slow
+            return models.load_base(subject.path, "auto", self.device, self.dtype, packed=True, **options).eval()
         return models.load_base(subject.path, precision, self.device, self.dtype, **options).eval()
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,12 @@ from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback, 
 
 from fincompress import charts, gptq, memory, models, runs
 from fincompress.errors import UserError
-from fincompress.settings import check_choice
+from fincompress.settings import check_choice, check_positive
 from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
 
 TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
 MERGE_INTO = ("dequantized", "original")  # the base as the adapter was trained against it, or as it was before
+LR_SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 BETTER = "better"  # of the two, by the calibration split
 
 
@@ -93,6 +95,8 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last steps too, and those of a run shorter than LOGGING_STEPS
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # log_history is saved with each checkpoint, so a resumed run finds its clock there.
@@ -200,6 +204,11 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """
     s = settings
     check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
+    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
+    check_positive(
+        **{name: s[name] for name in ("LORA_RANK", "EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION",
+                                      "SAVE_STEPS", "LOGGING_STEPS")}
+    )  # fmt: skip
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError(
             "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
@@ -216,7 +225,10 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     dtype, reason = models.pick_dtype(device)
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
-    # Nothing of the trained model is held any more: there is room for a merged one.
+    # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     metrics["merged"] = merge(directory, s, calibration, device, dtype)
     runs.write_json(directory / "train_metrics.json", metrics)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

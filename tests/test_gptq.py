@@ -11,7 +11,7 @@ from conftest import run_script
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from fincompress import comparison, gptq, memory, models, runs
+from fincompress import comparison, gptq, memory, models, runs, throughput
 from fincompress.errors import UserError
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def round_to_nearest(weight, group_size=64):
     return ((groups / scale).round().clamp(-8, 7) * scale).reshape(weight.shape)
 
 
-def test_gptq_is_not_closer_than_rounding_on_its_calibration_texts(tiny_base, quantized, texts):
+def test_gptq_is_closer_than_rounding_on_its_calibration_texts(tiny_base, quantized, texts):
     source, packed = dense(tiny_base), dense(quantized)
     inputs = {}
     for name, module in linears(source).items():
@@ -78,6 +78,18 @@ def test_kernel_and_unpacked_weights_compute_alike(tiny_base, quantized, texts):
         ids = torch.tensor(texts[:4])
         logits = [model(ids).logits.float() for model in (packed, dense(quantized), dense(tiny_base))]
     assert (logits[0] - logits[1]).norm() < 0.1 * (logits[1] - logits[2]).norm()
+
+
+def test_what_is_benchmarked_is_the_kernel_and_not_unpacked_weights(tiny_base, quantized):
+    found = {}
+    for path, precision in ((tiny_base, "auto"), (quantized, "gptq")):
+        one = throughput.Subject(
+            "a", "shape:tiny", str(path), throughput.weight_files(str(path)), precision=precision
+        )  # fmt: skip
+        found[precision] = throughput.Worker().load(vars(one), "results", None)
+    assert found["auto"]["kernel"].startswith("Linear ")
+    assert not found["gptq"]["kernel"].startswith("Linear ")
+    assert found["gptq"]["in_memory_gb"] < found["auto"]["in_memory_gb"]
 
 
 def test_a_fresh_process_with_stock_transformers_loads_it_and_predicts(quantized, texts):
