@@ -229,6 +229,22 @@ def test_bad_input_is_refused_and_leaves_nothing(finished, monkeypatch, constant
     assert not (results / "bad").exists()
 
 
+def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(finished, monkeypatch):
+    import quantize_gptq
+
+    def fail(*arguments):
+        raise UserError("no kernel")
+
+    results, _ = finished
+    changed = {"RESULTS_DIR": str(results), "SOURCE_RUN": "source", "RUN": "bad", "CALIBRATION_EXAMPLES": 8}
+    for name, value in changed.items():
+        monkeypatch.setattr(quantize_gptq, name, value)
+    monkeypatch.setattr(quantize_gptq.gptq, "quantize", fail)
+    with pytest.raises(UserError, match="no kernel"):
+        quantize_gptq.main()
+    assert not (results / "bad").exists()
+
+
 def test_a_refusal_is_one_line_and_exit_status_2(finished):
     results, environment = finished
     done = run_script("quantize_gptq.py", "--SOURCE_RUN=nowhere", "--RUN=bad", **environment)
