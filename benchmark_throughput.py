@@ -40,6 +40,7 @@ TRAIN_RATIO = 0.25  # only for PREDICT: share of the layers that SAPLING trains
 SETTINGS = configure(globals())
 
 import json  # noqa: E402
+import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from fincompress import comparison, memory, models, runs, throughput  # noqa: E402
@@ -90,10 +91,10 @@ def main() -> None:
     entrants, more = throughput.measure_all(fitting, plan, resident)
     failed |= more
 
-    records = {}
+    records, call = {}, runs.fingerprint(time.time_ns())
     for run, entrant in entrants.items():
         records[run] = throughput.record(entrant, entrants.get(base.run), found, configs[run]) | {
-            "label": labels.get(run), "vram_limit_gb": limit, "data": data, "data_run": base.data_run,
+            "call": call, "label": labels.get(run), "vram_limit_gb": limit, "data": data, "data_run": base.data_run,
             "settings": {name: SETTINGS[name] for name in ("ROUNDS", "NEW_TOKENS", "BATCH_SIZES", "MAX_SECONDS")},
         }  # fmt: skip
         runs.write_json(runs.run_directory(RESULTS_DIR, run) / f"throughput_{found['device']}.json", records[run])

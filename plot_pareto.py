@@ -40,17 +40,19 @@ def main() -> None:
     sections = comparison.make_sections(rows, PHASE_1)
     root = Path(RESULTS_DIR)
     figures = [report.figure_paths(section, root, main=i == 0) for i, section in enumerate(sections)]
-    readme = new_readme(sections, figures)  # what can be wrong with it shows before anything is written
+    verdicts = [verdict.judge(section, EQUAL_WITHIN) for section in sections]
+    readme = new_readme(sections, figures, verdicts)  # what can be wrong with it shows before anything is written
     for section, paths in zip(sections, figures, strict=True):
         report.draw(section, root, paths, SHOWN_SIZES)
     runs.write_csv(root / "results.csv", tables.csv_rows(sections))
-    runs.write_text(root / "verdict.md", verdict.markdown(sections, EQUAL_WITHIN))
-    runs.write_text(root / "report.html", report.html(sections, figures, SHOWN_SIZES, EQUAL_WITHIN))
+    runs.write_text(root / "verdict.md", verdict.markdown(sections, verdicts, EQUAL_WITHIN))
+    runs.write_text(root / "report.html", report.html(sections, figures, verdicts))
     if readme:
         runs.write_text(Path(README), readme)
-    for section in sections:
+    for section, found in zip(sections, verdicts, strict=True):
         print("\n" + tables.plain_table(section, tables.shown_rows(section, SHOWN_SIZES)))
-        print(verdict.judge(section, EQUAL_WITHIN)[0].replace("**", ""))
+        for one in found:
+            print("\n" + one.summary.replace("**", ""))
     written = ["results.csv", "verdict.md", "report.html", *(path.name for paths in figures for path in paths.values())]
     print(f"\nwrote {', '.join(written)} in {root}/" + (f", and the results in {README}" if readme else ""))
 
@@ -64,17 +66,18 @@ def check_settings() -> None:
         raise UserError(f"EQUAL_WITHIN is a share, above 0 and below 1, not {EQUAL_WITHIN}")
 
 
-def new_readme(sections: list, figures: list) -> str | None:
+def new_readme(sections: list, figures: list, verdicts: list) -> str | None:
     """The README with new results, None where it stays as it is: a synthetic or partial run never goes there."""
     if not README:
         return None
-    chosen = [(s, f) for s, f in zip(sections, figures, strict=True) if README_DATA is None or s.is_whole(README_DATA)]
+    whole = [README_DATA is None or section.is_whole(README_DATA) for section in sections]
+    chosen = [found for found, kept in zip(zip(sections, figures, verdicts, strict=True), whole, strict=True) if kept]
     if not chosen:
         print(f"{README} stays as it is: no run here on a whole split of {README_DATA}")
         return None
     if not Path(README).exists():
         raise UserError(f"README = {README!r} is not here: name another file, or None")
-    content = report.readme_part(chosen, Path(README).parent, SHOWN_SIZES, EQUAL_WITHIN)
+    content = report.readme_part(chosen, Path(README).parent, SHOWN_SIZES)
     return tables.replace_between_markers(Path(README).read_text(encoding="utf-8"), content, README)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -105,48 +104,43 @@ def read_throughput(path: Path) -> dict:
     """What the tables need of a ``throughput_<device>.json`` (benchmark_throughput.py): the one place that knows it.
 
     Returns ``prefill_tokens_per_s`` (prompts of the data set's median length, of the fixed one where there is no data),
-    ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, each None where the file does not say; ``device``
-    ("cpu", "cuda") and ``hardware`` in words; ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how
-    a model that does not fit was run); ``rounds`` and ``reference_rounds``, ``{measure: one value a round}`` of this
-    run and of the base model, as far as they were recorded: they tell what may be paired (``paired_rounds``).
+    ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, ``prefill_ratio`` and ``decode_ratio`` to the base
+    model, each None where the file does not say; ``device`` ("cpu", "cuda") and ``hardware`` in words;
+    ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a model that does not fit was run);
+    ``rounds``, ``{measure: one value a round}``, and the benchmark ``call`` that they are of.
     """
     found = runs.read_json(path)
     prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
-    measured = {
-        "prefill_tokens_per_s": prefill.get("median") or prefill.get("fixed") or {},
-        "decode_tokens_per_s": decode.get("1") or {},
-    }
+    measured = {"prefill": prefill.get("median") or prefill.get("fixed") or {}, "decode": decode.get("1") or {}}
     out = {
         "device": str(found.get("device") or path.stem.partition("_")[2]),
         "inference_memory_gb": _positive(found.get("inference_memory_gb")),
         "size_gb": _positive(found.get("size_gb")),
-        "prompt_tokens": measured["prefill_tokens_per_s"].get("prompt_tokens"),
+        "prompt_tokens": measured["prefill"].get("prompt_tokens"),
         "kernel": found.get("kernel"),
         "label": found.get("label"),
+        "call": found.get("call"),
         "rounds": {},
-        "reference_rounds": {},
     }
     out["hardware"] = hardware_name(found.get("hardware"), out["device"])
     for name, entry in measured.items():
         rates, ratios = entry.get("tokens_per_s") or {}, entry.get("ratio") or {}
-        out[name] = _positive(rates.get("median"))
-        rounds, relative = rates.get("rounds") or [], ratios.get("rounds") or []
-        out["rounds"][name] = rounds
-        # The rate of the base model in the same round.
-        out["reference_rounds"][name] = [r / x for r, x in zip(rounds, relative, strict=False) if _positive(x)]
+        out[f"{name}_tokens_per_s"], out[f"{name}_ratio"] = (
+            _positive(rates.get("median")),
+            _positive(ratios.get("median")),
+        )
+        out["rounds"][f"{name}_tokens_per_s"] = rates.get("rounds") or []
     return out
 
 
 def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float], list[float]] | None:
     """The rounds that two models took in turns, as many of each; None where they are not of one benchmark call.
 
-    They are where the base model was equally fast in each of them: no two calls agree in that to four digits. A slow
-    model may have taken fewer rounds, the first ones.
+    A slow model may have taken fewer rounds, the first ones.
     """
-    references = [one["reference_rounds"][measure] for one in (first, second)]
-    count = min(map(len, references))
-    together = all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(*references, strict=False))
+    count = min(len(one["rounds"][measure]) for one in (first, second))
     rounds = [one["rounds"][measure][:count] for one in (first, second)]
+    together = first["call"] is not None and first["call"] == second["call"]
     if count < 2 or not together or not all(map(_positive, rounds[0] + rounds[1])):
         return None
     return rounds[0], rounds[1]
@@ -217,8 +211,8 @@ def describe(directory: Path, results_dir: Path, precision: str | None = None) -
     if script == "quantize_gptq.py":
         name = f"GPTQ {settings.get('BITS', 4)}-bit"
         source = run_folder(settings.get("SOURCE_RUN"), results_dir)
-        if source is None:
-            return "gptq", f"{name} (of a run that is not here)"
+        if source is None:  # which may have been anything
+            return "other", f"{name} (of a run that is not here)"
         kind, method = describe(source, results_dir)
         if kind in PHASE_1:
             return "gptq", f"{method.partition(' (')[0]} + {name}"
@@ -467,8 +461,8 @@ def quantization_report(results_dir: str) -> list[dict]:
     root, rows = Path(results_dir), []
     for path in runs.records(results_dir, "quantize_metrics.json"):
         folder, metrics = path.parent, runs.read_json(path)
-        source = run_folder(metrics["source_run"], root)
-        if source is None:
+        source = run_folder(metrics.get("source_run"), root)
+        if source is None:  # removed since
             continue
         settings = record_of(folder, "settings.json")["settings"]
         sizes = {name: metrics[name] for name in ("size_before_gb", "size_after_gb")}

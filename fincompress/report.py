@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fincompress import charts, comparison, tables, verdict
+from fincompress import charts, comparison, tables
 from fincompress.comparison import Row, Section
+from fincompress.verdict import Verdict
 
 CAPTIONS = {
     "pareto": "Accuracy against size and against decode throughput.",
@@ -86,25 +87,25 @@ def curves(section: Section, root: Path) -> list[dict]:
     return found
 
 
-def readme_part(chosen: list[tuple[Section, dict]], folder: Path, sizes: list[float], equal_within: float) -> str:
-    """What stands between the README's markers: for each section the table, the chart and the verdict in a sentence."""
+def readme_part(chosen: list[tuple[Section, dict, list[Verdict]]], folder: Path, sizes: list[float]) -> str:
+    """What stands between the README's markers: for each section table, chart and the verdicts in a sentence each."""
     parts = []
-    for section, paths in chosen:
+    for section, paths, verdicts in chosen:
         parts.append(tables.markdown_table(section, tables.shown_rows(section, sizes)))
         if paths:
             link = Path(os.path.relpath(paths["pareto"].resolve(), folder.resolve())).as_posix()
             if not link.startswith(".."):  # results that lie elsewhere cannot be linked to
                 parts.append(f"![{CAPTIONS['pareto']}]({link})\n")
-        parts.append(verdict.judge(section, equal_within)[0] + "\n")
+        parts += [one.summary + "\n" for one in verdicts]
     return "\n".join(parts)
 
 
-def html(sections: list[Section], figures: list[dict], sizes: list[float], equal_within: float) -> str:
-    """``report.html``: verdict, table, figures and the settings of each run, section by section."""
+def html(sections: list[Section], figures: list[dict], verdicts: list[list[Verdict]]) -> str:
+    """``report.html``: verdicts, table, figures and the settings of each run, section by section."""
     body = ["<h1>Financial LLM optimization via structural compression: report</h1>"]
-    for section, paths in zip(sections, figures, strict=True):
+    for section, paths, found in zip(sections, figures, verdicts, strict=True):
         body.append(f"<h2>{escape(section.title)}</h2>")
-        body += [f"<p>{inline(paragraph)}</p>" for paragraph in verdict.judge(section, equal_within)]
+        body += [f"<p>{inline(paragraph)}</p>" for one in found for paragraph in (one.summary, *one.details)]
         body.append(html_table(section, section.rows))
         for name, path in paths.items():
             body.append(figure(path, CAPTIONS[name]))

@@ -44,11 +44,13 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
 
     usual = Counter(row.trained_on for row in rows if row.training_seconds).most_common(1)
     kernels = Counter(row.speed["kernel"] for row in rows if row.speed and row.speed["kernel"]).most_common(1)
+    calls = Counter(row.speed["call"] for row in rows if row.speed).most_common(1)
 
     def how_run(row: Row) -> str | None:
         kernel, label = (row.speed["kernel"], row.speed["label"]) if row.speed else (None, None)
         unusual = f"kernel {kernel}" if kernel and kernel != kernels[0][0] else None
-        return "; ".join(filter(None, (unusual, label))) or None
+        apart = "measured in another call of the benchmark" if row.speed and row.speed["call"] != calls[0][0] else None
+        return "; ".join(filter(None, (unusual, label, apart))) or None
 
     lines = []
     for row in rows:
@@ -134,7 +136,8 @@ def csv_rows(sections: list[Section]) -> list[dict]:
                 low, high = score["interval"] if score else (None, None)
                 found |= {name: score and score["accuracy"], f"{name}_low": low, f"{name}_high": high}
             found |= {"size_gb": row.size_gb, "share_of_base": row.share_of_base, "on_frontier": row.on_frontier}
-            for name in ("prefill_tokens_per_s", "decode_tokens_per_s", "inference_memory_gb"):
+            for name in ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s",
+                         "decode_ratio", "inference_memory_gb", "kernel", "label"):  # fmt: skip
                 found[name] = speed.get(name)
             low, high = drop.get("interval", (None, None))
             found |= {

@@ -289,7 +289,13 @@ def find_subjects(
     """
     found = []
     for name in runs_with_weights(results_dir) if names is None else [name for name in names if name != BASE]:
-        subject = run_subject(results_dir, name)
+        try:
+            subject = run_subject(results_dir, name)
+        except UserError as error:
+            if names is not None:
+                raise
+            print(f"{name}: left out, {error}")  # damaged: no reason not to measure the others
+            continue
         if names is None and (subject.base_model, subject.data_run) != (base_model, data_run):
             print(f"{name}: left out, it is of {subject.base_model} and data run {subject.data_run!r}")
         else:
@@ -332,11 +338,10 @@ def run_subject(results_dir: str, run: str) -> Subject:
     kind = next((kind for kind in DONE if (directory / kind).exists()), DONE[0])
     record = runs.read_json(runs.finished_run(results_dir, owner, kind) / "settings.json")
     settings = record.get("settings", {})
-    data_run = settings.get("DATA_RUN")
-    if data_run is None and settings.get("SOURCE_RUN"):  # quantized: the data of the run it was made from
-        data_run = run_subject(results_dir, settings["SOURCE_RUN"]).data_run
     directory = runs.run_directory(results_dir, run)
-    common = {"run": run, "base_model": record["base_model"], "path": str(directory), "data_run": data_run}
+    common = {
+        "run": run, "base_model": record["base_model"], "path": str(directory), "data_run": settings.get("DATA_RUN")
+    }  # fmt: skip
     if (directory / "config.json").exists():
         config = models.read_config(str(directory))
         quantized = getattr(config, "quantization_config", None)
@@ -569,7 +574,11 @@ class Entrant:
         self.not_measured: dict[str, str] = {}
 
     def open(self) -> None:
-        """Load in a fresh process, unless one is waiting."""
+        """Load in a fresh process, unless one is waiting.
+
+        What is measured next would pay for memory that is touched, and code that is looked up, for the first time: a
+        prefill of each length comes first, unrecorded.
+        """
         if self.worker is None:
             self.worker = WorkerProcess()
             plan = self.plan
@@ -578,6 +587,8 @@ class Entrant:
                     "load", subject=asdict(self.subject), results_dir=plan.results_dir, limit_gb=plan.limit_gb
                 )
             )
+            for tokens in sorted(set(plan.lengths.values())):
+                self.worker.ask("prefill", tokens=tokens)
 
     def close(self) -> None:
         if self.worker is not None:
@@ -588,7 +599,6 @@ class Entrant:
         """Everything once, not recorded: first batch 1 for its peak memory, then the rest, timed to plan the rounds."""
         self.open()
         plan, longest = self.plan, max(self.plan.lengths.values())
-        self.worker.ask("prefill", tokens=longest)
         self.worker.ask("decode", context=longest, batch=1, new_tokens=min(plan.new_tokens, 8))
         self.memory["batch 1"] = self.worker.ask("peak")
         for name, command in plan.measures().items():

@@ -1,7 +1,9 @@
 """The hypothesis against the record: at equal size and at equal accuracy, does SAPLING beat GPTQ?
 
 It says that SAPLING is better in accuracy, throughput and memory. One measure in which GPTQ is better refutes it; it
-holds where SAPLING is better in every one; else it is not decided, and what is missing is named.
+holds where SAPLING is better in every one; else it is not decided, and what is missing is named. Any one of five
+intervals could refute it by chance, so each of them is one of 99 % (Bonferroni: 5 % among all). Every 4-bit GPTQ run
+and every SAPLING run of a section are judged as a pair; of several pairs none is picked.
 
 - **Equal size**: the SAPLING checkpoint nearest to GPTQ's bytes, chosen by bytes alone. Where the two differ by more
   than ``SIZE_TOLERANCE``, a win that the difference helps is not counted: of the larger one in accuracy, of the smaller
@@ -23,6 +25,9 @@ from fincompress.comparison import Row, Section
 EQUAL_WITHIN = 0.03  # execution accuracy that may be lost and still be called equal
 SIZE_TOLERANCE = 0.05  # relative difference in bytes up to which two sizes are called equal
 MEMORY_TOLERANCE = 0.05  # relative difference up to which two peaks of memory are called equal
+SPEED_TOLERANCE = 0.05  # likewise of throughput: two calls of the benchmark differ by as much
+CONFIDENCE = 0.99  # of the intervals that decide: accuracy, and twice decode and prefill throughput
+BITS = 4  # the hypothesis is about 4-bit GPTQ
 SAPLING, GPTQ, OPEN = "SAPLING", "GPTQ", "not decided"
 
 
@@ -37,6 +42,14 @@ class Measure:
 
     def __str__(self) -> str:
         return f"{self.name} {self.winner} ({self.numbers})"
+
+
+@dataclass
+class Verdict:
+    """The verdict on one pair of runs in Markdown: a paragraph with all that counts, and paragraphs with details."""
+
+    summary: str
+    details: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -57,35 +70,48 @@ class Part:
         return " ".join(text for text in (f"At {self.name}: {self.shown}.", self.remark, *said) if text)
 
 
-def judge(section: Section, equal_within: float = EQUAL_WITHIN) -> list[str]:
-    """The verdict on one section as paragraphs of Markdown: the first with all that counts, the rest with details."""
-    gptq = [row for row in section.rows if row.kind == "gptq" and row.execution]
+def judge(section: Section, equal_within: float = EQUAL_WITHIN) -> list[Verdict]:
+    """The verdict on every pair of a 4-bit GPTQ run and a SAPLING run of a section; one that names what is missing."""
+    gptq = [
+        row for row in section.rows if row.kind == "gptq" and row.settings.get("BITS", BITS) == BITS and row.execution
+    ]
     sapling: dict[str, list[Row]] = {}
     for row in section.rows:
         if row.kind == "sapling" and row.execution:
             sapling.setdefault(row.family or row.run, []).append(row)
     if not gptq or not sapling:
-        lacking = [] if gptq else ["an evaluated run of GPTQ (quantize_gptq.py, evaluate.py)"]
+        lacking = [] if gptq else [f"an evaluated run of {BITS}-bit GPTQ (quantize_gptq.py, evaluate.py)"]
         lacking += [] if sapling else ["an evaluated run of SAPLING (sapling_train.py, evaluate.py)"]
-        return [f"**Not decided.** Missing: {'; '.join(lacking)}."]
-    return [
-        text for one in gptq for family in sorted(sapling) for text in judge_pair(one, sapling[family], equal_within)
-    ]
+        return [Verdict(f"**Not decided.** Missing: {'; '.join(lacking)}.")]
+    return [judge_pair(one, sapling[family], equal_within) for one in gptq for family in sorted(sapling)]
 
 
-def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> list[str]:
+def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> Verdict:
     """One GPTQ run against the checkpoints of one SAPLING run."""
+    pair = f"SAPLING (`{checkpoints[0].run.rpartition('/')[0] or checkpoints[0].run}`) against GPTQ (`{gptq.run}`)"
     sized = [row for row in checkpoints if row.size_gb is not None]
     if gptq.size_gb is None or not sized:
-        return [f"**Not decided.** The size of {GPTQ if gptq.size_gb is None else SAPLING} was not recorded."]
+        return Verdict(
+            f"**Not decided.** {pair}: the size of {GPTQ if gptq.size_gb is None else SAPLING} was not recorded."
+        )
     parts = [at_equal_size(gptq, sized), at_equal_accuracy(gptq, sized, equal_within)]
     winners = {measure.winner for part in parts for measure in part.measures}
     if GPTQ in winners:
         head = "**The hypothesis does not hold.**"
     else:
         head = "**Not decided.**" if OPEN in winners else "**The hypothesis holds.**"
-    first = f"{head} SAPLING against GPTQ (`{gptq.run}`), the better one in each measure: {parts[0]} {parts[1]}"
-    return [first, *(part.details() for part in parts)]
+    summary = f"{head} {pair}, the better one in each measure: {parts[0]} {parts[1]}"
+    return Verdict(summary, [*(part.details() for part in parts), training_times(gptq, checkpoints)])
+
+
+def training_times(gptq: Row, checkpoints: list[Row]) -> str:
+    """What both took to make, for they may not have seen as much training; it decides nothing."""
+    last = min(checkpoints, key=lambda row: (row.units_left is None, row.units_left or 0))
+    times = (
+        f"`{row.run}` " + ("unrecorded" if row.training_seconds is None else f"{row.training_seconds / 60:.0f} min")
+        for row in (last, gptq)
+    )
+    return f"Training, with what each started from: {' against '.join(times)}."
 
 
 def at_equal_size(gptq: Row, checkpoints: list[Row]) -> Part:
@@ -144,14 +170,14 @@ def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) ->
 
 def compare_accuracy(sapling: Row, gptq: Row) -> Measure:
     """Execution accuracy on the same questions."""
-    found, reason = comparison.compare_rows(sapling, gptq)
+    found, reason = comparison.compare_rows(sapling, gptq, CONFIDENCE)
     if found is None:
         return Measure("accuracy", OPEN, reason)
     winner = {1: SAPLING, -1: GPTQ, 0: OPEN}[statistics.favours(found)]
     details = (
-        f"Accuracy: paired bootstrap over {found['questions']} questions, {found['resamples']:,} resamples, seed "
-        f"{found['seed']}; {found['only_first']} questions only SAPLING has right, {found['only_second']} only GPTQ, "
-        f"McNemar's exact p = {found['mcnemar_p']:.2g}."
+        f"Accuracy: {CONFIDENCE:.0%} paired bootstrap over {found['questions']} questions, {found['resamples']:,} "
+        f"resamples, seed {found['seed']}; {found['only_first']} questions only SAPLING has right, "
+        f"{found['only_second']} only GPTQ, McNemar's exact p = {found['mcnemar_p']:.2g}."
     )
     return Measure("accuracy", winner, f"{_percent(sapling)} against {_percent(gptq)}, {_points(found)}", details)
 
@@ -163,6 +189,9 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
     if lacking:
         missing = f"{' and '.join(lacking)} not measured"
         return [Measure(name, OPEN, missing) for name in ("throughput", "inference memory")]
+    unlike = [f"`{row.run}` {row.speed['label']}" for row in (sapling, gptq) if row.speed["label"]]
+    if unlike:  # another form of the model was measured
+        return [Measure(name, OPEN, "; ".join(unlike)) for name in ("throughput", "inference memory")]
     found = []
     for name, key in measures.items():
         one, other = sapling.speed[key], gptq.speed[key]
@@ -171,8 +200,10 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
             continue
         rounds = comparison.paired_rounds(sapling.speed, gptq.speed, key)
         if rounds:
-            ratio, low, high = statistics.ratio_interval(*rounds)
-            winner = SAPLING if low > 1 else GPTQ if high < 1 else OPEN
+            ratio, low, high = statistics.ratio_interval(*rounds, CONFIDENCE)
+            winner = OPEN
+            if max(ratio, 1 / ratio) > 1 + SPEED_TOLERANCE and not low <= 1 <= high:
+                winner = SAPLING if ratio > 1 else GPTQ
             details = f"{name.capitalize()}: {one:,.1f} against {other:,.1f} tokens/s over {len(rounds[0])} rounds."
             found.append(Measure(name, winner, f"{ratio:.2f} times [{low:.2f}, {high:.2f}]", details))
         else:
@@ -187,27 +218,30 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
     return [*found, Measure("inference memory", winner, f"{one:.2f} against {other:.2f} GB")]
 
 
-def markdown(sections: list[Section], equal_within: float = EQUAL_WITHIN) -> str:
-    """``verdict.md``: a part for each section, then the rules."""
+def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_within: float = EQUAL_WITHIN) -> str:
+    """``verdict.md``: a part for each section, of which ``verdicts`` holds those by ``judge``, then the rules."""
     lines = ["# Verdict", ""]
     lines += ["Hypothesis: at equal size and at equal accuracy, SAPLING beats GPTQ in accuracy, throughput and memory."]
-    for section in sections:
+    for section, found in zip(sections, verdicts, strict=True):
         lines += ["", f"## {section.title}"]
-        for paragraph in judge(section, equal_within):
-            lines += ["", paragraph]
+        for one in found:
+            for paragraph in (one.summary, *one.details):
+                lines += ["", paragraph]
     lines += [
         "",
         "## How it is decided",
         "",
-        "- Differences are SAPLING minus GPTQ in points of execution accuracy. One is counted where its paired 95 % "
-        "bootstrap interval excludes zero and McNemar's exact test agrees.",
+        "- Differences are SAPLING minus GPTQ in points of execution accuracy. One is counted where its paired "
+        f"{CONFIDENCE:.0%} bootstrap interval excludes zero and McNemar's exact test agrees: of five such intervals "
+        "any one could refute by chance, so each has a fifth of the 5 %.",
         f"- Sizes within {SIZE_TOLERANCE:.0%} of each other are equal. Where the nearest differs by more, the larger "
         "one cannot win in accuracy, nor the smaller one in throughput and memory.",
         f"- Equal accuracy must be shown: the interval may reach {100 * equal_within:.3g} points below GPTQ, no "
-        "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals are "
-        "widened (Bonferroni) because it is picked among several.",
-        "- A ratio of throughputs is taken round by round of one benchmark call and counted where Student's 95 % "
-        f"interval excludes 1; two peaks of memory within {MEMORY_TOLERANCE:.0%} are equal.",
+        "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals of "
+        "95 % are widened (Bonferroni) because it is picked among several.",
+        "- A ratio of throughputs is taken round by round of one benchmark call and counted where it differs from 1 by "
+        f"more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "
+        f"within {MEMORY_TOLERANCE:.0%} are equal. A model that had to be measured in another form decides neither.",
         "- One measure in which GPTQ is better refutes the hypothesis; it holds where SAPLING is better in every one.",
     ]
     return "\n".join(lines) + "\n"

@@ -38,9 +38,10 @@ def evaluation(root, run, right, share=1.0, split="dev", data=DATA, base_model="
 
 
 def throughput(
-    root, run, decode, prefill=800.0, memory=0.5, device="cpu", hardware=HARDWARE, base=23.0, spread=0.01, seed=None
-):
-    """Rounds of one call: in all of them the base model decodes at about ``base`` tokens/s."""
+    root, run, decode, prefill=800.0, memory=0.5, device="cpu", hardware=HARDWARE, base=23.0, spread=0.01, seed=None,
+    label=None,
+):  # fmt: skip
+    """Rounds of one call, that in which the base model decodes at about ``base`` tokens/s."""
     noise = 1 + spread * np.random.default_rng(len(run) if seed is None else seed).standard_normal((2, 5))
     drift = 1 + 0.1 * np.sin(np.arange(5) + base)
 
@@ -54,7 +55,7 @@ def throughput(
 
     record = {
         "run": run, "base_model": "smollm2-135m", "device": device, "hardware": hardware, "kernel": "dense",
-        "label": None, "reference": "base",
+        "label": label, "reference": "base", "call": f"base at {base}",
         "prefill": {"median": {"prompt_tokens": 186} | entry(prefill, 800.0, noise[0])},
         "decode": {"1": entry(decode, base, noise[1])}, "inference_memory_gb": memory, "size_gb": 0.2,
     }  # fmt: skip

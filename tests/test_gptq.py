@@ -219,7 +219,7 @@ def test_bad_input_is_refused_and_leaves_nothing(finished, monkeypatch, constant
 
     results, _ = finished
     runs.write_json(results / "unmerged" / "train_metrics.json", {})
-    runs.write_json(results / "already" / "quantize_metrics.json", {})
+    runs.write_json(results / "already" / "train_metrics.json", {})
     runs.write_json(results / "already" / "config.json", {"quantization_config": {"quant_method": "gptq"}})
     for name, changed in {"RESULTS_DIR": str(results), "SOURCE_RUN": "source", "RUN": "bad", constant: value}.items():
         monkeypatch.setattr(quantize_gptq, name, changed)

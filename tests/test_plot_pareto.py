@@ -176,7 +176,7 @@ def test_one_method_without_sapling_or_speed(tmp_path):
     made.evaluation(tmp_path / "results", "base", [False] * 30)
     done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path / 'results'}", "--README=None")
     assert done.returncode == 0, done.stderr
-    assert "Not decided. Missing: an evaluated run of GPTQ" in done.stdout
+    assert "Not decided. Missing: an evaluated run of 4-bit GPTQ" in done.stdout
     assert drawn(tmp_path / "results" / "pareto.png")
 
 
@@ -228,5 +228,5 @@ def test_settings_are_shown_as_html(tmp_path):
     (tmp_path / "base" / "settings.json").write_text(json.dumps(record | {"command": "<script>"}))
     made.evaluation(tmp_path, "base", [True] * 30)
     found = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
-    text = report.html(found, [{}], [0.5], 0.03)
+    text = report.html(found, [{}], [[]])
     assert "&lt;b&gt;&amp;" in text and "<script>" not in text and "<b>" not in text

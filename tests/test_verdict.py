@@ -14,7 +14,8 @@ N = np.arange(QUESTIONS)
 
 def section(tmp_path, gptq, sapling, speed=True):
     """GPTQ and SAPLING checkpoints given as ``(verdicts, share of the base)``, ``{units left: ...}`` for SAPLING."""
-    made.settings(tmp_path / "gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": None})
+    made.settings(tmp_path / "qlora_4bit", "train_qlora_4bit.py")
+    made.settings(tmp_path / "gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit"})
     made.evaluation(tmp_path, "gptq_4bit", *gptq)
     for left, one in sapling.items():
         values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
@@ -42,16 +43,18 @@ def rows(found):
 )
 def test_missing_run_is_not_named(tmp_path, runs, said):
     made.settings(tmp_path / "base", "evaluate.py")
+    made.settings(tmp_path / "qlora_4bit", "train_qlora_4bit.py")
     made.evaluation(tmp_path, "base", N < 100)
     for run, script in (("gptq", "quantize_gptq.py"), ("sapling", "sapling_train.py")):
         if run in runs:
-            made.settings(tmp_path / run, script, {"CRITERION": "calibration", "SCHEDULE": "successive"})
+            values = {"CRITERION": "calibration", "SCHEDULE": "successive", "SOURCE_RUN": "qlora_4bit"}
+            made.settings(tmp_path / run, script, values)
             made.evaluation(tmp_path, run, N < 200)
     (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
-    (text,) = verdict.judge(found)
-    assert text.startswith("**Not decided.** Missing: an evaluated run of ")
+    (one,) = verdict.judge(found)
+    assert one.summary.startswith("**Not decided.** Missing: an evaluated run of ")
     for name in ("GPTQ", "SAPLING"):
-        assert (f"run of {name}" in text) == (name in said)
+        assert (f"run of {'4-bit ' * (name == 'GPTQ')}{name}" in one.summary) == (name in said)
 
 
 def test_baseline_pruning_passes_for_sapling(tmp_path):
@@ -59,12 +62,13 @@ def test_baseline_pruning_passes_for_sapling(tmp_path):
     made.settings(tmp_path / "last", "sapling_train.py", {"CRITERION": "last", "SCHEDULE": "successive"})
     made.evaluation(tmp_path, "last", N < 300, 0.43)
     (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
-    assert "run of SAPLING" in verdict.judge(found)[0]
+    assert "run of SAPLING" in verdict.judge(found)[0].summary
 
 
 def test_hypothesis_holds_when_sapling_is_better_in_everything(tmp_path):
     found = section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50), 20: (N < 200, 0.40)})
-    texts = verdict.judge(found)
+    (one,) = verdict.judge(found)
+    texts = [one.summary, *one.details]
     assert texts[0].startswith("**The hypothesis holds.**"), texts[0]
     assert "`sapling/30`, 0.135 GB or 50% of the base against 0.135 GB or 50% of the base" in texts[0]
     assert "34.0% against 22.7%, +11.3 points" in texts[0]
@@ -74,7 +78,7 @@ def test_hypothesis_holds_when_sapling_is_better_in_everything(tmp_path):
 
 def test_one_loss_does_not_refute(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)})
-    text = verdict.judge(found)[0]
+    text = verdict.judge(found)[0].summary
     assert text.startswith("**The hypothesis does not hold.**")
     assert "accuracy GPTQ (22.7% against 34.0%, -11.3 points" in text and "decode throughput SAPLING" in text
 
@@ -183,20 +187,54 @@ def test_noise_of_throughput_decides(tmp_path):
 def test_section_without_predictions_or_size(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
     (tmp_path / "gptq_4bit" / "predictions_dev.jsonl").unlink()
-    texts = verdict.judge(found)
-    assert "predictions of gptq_4bit are not here" in texts[0] and texts[0].startswith("**Not decided.**")
+    (one,) = verdict.judge(found)
+    assert "predictions of gptq_4bit are not here" in one.summary and one.summary.startswith("**Not decided.**")
     gptq, _ = rows(found)
     gptq.size_gb = None
-    assert verdict.judge(found) == ["**Not decided.** The size of GPTQ was not recorded."]
+    (one,) = verdict.judge(found)
+    assert one.summary.startswith("**Not decided.**") and "the size of GPTQ was not recorded" in one.summary
 
 
 def test_sections_share_a_verdict(tmp_path):
     section(tmp_path, (N < 300, 0.43), {30: (N < 200, 0.43)})
     made.evaluation(tmp_path, "gptq_4bit", N < 100, 0.43, split="test")
     found = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev", "test"])[0])
-    text = verdict.markdown(found)
+    text = verdict.markdown(found, [verdict.judge(one) for one in found])
     assert text.count("\n## ") == 3  # two sections and the rules
     parts = text.split("\n## ")
     assert "does not hold" in parts[1] and "FinQA, dev" in parts[1]
     assert "Missing: an evaluated run of SAPLING" in parts[2] and "FinQA, test" in parts[2]
     assert Path(tmp_path).name not in text
+
+
+def test_only_4_bit_gptq_of_a_known_run_is_judged_and_every_pair_is(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
+    for run, values in {
+        "gptq_8bit": {"SOURCE_RUN": "qlora_4bit", "BITS": 8}, "second": {"SOURCE_RUN": "qlora_4bit", "BITS": 4},
+        "orphan": {"SOURCE_RUN": "removed since", "BITS": 4},
+    }.items():  # fmt: skip
+        made.settings(tmp_path / run, "quantize_gptq.py", values)
+        made.evaluation(tmp_path, run, N < 250, 0.43)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    summaries = [one.summary for one in verdict.judge(found)]
+    assert len(summaries) == 2
+    assert all(f"SAPLING (`sapling`) against GPTQ (`{run}`)" in " ".join(summaries) for run in ("gptq_4bit", "second"))
+
+
+def test_a_model_measured_in_another_form_decides_no_speed_and_no_memory(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, memory=0.9)
+    made.throughput(tmp_path, "sapling/30", 40.0, memory=0.3, label="does not fit a 10 GB card: measured in 4 bits")
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    part = verdict.at_equal_size(*rows(found))
+    assert winners(part) == {"accuracy": "SAPLING", "throughput": "not decided", "inference memory": "not decided"}
+    assert "measured in 4 bits" in str(part)
+
+
+def test_a_ratio_within_the_benchmarks_own_spread_decides_nothing(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    for decode, winner in ((20.8, "not decided"), (21.6, "SAPLING")):
+        made.throughput(tmp_path, "gptq_4bit", 20.0, spread=0.001)
+        made.throughput(tmp_path, "sapling/30", decode, spread=0.001)
+        (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+        assert winners(verdict.at_equal_size(*rows(found)))["decode throughput"] == winner
