@@ -97,7 +97,7 @@ def predict_lora_training_gb(
     state = adapter * (4 + 4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
     # Each norm keeps a float32 copy of the stream; adapters keep their inputs, some of which they share.
     token = 2 * (4 + 4 * hidden) + compute_bytes * (3 * inner + ratio * (2 * hidden + inner + 7 * rank))
-    token += _attention_bytes(config, tokens, compute_bytes)
+    token += _attention_bytes(config, tokens, compute_bytes, eager=device == "cpu")
     activations = _kept(config, batch * tokens, [token] * blocks, checkpointing, compute_bytes)
     return (weights + state + activations + _logits(config, batch * target_tokens, compute_bytes)) / 1e9
 
@@ -124,7 +124,7 @@ def predict_training_gb(
     trained = ratio * linear + train_ends * ends
     weights = (linear + ends - trained) * compute_bytes
     weights += trained * (4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
-    attention = _attention_bytes(config, tokens, compute_bytes)
+    attention = _attention_bytes(config, tokens, compute_bytes, eager=device == "cpu")
     # Autocast copies an input once for each of the products that need it for a weight's gradient.
     copies = (3, 2) if compute_bytes < 4 else (1, 1)
     frozen = 2 * (4 + 4 * hidden) + compute_bytes * 3 * inner + attention
@@ -232,9 +232,15 @@ def _cast_bytes(compute_bytes: int) -> int:
     return compute_bytes if compute_bytes < 4 else 0
 
 
-def _attention_bytes(config, tokens: int, compute_bytes: int) -> int:
-    """Bytes a token that attention keeps: queries, keys and values of every head, output, log-sum-exp, and the mask."""
-    return compute_bytes * (4 * config.hidden_size + tokens) + 4 * config.num_attention_heads
+def _attention_bytes(config, tokens: int, compute_bytes: int, eager: bool = False) -> int:
+    """Bytes a token that attention keeps: queries, keys and values of every head, output, log-sum-exp, and the mask.
+
+    ``eager`` attention keeps every head's softmax instead of the last two, in float32 and as computed with.
+    """
+    heads, streams = config.num_attention_heads, compute_bytes * 4 * config.hidden_size
+    if eager:
+        return streams + heads * tokens * (4 + _cast_bytes(compute_bytes))
+    return streams + compute_bytes * tokens + 4 * heads
 
 
 def _kept(config, tokens: int, blocks: list[float], checkpointing: bool, stream_bytes: int) -> float:

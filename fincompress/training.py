@@ -30,6 +30,20 @@ BETTER = "better"  # of the two, by the calibration split
 class TargetTrainer(Trainer):
     """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own."""
 
+    def train(self, *arguments, **options):
+        """Train as ``Trainer`` does, on a CPU with attention as plain products.
+
+        The backward pass of torch's flash attention takes a CPU several times as long as they do for prompts of some
+        hundred tokens: a seventh of a step.
+        """
+        before = self.model.config._attn_implementation
+        if self.args.use_cpu:
+            self.model.set_attn_implementation("eager")
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            self.model.set_attn_implementation(before)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits, labels = target_logits(model, inputs)
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")

@@ -24,6 +24,7 @@ def model_to_train(kind, dtype):
     if kind == "lora":
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
         models.compute_in_model_dtype(model)
+    model.set_attn_implementation("eager")  # as TargetTrainer does on a CPU
     for name, parameter in model.named_parameters():
         in_block = ".layers." in name
         parameter.requires_grad_("lora_" in name if kind == "lora" else kind == "full" or not in_block)
