@@ -38,6 +38,10 @@ def main() -> None:
     if not rows:
         raise UserError(f"no run in {RESULTS_DIR}/ is evaluated on {' or '.join(SPLITS)}: run evaluate.py first")
     sections = comparison.make_sections(rows, PHASE_1)
+    if PHASE_1 and PHASE_1 not in [section.reference for section in sections]:
+        raise UserError(
+            f"PHASE_1 = {PHASE_1!r} is no evaluated run; there are {', '.join(sorted({r.run for r in rows}))}"
+        )
     root = Path(RESULTS_DIR)
     figures = [report.figure_paths(section, root, main=i == 0) for i, section in enumerate(sections)]
     verdicts = [verdict.judge(section, EQUAL_WITHIN) for section in sections]

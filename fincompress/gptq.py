@@ -132,7 +132,7 @@ def is_gptq(path: str) -> bool:
 def quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """``(name, module)`` of every layer that a GPTQ kernel runs."""
     for name, module in model.named_modules():
-        if hasattr(module, "dequantize_weight"):
+        if hasattr(module, "qweight"):
             yield name, module
 
 

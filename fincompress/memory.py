@@ -50,6 +50,7 @@ def reset_peak() -> float:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what is reserved and unused would count as reserved from the start
         torch.cuda.reset_peak_memory_stats()
     return psutil.Process().memory_info().rss / 1e9
 

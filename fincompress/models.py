@@ -16,7 +16,14 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    LlamaConfig,
+)
 
 from fincompress import gptq, memory, runs
 from fincompress.errors import UserError
@@ -308,8 +315,7 @@ def load_base(
             **options,
         )
     # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
-    packed_names = {f"{name}.weight" for name, _ in gptq.quantized_layers(model)}  # it holds those under other names
-    missing = sorted(set(info["missing_keys"]) - packed_names)
+    missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         raise UserError(f"{path} is not a whole checkpoint: {len(missing)} weights missing, such as {missing[:3]}")
     if from_gptq:
@@ -348,24 +354,73 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
 def merge_adapter(directory: Path, results_dir: str, original: bool, target: Path, dtype: torch.dtype) -> None:
     """Write a run's adapter, merged into 16-bit weights on the CPU, as a standard checkpoint in the folder ``target``.
 
-    Into the base before it was quantized where ``original``, else into the quantized weights, each unpacked in turn.
+    Into the base before it was quantized where ``original``, read weight by weight from its files, else into the
+    quantized weights, each unpacked in turn: neither way holds the whole model in 16 bits.
     """
-    cpu = torch.device("cpu")
-    precision = {"base_precision": "auto"} if original else {}
-    model, tokenizer = load_adapter(directory, results_dir, cpu, dtype, packed=True, **precision)
-    write_checkpoint(target, model, tokenizer, dtype)
     record = runs.read_json(directory / "settings.json")
-    into = "its base" if original else f"its base, quantized to {record['base_precision']} and unpacked"
+    if original:
+        source = checkpoint_folder(base_model_path(record["base_model"], results_dir))
+        config, adapter = read_config(str(source)), directory / "adapter"
+        with explain_loading(str(adapter)):
+            write_weights(target, merged_tensors(source, config, adapter, dtype))
+        if (source / "generation_config.json").exists():
+            generation = GenerationConfig.from_pretrained(source)
+        else:
+            generation = GenerationConfig.from_model_config(config)
+        write_configs(target, config, generation, load_tokenizer(str(adapter)), dtype)
+        into = "its base"
+    else:
+        model, tokenizer = load_adapter(directory, results_dir, torch.device("cpu"), dtype, packed=True)
+        write_checkpoint(target, model, tokenizer, dtype)
+        into = f"its base, quantized to {record['base_precision']} and unpacked"
     write_model_card(target, record["base_model"], f"LoRA adapter of run `{directory.name}`, merged into {into}.")
 
 
+def checkpoint_folder(path: str) -> Path:
+    """The folder on this disk that holds a checkpoint: in the Hub's cache where ``path`` is a hub id."""
+    if Path(path).exists():
+        return Path(path)
+    with explain_loading(path):
+        return Path(huggingface_hub.snapshot_download(path, allow_patterns=["*.json", "*.safetensors"]))
+
+
+@torch.no_grad()
+def merged_tensors(folder: Path, config, adapter: Path, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """``(name, tensor)`` of every weight of the checkpoint in ``folder``, a LoRA adapter of peft's added to it.
+
+    Raises UserError where the files lack a weight that the adapter belongs to, or hold none as safetensors.
+    """
+    from peft import LoraConfig
+    from safetensors import safe_open
+
+    with torch.device("meta"):
+        wanted = set(AutoModelForCausalLM.from_config(config).state_dict())
+    wanted -= {"lm_head.weight"} if config.tie_word_embeddings else set()
+    settings = LoraConfig.from_pretrained(adapter)
+    scale = settings.lora_alpha / settings.r
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as lora:
+        unused = set(lora.keys())
+        for path in sorted(folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as base:
+                for name in sorted(wanted & set(base.keys())):
+                    weight = base.get_tensor(name)
+                    a, b = (f"base_model.model.{name.removesuffix('weight')}lora_{part}.weight" for part in "AB")
+                    if a in unused:
+                        weight = weight.float() + scale * (lora.get_tensor(b).float() @ lora.get_tensor(a).float())
+                        unused -= {a, b}
+                    wanted.remove(name)
+                    yield name, weight.to(dtype)
+    if wanted or unused:
+        lacking = sorted(wanted or unused)[0]
+        raise UserError(f"the safetensors files in {folder} lack weights, such as {lacking}: nothing to merge into")
+
+
 def load_adapter(
-    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, base_precision: str | None = None,
-    packed: bool | None = None,
-):  # fmt: skip
+    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None
+):
     """``(model, tokenizer)``: the adapter of a run, in float32, on the base it was trained against.
 
-    ``base_precision`` names another base; ``packed`` is for ``load_base``.
+    ``packed`` is for ``load_base``.
     """
     from peft import PeftModel
 
@@ -374,7 +429,7 @@ def load_adapter(
     if not adapter.exists():
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
     path = base_model_path(record["base_model"], results_dir)
-    model = load_base(path, base_precision or record["base_precision"], device, dtype, packed)
+    model = load_base(path, record["base_precision"], device, dtype, packed)
     with explain_loading(str(adapter)), gptq.quiet():  # peft imports gptqmodel, which greets
         return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
 
@@ -416,13 +471,18 @@ def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: 
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     write_weights(directory, dense_tensors(base, dtype))
     config = copy.deepcopy(base.config)
+    config.architectures = [type(base).__name__]
+    write_configs(directory, config, base.generation_config, tokenizer, dtype)
+
+
+def write_configs(directory: Path, config, generation_config, tokenizer, dtype: torch.dtype) -> None:
+    """Write what a checkpoint of unquantized weights in ``dtype`` has beside them; changes ``config``."""
     config.dtype = dtype
     config.use_cache = True  # the Trainer turns it off
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    config.architectures = [type(base).__name__]
     config.save_pretrained(directory)
-    base.generation_config.save_pretrained(directory)
+    generation_config.save_pretrained(directory)
     save_tokenizer(tokenizer, directory)
 
 

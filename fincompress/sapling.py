@@ -493,7 +493,8 @@ class Run:
         """Write the model as it is as ``<units left>/``, a standard checkpoint in 16 bits that is checked first."""
         s = self.settings
         cycles = len({row["scan"] for row in self.drops})
-        if not final and cycles % s["SAVE_EVERY"]:
+        untouched = not self.drops and not self.state["examples_seen"]  # what it started from, once more
+        if not final and (untouched or cycles % s["SAVE_EVERY"]):
             return
         packed = self.packed()
         batch = next(self.batches(2))

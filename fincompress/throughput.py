@@ -174,28 +174,31 @@ class Worker:
         return models.load_base(subject.path, precision, self.device, self.dtype, **options).eval()
 
     @torch.inference_mode()
-    def prefill(self, tokens: int, keep: bool = False) -> dict:
-        """Seconds from token ids to the first new token on the host, one prompt of so many tokens."""
+    def read(self, tokens: int) -> tuple:
+        """``(KV cache, first new token, seconds)`` of one prompt of so many tokens, from its ids to the token here."""
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, self.model.config.vocab_size, (1, tokens), generator=generator).to(self.device)
         began = self.now()
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
         token = output.logits[0, -1].argmax().item()
-        seconds = self.now() - began
-        if keep:
-            self.contexts[tokens] = output.past_key_values, token
-        return {"seconds": seconds}
+        return output.past_key_values, token, self.now() - began
+
+    def prefill(self, tokens: int) -> dict:
+        """Seconds of one prefill."""
+        return {"seconds": self.read(tokens)[2]}
 
     @torch.inference_mode()
-    def decode(self, context: int, batch: int, new_tokens: int) -> dict:
+    def decode(self, context: int, batch: int, new_tokens: int, keep: bool = True) -> dict:
         """Seconds of each of ``new_tokens`` steps of greedy decoding after ``context`` tokens; EOS does not stop it.
 
-        The prompt is prefilled once and its cache copied for each sequence, so that a large batch costs no prefill. One
-        step more comes first, unmeasured: threads and caches are woken by it.
+        The prompt is prefilled once and its cache copied for each sequence, so that a large batch costs no prefill;
+        without ``keep`` there is no copy, as when a peak of memory is taken. One step more comes first, unmeasured:
+        threads and caches are woken by it.
         """
-        if context not in self.contexts:
-            self.prefill(context, keep=True)
-        cache, token = copy.deepcopy(self.contexts[context][0]), self.contexts[context][1]
+        found = self.contexts.get(context) or self.read(context)[:2]
+        if keep:
+            self.contexts[context] = found
+        cache, token = copy.deepcopy(found[0]) if keep else found[0], found[1]
         if batch > 1:
             cache.batch_repeat_interleave(batch)
         tokens = torch.full((batch, 1), token, device=self.device)
@@ -359,8 +362,8 @@ def run_subject(results_dir: str, run: str) -> Subject:
 
 
 def weight_files(path: str) -> list[str]:
-    """The safetensors files of a checkpoint folder; none for a hub id."""
-    return sorted(map(str, Path(path).glob("*.safetensors")))
+    """The safetensors files of a checkpoint, a hub id's in the Hub's cache."""
+    return sorted(map(str, models.checkpoint_folder(path).glob("*.safetensors")))
 
 
 def variant_subjects(base: Subject, variants: list[str] | None, results_dir: str) -> list[Subject]:
@@ -599,7 +602,7 @@ class Entrant:
         """Everything once, not recorded: first batch 1 for its peak memory, then the rest, timed to plan the rounds."""
         self.open()
         plan, longest = self.plan, max(self.plan.lengths.values())
-        self.worker.ask("decode", context=longest, batch=1, new_tokens=min(plan.new_tokens, 8))
+        self.worker.ask("decode", context=longest, batch=1, new_tokens=min(plan.new_tokens, 8), keep=False)
         self.memory["batch 1"] = self.worker.ask("peak")
         for name, command in plan.measures().items():
             began = time.perf_counter()

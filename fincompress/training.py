@@ -267,7 +267,8 @@ def train_adapter(
         1 + max(train_set["target_tokens"]), checkpointing, device.type, dtype.itemsize,
     )  # fmt: skip
     print_prediction(predicted_gb, device)
-    model = models.load_base(path, base_precision, device, dtype)
+    with explain_out_of_memory(predicted_gb):
+        model = models.load_base(path, base_precision, device, dtype)
     adapters = LoraConfig(
         r=s["LORA_RANK"],
         lora_alpha=s["LORA_ALPHA"],
@@ -392,7 +393,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     ``MERGE_INTO`` says which weights: ``"dequantized"``, the quantized base as the adapter was trained against it, or
     ``"original"``, the base before it was quantized, whose rounding error the adapter may have learnt to undo.
     ``"better"`` makes both and keeps the one of lower NLL on the calibration split, where 16 bits fit the device.
-    The weights are merged on the CPU, module by module out of the packed base, and written shard by shard.
+    The weights are merged on the CPU, one after another, and written shard by shard.
     """
     record = runs.read_json(directory / "settings.json")
     path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
@@ -410,8 +411,9 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         for way, folder in folders.items():
             models.merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, half)
             if len(ways) > 1:
-                model = models.load_base(str(folder), "auto", device, dtype).eval()
-                nll, exact = score_targets(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
+                with explain_out_of_memory(None, "BATCH_SIZE (or set MERGE_INTO = 'dequantized')"):
+                    model = models.load_base(str(folder), "auto", device, dtype).eval()
+                    nll, exact = score_targets(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
                 scores[way] = {
                     "calibration_nll": round(nll.mean().item(), 5),
                     "calibration_exact": round(exact.float().mean().item(), 5),

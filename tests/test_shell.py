@@ -93,10 +93,11 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
         "quantize_gptq.py", "benchmark_throughput.py", "plot_pareto.py",
     ]  # fmt: skip
     assert [call[0][1] for call in calls if call[0][0] == "evaluate.py"] == [
-        f"--RUN={run}" for run in ("base", "qlora_4bit", "qlora_4bit/merged", "lora_8bit", "gptq_4bit", "sapling/22",
+        f"--RUN={run}" for run in ("base", "qlora_4bit", "lora_8bit", "gptq_4bit", "qlora_4bit/merged", "sapling/22",
                                    "sapling/9", "sapling_gptq")
     ]  # fmt: skip
     assert "--SOURCE_RUN=sapling/9" in made[5]  # the smallest
+    assert "--RUNS=['qlora_4bit', 'gptq_4bit', 'sapling/22', 'sapling/9', 'sapling_gptq', ]" in made[6]
     assert "--README=None" in made[7]  # the published results stay
     for call, data, folder in calls:
         assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
@@ -130,7 +131,7 @@ def test_folders_set_in_dotenv_are_used(phases, copy, arguments, results):
 def test_the_synthetic_set_is_reported_on_test_also_when_dotenv_asks_for_it(phases, copy):
     (copy / ".env").write_text("DATA_DIR=synthetic\n")
     _, calls = phases()
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 8
+    assert [call[0][2] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 8
 
 
 def test_a_phase_that_fails_ends_the_main_job(phases):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
 from fincompress import models, runs, targets, training
+from fincompress.errors import UserError
 
 CPU = torch.device("cpu")
 EOS, PAD = 2, 0
@@ -169,18 +170,24 @@ def test_unpacking_int8_once_trains_as_bitsandbytes_does(tiny_base):
     assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
 
 
-@pytest.mark.parametrize("precision", ["nf4", "int8"])
-@pytest.mark.parametrize("into", ["dequantized", "original"])
-def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(precision, into, tiny_base, tmp_path):
-    weights = precision if into == "dequantized" else "bf16"
-    model = add_lora(models.load_base(tiny_base, weights, CPU, torch.bfloat16))
+def write_adapter(directory, base, precision, weights):
+    """A run's folder with an adapter that was trained on ``precision``; returns it on the base in ``weights``."""
+    model = add_lora(models.load_base(base, weights, CPU, torch.bfloat16))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zeros at the start
                 parameter.normal_(0, 0.1)
-    model.save_pretrained(tmp_path / "run" / "adapter")
-    models.load_tokenizer(tiny_base).save_pretrained(tmp_path / "run" / "adapter")
-    runs.write_json(tmp_path / "run" / "settings.json", {"base_model": tiny_base, "base_precision": precision})
+    model.save_pretrained(directory / "adapter")
+    models.load_tokenizer(base).save_pretrained(directory / "adapter")
+    runs.write_json(directory / "settings.json", {"base_model": base, "base_precision": precision})
+    return model
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+@pytest.mark.parametrize("into", ["dequantized", "original"])
+def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(precision, into, tiny_base, tmp_path):
+    weights = precision if into == "dequantized" else "bf16"
+    model = write_adapter(tmp_path / "run", tiny_base, precision, weights)
     models.merge_adapter(tmp_path / "run", str(tmp_path), into == "original", tmp_path / "merged", torch.bfloat16)
     merged = models.load_base(str(tmp_path / "merged"), "bf16", CPU, torch.bfloat16)
     batch = targets.TargetCollator(PAD)(make_rows(4))
@@ -189,6 +196,33 @@ def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(preci
         base = targets.target_logits(models.load_base(tiny_base, weights, CPU, torch.bfloat16), batch)[0].float()
     # The sum is rounded to 16 bits once, after merging.
     assert (logits[0] - logits[1]).norm() < 0.02 * (logits[0] - base).norm()
+
+
+@pytest.mark.parametrize("better", training.MERGE_INTO)
+def test_the_merge_of_lower_calibration_nll_is_kept(better, tiny_base, tmp_path, monkeypatch):
+    write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
+    scored = []
+
+    def score(model, *arguments):  # of the two in turn
+        scored.append(model.get_decoder().layers[0].mlp.up_proj.weight.clone())
+        nll = 1.0 if training.MERGE_INTO[len(scored) - 1] == better else 2.0
+        return torch.tensor([nll]), torch.tensor([True])
+
+    monkeypatch.setattr(training, "score_targets", score)
+    settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
+    found = training.merge(tmp_path / "run", settings, None, CPU, torch.bfloat16)
+    assert found["merged_into"] == better and len(found["scores"]) == 2
+    merged = models.load_base(str(tmp_path / "run" / "merged"), "auto", CPU, torch.bfloat16)
+    weight = merged.get_decoder().layers[0].mlp.up_proj.weight
+    assert [torch.equal(weight, one) for one in scored] == [way == better for way in training.MERGE_INTO]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "merged", "settings.json"]
+
+
+def test_a_base_that_lacks_weights_is_not_merged_into(tiny_base, tmp_path):
+    write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
+    adapter = tmp_path / "run" / "adapter"
+    with pytest.raises(UserError, match="lack weights, such as lm_head.weight"):
+        list(models.merged_tensors(adapter, models.read_config(tiny_base), adapter, torch.bfloat16))
 
 
 def test_parameters_of_a_4_bit_model_are_counted_unpacked(tiny_base, nf4):
