@@ -59,9 +59,17 @@ def target_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     ``nll`` is the mean negative log-likelihood in nats per target token, EOS included. ``exact`` says whether every
     target token is the model's first choice, that is, whether greedy decoding would write the target to the letter.
     """
-    losses = F.cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none")
+    return packed_scores(logits[labels.ne(IGNORE)], labels)
+
+
+def packed_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``target_scores`` from the logits of the target tokens alone, (target tokens, vocabulary), row after row."""
     counted = labels.ne(IGNORE)
-    return losses.sum(1) / counted.sum(1), ((logits.argmax(-1) == labels) | ~counted).all(1)
+    rows, tokens = counted.nonzero()[:, 0], labels[counted]
+    losses = F.cross_entropy(logits.float(), tokens, reduction="none")
+    sums = losses.new_zeros(len(labels))
+    wrong = sums.index_add(0, rows, logits.argmax(-1).ne(tokens).to(sums))
+    return sums.index_add(0, rows, losses) / counted.sum(1), wrong == 0
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.targets import target_logits, target_scores
+from fincompress.targets import IGNORE, packed_scores, target_logits, target_scores
 
 CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
 Unit = tuple[SubLayer, ...]
@@ -100,12 +100,12 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 
 
 @torch.no_grad()
-def logits_without(model, unit: Unit, seen: Trace) -> torch.Tensor:
-    """Logits of the target positions with ``unit`` skipped, (batch, K - 1, vocabulary): only its suffix is run."""
+def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
+    """``target_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
     first = unit[0]
     start = first.block if first.kind == "attention" else first.block + 1
     with sub.skipped(model, *unit):
-        return head(model, run_blocks(model, seen.streams[first], start, seen), seen)
+        return packed_scores(head(model, run_blocks(model, seen.streams[first], start, seen), seen), seen.labels)
 
 
 def run_blocks(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
@@ -116,9 +116,12 @@ def run_blocks(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Te
 
 
 def head(model, stream: torch.Tensor, seen: Trace) -> torch.Tensor:
-    """Logits of the target positions from what leaves the last block."""
+    """Logits of the target tokens, (target tokens, vocabulary), from what leaves the last block.
+
+    Most positions of a batch are padding beside its longest target; the head of a small model is a quarter of a scan.
+    """
     keep = seen.labels.shape[1] + 1
-    last = stream[:, -keep:-1].contiguous()
+    last = stream[:, -keep:-1][seen.labels.ne(IGNORE)]
     return model.get_output_embeddings()(sub.decoder(model).norm(last))
 
 
@@ -182,11 +185,11 @@ def scan(
         whole.add(*target_scores(seen.logits, seen.labels), 0.0)
         for unit in race.alive:
             if cached:
-                logits = logits_without(model, unit, seen)
+                found = scores_without(model, unit, seen)
             else:
                 with sub.skipped(model, *unit), torch.no_grad():
-                    logits = target_logits(model, batch)[0]
-            scores[unit].add(*target_scores(logits, seen.labels), sum(seen.squares[one] for one in unit))
+                    found = target_scores(*target_logits(model, batch))
+            scores[unit].add(*found, sum(seen.squares[one] for one in unit))
         if eliminate:
             race.give_up(scores)
         del seen  # or the next batch's streams would be held beside it
@@ -197,7 +200,8 @@ def _check_head(model, seen: Trace) -> None:
     """Refuse a model whose logits are not just its head on its last norm: its suffixes would be scored wrongly."""
     with torch.no_grad():
         ours = head(model, seen.last, seen)
-    if not torch.allclose(ours.float(), seen.logits.float(), atol=1e-2, rtol=1e-2):
+    theirs = seen.logits[seen.labels.ne(IGNORE)]
+    if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
         raise UserError(f"{type(model).__name__} does more to its logits than a Llama does; it cannot be scanned")
 
 
