@@ -46,6 +46,7 @@ class Row:
     size_gb: float | None = None
     share_of_base: float | None = None  # of the bytes of the base model in 16 bits
     units_left: int | None = None  # sub-layers, or blocks where blocks were dropped
+    remark: str | None = None  # on the method, for a footnote
     family: str | None = None  # the run whose checkpoints this is one of
     training_seconds: float | None = None  # with what it started from: training, scans, quantization
     trained_on: str | None = None  # hardware
@@ -325,7 +326,10 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         row.size_gb = next((measured["size_gb"] for measured in devices.values()), None)
     row.missing["size"] = "its evaluation did not record a size" if evaluation else row.missing["execution"]
     if kind in ("sapling", "pruning"):
-        row.units_left = record_of(folder, "train_metrics.json").get("units_left")
+        found = record_of(folder, "train_metrics.json")
+        row.units_left = found.get("units_left")
+        if found.get("healed") is False:
+            row.remark = "saved on the way down, without the training that follows the last drop"
         row.family = str(folder.parent)
         row.series = re.sub(r", \d+ (sub-layers|blocks) left$", "", method)
     row.training_seconds, row.missing["training_seconds"] = training_seconds(folder, root)

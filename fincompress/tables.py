@@ -54,7 +54,7 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
 
     lines = []
     for row in rows:
-        line = [(row.method, "")]
+        line = [cell(row.method, None, row.remark)]
         line.append(cell(_score(row.execution), row.missing.get("execution")))
         line.append(cell(row.program and f"{100 * row.program['accuracy']:.1f}", row.missing.get("program")))
         size = row.missing.get("size")

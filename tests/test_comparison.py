@@ -3,6 +3,7 @@
 import json
 
 import made_up_runs as made
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -285,6 +286,20 @@ def test_incomplete_benchmark_stops_the_table(tmp_path, record):
     assert "its benchmark did not record it" in tables.markdown_table(section, section.rows)
 
 
+def test_a_depth_that_was_not_healed_goes_unsaid(tmp_path):
+    for left, healed in ((30, False), (22, True)):
+        values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
+        made.settings(tmp_path / "s" / str(left), "sapling_train.py", values)
+        made.evaluation(tmp_path, f"s/{left}", made.answers(0.3, 40))
+        runs.write_json(tmp_path / "s" / str(left) / "train_metrics.json", {"units_left": left, "healed": healed})
+    (section,) = sections(tmp_path)
+    lines = tables.markdown_table(section, section.rows).splitlines()
+    (unhealed,) = [line for line in lines if "30 sub-layers left<sup>" in line]
+    assert not any("22 sub-layers left<sup>" in line for line in lines)
+    number = unhealed.partition("<sup>")[2].partition("</sup>")[0]
+    assert any(line.startswith(f"{number}: saved on the way down") for line in lines)
+
+
 def test_kernel_or_offloading_goes_unsaid(tmp_path):
     for run in ("a", "b", "c"):
         evaluated(tmp_path, run)
@@ -295,6 +310,30 @@ def test_kernel_or_offloading_goes_unsaid(tmp_path):
     text = tables.markdown_table(section, section.rows)
     assert "kernel TorchAten; half of it on the CPU." in text
     assert "Prefill of 186 tokens, decoding at batch 1; kernel dense where not noted." in text
+
+
+def test_the_quantization_report_counts_the_same_questions_and_rounds_nothing_away(tmp_path):
+    made.settings(tmp_path / "q", "train_qlora_4bit.py")
+    values = {"SOURCE_RUN": "q", "BITS": 4, "DESC_ACT": False, "CALIBRATION": "prompts", "CALIBRATION_EXAMPLES": 256}
+    made.settings(tmp_path / "g", "quantize_gptq.py", values)
+    sizes = {"size_before_gb": 0.4, "size_after_gb": 0.1, "blocks_before_gb": 0.2, "blocks_after_gb": 0.05}
+    runs.write_json(
+        tmp_path / "g" / "quantize_metrics.json",
+        {"source_run": "q", "group_size": 64, "quantization_seconds": 9.0, **sizes},
+    )
+    questions = np.arange(200)
+    made.evaluation(tmp_path, "q", questions < 80)
+    made.evaluation(tmp_path, "g", (questions >= 20) & (questions < 84))  # 20 lost, 4 won
+    made.throughput(tmp_path, "q", 20.0)
+    made.throughput(tmp_path, "g", 30.0)
+    (row,) = comparison.quantization_report(str(tmp_path))
+    assert (row["accuracy_before"], row["accuracy_after"]) == (0.4, 0.32)
+    assert (row["drop_points"], row["drop_per_cent"]) == (8.0, 20.0)
+    assert row["drop_points_low"] < 8 < row["drop_points_high"] and row["mcnemar_p"] == 0.0015
+    assert (row["size_reduction"], row["blocks_share"]) == (0.75, 0.25)
+    assert row["decode_tokens_per_s_after"] / row["decode_tokens_per_s_before"] == pytest.approx(1.5, rel=0.05)
+    made.evaluation(tmp_path, "g", questions < 80, split="test")  # not evaluated before: no drop to report
+    assert len(comparison.quantization_report(str(tmp_path))) == 1
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------

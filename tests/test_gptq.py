@@ -199,6 +199,34 @@ def test_calibration_texts_are_training_prompts_with_their_targets(finished, mon
     assert not any(found & splits[split] for split in ("calibration", "dev", "test"))
 
 
+def test_general_texts_are_of_one_length_and_no_training_prompts(finished, monkeypatch):
+    import datasets
+
+    import quantize_gptq
+
+    results, _ = finished
+    for name, value in {"RESULTS_DIR": str(results), "CALIBRATION": "general", "CALIBRATION_EXAMPLES": 40}.items():
+        monkeypatch.setattr(quantize_gptq, name, value)
+    tokenizer = models.load_tokenizer(str(results / "source" / "merged"))
+    found = quantize_gptq.calibration_texts(tokenizer, "gptq_data", {})
+    assert len({tuple(ids) for ids in found}) == 40 and {len(ids) for ids in found} == {quantize_gptq.GENERAL_TOKENS}
+    train = datasets.load_from_disk(str(results / "gptq_data" / "train"))["input_ids"]
+    assert not {tuple(ids) for ids in found} & set(map(tuple, train))
+
+
+def test_eight_bits_in_the_order_of_activations_are_nearer_to_the_source_than_four(
+    tiny_base, quantized, texts, tmp_path
+):
+    gptq.quantize(tiny_base, tmp_path / "out", texts, 8, 64, True, 0.05, 8, CPU, tmp_path / "log")
+    config = runs.read_json(tmp_path / "out" / "config.json")["quantization_config"]
+    assert (config["bits"], config["desc_act"]) == (8, True)
+    with torch.no_grad():
+        logits = [
+            dense(path)(torch.tensor(texts[:4])).logits.float() for path in (tiny_base, quantized, tmp_path / "out")
+        ]
+    assert (logits[2] - logits[0]).norm() < 0.25 * (logits[1] - logits[0]).norm()
+
+
 @pytest.mark.parametrize(
     ("constant", "value", "message"),
     [

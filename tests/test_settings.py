@@ -344,3 +344,12 @@ def test_script_imports_something_before_the_thread_policy_is_set(name):
     above = CALL.split((REPOSITORY / name).read_text())[0]
     imports = re.findall(r"^(?:from|import) (\S+)", above, flags=re.MULTILINE)
     assert imports == ["fincompress.settings"]
+
+
+def test_the_8_bit_script_differs_from_the_4_bit_one_in_precision_and_name_alone():
+    constants, bodies = [], []
+    for script in ("train_qlora_4bit.py", "train_lora_8bit.py"):
+        constants.append({name: constant.default for name, constant in read_constants(REPOSITORY / script).items()})
+        bodies.append((REPOSITORY / script).read_text().partition("SETTINGS = configure")[2])
+    assert {name for name in constants[0] | constants[1] if constants[0].get(name) != constants[1].get(name)} == {"RUN"}
+    assert bodies[1] == bodies[0].replace('"nf4"', '"int8"').replace("train_qlora_4bit.py", "train_lora_8bit.py")
