@@ -107,9 +107,12 @@ def score_run() -> None:
     print(f"{RUN} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
     if RUN == "base":
         path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
-        model, tokenizer = models.load_base(path, "auto", device, dtype).eval(), models.load_tokenizer(path)
+        model = models.load_base(path, "auto", device, dtype, **models.offload_if_needed(path, device)).eval()
+        tokenizer = models.load_tokenizer(path)
     else:
-        model, tokenizer = models.load_run(directory, RESULTS_DIR, device, dtype)
+        whole = (directory / "config.json").exists()
+        options = models.offload_if_needed(str(directory), device) if whole else {}
+        model, tokenizer = models.load_run(directory, RESULTS_DIR, device, dtype, **options)
     clock = runs.Stopwatch()
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS)
     seconds = clock.seconds()
@@ -134,6 +137,7 @@ def score_run() -> None:
         "data": record["data"],
         "target": target,
         "evidence": data["settings"]["EVIDENCE"],
+        "prepared": runs.fingerprint(data["settings"]),
         "decoding": decoding,
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
         "seconds": round(seconds, 1),

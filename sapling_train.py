@@ -76,9 +76,10 @@ def main() -> None:
     if run is None:
         return
     if run.state["trainable"] is None:
+        ranking = run.rank_by_importance()
         if SCHEDULE == "one_shot":
             run.drop(math.inf, *run.score())
-        run.choose_trainable()
+        run.choose_trainable(ranking)
         run.make_trainable()
         run.save_state()
     while not run.stopped:

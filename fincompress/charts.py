@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import textwrap
 from pathlib import Path
 
@@ -58,33 +57,44 @@ def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
 
 
 def layer_importance(path: Path, scores: list[dict], drops: list[dict]) -> None:
-    """Heat map of unit against scan: how much worse the calibration NLL is without the unit; dropped ones go dark.
+    """Heat map of layer against scan: how much worse the calibration NLL is without it; dropped ones go dark.
 
-    ``scores`` are the rows of layer_scores.csv, ``drops`` those of trajectory.csv.
+    ``scores`` are the rows of layer_scores.csv, ``drops`` those of trajectory.csv. A pair of neighbours is scored as
+    one: each of its two sub-layers shows the better of the pairs that it could go with.
     """
-    if not scores:  # nothing was dropped
+    frame = pd.DataFrame([row for row in scores if row["purpose"] == "drop"])
+    if not len(frame):  # nothing was dropped
         return
-    frame = pd.DataFrame(scores)
     if "nll" in frame and frame["nll"].notna().any():
         frame["value"] = (frame["nll"] - frame["nll_whole"]).clip(lower=1e-3)
         label, scale = "NLL lost without it (nats per token)", matplotlib.colors.LogNorm(1e-3, 10)
     else:
         frame["value"] = frame["score"].rank(pct=True)
         label, scale = "place in the criterion's order", None
-    units = sorted(frame["unit"].unique(), key=lambda name: (int(re.search(r"\d+", name)[0]), name))
-    table = frame.pivot_table(index="unit", columns="scan", values="value").reindex(units)
-    figure, axes = plt.subplots(figsize=(2 + 0.35 * table.shape[1], 1.5 + 0.14 * len(units)))
+    pairs = frame["unit"].str.contains("+", regex=False).any()  # then a block is a pair too
+    frame["layer"] = frame["unit"].map(lambda unit: _parts(unit) if pairs else [unit])
+    table = frame.explode("layer").pivot_table(index="layer", columns="scan", values="value", aggfunc="min")
+    layers = sorted(table.index, key=lambda name: (int(name.partition(".")[2]), name))
+    table = table.reindex(layers)
+    figure, axes = plt.subplots(figsize=(2 + 0.35 * table.shape[1], 1.5 + 0.14 * len(layers)))
     axes.set_facecolor("#222222")
     shown = axes.imshow(np.ma.masked_invalid(table.to_numpy()), aspect="auto", cmap="cividis", norm=scale)
-    axes.set_yticks(range(len(units)), units, fontsize=5)
+    axes.set_yticks(range(len(layers)), layers, fontsize=5)
     axes.set_xticks(range(table.shape[1]), table.columns, fontsize=6)
-    axes.set_xlabel("scan (dark: dropped before it)")
+    axes.set_xlabel("scan (dark: dropped before it; cross: dropped after it)")
     column = {scan: place for place, scan in enumerate(table.columns)}
     for row in drops:
-        if row["scan"] in column:
-            axes.plot(column[row["scan"]], units.index(row["dropped"]), "x", color=ORANGE, markersize=4)
+        for layer in _parts(row["dropped"]) if pairs else [row["dropped"]]:
+            if row["scan"] in column and layer in layers:
+                axes.plot(column[row["scan"]], layers.index(layer), "x", color=ORANGE, markersize=4)
     figure.colorbar(shown, label=label)
     save(figure, path)
+
+
+def _parts(unit: str) -> list[str]:
+    """The sub-layers of a unit's name: ``block.3`` is attention and MLP."""
+    kind, _, number = unit.partition(".")
+    return [f"attention.{number}", f"mlp.{number}"] if kind == "block" else unit.split("+")
 
 
 def pareto(path: Path, points: list[dict], title: str) -> None:

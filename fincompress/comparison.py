@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ class Row:
     method: str  # in words
     base_model: str
     source: str | None  # of the data: "FinQA", "synthetic"
-    fingerprint: str | None  # of the data as preprocessed
+    fingerprint: str | None  # of the data as read
+    prepared: str | None = None  # fingerprint of how it was preprocessed: evidence, lengths, calibration split
     target: str | None = None  # "program" or "answer"
     split: str | None = None  # None: not evaluated
     questions: int | None = None
@@ -73,6 +75,7 @@ class Section:
     device: str | None  # None: no speed was measured
     hardware: str | None
     rows: list[Row]
+    prepared: str | None = None
     remark: str = ""  # tells it from a section whose title would read the same
     reference: str | None = None  # the run of phase 1 that drops are counted from
 
@@ -91,7 +94,7 @@ class Section:
         """The part of a file name that tells this section's figures from those of the others."""
         parts = (self.source, self.split, Path(self.base_model).name, self.device)
         name = "-".join(part for part in parts if part)
-        unlike = (self.base_model, self.fingerprint, self.target, self.questions, self.hardware)
+        unlike = (self.base_model, self.fingerprint, self.prepared, self.target, self.questions, self.hardware)
         return "".join(c if c.isalnum() else "-" for c in name.lower()) + "-" + runs.fingerprint(unlike)[:4]
 
     def is_whole(self, source: str) -> bool:
@@ -320,6 +323,7 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         row.split, row.questions, row.target = found["split"], found["questions"], found.get("target", "program")
         row.execution, row.program = found["execution_accuracy"], found.get("program_accuracy")
         row.steps = found.get("steps") or {}
+        row.prepared = found.get("prepared")
         row.missing["program"] = "it writes bare answers, no programs"
     row.size_gb, row.share_of_base = found.get("size_gb"), found.get("share_of_base")
     if row.size_gb is None:
@@ -348,18 +352,18 @@ def make_sections(rows: list[Row], reference: str | None = None) -> list[Section
     evaluated = [row for row in rows if row.split is not None]
     groups: dict[tuple, list[Row]] = {}
     for row in evaluated:
-        key = (row.base_model, row.source, row.fingerprint, row.target, row.split, row.questions)
+        key = (row.base_model, row.source, row.fingerprint, row.target, row.split, row.questions, row.prepared)
         groups.setdefault(key, []).append(row)
     for row in [row for row in rows if row.split is None]:
         same = [key for key in groups if key[:3] == (row.base_model, row.source, row.fingerprint)]
-        for key in same or [(row.base_model, row.source, row.fingerprint, None, None, None)]:
+        for key in same or [(row.base_model, row.source, row.fingerprint, None, None, None, None)]:
             groups.setdefault(key, []).append(row)
     sections = []
     for key, members in groups.items():
         for device in sorted({device for row in members for device in row.devices}) or [(None, None)]:
             members_here = [on_device(row, device) for row in members]
             label_apart(members_here)
-            section = Section(*key, *device, rows=members_here)
+            section = Section(*key[:6], *device, rows=members_here, prepared=key[6])
             compare_with_phase_1(section, reference)
             flags = frontier([(row.share_of_base, row.execution and row.execution["accuracy"]) for row in members_here])
             for row, flag in zip(members_here, flags, strict=True):
@@ -372,6 +376,7 @@ def make_sections(rows: list[Row], reference: str | None = None) -> list[Section
     for section in sections:
         if titles[section.title] > 1:  # preprocessed in another way
             section.remark = f", data {section.fingerprint}"
+            section.remark += f", prepared {section.prepared}" if section.prepared else ""
     sections.sort(key=lambda s: (s.split is None, s.source != "FinQA", -len(s.rows), s.title))
     return sections
 
@@ -402,8 +407,9 @@ def label_apart(rows: list[Row]) -> None:
 def compare_with_phase_1(section: Section, reference: str | None) -> None:
     """Set each row's ``drop``: accuracy of phase 1 minus its own, paired on the same questions.
 
-    Phase 1 is the run called ``reference``; None: of the runs of QLoRA, else of merged or 8-bit LoRA, the most accurate
-    one on this split.
+    Phase 1 is the run called ``reference``; None: of the runs of QLoRA, else of merged or 8-bit LoRA, the one of lowest
+    NLL on the calibration split: the most accurate one on this split would be so by luck too. Where none recorded that,
+    the most accurate one.
     """
     evaluated = [row for row in section.rows if row.execution]
     named = [row for row in evaluated if row.run == reference]
@@ -413,7 +419,7 @@ def compare_with_phase_1(section: Section, reference: str | None) -> None:
         for row in section.rows:
             row.missing["drop"] = f"no run {reference} in this section" if reference else "no run of phase 1 here"
         return
-    first = min(candidates, key=lambda row: (-row.execution["accuracy"], row.run))
+    first = min(candidates, key=lambda row: (calibration_nll(row), -row.execution["accuracy"], row.run))
     section.reference = first.run
     for row in section.rows:
         if row is first:
@@ -422,6 +428,13 @@ def compare_with_phase_1(section: Section, reference: str | None) -> None:
             row.missing["drop"] = row.missing["execution"]
         else:
             row.drop, row.missing["drop"] = compare_rows(first, row)
+
+
+def calibration_nll(row: Row) -> float:
+    """NLL of a LoRA run on the calibration split after its last epoch; infinity where that was not recorded."""
+    folder = row.directory.parent if row.directory.name == "merged" else row.directory
+    scores = record_of(folder, "train_metrics.json").get("calibration") or [{}]
+    return scores[-1].get("calibration_nll", math.inf)
 
 
 def compare_rows(first: Row, second: Row, confidence: float = 0.95) -> tuple[dict | None, str | None]:

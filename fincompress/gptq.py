@@ -90,7 +90,8 @@ def quantize(
     calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
     with (
         tqdm(total=blocks, desc="quantizing", unit="block") as bar,
-        tempfile.TemporaryDirectory() as scratch,
+        # Blocks that are done wait there, gigabytes of a large model: not in /tmp, which may lie in memory.
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=".offload-") as scratch,
         quiet(log),
         working_in(scratch),
     ):

@@ -22,6 +22,7 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
+    GPTQConfig,
     LlamaConfig,
 )
 
@@ -46,6 +47,7 @@ SHAPES = {
     },
 }  # fmt: skip
 GATED = "{} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
+OFFLOAD_RESERVE_GB = 1.0  # of the GPU, for activations and the KV cache of a model that is partly offloaded
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "nf4", "int8")
 
 
@@ -306,14 +308,17 @@ def load_base(
         )
     elif precision == "int8":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    options |= {"dtype": dtype, "low_cpu_mem_usage": True, "output_loading_info": True}
     with explain_loading(path), _no_progress_bars(), gptq.quiet() if from_gptq else contextlib.nullcontext():
-        model, info = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            low_cpu_mem_usage=True,
-            output_loading_info=True,
-            **options,
-        )
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(path, **options)
+        except ImportError:
+            if not from_gptq:
+                raise
+            # The kernel that is chosen for a GPU compiles itself, with nvcc; Triton's needs nothing but torch.
+            bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
+            again = options | {"quantization_config": GPTQConfig(bits=bits, backend="gptq_triton")}
+            model, info = AutoModelForCausalLM.from_pretrained(path, **again)
     # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
@@ -328,6 +333,22 @@ def load_base(
     return model
 
 
+def offloading(free_gb: float) -> dict:
+    """Options of ``load_base`` that fill ``free_gb`` of a GPU, save a reserve, and leave the rest in main memory."""
+    return {"device_map": "auto", "max_memory": {0: int((free_gb - OFFLOAD_RESERVE_GB) * 1e9), "cpu": 10**12}}
+
+
+def offload_if_needed(path: str, device: torch.device) -> dict:
+    """``offloading`` for a 16-bit checkpoint that the GPU's free memory does not hold, which is said; else nothing."""
+    if device.type != "cuda" or gptq.is_gptq(path):
+        return {}
+    needed, free = memory.weights_gb(read_config(path), "bf16"), torch.cuda.mem_get_info()[0] / 1e9
+    if needed + OFFLOAD_RESERVE_GB <= free:
+        return {}
+    print(f"{needed:.1f} GB of weights, {free:.1f} GB of the GPU are free: the rest is offloaded to main memory (slow)")
+    return offloading(free)
+
+
 def keep_nf4_trainable(model: torch.nn.Module) -> None:
     """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
 
@@ -340,10 +361,13 @@ def keep_nf4_trainable(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def load_run(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype):
-    """``(model, tokenizer)`` of a finished run: its checkpoint, or its adapter on the base it was trained against."""
+def load_run(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, **options):
+    """``(model, tokenizer)`` of a finished run: its checkpoint, or its adapter on the base it was trained against.
+
+    ``options`` are for the checkpoint, as in ``load_base``.
+    """
     if (directory / "config.json").exists():
-        return load_base(str(directory), "auto", device, dtype).eval(), load_tokenizer(str(directory))
+        return load_base(str(directory), "auto", device, dtype, **options).eval(), load_tokenizer(str(directory))
     model, tokenizer = load_adapter(directory, results_dir, device, dtype)
     for parameter in model.parameters():  # the adapter was trained in float32; the products were computed in dtype
         if parameter.dtype == torch.float32:

@@ -66,6 +66,15 @@ def open_run(settings: dict, script: str) -> Run | None:
                 f"START_FROM = {s['START_FROM']!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have "
                 "seen this calibration split"
             )
+        reports = [
+            runs.read_json(runs.run_directory(s["RESULTS_DIR"], run) / "data_report.json")["calibration_ids"]
+            for run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
+        ]
+        if any(ids != reports[0] for ids in reports):
+            raise UserError(
+                f"START_FROM = {s['START_FROM']!r} was trained with another calibration split than {s['DATA_RUN']!r} "
+                "holds: it has seen some of these questions"
+            )
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
@@ -91,11 +100,13 @@ class Run:
         self.dtype, reason = models.pick_dtype(self.device)
         print(f"{self.device.type}, {reason}")
         self.tokenizer = models.load_tokenizer(source)
-        self.predicted_gb = self.predict(models.read_config(source))
+        config = models.read_config(source)
+        self.sizes = parameter_sizes(config)  # refuses an architecture whose layers cannot be dropped
+        self.predicted_gb = self.predict(config)
         training.print_prediction(self.predicted_gb, self.device)
-        self.model = models.load_base(source, facts["base_precision"], self.device, self.dtype).eval()
+        with self.explain_out_of_memory():
+            self.model = models.load_base(source, facts["base_precision"], self.device, self.dtype).eval()
         self.full = self.left  # units at the start
-        self.sizes = parameter_sizes(self.model.config)
         if len({sum(p.numel() for p in block.parameters()) for block in sub.decoder(self.model).layers}) > 1:
             raise UserError("the blocks of this model differ in size (experts?): it cannot be repacked")
         self.full_size = repack.checkpoint_parameters(self.model, self.sizes)
@@ -193,24 +204,28 @@ class Run:
 
     # --------------------------------------------------------------- training
 
-    def choose_trainable(self) -> None:
-        """Step 1: rank every layer of the model at the start; the most important share is trained, now and later.
-
-        The share is of the layers at the start. After a one-shot drop as many are chosen among those that are left.
-        """
+    def rank_by_importance(self) -> list[importance.Unit]:
+        """Step 1: every layer of the model at the start, the most important one first."""
         units = sub.units(self.model, self.settings["DROP_UNIT"])
-        count = math.ceil(self.settings["TRAIN_RATIO"] * self.full)
-        if count < len(units):
-            clock = runs.Stopwatch()
-            questions = min(self.settings["FIRST_SCAN_EXAMPLES"], len(self.calibration))
-            with self.explain_out_of_memory():
-                scores, whole = importance.scan(self.model, units, self.batches(questions))
-            self.record_scores(scores, whole, "trainable")
-            # Before any training hardly a program is exact, so what it costs is read from the NLL.
-            scores.sort(key=lambda score: -score.nll.mean())
-            units = [unit for unit in units if unit in [score.unit for score in scores[:count]]]
-            self.state["scanning_seconds"] += clock.seconds()
-        self.state["trainable"] = [sub.unit_name(unit) for unit in units]
+        if self.settings["TRAIN_RATIO"] == 1:  # all are trained, in whichever order
+            return units
+        clock = runs.Stopwatch()
+        questions = min(self.settings["FIRST_SCAN_EXAMPLES"], len(self.calibration))
+        with self.explain_out_of_memory():
+            scores, whole = importance.scan(self.model, units, self.batches(questions))
+        self.record_scores(scores, whole, "trainable")
+        self.state["scanning_seconds"] += clock.seconds()
+        # Before any training hardly a program is exact, so what it costs is read from the NLL.
+        return [score.unit for score in sorted(scores, key=lambda score: -score.nll.mean())]
+
+    def choose_trainable(self, ranking: list[importance.Unit]) -> None:
+        """The most important share of the layers is trained, now and later: as many as r says of those at the start.
+
+        After a one-shot drop they are chosen among those that are left, by what they were worth before it.
+        """
+        left = sub.units(self.model, self.settings["DROP_UNIT"])
+        chosen = [unit for unit in ranking if unit in left][: math.ceil(self.settings["TRAIN_RATIO"] * self.full)]
+        self.state["trainable"] = [sub.unit_name(unit) for unit in left if unit in chosen]
 
     def make_trainable(self) -> None:
         """Let gradients reach the chosen units alone; what is trained is held in float32, what is frozen is not."""
@@ -288,14 +303,18 @@ class Run:
     def explain_out_of_memory(self):
         s = self.settings
         return training.explain_out_of_memory(
-            self.predicted_gb, "BATCH_SIZE" if s["UPDATE"] == "full" else "BATCH_SIZE and SCAN_BATCH_SIZE"
+            self.predicted_gb, f"BATCH_SIZE and SCAN_BATCH_SIZE under another RUN than {s['RUN']!r}"
         )
 
     # ---------------------------------------------------------------- scoring
 
     def batches(self, questions: int):
-        """The first so many calibration questions, in an order fixed by the seed, collated for a scan."""
-        order = torch.randperm(len(self.calibration), generator=torch.Generator().manual_seed(self.settings["SEED"]))
+        """So many calibration questions, collated for a scan.
+
+        In an order of each scan's own, or the same few would decide every time which units are given up first.
+        """
+        seed = self.settings["SEED"] + self.state["scans"]
+        order = torch.randperm(len(self.calibration), generator=torch.Generator().manual_seed(seed))
         order, size = order[:questions].tolist(), self.settings["SCAN_BATCH_SIZE"]
         for start in range(0, questions, size):
             batch = self.collator([self.calibration[i] for i in order[start : start + size]])
@@ -305,10 +324,12 @@ class Run:
     def scoring_model(self):
         """The model as a checkpoint would be: where weights are trained, a copy of them in 16 bits."""
         if self.settings["UPDATE"] == "full":
-            model = copy.deepcopy(self.model)
-            for parameter in model.parameters():  # not .to(): that would round the rotary frequencies too
-                parameter.data = parameter.data.to(self.dtype)
-            yield model
+            # Frozen weights are shared. Not .to(): that would round the rotary frequencies too.
+            shared = {
+                id(p): torch.nn.Parameter(p.detach().to(self.dtype), requires_grad=False)
+                for p in self.model.parameters()
+            }
+            yield copy.deepcopy(self.model, shared)
         else:
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 yield self.model.eval()
@@ -326,7 +347,7 @@ class Run:
                 ranking, whole = importance.scan(
                     model, units, self.batches(len(self.calibration)), earlier=self.last_scores(),
                     eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
-                    finalists=2 + max(s["DROPS_EARLY"], s["DROPS_LATE"]),
+                    finalists=2 + 2 * max(s["DROPS_EARLY"], s["DROPS_LATE"]),  # a pair that goes breaks its neighbours'
                 )  # fmt: skip
             else:
                 ranking, whole = self.rank(model, units), importance.Score(())
@@ -436,8 +457,8 @@ class Run:
             allowed = self.allowed()
             row = {"scan": self.state["scans"]}
             if s["CRITERION"] == "calibration":
-                candidates = [score for score in ranking if score.unit in allowed]
-                if not candidates:  # the rest needs another scan
+                candidates = [c for c in ranking if c.unit in allowed and c.questions == whole.questions]
+                if not candidates:  # the rest was given up on a few questions: it needs another scan
                     break
                 score, reason = importance.choose(candidates)
                 unit = score.unit
@@ -509,7 +530,7 @@ class Run:
             "training_seconds": round(self.state["training_seconds"], 1),
             "scanning_seconds": round(self.state["scanning_seconds"], 1),
             "tokens_seen": self.state["tokens_seen"],
-            "healed": final,
+            "healed": final and s["HEALING_EPOCHS"] > 0,
             "dropped": [row["dropped"] for row in self.drops],
         }
         with runs.atomic_path(target) as partial:

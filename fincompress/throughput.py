@@ -31,7 +31,6 @@ from fincompress.errors import UserError
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
 FIXED_PROMPT = 512  # tokens, for comparison with papers
 DONE = ("train_metrics.json", "quantize_metrics.json")  # the records that a finished run has one of
-OFFLOAD_RESERVE_GB = 1.0  # of the card, for activations and the KV cache of a model that is partly offloaded
 
 
 # ------------------------------------------------------------------------------------------------------- the worker
@@ -160,8 +159,7 @@ class Worker:
         if subject.blocks:
             options["config"] = cut_config(models.read_config(subject.path), subject.blocks)
         if subject.placement == "offload":
-            room = limit_gb - memory.CUDA_CONTEXT_GB - OFFLOAD_RESERVE_GB
-            options |= {"device_map": "auto", "max_memory": {0: int(room * 1e9), "cpu": 10**12}}
+            options |= models.offloading(limit_gb - memory.CUDA_CONTEXT_GB)
         return options
 
     def load_model(self, subject: Subject, results_dir: str, options: dict):

@@ -288,6 +288,8 @@ def train_adapter(
     arguments = training_arguments(
         s, checkpoints, device, dtype, num_train_epochs=s["EPOCHS"], max_steps=s["MAX_STEPS"] or -1,
         gradient_checkpointing=checkpointing, save_steps=s["SAVE_STEPS"], save_total_limit=1,
+        # bitsandbytes' int8 product keeps its input outside of what the other kind of checkpointing can discard.
+        reentrant=base_precision == "int8",
     )  # fmt: skip
     collator = TargetCollator(tokenizer.pad_token_id)
     progress = ProgressAndCalibration(calibration, collator, 2 * s["BATCH_SIZE"], dtype)
@@ -303,12 +305,19 @@ def train_adapter(
     checkpoint = last_checkpoint(checkpoints)
     if checkpoint:
         print(f"going on from {checkpoint.name}")
-    with explain_out_of_memory(predicted_gb):
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        with explain_out_of_memory(predicted_gb):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except UserError:
+        if last_checkpoint(checkpoints) is None:  # nothing to go on with: lower constants must not be refused
+            shutil.rmtree(checkpoints, ignore_errors=True)
+        raise
     return finish(directory, trainer, tokenizer, s, predicted_gb, trainable, progress.clock.seconds())
 
 
-def training_arguments(s: dict, directory: Path, device: torch.device, dtype: torch.dtype, **more) -> TrainingArguments:
+def training_arguments(
+    s: dict, directory: Path, device: torch.device, dtype: torch.dtype, reentrant: bool = False, **more
+) -> TrainingArguments:
     """The Trainer's arguments from a script's constants ``s``; ``more`` is what the scripts do differently."""
     return TrainingArguments(
         output_dir=str(directory),
@@ -319,7 +328,7 @@ def training_arguments(s: dict, directory: Path, device: torch.device, dtype: to
         max_grad_norm=s["MAX_GRAD_NORM"],
         per_device_train_batch_size=s["BATCH_SIZE"],
         gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
         optim=s["OPTIMIZER"] or ("paged_adamw_8bit" if device.type == "cuda" else "adamw_torch"),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
@@ -410,15 +419,21 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     try:
         for way, folder in folders.items():
             models.merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, half)
-            if len(ways) > 1:
-                with explain_out_of_memory(None, "BATCH_SIZE (or set MERGE_INTO = 'dequantized')"):
-                    model = models.load_base(str(folder), "auto", device, dtype).eval()
-                    nll, exact = score_targets(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
-                scores[way] = {
-                    "calibration_nll": round(nll.mean().item(), 5),
-                    "calibration_exact": round(exact.float().mean().item(), 5),
-                }
+            if len(ways) == 1:
+                continue
+            model = None
+            try:
+                model = models.load_base(str(folder), "auto", device, dtype).eval()
+                nll, exact = score_targets(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
+            except torch.cuda.OutOfMemoryError:  # dequantized comes first and is there
+                ways, scores, reason = ways[:1], {}, "not compared: the merged model does not fit this GPU"
+                break
+            finally:
                 del model
+            scores[way] = {
+                "calibration_nll": round(nll.mean().item(), 5),
+                "calibration_exact": round(exact.float().mean().item(), 5),
+            }
         kept = min(ways, key=lambda way: scores[way]["calibration_nll"]) if scores else ways[0]
         found = {"merged_into": kept, "why": reason, "scores": scores}
         # What a run has, so that merged weights can be evaluated, quantized and started from by name.

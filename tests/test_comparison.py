@@ -241,6 +241,24 @@ def test_drop_without_predictions_or_phase_1_is_a_number(tmp_path):
     assert row.drop is None and row.missing["drop"] == "the predictions of b are not here, so nothing can be paired"
 
 
+def test_the_luckiest_run_on_this_split_is_what_drops_are_counted_from(tmp_path):
+    for run, accuracy, nll in (("lucky", 0.4, 0.5), ("better", 0.3, 0.4)):
+        evaluated(tmp_path, run, accuracy=accuracy)
+        runs.write_json(tmp_path / run / "train_metrics.json", {"calibration": [{"calibration_nll": nll}]})
+    (section,) = sections(tmp_path)
+    assert section.reference == "better"
+
+
+def test_data_prepared_in_another_way_shares_a_table(tmp_path):
+    for run, prepared in (("a", "p1"), ("b", "p2"), ("c", "p1")):
+        evaluated(tmp_path, run)
+        path = tmp_path / run / "eval_dev.json"
+        runs.write_json(path, json.loads(path.read_text()) | {"prepared": prepared})
+    found = sections(tmp_path)
+    assert sorted(sorted(row.run for row in section.rows) for section in found) == [["a", "c"], ["b"]]
+    assert len({section.title for section in found}) == len({section.slug for section in found}) == 2
+
+
 def test_other_questions_are_paired(tmp_path):
     evaluated(tmp_path, "a")
     evaluated(tmp_path, "b")

@@ -118,6 +118,19 @@ def test_a_checkpoint_names_no_folder_of_this_machine(quantized):
         assert "offload_to_disk_path" not in path.read_text() and "/tmp" not in path.read_text()
 
 
+def test_a_kernel_that_cannot_be_compiled_gives_way_to_tritons(quantized, monkeypatch):
+    asked = []
+
+    def load(path, **options):
+        asked.append(options.get("quantization_config"))
+        raise ImportError("nvcc is not here") if len(asked) == 1 else OSError("far enough")
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", load)
+    with pytest.raises(UserError, match="far enough"):
+        models.load_base(str(quantized), "auto", CPU, torch.bfloat16)
+    assert asked[0] is None and (asked[1].bits, asked[1].backend) == (4, "gptq_triton")
+
+
 def test_a_gptq_checkpoint_with_weights_missing_is_refused(quantized, tmp_path):
     for path in quantized.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -19,6 +19,7 @@ from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.targets import IGNORE, packed_scores, target_logits, target_scores
 
+FIRST_CUT = 16  # questions before which no unit is given up, whatever the batch: fewer say nothing
 CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
 Unit = tuple[SubLayer, ...]
 
@@ -131,8 +132,8 @@ class Elimination:
     Each time the questions seen have doubled the worse half (by NLL) is given up, and at any time what is behind the
     leader by more than three standard errors of the paired difference, until ``finalists`` are left. What has the
     highest accuracy so far always stays. ``earlier`` holds what an earlier scan found (unit -> NLL lost without it):
-    units are tried in that order, and those of its worse half must be within one standard error of the leader after the
-    first batch to go on.
+    units are tried in that order, and those of its worse half must be within one standard error of the leader at the
+    first cut to go on.
     """
 
     def __init__(self, units: list[Unit], finalists: int, earlier: dict[Unit, float] | None = None):
@@ -143,6 +144,8 @@ class Elimination:
     def give_up(self, scores: dict[Unit, Score]) -> None:
         """Call after each batch, with the scores of every unit that is still followed."""
         questions = scores[self.alive[0]].questions
+        if questions < FIRST_CUT:
+            return
         leader = min((scores[unit] for unit in self.alive), key=lambda score: score.nll.mean())
         doubtful = self.alive[len(self.alive) // 2 :] if self.next_cut is None and self.earlier else []
         hopeless = {
@@ -208,7 +211,8 @@ def _check_head(model, seen: Trace) -> None:
 def behind(nll: torch.Tensor, leader: torch.Tensor, errors: float) -> bool:
     """Whether ``nll`` is above the leader's by more than so many standard errors of the paired difference."""
     difference = nll - leader
-    return bool(difference.mean() > errors * standard_error(difference))
+    # One question that differs is exactly one standard error: not more, however floats round.
+    return bool(difference.mean() > errors * standard_error(difference) * (1 + 1e-5))
 
 
 def standard_error(values: torch.Tensor) -> float:

@@ -101,6 +101,14 @@ def test_earlier_scores_save_work_and_do_not_blind(batches):
     assert min(s.questions for s in again) >= 8  # every unit is tried
 
 
+def test_a_small_batch_gives_nothing_up_on_fewer_questions():
+    model = make_good_model()
+    for size in (1, 4, 16):
+        batches = make_batches(count=32 // size, size=size)
+        found, _ = importance.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
+        assert min(s.questions for s in found) >= 16
+
+
 def score(kind, exact, nll, norm=1.0, block=0):
     return Score((SubLayer(block, kind),), torch.tensor(nll), torch.tensor(exact), norm**2)
 
