@@ -37,7 +37,7 @@ case "${1:-}" in
         training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
         training_8bit+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
         gptq+=(--CALIBRATION_EXAMPLES=16)
-        sapling+=(--CALIBRATION_EXAMPLES=16 --FIRST_SCAN_EXAMPLES=8 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2)
+        sapling+=(--CALIBRATION_EXAMPLES=8 --FIRST_SCAN_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2)
         benchmark+=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
         ;;
     *)
