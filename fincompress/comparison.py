@@ -522,10 +522,13 @@ def _accuracy_drop(before: Path | None, after: Path, split: str) -> dict | None:
 
 
 def _speeds(before: Path, after: Path) -> list[dict]:
-    """Throughput of two runs on every device where both were measured; one row of None where there is none."""
+    """Throughput of two runs on every device where one benchmark call measured both; one row of None without any."""
     names = ("prefill_tokens_per_s", "decode_tokens_per_s")
     measured = [
-        {(m["device"], m["hardware"]): m for m in map(read_throughput, sorted(folder.glob("throughput_*.json")))}
+        {
+            (m["device"], m["hardware"], str(m["call"])): m
+            for m in map(read_throughput, sorted(folder.glob("throughput_*.json")))
+        }
         for folder in (before, after)
     ]
     common = sorted(set(measured[0]) & set(measured[1]))

@@ -77,7 +77,8 @@ def judge(section: Section, equal_within: float = EQUAL_WITHIN) -> list[Verdict]
     ]
     sapling: dict[str, list[Row]] = {}
     for row in section.rows:
-        if row.kind == "sapling" and row.execution:
+        whole = row.share_of_base is not None and row.share_of_base > 0.99  # before any drop
+        if row.kind == "sapling" and row.execution and not whole:
             sapling.setdefault(row.family or row.run, []).append(row)
     if not gptq or not sapling:
         lacking = [] if gptq else [f"an evaluated run of {BITS}-bit GPTQ (quantize_gptq.py, evaluate.py)"]
