@@ -49,7 +49,7 @@ def test_missing_run_is_not_named(tmp_path, runs, said):
         if run in runs:
             values = {"CRITERION": "calibration", "SCHEDULE": "successive", "SOURCE_RUN": "qlora_4bit"}
             made.settings(tmp_path / run, script, values)
-            made.evaluation(tmp_path, run, N < 200)
+            made.evaluation(tmp_path, run, N < 200, 0.5)
     (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
     (one,) = verdict.judge(found)
     assert one.summary.startswith("**Not decided.** Missing: an evaluated run of ")
@@ -238,3 +238,9 @@ def test_a_ratio_within_the_benchmarks_own_spread_decides_nothing(tmp_path):
         made.throughput(tmp_path, "sapling/30", decode, spread=0.001)
         (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
         assert winners(verdict.at_equal_size(*rows(found)))["decode throughput"] == winner
+
+
+def test_the_model_before_any_drop_is_no_checkpoint_of_saplings(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0), 30: (N < 100, 0.5)})
+    (one,) = verdict.judge(found)
+    assert "`sapling/60`" not in one.summary and "`sapling/30`" in one.summary
