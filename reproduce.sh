@@ -76,9 +76,12 @@ quantize_the_smallest() {
     evaluate sapling_gptq
 }
 measure() { # five models beside the base: the merged one is as fast as that, and 8-bit LoRA as QLoRA on a CPU
-    local smallest names
-    smallest=$(depths | tail -n 1)
-    names=$(printf "'%s', " qlora_4bit gptq_4bit "$(depths | head -n 1)" "$smallest" sapling_gptq)
+    local names
+    if [ -e "$RESULTS_DIR/throughput.csv" ]; then
+        echo "measured already, skipped (remove $RESULTS_DIR/throughput.csv to do it again)"
+        return
+    fi
+    names=$(printf "'%s', " qlora_4bit gptq_4bit "$(depths | head -n 1)" "$(depths | tail -n 1)" sapling_gptq)
     python benchmark_throughput.py --RUNS="[$names]" "${benchmark[@]}"
 }
 run python preprocess_data.py "${data[@]}"

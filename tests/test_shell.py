@@ -113,6 +113,14 @@ def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     assert "QUICK RUN" in done.stdout
 
 
+def test_what_was_measured_is_not_measured_again(phases, copy):
+    phases()
+    (copy / "results" / "throughput.csv").write_text("")
+    done, calls = phases()
+    assert "measured already, skipped (remove results/throughput.csv" in done.stdout
+    assert [call[0][0] for call in calls].count("benchmark_throughput.py") == 1  # of the first time
+
+
 def test_folders_set_in_the_environment_are_used(phases):
     _, calls = phases(DATA_DIR="finqa", RESULTS_DIR="elsewhere")
     assert {call[1:] for call in calls} == {("DATA_DIR=finqa", "RESULTS_DIR=elsewhere")}
