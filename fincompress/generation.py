@@ -27,6 +27,9 @@ def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_n
         "do_sample": False,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": eos,
+        # As an index, for a slice of the prompt's hidden states is not contiguous: where the head is frozen, as under
+        # an adapter, the product would copy the whole of it once per row, gigabytes for a large batch.
+        "logits_to_keep": torch.tensor([-1], device=model.device),
     }
     # What the checkpoint says of sampling does not concern a greedy search, and is warned about.
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 
-from fincompress import models, runs, targets, training
+from fincompress import generation, models, runs, targets, training
 from fincompress.errors import UserError
 
 CPU = torch.device("cpu")
@@ -196,6 +196,16 @@ def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(preci
         base = targets.target_logits(models.load_base(tiny_base, weights, CPU, torch.bfloat16), batch)[0].float()
     # The sum is rounded to 16 bits once, after merging.
     assert (logits[0] - logits[1]).norm() < 0.02 * (logits[0] - base).norm()
+
+
+def test_decoding_runs_the_head_for_the_last_position_alone_and_copies_it_for_no_row(tiny_base, tmp_path):
+    write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
+    model, tokenizer = models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
+    seen = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: seen.append((output.shape[1], args[0].is_contiguous())))
+    generation.generate(model, tokenizer, datasets.Dataset.from_list(make_rows(4)), 4, 3)
+    assert seen and set(seen) == {(1, True)}
 
 
 @pytest.mark.parametrize("better", training.MERGE_INTO)
