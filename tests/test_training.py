@@ -249,3 +249,12 @@ def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_is_taken(
     assert training.last_checkpoint(tmp_path).name == "checkpoint-100"
     assert not (tmp_path / "checkpoint-200").exists()
     assert training.last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards(model, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training.Trainer, "train", lambda self: seen.append(self.model.config._attn_implementation))
+    before = model.config._attn_implementation
+    arguments = training.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    training.TargetTrainer(model=model, args=arguments).train()
+    assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
