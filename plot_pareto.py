@@ -44,7 +44,7 @@ def main() -> None:
         )
     root = Path(RESULTS_DIR)
     figures = [report.figure_paths(section, root, main=i == 0) for i, section in enumerate(sections)]
-    verdicts = [verdict.judge(section, EQUAL_WITHIN) for section in sections]
+    verdicts = [verdict.judge(section, EQUAL_WITHIN) + verdict.judge_pruning(section) for section in sections]
     readme = new_readme(sections, figures, verdicts)  # what can be wrong with it shows before anything is written
     for section, paths in zip(sections, figures, strict=True):
         report.draw(section, root, paths, SHOWN_SIZES)

@@ -87,6 +87,50 @@ def judge(section: Section, equal_within: float = EQUAL_WITHIN) -> list[Verdict]
     return [judge_pair(one, sapling[family], equal_within) for one in gptq for family in sorted(sapling)]
 
 
+def judge_pruning(section: Section) -> list[Verdict]:
+    """SAPLING against each run that dropped layers by another criterion or schedule, at that run's last depth.
+
+    The SAPLING checkpoint nearest in bytes stands against it; intervals hold for all of these pairs at once.
+    """
+    last: dict[str, Row] = {}
+    for row in section.rows:
+        if row.kind == "pruning" and row.execution and row.size_gb is not None:
+            held = last.setdefault(row.family or row.run, row)
+            last[row.family or row.run] = min(held, row, key=lambda row: row.size_gb)
+    families: dict[str, list[Row]] = {}
+    for row in section.rows:
+        if row.kind == "sapling" and row.execution and row.size_gb is not None:
+            families.setdefault(row.family or row.run, []).append(row)
+    pairs = [
+        (min(checkpoints, key=lambda row: (abs(row.size_gb - other.size_gb), row.run)), other)
+        for checkpoints in families.values()
+        for other in last.values()
+    ]
+    return [against_pruning(*pair, confidence=1 - 0.05 / len(pairs)) for pair in pairs]
+
+
+def against_pruning(sapling: Row, other: Row, confidence: float) -> Verdict:
+    """Accuracy of two ways to drop layers on the same questions, and what each was trained on."""
+    found, reason = comparison.compare_rows(sapling, other, confidence)
+    names = f"SAPLING (`{sapling.run}`, {_size(sapling)}) against {other.method} (`{other.run}`, {_size(other)})"
+    if found is None:
+        return Verdict(f"**Not decided.** {names}: {reason}.")
+    favoured, relative = statistics.favours(found), sapling.size_gb / other.size_gb - 1
+    if abs(relative) > SIZE_TOLERANCE and (relative > 0) == (favoured > 0):
+        favoured = 0  # the larger one cannot win
+    head = {1: "**SAPLING is better.**", -1: "**SAPLING is worse.**", 0: "**Not decided.**"}[favoured]
+    tokens = [comparison.record_of(row.directory, "train_metrics.json").get("tokens_seen") for row in (sapling, other)]
+    trained = "of unrecorded training" if None in tokens else "trained on {:.2f} and {:.2f} million tokens".format(
+        *(count / 1e6 for count in tokens)
+    )  # fmt: skip
+    unhealed = "".join(f"; `{row.run}`: {row.remark}" for row in (sapling, other) if row.remark)
+    return Verdict(
+        f"{head} {names}: {_percent(sapling)} against {_percent(other)}, {_points(found)}, {trained}{unhealed}.",
+        [f"{confidence:.2%} interval; {found['only_first']} questions only SAPLING has right, {found['only_second']} "
+         f"only the other, McNemar's exact p = {found['mcnemar_p']:.2g}."],
+    )  # fmt: skip
+
+
 def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> Verdict:
     """One GPTQ run against the checkpoints of one SAPLING run."""
     pair = f"SAPLING (`{checkpoints[0].run.rpartition('/')[0] or checkpoints[0].run}`) against GPTQ (`{gptq.run}`)"
@@ -244,6 +288,8 @@ def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_withi
         f"more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "
         f"within {MEMORY_TOLERANCE:.0%} are equal. A model that had to be measured in another form decides neither.",
         "- One measure in which GPTQ is better refutes the hypothesis; it holds where SAPLING is better in every one.",
+        "- Against other ways to drop layers only accuracy is judged, at the other's last depth and SAPLING's "
+        "nearest in bytes, with 95 % intervals widened (Bonferroni) by the number of such pairs.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -244,3 +244,34 @@ def test_the_model_before_any_drop_is_no_checkpoint_of_saplings(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0), 30: (N < 100, 0.5)})
     (one,) = verdict.judge(found)
     assert "`sapling/60`" not in one.summary and "`sapling/30`" in one.summary
+
+
+def pruned(tmp_path, run, criterion, right, share, left=20):
+    values = {"CRITERION": criterion, "SCHEDULE": "one_shot", "DROP_UNIT": "block"}
+    made.settings(tmp_path / run / str(left), "sapling_train.py", values)
+    made.evaluation(tmp_path, f"{run}/{left}", right, share)
+
+
+def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60), 20: (N < 250, 0.43)}, speed=False)
+    pruned(tmp_path, "last", "last", N < 150, 0.60, left=15)
+    pruned(tmp_path, "last", "last", N < 100, 0.43, left=10)
+    pruned(tmp_path, "random", "random", N < 249, 0.43)
+    pruned(tmp_path, "angular", "angular", N < 400, 0.43)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    said = {one.summary.partition("(`")[2].partition("**")[0]: one.summary for one in verdict.judge_pruning(found)}
+    assert len(said) == 3
+    heads = {
+        name: next(text for text in said.values() if f"`{name}/" in text) for name in ("last", "random", "angular")
+    }
+    assert heads["last"].startswith("**SAPLING is better.**") and "`last/10`" in heads["last"]
+    assert "28.3% against 11.3%, +17.0 points" in heads["last"] and "`sapling/20`" in heads["last"]
+    assert heads["random"].startswith("**Not decided.**") and heads["angular"].startswith("**SAPLING is worse.**")
+    assert verdict.judge_pruning(found)[0].details[0].startswith("98.33% interval")
+
+
+def test_a_larger_checkpoint_is_better_than_another_way_to_drop_layers(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60)}, speed=False)
+    pruned(tmp_path, "last", "last", N < 100, 0.43)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    assert verdict.judge_pruning(found)[0].summary.startswith("**Not decided.**")
