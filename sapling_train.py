@@ -57,6 +57,7 @@ GRADIENT_ACCUMULATION = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records
 SAVE_EVERY = 1  # cycles between saved checkpoints; the last one is always saved
+SAVE_STEPS = 100  # optimizer steps between what a killed run goes on from, within the training of a cycle
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
 SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
 # -----------------------------------------------------------------------------
@@ -64,7 +65,7 @@ SETTINGS = configure(globals())
 
 import math  # noqa: E402
 
-from fincompress import sapling  # noqa: E402
+from fincompress import sapling, training  # noqa: E402
 from fincompress.depth import importance  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
@@ -103,8 +104,9 @@ def check_settings() -> None:
         DROPS_EARLY=DROPS_EARLY, DROPS_LATE=DROPS_LATE, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=TRAIN_RATIO,
         ACCURACY_FLOOR=ACCURACY_FLOOR, TARGET_MEMORY_GB=TARGET_MEMORY_GB, TARGET_LATENCY_MS=TARGET_LATENCY_MS,
-        SAVE_EVERY=SAVE_EVERY,
+        SAVE_EVERY=SAVE_EVERY, SAVE_STEPS=SAVE_STEPS, LOGGING_STEPS=LOGGING_STEPS,
     )  # fmt: skip
+    training.check_save_steps(SAVE_STEPS, LOGGING_STEPS)
     for name in ("TARGET_SIZE", "TRAIN_RATIO", "ACCURACY_FLOOR"):
         value = SETTINGS[name]
         if value is not None and not 0 < value <= 1:

@@ -25,6 +25,7 @@ STATE = "state.json"
 FRESH = {
     "weights": None,  # the file of the trained weights that belong to this state
     "trainable": None,  # names of the units that are trained
+    "trained": False,  # whether the training before the next drop, or the healing, is done
     "stopped": None,  # why no more is dropped
     "trajectory": [],  # one row a drop
     "layer_scores": [],  # one row a unit and scan
@@ -167,10 +168,10 @@ class Run:
             parameter.data.copy_(weights[name])
         print(f"going on with {self.left} of {self.full} units left, {self.share:.1%} of the bytes")
 
-    def save_state(self) -> None:
+    def save_state(self, trained: bool = False) -> None:
         """Write weights, then the state that names them: a kill between the two leaves the older pair whole."""
-        before = self.state["weights"]
-        self.state["weights"] = f"state-{self.state['scans']:04d}{'-healing' if self.stopped else ''}.safetensors"
+        before, self.state["trained"] = self.state["weights"], trained
+        self.state["weights"] = f"state-{self.state['scans']:04d}-{self.state['examples_seen']}.safetensors"
         with runs.atomic_path(self.directory / self.state["weights"]) as partial:
             save_file({name: p.detach().cpu().contiguous() for name, p in self.trained_parameters()}, partial)
         runs.write_json(self.directory / STATE, self.state)
@@ -262,16 +263,20 @@ class Run:
         )
 
     def train(self, epochs: float, stage: str | None = None) -> None:
-        """Train on the next ``epochs`` passes' worth of examples; learning rate and optimizer start anew."""
+        """Train on the next ``epochs`` passes' worth of examples; learning rate and optimizer start anew.
+
+        A run that was killed in here goes on from the last checkpoint inside, after SAVE_STEPS.
+        """
         s = self.settings
         count = round(epochs * len(self.train_set))
-        if not count or not self.trained_parameters():
+        if self.state["trained"] or not count or not self.trained_parameters():
             return
         seen = self.state["examples_seen"]
+        checkpoints = self.directory / f"trainer-{seen}"  # of this stage: each sees examples
         rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))
         checkpointing = s["GRADIENT_CHECKPOINTING"]
         arguments = training.training_arguments(
-            s, self.directory / "trainer", self.device, self.dtype, num_train_epochs=1, save_strategy="no",
+            s, checkpoints, self.device, self.dtype, num_train_epochs=1, save_steps=s["SAVE_STEPS"], save_total_limit=1,
             gradient_checkpointing=self.device.type == "cuda" if checkpointing is None else checkpointing,
         )  # fmt: skip
         progress = training.Progress(stage or f"{self.left} of {self.full} units, {self.share:.0%} of bytes")
@@ -284,11 +289,11 @@ class Run:
             callbacks=[progress],
         )
         trainer.remove_callback(PrinterCallback)
-        try:
-            with self.explain_out_of_memory():
-                trainer.train()
-        finally:
-            shutil.rmtree(self.directory / "trainer", ignore_errors=True)
+        checkpoint = training.last_checkpoint(checkpoints)
+        if checkpoint:
+            print(f"going on from {checkpoint.name} of this stage")
+        with self.explain_out_of_memory():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.model.eval()
         step = self.state["loss_curve"][-1]["step"] if self.state["loss_curve"] else 0
         self.state["loss_curve"] += [
@@ -299,6 +304,8 @@ class Run:
         self.state["examples_seen"] += count
         self.state["tokens_seen"] += int(trainer.state.num_input_tokens_seen)
         self.state["training_seconds"] += progress.clock.seconds()
+        self.save_state(trained=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
 
     def explain_out_of_memory(self):
         s = self.settings
@@ -575,6 +582,8 @@ class Run:
         runs.write_json(self.directory / "train_metrics.json", metrics)
         for path in self.directory.glob("state*"):
             path.unlink()
+        for path in self.directory.glob("trainer-*"):  # a kill came before it was removed
+            shutil.rmtree(path)
         print(
             f"stopped: {state['stopped']}; trained {state['training_seconds'] / 60:.1f} min, scanned "
             f"{state['scanning_seconds'] / 60:.1f} min; calibration exact match {metrics['calibration_exact']:.1%}, "

@@ -209,6 +209,14 @@ def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[in
     return found[begin : begin + count]
 
 
+def check_save_steps(save_steps: int, logging_steps: int) -> None:
+    """Raise UserError where a checkpoint would fall between two points of the loss curve."""
+    if save_steps % logging_steps:
+        raise UserError(
+            "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
+        )
+
+
 def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
 
@@ -223,10 +231,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
         **{name: s[name] for name in ("LORA_RANK", "EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION",
                                       "SAVE_STEPS", "LOGGING_STEPS")}
     )  # fmt: skip
-    if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
-        raise UserError(
-            "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
-        )
+    check_save_steps(s["SAVE_STEPS"], s["LOGGING_STEPS"])
     train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)

@@ -110,28 +110,62 @@ def test_frozen_weights_are_bit_identical_after_training(sapling):
         assert same == (str(one) not in metrics["trainable"]), str(one)
 
 
-def test_a_killed_run_goes_on_with_the_same_drops_and_ends_the_same(sapling, six):
-    directory, environment, _ = sapling
-    results = six[0]
-    command = [sys.executable, *SAPLING, "--RUN=broken"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    state, deadline = results / "broken" / "state.json", time.monotonic() + 120
-    while not (state.exists() and read(state)["trajectory"]) and process.poll() is None:
+def kill_once(condition, run, command, environment):
+    """Start a run and kill it as soon as ``condition`` holds."""
+    process = subprocess.Popen([sys.executable, *command], cwd=REPOSITORY, env=os.environ | environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not condition() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (results / "broken" / "train_metrics.json").exists(), "the run ended before it could be killed"
+    assert not (run / "train_metrics.json").exists(), "the run ended before it could be killed"
+
+
+def compare(unbroken, broken):
+    """Assert that two runs dropped the same, by the same scores, and left the same weights."""
+    tables = [pd.read_csv(d / "trajectory.csv") for d in (unbroken, broken)]
+    for name in set(tables[0]) & {"dropped", "decided_by", "nll_alone", "nll_after_training"}:
+        assert tables[0][name].tolist() == tables[1][name].tolist(), name
+    assert pd.read_csv(unbroken / "loss_curve.csv").equals(pd.read_csv(broken / "loss_curve.csv"))
+    facts = [read(d / "train_metrics.json") for d in (unbroken, broken)]
+    assert facts[0]["tokens_seen"] == facts[1]["tokens_seen"]
+    weights = [(d / str(facts[0]["units_left"]) / "model.safetensors").read_bytes() for d in (unbroken, broken)]
+    assert weights[0] == weights[1]
+    assert not list(broken.glob("trainer*")) and not list(broken.glob("state*"))
+
+
+def test_a_killed_run_goes_on_with_the_same_drops_and_ends_the_same(sapling, six):
+    directory, environment, _ = sapling
+    broken = six[0] / "broken"
+    state = broken / "state.json"
+    kill_once(lambda: state.exists() and read(state)["trajectory"], broken, (*SAPLING, "--RUN=broken"), environment)
     resumed = run_script(*SAPLING, "--RUN=broken", **environment)
     assert resumed.returncode == 0, resumed.stderr
     assert "going on with" in resumed.stdout
-    tables = [pd.read_csv(d / "trajectory.csv") for d in (directory, results / "broken")]
-    for name in ("dropped", "decided_by", "nll_alone", "nll_after_training"):
-        assert tables[0][name].tolist() == tables[1][name].tolist(), name
-    depth = str(read(directory / "train_metrics.json")["units_left"])
-    weights = [(d / depth / "model.safetensors").read_bytes() for d in (directory, results / "broken")]
-    assert weights[0] == weights[1]
+    compare(directory, broken)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "stage"),
+    [
+        ("shot", ("--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block", "--FIRST_EPOCHS=4"), "trainer-0"),
+        ("heal", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5", "--TARGET_SIZE=0.9", "--HEALING_EPOCHS=4"), "trainer-48"),
+    ],
+)
+def test_a_run_killed_within_training_goes_on_in_the_middle_of_it(six, name, more, stage):
+    results, environment = six
+    command = (*SAPLING, *more, "--SAVE_STEPS=2")
+    done = run_script(*command, f"--RUN={name}", **environment)
+    assert done.returncode == 0, done.stderr
+    broken = results / f"{name}_broken"
+    within = lambda: any((broken / stage).glob("checkpoint-*/trainer_state.json"))  # noqa: E731
+    kill_once(within, broken, (*command, f"--RUN={name}_broken"), environment)
+    resumed = run_script(*command, f"--RUN={name}_broken", **environment)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of this stage" in resumed.stdout
+    compare(results / name, broken)
 
 
 @pytest.mark.parametrize(
