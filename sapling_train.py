@@ -29,7 +29,7 @@ DROPS_LATE = 1  # and in the second half
 CALIBRATION_EXAMPLES = 256  # questions of the calibration split that a scan may use
 FIRST_SCAN_EXAMPLES = 64  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
 EARLY_ELIMINATION = True  # give up clearly worse units after a few questions; False: the exact scan, many times slower
-SCAN_BATCH_SIZE = 16  # questions at once in a scan; bounds its memory
+SCAN_BATCH_SIZE = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
 TARGET_SIZE = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
 ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before any drop, on the calibration split

@@ -19,7 +19,7 @@ from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.targets import IGNORE, packed_scores, target_logits, target_scores
 
-FIRST_CUT = 16  # questions before which no unit is given up, whatever the batch: fewer say nothing
+FIRST_CUT = 8  # questions before which no unit is given up, whatever the batch: fewer say nothing
 CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
 Unit = tuple[SubLayer, ...]
 
@@ -129,11 +129,11 @@ def head(model, stream: torch.Tensor, seen: Trace) -> torch.Tensor:
 class Elimination:
     """Which units a scan still follows: successive halving on nested parts of the calibration set.
 
-    Each time the questions seen have doubled the worse half (by NLL) is given up, and at any time what is behind the
-    leader by more than three standard errors of the paired difference, until ``finalists`` are left. What has the
-    highest accuracy so far always stays. ``earlier`` holds what an earlier scan found (unit -> NLL lost without it):
-    units are tried in that order, and those of its worse half must be within one standard error of the leader at the
-    first cut to go on.
+    After FIRST_CUT questions and each time they have doubled since, the worse half (by NLL) is given up, and at any
+    time what is behind the leader by more than three standard errors of the paired difference, until ``finalists`` are
+    left. What has the highest accuracy so far always stays. ``earlier`` holds what an earlier scan found (unit -> NLL
+    lost without it): units are tried in that order, and those of its worse half must be within one standard error of
+    the leader at the first cut to go on.
     """
 
     def __init__(self, units: list[Unit], finalists: int, earlier: dict[Unit, float] | None = None):
@@ -152,10 +152,8 @@ class Elimination:
             unit for unit in self.alive if behind(scores[unit].nll, leader.nll, errors=1 if unit in doubtful else 3)
         }
         keep = len(self.alive) - len(hopeless)
-        if self.next_cut is None:
-            self.next_cut = 2 * questions
-        elif questions >= self.next_cut:
-            keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * self.next_cut
+        if self.next_cut is None or questions >= self.next_cut:
+            keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * questions
         best = sorted(self.alive, key=lambda unit: (unit in hopeless, scores[unit].nll.mean()))
         best = best[: max(keep, self.finalists)]
         best.append(max(self.alive, key=lambda unit: (scores[unit].exact.mean(), -scores[unit].nll.mean())))

@@ -106,7 +106,7 @@ def test_a_small_batch_gives_nothing_up_on_fewer_questions():
     for size in (1, 4, 16):
         batches = make_batches(count=32 // size, size=size)
         found, _ = importance.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
-        assert min(s.questions for s in found) >= 16
+        assert min(s.questions for s in found) >= 8
 
 
 def score(kind, exact, nll, norm=1.0, block=0):
