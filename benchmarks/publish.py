@@ -1,0 +1,61 @@
+"""Copy the records of finished runs to where they are committed and the README's table is made from.
+
+Takes settings, metrics, evaluations, curves, scores and figures of the runs named and of the checkpoints under them.
+Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
+
+    python benchmarks/publish.py --TO=results/published/finqa-smollm2-135m \\
+        --RUNS='["base", "finqa_qlora", "finqa_gptq", "sapling"]'
+    python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fincompress.settings import configure  # noqa: E402
+
+# -----------------------------------------------------------------------------
+RUNS = ["qlora_4bit"]  # runs to publish, each with what lies under it (merged/, depths)
+TO = "results/published/new"  # where to: a folder for each set of runs that share a table
+RESULTS_DIR = "results"  # where the runs lie
+# -----------------------------------------------------------------------------
+configure(globals())
+
+import json  # noqa: E402
+import shutil  # noqa: E402
+
+from fincompress import runs  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
+
+RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json", "throughput_*.json", "loss_curve.*",
+           "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
+VERDICTS = ("id", "execution_correct", "program_correct")
+
+
+def main() -> None:
+    for run in RUNS:
+        source = runs.run_directory(RESULTS_DIR, run)
+        if not (source / "settings.json").exists():
+            raise UserError(f"there is no run {run!r} in {RESULTS_DIR}/")
+        folders = [source, *(path.parent for path in sorted(source.glob("*/settings.json")))]
+        for folder in folders:
+            copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
+            print(f"{folder}: {copied} files")
+
+
+def publish(source: Path, target: Path) -> int:
+    """Copy the records of one folder; the number of files."""
+    target.mkdir(parents=True, exist_ok=True)
+    found = [path for pattern in RECORDS for path in sorted(source.glob(pattern))]
+    for path in found:
+        shutil.copyfile(path, target / path.name)
+    predictions = sorted(source.glob("predictions_*.jsonl"))
+    for path in predictions:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        runs.write_jsonl(target / path.name, [{name: row[name] for name in VERDICTS} for row in rows])
+    return len(found) + len(predictions)
+
+
+if __name__ == "__main__":
+    run_script(main)
