@@ -12,12 +12,12 @@ from fincompress.settings import check_choice, check_positive, configure
 
 # -----------------------------------------------------------------------------
 # What
-RUN = "qlora_4bit"  # a finished run, or "base" for BASE_MODEL without any training
+RUN = "qlora_4bit"  # a finished run; "base" or "base_<anything>" is BASE_MODEL without any training
 SPLIT = "dev"  # "dev" or "test" to report, "calibration" to tune on
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
 # Where
-BASE_MODEL = "smollm2-135m"  # only for RUN = "base"; a run knows its own
-DATA_RUN = "data"  # only for RUN = "base"
+BASE_MODEL = "smollm2-135m"  # only for a base; a run knows its own
+DATA_RUN = "data"  # only for a base
 DATA_DIR = "data"  # only for PREDICTIONS: folder of the official JSON, or "synthetic"
 RESULTS_DIR = "results"  # every run has a folder in here
 # How
@@ -83,14 +83,12 @@ def score_run() -> None:
     models.quiet_libraries()
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    if RUN == "base":
+    untuned = RUN == "base" or RUN.startswith("base_")
+    if untuned:
         _, data = training.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
-        directory = runs.start_run(RESULTS_DIR, RUN, "evaluate.py", settings, facts, done=f"eval_{SPLIT}.json")
-        if directory is None:
-            show_table()
-            return
+        directory = runs.start_run(RESULTS_DIR, RUN, "evaluate.py", settings, facts)
     else:
         directory = runs.finished_run(RESULTS_DIR, RUN)
     record = runs.read_json(directory / "settings.json")
@@ -105,7 +103,7 @@ def score_run() -> None:
         show_table()
         return
     print(f"{RUN} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
-    if RUN == "base":
+    if untuned:
         path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
         model = models.load_base(path, "auto", device, dtype, **models.offload_if_needed(path, device)).eval()
         tokenizer = models.load_tokenizer(path)
@@ -127,7 +125,7 @@ def score_run() -> None:
             verdict = scoring.score_answer(output["output"], question)
         questions.append(question)
         verdicts.append({"id": row["id"], **output, **verdict})
-    size = models.size_gb(None if RUN == "base" else directory, record["base_model"], RESULTS_DIR)
+    size = models.size_gb(None if untuned else directory, record["base_model"], RESULTS_DIR)
     facts = {
         "run": RUN,
         "base_model": record["base_model"],

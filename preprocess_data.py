@@ -21,7 +21,7 @@ RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 EVIDENCE = (
     "retrieved"  # "retrieved" (best lines by BM25), "page" (all that fits) or "gold" (an upper bound, not a result)
 )
-EVIDENCE_TOKENS: int | None = 224  # budget for evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
+EVIDENCE_TOKENS: int | None = 224  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 512  # longest prompt; the least relevant lines go first, never the question or the table's header
 TARGET = "program"  # "program" (executed afterwards) or "answer" (the model must do the arithmetic itself)
 # Splits

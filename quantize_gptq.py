@@ -139,7 +139,9 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
     runs.write_json(directory / "quantize_metrics.json", metrics)
     print(
         f"quantized in {seconds / 60:.1f} min: {metrics['size_before_gb']:.3f} -> {metrics['size_after_gb']:.3f} GB, "
-        f"blocks alone to {after['blocks'] / before['blocks']:.1%}; kernel here {metrics['kernel']}; wrote {directory}/"
+        f"blocks alone to {after['blocks'] / before['blocks']:.1%}, embeddings, head and norms stay at "
+        f"{metrics['size_after_gb'] - metrics['blocks_after_gb']:.3f} GB; kernel here "
+        f"{metrics['kernel']}; wrote {directory}/"
     )
 
 

@@ -11,13 +11,22 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+case "${1:-}" in
+    "" | --quick) ;;
+    *)
+        echo "error: $0 takes --quick or nothing, not $1" >&2
+        exit 2
+        ;;
+esac
+source ./setup_env.sh
+SECONDS=0 # times are those of the phases, after the install
 setting() { # setting NAME default: from the environment, else .env, else the default
-    local from_file
-    from_file=$(sed -n "s/^ *$1 *= *['\"]\{0,1\}\([^'\"]*\)['\"]\{0,1\} *$/\1/p" .env 2>/dev/null | tail -n 1)
-    printf '%s' "${!1:-${from_file:-$2}}"
+    python -c 'import os, sys, dotenv; name, default = sys.argv[1:]
+print(os.environ.get(name) or dotenv.dotenv_values(".env").get(name) or default)' "$@"
 }
 DATA_DIR=$(setting DATA_DIR synthetic)
 RESULTS_DIR=$(setting RESULTS_DIR results)
+RESULTS_DIR=${RESULTS_DIR%/}
 # The synthetic set has a test split to report on, and shorter programs; on real FinQA development is reported on dev.
 evaluation=(--SPLIT=dev)
 if [ "$DATA_DIR" = synthetic ]; then evaluation=(--SPLIT=test --MAX_NEW_TOKENS=64); fi
@@ -29,25 +38,18 @@ gptq=(--GROUP_SIZE=64 --CALIBRATION_EXAMPLES=128)
 sapling=(--START_FROM=qlora_4bit --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.1 --HEALING_EPOCHS=0.5 --DROPS_EARLY=5 --DROPS_LATE=5
     --CALIBRATION_EXAMPLES=64 --FIRST_SCAN_EXAMPLES=16 --SCAN_BATCH_SIZE=8)
 benchmark=(--ROUNDS=3 --BATCH_SIZES=[4])
-case "${1:-}" in
-    "") ;;
-    --quick)
-        RESULTS_DIR=$RESULTS_DIR-quick
-        data+=(--TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=16)
-        training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
-        training_8bit+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
-        gptq+=(--CALIBRATION_EXAMPLES=16)
-        sapling+=(--CALIBRATION_EXAMPLES=8 --FIRST_SCAN_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2)
-        benchmark+=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
-        ;;
-    *)
-        echo "error: $0 takes --quick or nothing, not $1" >&2
-        exit 2
-        ;;
-esac
+if [ "${1:-}" = --quick ]; then
+    RESULTS_DIR=$RESULTS_DIR-quick
+    data+=(--TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=16)
+    training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
+    training_8bit+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
+    gptq+=(--CALIBRATION_EXAMPLES=16)
+    sapling+=(--CALIBRATION_EXAMPLES=8 --FIRST_SCAN_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10
+        --LOGGING_STEPS=2 --SAVE_STEPS=4)
+    benchmark+=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
+fi
 export DATA_DIR RESULTS_DIR
 
-source ./setup_env.sh
 phases=(preprocess
     "base model: evaluate" "QLoRA: train" "QLoRA: evaluate on its 4-bit base"
     "8-bit LoRA: train" "8-bit LoRA: evaluate"
@@ -75,14 +77,15 @@ quantize_the_smallest() {
     python quantize_gptq.py --SOURCE_RUN="$(depths | tail -n 1)" --RUN=sapling_gptq "${gptq[@]}"
     evaluate sapling_gptq
 }
-measure() { # five models beside the base: the merged one is as fast as that, and 8-bit LoRA as QLoRA on a CPU
-    local names
-    if [ -e "$RESULTS_DIR/throughput.csv" ]; then
-        echo "measured already, skipped (remove $RESULTS_DIR/throughput.csv to do it again)"
+measure() { # six models beside the base: 8-bit LoRA is as fast as QLoRA on a CPU
+    local names measured=$RESULTS_DIR/.measured
+    if [ -e "$measured" ]; then
+        echo "measured already, skipped (remove $measured to do it again)"
         return
     fi
-    names=$(printf "'%s', " qlora_4bit gptq_4bit "$(depths | head -n 1)" "$(depths | tail -n 1)" sapling_gptq)
+    names=$(printf "'%s', " qlora_4bit qlora_4bit/merged gptq_4bit "$(depths | head -n 1)" "$(depths | tail -n 1)" sapling_gptq)
     python benchmark_throughput.py --RUNS="[$names]" "${benchmark[@]}"
+    touch "$measured"
 }
 run python preprocess_data.py "${data[@]}"
 run evaluate base

@@ -107,6 +107,7 @@ def check_settings() -> None:
         SAVE_EVERY=SAVE_EVERY, SAVE_STEPS=SAVE_STEPS, LOGGING_STEPS=LOGGING_STEPS,
     )  # fmt: skip
     training.check_save_steps(SAVE_STEPS, LOGGING_STEPS)
+    training.check_optimizer(OPTIMIZER, WARMUP)
     for name in ("TARGET_SIZE", "TRAIN_RATIO", "ACCURACY_FLOOR"):
         value = SETTINGS[name]
         if value is not None and not 0 < value <= 1:

@@ -333,7 +333,7 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         found = record_of(folder, "train_metrics.json")
         row.units_left = found.get("units_left")
         if found.get("healed") is False:
-            row.remark = "saved on the way down, without the training that follows the last drop"
+            row.remark = "saved on the way down: trained after its drops for a cycle, not healed as the last depth is"
         row.family = str(folder.parent)
         row.series = re.sub(r", \d+ (sub-layers|blocks) left$", "", method)
     row.training_seconds, row.missing["training_seconds"] = training_seconds(folder, root)

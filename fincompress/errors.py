@@ -26,6 +26,12 @@ def run_script(main) -> None:
         number, name = getattr(error, "errno", None), getattr(error, "filename", None)
         if number == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):  # safetensors' own error has no number
             _leave(f"no space left on the disk while writing {name or 'a result'}: free some and run it again")
+        if "PytorchStreamWriter failed" in str(error):  # torch.save says no more than that
+            _leave("a checkpoint could not be written: is the disk full? Free some of it and run it again")
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; training names the constants that it depends on
+            _leave(
+                "the GPU's memory is not enough: lower BATCH_SIZE, close what else runs on it, or use a smaller model"
+            )
         if number in (errno.EACCES, errno.EROFS):
             _leave(f"cannot write {name}: {error.strerror}; choose another RESULTS_DIR")
         raise

@@ -103,16 +103,20 @@ def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Pa
     return directory
 
 
-def start_run(results_dir: str, run: str, script: str, settings: dict, facts: dict, done: str) -> Path | None:
+def start_run(
+    results_dir: str, run: str, script: str, settings: dict, facts: dict, done: str | None = None
+) -> Path | None:
     """Open ``results_dir/run`` for a script and write ``settings.json``; None where the same run is finished already.
 
     ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
-    ``done`` is the file that marks the run as finished. A folder that holds a run with other settings is refused:
-    results of two recipes are never mixed in one folder.
+    ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that
+    holds a run with other settings is refused: results of two recipes are never mixed in one folder.
     """
     directory = run_directory(results_dir, run)
     record = {"script": script, "settings": _comparable(settings), **facts}
     path = directory / "settings.json"
+    if directory.is_dir() and not path.exists() and any(p for p in directory.iterdir() if p.name[0] != "."):
+        raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
     if path.exists() and any(other.name != path.name for other in directory.iterdir()):
         before = read_json(path)
@@ -124,7 +128,7 @@ def start_run(results_dir: str, run: str, script: str, settings: dict, facts: di
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
                 "choose another RUN, or remove that folder"
             )
-        if (directory / done).exists():
+        if done and (directory / done).exists():
             print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
             return None
     directory.mkdir(parents=True, exist_ok=True)

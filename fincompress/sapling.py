@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import math
 import shutil
 from pathlib import Path
@@ -56,6 +57,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         "base_model": s["BASE_MODEL"],
         "base_precision": "nf4" if s["UPDATE"] == "qlora" else "auto",
         "data": record["data"],
+        "prepared": runs.fingerprint(record["settings"]),
     }
     if s["START_FROM"]:
         start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"])
@@ -76,6 +78,8 @@ def open_run(settings: dict, script: str) -> Run | None:
                 f"START_FROM = {s['START_FROM']!r} was trained with another calibration split than {s['DATA_RUN']!r} "
                 "holds: it has seen some of these questions"
             )
+        # A start that was trained anew is another one: a killed run must not mix its own weights with the new ones.
+        facts["source"] = runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
@@ -85,7 +89,10 @@ def open_run(settings: dict, script: str) -> Run | None:
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
     else:
         source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
-    return Run(settings, directory, source, train_set, calibration.select(range(s["CALIBRATION_EXAMPLES"])), facts)
+    # Questions of one page stand together, so that the first few would be those of a few pages.
+    drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
+    calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
+    return Run(settings, directory, source, train_set, calibration, facts)
 
 
 class Run:
@@ -271,6 +278,7 @@ class Run:
         count = round(epochs * len(self.train_set))
         if self.state["trained"] or not count or not self.trained_parameters():
             return
+        gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
         seen = self.state["examples_seen"]
         checkpoints = self.directory / f"trainer-{seen}"  # of this stage: each sees examples
         rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))

@@ -12,9 +12,19 @@ import datasets
 import psutil
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    AutoConfig,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.training_args import OptimizerNames
 
 from fincompress import charts, gptq, memory, models, runs
 from fincompress.errors import UserError
@@ -135,7 +145,8 @@ class ProgressAndCalibration(Progress):
         unscored = all(
             entry.get("calibration_nll") is None or entry["step"] < state.global_step for entry in state.log_history
         )
-        if state.global_step and float(state.epoch).is_integer() and unscored:
+        ended = state.global_step >= state.max_steps or float(state.epoch or 0).is_integer()
+        if state.global_step and ended and unscored:
             self.on_epoch_end(args, state, control, model=model)
 
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
@@ -217,6 +228,14 @@ def check_save_steps(save_steps: int, logging_steps: int) -> None:
         )
 
 
+def check_optimizer(optimizer: str | None, warmup: float) -> None:
+    """Raise UserError for what the Trainer would refuse with a traceback."""
+    if optimizer is not None:
+        check_choice("OPTIMIZER", optimizer, tuple(OptimizerNames))
+    if warmup < 0:
+        raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {warmup}")
+
+
 def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
 
@@ -229,8 +248,11 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
     check_positive(
         **{name: s[name] for name in ("LORA_RANK", "EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION",
-                                      "SAVE_STEPS", "LOGGING_STEPS")}
+                                      "SAVE_STEPS", "LOGGING_STEPS", "MAX_STEPS")}
     )  # fmt: skip
+    check_optimizer(s["OPTIMIZER"], s["WARMUP"])
+    if not 0 <= s["LORA_DROPOUT"] < 1:
+        raise UserError(f"LORA_DROPOUT is a share, from 0 to below 1, not {s['LORA_DROPOUT']}")
     check_save_steps(s["SAVE_STEPS"], s["LOGGING_STEPS"])
     train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
@@ -312,12 +334,33 @@ def train_adapter(
         print(f"going on from {checkpoint.name}")
     try:
         with explain_out_of_memory(predicted_gb):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if checkpoint and trained_to_the_end(checkpoint):
+                load_trained(trainer, checkpoint, progress)
+            else:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UserError:
         if last_checkpoint(checkpoints) is None:  # nothing to go on with: lower constants must not be refused
             shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     return finish(directory, trainer, tokenizer, s, predicted_gb, trainable, progress.clock.seconds())
+
+
+def trained_to_the_end(checkpoint: Path) -> bool:
+    """Whether a kill came after the last step."""
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state.global_step >= state.max_steps
+
+
+def load_trained(trainer: Trainer, checkpoint: Path, progress: Progress) -> None:
+    """Bring a trainer to where its last step left it.
+
+    Given such a checkpoint in the middle of an epoch, as a share of one leaves it, the Trainer would take a step more.
+    """
+    adapter = load_file(checkpoint / "adapter_model.safetensors")
+    set_peft_model_state_dict(trainer.model, adapter)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    progress.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    progress.on_train_end(trainer.args, trainer.state, trainer.control)
 
 
 def training_arguments(
@@ -353,11 +396,12 @@ def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones, left by a kill, are removed."""
     whole = []
     for path in directory.glob("checkpoint-*"):
-        # The Trainer writes its state last.
-        if (path / "trainer_state.json").exists():
-            whole.append(path)
-        else:
+        try:  # the Trainer writes its state last
+            runs.read_json(path / "trainer_state.json")
+        except UserError:
             shutil.rmtree(path)
+        else:
+            whole.append(path)
     return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 

@@ -33,7 +33,8 @@ def phases(copy):
     (copy / ".venv" / "bin").mkdir(parents=True)
     python = copy / ".venv" / "bin" / "python"
     python.write_text(
-        '#!/bin/sh\nprintf "%s\\n" "$# DATA_DIR=${DATA_DIR:-} RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
+        f'#!/bin/sh\ncase "$1" in -c|-m) exec "{sys.executable}" "$@" ;; esac\n'
+        'printf "%s\\n" "$# DATA_DIR=${DATA_DIR:-} RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
         'case "$1" in "${FAIL:-none}") exit 3 ;; esac\n'
         'case "$1" in sapling_train.py) mkdir -p "$RESULTS_DIR/sapling/9" "$RESULTS_DIR/sapling/22" ;; esac\n'
     )
@@ -97,7 +98,10 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
                                    "sapling/9", "sapling_gptq")
     ]  # fmt: skip
     assert "--SOURCE_RUN=sapling/9" in made[5]  # the smallest
-    assert "--RUNS=['qlora_4bit', 'gptq_4bit', 'sapling/22', 'sapling/9', 'sapling_gptq', ]" in made[6]
+    assert (
+        "--RUNS=['qlora_4bit', 'qlora_4bit/merged', 'gptq_4bit', 'sapling/22', 'sapling/9', 'sapling_gptq', ]"
+        in made[6]
+    )
     assert "--README=None" in made[7]  # the published results stay
     for call, data, folder in calls:
         assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
@@ -115,9 +119,8 @@ def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
 
 def test_what_was_measured_is_not_measured_again(phases, copy):
     phases()
-    (copy / "results" / "throughput.csv").write_text("")
     done, calls = phases()
-    assert "measured already, skipped (remove results/throughput.csv" in done.stdout
+    assert "measured already, skipped (remove results/.measured" in done.stdout
     assert [call[0][0] for call in calls].count("benchmark_throughput.py") == 1  # of the first time
 
 
@@ -129,7 +132,7 @@ def test_folders_set_in_the_environment_are_used(phases):
 
 @pytest.mark.parametrize(("arguments", "results"), [([], "elsewhere"), (["--quick"], "elsewhere-quick")])
 def test_folders_set_in_dotenv_are_used(phases, copy, arguments, results):
-    (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR='elsewhere'\n")
+    (copy / ".env").write_text("DATA_DIR=finqa  # the real one\nexport RESULTS_DIR='elsewhere/'\n")
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert {call[1:] for call in calls} == {("DATA_DIR=finqa", f"RESULTS_DIR={results}")}

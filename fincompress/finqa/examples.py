@@ -88,13 +88,20 @@ def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
 
 
 def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Example]]:
-    """``(source, examples)`` of one split alone, for scoring; raises UserError where it cannot be had."""
+    """``(source, examples)`` of one split alone, for scoring; raises UserError where it cannot be had.
+
+    What is broken is left out and said.
+    """
     if data_dir == SYNTHETIC:
         return "synthetic", validate_split(split, synthetic.generate(split, seed=seed))[0]
     records = find_records(data_dir, split)
     if records is None:
         raise UserError(f"there is no {split}.json in {data_dir}/ and no network to fetch it")
-    return "FinQA", validate_split(split, records)[0]
+    examples, skipped = validate_split(split, records)
+    if skipped:
+        first = skipped[0]
+        print(f"{len(skipped)} broken examples of {split} are left out, such as {first['id']}: {first['reason']}")
+    return "FinQA", examples
 
 
 def find_records(data_dir: str, split: str) -> list[dict] | None:

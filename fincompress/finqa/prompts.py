@@ -32,13 +32,14 @@ def build_prompt(
 ) -> Prompt:
     """The prompt of one example.
 
-    ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for evidence (None: only
-    the prompt's limit counts). Where the whole would be longer than ``max_prompt_tokens``, the least relevant lines go
-    first; the question, the table's header and the target are never cut. ``count_tokens`` maps texts to token counts.
+    ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for retrieved evidence
+    (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
+    ``max_prompt_tokens``, the least relevant lines go first; the question, the table's header and the target
+    are never cut. ``count_tokens`` maps texts to token counts.
     """
     question = QUESTION + " ".join(example.question.split()) + "\n" + CUE[target] + "\n"
     room = max(0, max_prompt_tokens - count_tokens([question])[0])
-    budget = room if evidence_tokens is None else min(room, evidence_tokens)
+    budget = min(room, evidence_tokens) if mode == "retrieved" and evidence_tokens is not None else room
     lines = evidence.select(example, mode, budget, count_tokens)
     return Prompt(evidence.render(lines) + "\n" + question, target_text(example, target), lines)
 
