@@ -6,7 +6,7 @@ accuracy_by_steps.png to results/, and the results section of the README. Nothin
 
     python plot_pareto.py
     python plot_pareto.py --README=None                                the README is left as it is
-    python plot_pareto.py --RESULTS_DIR=results/published              what the README shows, from the committed records
+    python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m    what the README shows, from the records
 """
 
 from fincompress.settings import configure

@@ -30,15 +30,17 @@ from fincompress.errors import UserError, run_script  # noqa: E402
 
 RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json", "throughput_*.json", "loss_curve.*",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
+FINISHED = ("*_metrics.json", "data_report.json", "eval_*.json")
 VERDICTS = ("id", "execution_correct", "program_correct")
 
 
 def main() -> None:
     for run in RUNS:
         source = runs.run_directory(RESULTS_DIR, run)
-        if not (source / "settings.json").exists():
-            raise UserError(f"there is no run {run!r} in {RESULTS_DIR}/")
-        folders = [source, *(path.parent for path in sorted(source.glob("*/settings.json")))]
+        if not (source / "settings.json").exists() or not any(map(any, map(source.glob, FINISHED))):
+            raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
+        shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
+        folders = [source, *(path.parent for path in sorted(source.glob("[!.]*/settings.json")))]
         for folder in folders:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
             print(f"{folder}: {copied} files")
@@ -52,8 +54,8 @@ def publish(source: Path, target: Path) -> int:
         shutil.copyfile(path, target / path.name)
     predictions = sorted(source.glob("predictions_*.jsonl"))
     for path in predictions:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        runs.write_jsonl(target / path.name, [{name: row[name] for name in VERDICTS} for row in rows])
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        runs.write_jsonl(target / path.name, [{name: row[name] for name in VERDICTS if name in row} for row in rows])
     return len(found) + len(predictions)
 
 

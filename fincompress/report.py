@@ -78,7 +78,10 @@ def curves(section: Section, root: Path) -> list[dict]:
                 break
     found = []
     for folder, row in folders.items():
-        frame = pd.read_csv(folder / "loss_curve.csv")
+        try:
+            frame = pd.read_csv(folder / "loss_curve.csv")
+        except pd.errors.EmptyDataError:  # of a run that trained nothing
+            continue
         if len(frame):
             label = row.series or row.method
             found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import gc
 import shutil
 from collections.abc import Iterator
@@ -41,7 +42,12 @@ class TargetTrainer(Trainer):
     """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own."""
 
     def train(self, *arguments, **options):
-        """Train as ``Trainer`` does, on a CPU with attention as plain products.
+        with self.plain_attention():
+            return super().train(*arguments, **options)
+
+    @contextlib.contextmanager
+    def plain_attention(self):
+        """On a CPU, attention as plain products.
 
         The backward pass of torch's flash attention takes a CPU several times as long as they do for prompts of some
         hundred tokens: a seventh of a step.
@@ -50,7 +56,7 @@ class TargetTrainer(Trainer):
         if self.args.use_cpu:
             self.model.set_attn_implementation("eager")
         try:
-            return super().train(*arguments, **options)
+            yield
         finally:
             self.model.set_attn_implementation(before)
 
@@ -230,8 +236,10 @@ def check_save_steps(save_steps: int, logging_steps: int) -> None:
 
 def check_optimizer(optimizer: str | None, warmup: float) -> None:
     """Raise UserError for what the Trainer would refuse with a traceback."""
-    if optimizer is not None:
-        check_choice("OPTIMIZER", optimizer, tuple(OptimizerNames))
+    known = [name.value for name in OptimizerNames]
+    if optimizer is not None and optimizer not in known:
+        near = difflib.get_close_matches(optimizer, known, n=1, cutoff=0)[0]
+        raise UserError(f"OPTIMIZER = {optimizer!r} is none that transformers knows; did you mean {near!r}?")
     if warmup < 0:
         raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {warmup}")
 
@@ -351,7 +359,7 @@ def trained_to_the_end(checkpoint: Path) -> bool:
     return state.global_step >= state.max_steps
 
 
-def load_trained(trainer: Trainer, checkpoint: Path, progress: Progress) -> None:
+def load_trained(trainer: TargetTrainer, checkpoint: Path, progress: Progress) -> None:
     """Bring a trainer to where its last step left it.
 
     Given such a checkpoint in the middle of an epoch, as a share of one leaves it, the Trainer would take a step more.
@@ -359,7 +367,8 @@ def load_trained(trainer: Trainer, checkpoint: Path, progress: Progress) -> None
     adapter = load_file(checkpoint / "adapter_model.safetensors")
     set_peft_model_state_dict(trainer.model, adapter)
     trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    progress.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+    with trainer.plain_attention():  # in which the last epoch is scored
+        progress.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
     progress.on_train_end(trainer.args, trainer.state, trainer.control)
 
 

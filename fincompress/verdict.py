@@ -77,8 +77,7 @@ def judge(section: Section, equal_within: float = EQUAL_WITHIN) -> list[Verdict]
     ]
     sapling: dict[str, list[Row]] = {}
     for row in section.rows:
-        whole = row.share_of_base is not None and row.share_of_base > 0.99  # before any drop
-        if row.kind == "sapling" and row.execution and not whole:
+        if is_checkpoint(row):
             sapling.setdefault(row.family or row.run, []).append(row)
     if not gptq or not sapling:
         lacking = [] if gptq else [f"an evaluated run of {BITS}-bit GPTQ (quantize_gptq.py, evaluate.py)"]
@@ -99,7 +98,7 @@ def judge_pruning(section: Section) -> list[Verdict]:
             last[row.family or row.run] = min(held, row, key=lambda row: row.size_gb)
     families: dict[str, list[Row]] = {}
     for row in section.rows:
-        if row.kind == "sapling" and row.execution and row.size_gb is not None:
+        if is_checkpoint(row) and row.size_gb is not None:
             families.setdefault(row.family or row.run, []).append(row)
     pairs = [
         (min(checkpoints, key=lambda row: (abs(row.size_gb - other.size_gb), row.run)), other)
@@ -129,6 +128,12 @@ def against_pruning(sapling: Row, other: Row, confidence: float) -> Verdict:
         [f"{confidence:.2%} interval; {found['only_first']} questions only SAPLING has right, {found['only_second']} "
          f"only the other, McNemar's exact p = {found['mcnemar_p']:.2g}."],
     )  # fmt: skip
+
+
+def is_checkpoint(row: Row) -> bool:
+    """Whether a row is an evaluated model of SAPLING's from which something was dropped."""
+    whole = row.share_of_base is not None and row.share_of_base > 0.99
+    return row.kind == "sapling" and row.execution is not None and not whole
 
 
 def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> Verdict:

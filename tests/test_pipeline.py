@@ -110,6 +110,52 @@ def test_a_killed_run_goes_on_and_ends_as_an_unbroken_one(pipeline):
     assert weights[0] == weights[1]
 
 
+def test_a_run_killed_after_its_last_step_takes_no_other(pipeline):
+    """Its last checkpoint stands in the middle of an epoch, where the Trainer would go on by a step."""
+    results, environment = pipeline
+    part = (*TRAIN, "--EPOCHS=0.6", "--SAVE_STEPS=1", "--LR_SCHEDULE=constant_with_warmup")
+    assert run_script(*part, "--RUN=part", **environment).returncode == 0
+    command = [sys.executable, *part, "--RUN=part_killed"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    unbroken, broken = results / "part", results / "part_killed"
+    last = f"checkpoint-{read(unbroken / 'train_metrics.json')['steps']}"
+    deadline = time.monotonic() + 120
+    while not (broken / "checkpoints" / last / "trainer_state.json").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "train_metrics.json").exists(), "the run ended before it could be killed"
+    torn = broken / "checkpoints" / "checkpoint-99"  # a kill while the Trainer wrote its state
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global')
+    resumed = run_script(*part, "--RUN=part_killed", **environment)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"going on from {last}" in resumed.stdout
+    metrics = [read(run / "train_metrics.json") for run in (unbroken, broken)]
+    for name in ("steps", "train_loss", "tokens_seen"):
+        assert metrics[0][name] == metrics[1][name], name
+    assert [row["calibration_nll"] for row in metrics[0]["calibration"]] == [
+        row["calibration_nll"] for row in metrics[1]["calibration"]
+    ]
+    weights = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (unbroken, broken)]
+    assert weights[0] == weights[1]
+
+
+def test_a_whole_page_is_shown_whatever_the_budget_for_retrieved_lines(pipeline):
+    results, environment = pipeline
+    for run, mode in (("page_data", "page"), ("retrieved_data", "retrieved")):
+        options = (f"--RUN={run}", f"--EVIDENCE={mode}", "--EVIDENCE_TOKENS=32", "--MAX_PROMPT_TOKENS=2048")
+        done = run_script(*DATA, *options, **environment)
+        assert done.returncode == 0, done.stderr
+    page, retrieved = (
+        read(results / run / "data_report.json")["splits"]["dev"] for run in ("page_data", "retrieved_data")
+    )
+    assert page["share_that_lost_lines"] == 0 and page["evidence_recall"] == 1
+    assert retrieved["share_that_lost_lines"] == 1
+
+
 def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     results, environment = pipeline
     for run in ("base", "qlora_4bit"):
@@ -151,6 +197,9 @@ def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
         (("train_qlora_4bit.py", "--RUN=a", "--SAVE_STEPS=7"), "multiple of LOGGING_STEPS"),
         (("train_qlora_4bit.py", "--RUN=a", "--BASE_MODEL=smollm2-135m"), "tokenised for shape:tiny"),
         (("train_qlora_4bit.py", "--RUN=../a"), "no run name"),
+        (("train_qlora_4bit.py", "--RUN=a", "--OPTIMIZER=adamw_troch"), "did you mean 'adamw_torch'"),
+        (("train_qlora_4bit.py", "--RUN=a", "--LORA_DROPOUT=1.5"), "LORA_DROPOUT is a share"),
+        (("train_qlora_4bit.py", "--RUN=a", "--MAX_STEPS=0"), "must be above 0"),
         (("preprocess_data.py", "--RUN=a", "--EVIDENCE=papge"), "did you mean 'page'"),
         (("preprocess_data.py", "--RUN=a", "--DATA_DIR=/nothing/here"), "is no folder"),
         (("preprocess_data.py", "--RUN=a", "--BASE_MODEL=/nothing/here"), "no folder here"),

@@ -170,6 +170,13 @@ def test_run_that_left_nothing_but_settings_blocks_a_corrected_one(tmp_path):
     assert runs.read_json(tmp_path / "lora" / "settings.json")["settings"]["RANK"] == 8
 
 
+def test_folder_of_other_runs_is_taken_for_a_new_one(tmp_path):
+    start(tmp_path, run="group/lora")
+    with pytest.raises(UserError, match="holds no run"):
+        start(tmp_path, run="group")
+    assert (tmp_path / "group" / "lora" / "settings.json").exists()
+
+
 def test_settings_file_tells_of_this_machine_or_of_the_token(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_doNotShowThis")
     results, data = tmp_path / "results", tmp_path / "data"

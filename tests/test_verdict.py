@@ -270,6 +270,13 @@ def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(t
     assert verdict.judge_pruning(found)[0].details[0].startswith("98.33% interval")
 
 
+def test_the_model_before_any_drop_stands_against_another_way_to_drop_layers(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0)}, speed=False)
+    pruned(tmp_path, "last", "last", N < 100, 0.43)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    assert verdict.judge_pruning(found) == []
+
+
 def test_a_larger_checkpoint_is_better_than_another_way_to_drop_layers(tmp_path):
     section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60)}, speed=False)
     pruned(tmp_path, "last", "last", N < 100, 0.43)

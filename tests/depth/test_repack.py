@@ -113,12 +113,22 @@ def test_stock_transformers_loads_the_checkpoint_in_a_fresh_process(any_model, b
     assert REPOSITORY.name not in (tmp_path / "model" / "config.json").read_text()
 
 
-def test_adapters_are_merged_into_what_is_written(model, batches, tiny_base, tmp_path):
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_adapters_are_merged_into_what_is_written(model, batches, tiny_base, tmp_path, four_bits):
+    if four_bits:  # as on a GPU: the weights stay packed while layers go
+        models.write_checkpoint(tmp_path / "dense", model, models.load_tokenizer(tiny_base), torch.float32)
+        model = models.load_base(str(tmp_path / "dense"), "nf4", torch.device("cpu"), torch.float32, packed=True).eval()
+        assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
+        with torch.no_grad(), sub.skipped(model, *PACKABLE):
+            skipped = target_logits(model, batches[0])[0]
     wrapped = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     for name, parameter in wrapped.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     sub.remove(wrapped, *PACKABLE)
+    if four_bits:
+        with torch.no_grad(), wrapped.disable_adapter():
+            assert torch.equal(target_logits(wrapped, batches[0])[0], skipped)
     packed = repack.packed_model(wrapped)
     repack.check_equal(wrapped, packed, batches[0])
     models.write_checkpoint(tmp_path / "model", packed, models.load_tokenizer(tiny_base), torch.float32)
