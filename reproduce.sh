@@ -7,7 +7,8 @@
 #   ./reproduce.sh --quick   the same pipeline on a sliver of the data: a smoke test, its numbers mean nothing
 #
 # Finished phases are skipped; a killed run goes on. BASE_MODEL, DATA_DIR and RESULTS_DIR from the environment or .env are
-# honoured: DATA_DIR=path/to/finqa ./reproduce.sh runs this same short recipe on real FinQA (README has the long one).
+# honoured: DATA_DIR=path/to/finqa ./reproduce.sh runs this same short recipe on real FinQA; the long one is
+# benchmarks/finqa_record.sh.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -11,7 +11,7 @@ import pytest
 from fincompress.settings import ENVIRONMENT, parse_overrides, read_constants
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(REPOSITORY.glob("*.sh")) + sorted((REPOSITORY / ".ci").glob("*"))
+SCRIPTS = [path for where in ("*.sh", "benchmarks/*.sh", ".ci/*") for path in sorted(REPOSITORY.glob(where))]
 
 
 @pytest.fixture
@@ -19,6 +19,7 @@ def copy(tmp_path):
     """A folder with the shell scripts and what they read, and nothing else."""
     for path in [*REPOSITORY.glob("*.sh"), *REPOSITORY.glob("requirements*.txt")]:
         shutil.copy(path, tmp_path)
+    shutil.copytree(REPOSITORY / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("*.py", "__*"))
     return tmp_path
 
 
@@ -36,14 +37,15 @@ def phases(copy):
         f'#!/bin/sh\ncase "$1" in -c|-m) exec "{sys.executable}" "$@" ;; esac\n'
         'printf "%s\\n" "$# DATA_DIR=${DATA_DIR:-} RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
         'case "$1" in "${FAIL:-none}") exit 3 ;; esac\n'
-        'case "$1" in sapling_train.py) mkdir -p "$RESULTS_DIR/sapling/9" "$RESULTS_DIR/sapling/22" ;; esac\n'
+        'run=sapling; for a in "$@"; do case "$a" in --RUN=*) run=${a#--RUN=} ;; esac; done\n'
+        'case "$1" in sapling_train.py) mkdir -p "$RESULTS_DIR/$run/9" "$RESULTS_DIR/$run/22" ;; esac\n'
     )
     python.chmod(0o755)
     stamp = "cat requirements.txt requirements-dev.txt | cksum > .venv/installed"
     subprocess.run(["sh", "-c", stamp], cwd=copy, check=True)
 
-    def phases(*arguments, **environment):
-        done = shell(copy, "./reproduce.sh", *arguments, PYTHON=sys.executable, **environment)
+    def phases(*arguments, script="./reproduce.sh", **environment):
+        done = shell(copy, script, *arguments, PYTHON=sys.executable, **environment)
         lines = (copy / "calls").read_text().splitlines()
         calls = []
         while lines:
@@ -106,6 +108,21 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
     for call, data, folder in calls:
         assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
         parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})  # raises on an unknown or ill-typed one
+
+
+def test_the_record_s_commands_take_the_settings_they_are_given(phases):
+    done, calls = phases(script="benchmarks/finqa_record.sh", DATA_DIR="finqa")
+    assert (done.returncode, done.stderr) == (0, "")
+    for call, data, folder in calls:
+        assert (data, folder) == ("DATA_DIR=finqa", "RESULTS_DIR=results-finqa")
+        parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})
+    evaluated = [call[0][1].partition("=")[2] for call in calls if call[0][0] == "evaluate.py"]
+    assert len(evaluated) == len(set(evaluated)) == 14 and {"base", "last/9", "random/22"} <= set(evaluated)
+    started = [call[0][1:] for call in calls if call[0][0] == "sapling_train.py"]
+    budgets = [dict(argument[2:].split("=") for argument in call) for call in started]
+    # As many epochs for the others as SAPLING has, which drops four times on its way.
+    assert {float(one["FIRST_EPOCHS"]) + 4 * float(one.get("CYCLE_EPOCHS", 0)) for one in budgets} == {4.0}
+    assert len({one["HEALING_EPOCHS"] for one in budgets}) == len({one["TARGET_SIZE"] for one in budgets}) == 1
 
 
 def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
