@@ -1,10 +1,11 @@
 """What the calibration scan costs and finds: plain, with cached prefixes, and with early elimination.
 
-Scans SmolLM2's 60 sub-layers on the calibration split of a data run, with a finished run's weights:
+Scans SmolLM2's sub-layers as sapling_train.py does, on the calibration split of a data run, with the weights of a
+finished run:
 
     python benchmarks/sapling_scan.py --RUN=qlora_4bit
 
-1. Plain against cached on the same few questions: time ratio and largest difference of a score.
+1. Plain against cached over the 60 sub-layers, on the same few questions: time ratio and largest difference of a score.
 2. Early elimination on all questions against the plain scan, whose cost is linear in questions: time ratio.
 3. Whether elimination picks what the exact scan picks. The exact scan keeps every question's score, and no score
    depends on the questions beside it, so elimination is replayed on it in several orders of the questions, at several
@@ -23,9 +24,11 @@ RUN = "qlora_4bit"  # the finished run whose model is scanned
 RESULTS_DIR = "results"  # where it lies
 QUESTIONS = 256  # calibration questions of a full scan
 PLAIN_QUESTIONS = 32  # questions of the plain scan; its cost is linear in them
-BATCH_SIZE = 16  # questions at once
+BATCH_SIZE = 8  # questions at once, as in sapling_train.py
+FINALISTS = 6  # units that see every question, as in sapling_train.py with two drops a cycle
+PACKABLE_ONLY = True  # units of elimination: neighbouring pairs, as in sapling_train.py; False: single sub-layers
 DEPTHS = 5  # depths at which exact and early scans are compared
-DROPS_BETWEEN = 8  # sub-layers dropped between two of those depths
+DROPS_BETWEEN = 4  # units dropped between two of those depths
 ORDERS = 4  # orders of the questions in which elimination is replayed at each depth
 # -----------------------------------------------------------------------------
 configure(globals())
@@ -65,18 +68,20 @@ def main() -> None:
     print(f"plain   {plain_seconds:6.1f} s on {seen} questions")
     print(f"cached  {cached_seconds:6.1f} s on the same: {plain_seconds / cached_seconds:.2f} times faster;", end=" ")
     print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
-    early_seconds, early = timed(lambda: importance.scan(model, units, batches, eliminate=True)[0])
+    units = sub.units(model, "sublayer", PACKABLE_ONLY)
+    plain_seconds, _ = timed(lambda: importance.scan(model, units, few, cached=False)[0])
+    early_seconds, early = timed(lambda: importance.scan(model, units, batches, eliminate=True, finalists=FINALISTS)[0])
     whole = plain_seconds * len(order) / seen
+    ratio, each = whole / early_seconds, plain_seconds / seen
     print(
-        f"early   {early_seconds:6.1f} s on {len(order)} questions: {whole / early_seconds:.1f} times faster than",
-        end=" ",
+        f"early   {early_seconds:6.1f} s for {len(units)} units on {len(order)} questions: {ratio:.1f} times", end=" "
     )
-    print(f"plain ({whole:.0f} s at {plain_seconds / seen:.2f} s a question)", flush=True)
+    print(f"faster than plain ({whole:.0f} s at {each:.2f} s a question)", flush=True)
 
     agreed = within = replays = 0
     earlier: dict = {}
     for depth in range(DEPTHS):
-        units = sub.units(model, "sublayer")
+        units = sub.units(model, "sublayer", PACKABLE_ONLY)
         began = time.perf_counter()
         exact, whole_score = importance.scan(model, units, batches)
         seconds = time.perf_counter() - began
@@ -87,7 +92,7 @@ def main() -> None:
             agreed += picked.unit == choice.unit
             within += within_error(picked, choice)
         print(
-            f"{len(units)} sub-layers: exact scan {seconds:.0f} s, drops {sub.unit_name(choice.unit)}; so far "
+            f"{len(units)} units: exact scan {seconds:.0f} s, drops {sub.unit_name(choice.unit)}; so far "
             f"{agreed} of {replays} replays pick the same, {within} the same or one within a standard error", flush=True
         )  # fmt: skip
         if depth + 1 < DEPTHS:
@@ -106,7 +111,7 @@ def replay(exact: list[importance.Score], whole: importance.Score, seed: int, ea
     order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
     scores = {score.unit: importance.Score(score.unit) for score in exact}
     full = {score.unit: score for score in exact}
-    race = importance.Elimination(list(scores), finalists=4, earlier=earlier)
+    race = importance.Elimination(list(scores), finalists=FINALISTS, earlier=earlier)
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
         for unit in race.alive:
@@ -123,8 +128,8 @@ def within_error(picked: importance.Score, choice: importance.Score) -> bool:
 def drop(model, scores: list[importance.Score]) -> None:
     """Take out the next few sub-layers by these scores, so that the next depth is one that a run would meet."""
     for _ in range(DROPS_BETWEEN):
-        left = sub.sublayers(model)
-        sub.remove(model, *importance.choose([score for score in scores if score.unit[0] in left])[0].unit)
+        left = sub.units(model, "sublayer", PACKABLE_ONLY)
+        sub.remove(model, *importance.choose([score for score in scores if score.unit in left])[0].unit)
 
 
 if __name__ == "__main__":

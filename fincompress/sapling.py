@@ -124,6 +124,14 @@ class Run:
                 f"TARGET_SIZE = {s['TARGET_SIZE']} cannot be met: embeddings, head and one block are {smallest:.1%} of "
                 "this model's bytes"
             )
+        if s["TARGET_MEMORY_GB"] is not None:
+            one = repack.packed_config(config, [repack.Block(*(sub.SubLayer(0, kind) for kind in sub.KINDS))])
+            least = memory.inference_gb(one, context=1024)
+            if s["TARGET_MEMORY_GB"] < least:
+                raise UserError(
+                    f"TARGET_MEMORY_GB = {s['TARGET_MEMORY_GB']} cannot be met: embeddings, head and one block take "
+                    f"{least:.2g} GB"
+                )
         self.collator = TargetCollator(self.tokenizer.pad_token_id)
         self.state = self.read_state()
         if self.state["trainable"] is not None:
