@@ -1,0 +1,49 @@
+"""Whether the benchmark agrees with itself: two calls of benchmark_throughput.py, and how far their ratios are apart.
+
+python benchmarks/throughput_repeats.py --RUNS="['qlora_4bit/merged', 'gptq_4bit', 'sapling/22']"
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fincompress.settings import configure  # noqa: E402
+
+# -----------------------------------------------------------------------------
+RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
+DATA_RUN = "data"  # whose prompt lengths are taken
+RESULTS_DIR = "results"  # where they lie
+CALLS = 2  # calls of the benchmark
+# -----------------------------------------------------------------------------
+configure(globals())
+
+import json  # noqa: E402
+import subprocess  # noqa: E402
+
+from fincompress.errors import UserError, run_script  # noqa: E402
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
+
+
+def main() -> None:
+    calls = []
+    for number in range(CALLS):
+        command = [sys.executable, SCRIPT, f"--RUNS={RUNS}", f"--DATA_RUN={DATA_RUN}", f"--RESULTS_DIR={RESULTS_DIR}"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            raise UserError(f"call {number + 1} of the benchmark failed")
+        calls.append(json.loads(done.stdout.splitlines()[-1])["runs"])
+    print(
+        f"{'run':<24}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
+    )
+    print(f"{'apart':>9}")
+    for run in RUNS:
+        for name in ("decode_ratio", "prefill_ratio"):
+            ratios = [call[run][name] for call in calls]
+            shown = "".join(f"{ratio:>9.3f}" for ratio in ratios)
+            print(f"{run:<24}{name:<26}{shown}{max(ratios) / min(ratios) - 1:>9.1%}")
+
+
+if __name__ == "__main__":
+    run_script(main)
