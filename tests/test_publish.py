@@ -1,0 +1,40 @@
+"""benchmarks/publish.py on made-up runs: records go along, weights and what a model wrote do not."""
+
+import json
+
+import made_up_runs as made
+from conftest import run_script
+
+from fincompress import runs
+
+
+def publish(tmp_path, *names):
+    listed = json.dumps(names)
+    return run_script("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
+
+
+def test_weights_text_or_an_older_record_is_published(tmp_path):
+    made.settings(tmp_path / "sapling", "sapling_train.py")
+    runs.write_json(tmp_path / "sapling" / "train_metrics.json", {})
+    made.settings(tmp_path / "sapling" / "20", "sapling_train.py")
+    made.evaluation(tmp_path, "sapling/20", [True, False])
+    predictions = tmp_path / "sapling" / "20" / "predictions_dev.jsonl"
+    predictions.write_text(predictions.read_text().replace('"x"', '"add(1,\u2028 2)"'))
+    (tmp_path / "sapling" / "20" / "model.safetensors").write_text("weights")
+    made.settings(tmp_path / "sapling" / ".30.1.partial", "sapling_train.py")
+    made.settings(tmp_path / "to" / "sapling" / "40", "sapling_train.py")
+    done = publish(tmp_path, "sapling")
+    assert done.returncode == 0, done.stderr
+    there = sorted(path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*.*"))
+    assert there == ["sapling/20/eval_dev.json", "sapling/20/predictions_dev.jsonl", "sapling/20/settings.json",
+                     "sapling/settings.json", "sapling/train_metrics.json"]  # fmt: skip
+    published = (tmp_path / "to" / "sapling" / "20" / "predictions_dev.jsonl").read_text()
+    assert json.loads(published.split("\n")[0]) == {"id": "P/0", "execution_correct": True, "program_correct": True}
+    assert "add" not in published
+
+
+def test_a_run_that_is_not_finished_is_published(tmp_path):
+    made.settings(tmp_path / "sapling", "sapling_train.py")
+    for name in ("sapling", "nothing"):
+        done = publish(tmp_path, name)
+        assert done.returncode == 2 and "no finished run" in done.stderr and not (tmp_path / "to").exists()
