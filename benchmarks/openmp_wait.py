@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 POLICIES = {
     "OpenMP's default": {},
     "passive, sleep at once": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
-    "passive, spin 1,000 first": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "1000"},
+    "passive, spin 500 first": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"},
     "passive, spin 6,000 first": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "6000"},
 }
 BATCH, TOKENS, STEPS = 8, 205, 4  # a batch as FinQA at 160 evidence tokens makes it

@@ -195,11 +195,11 @@ def set_threads() -> None:
 
     OpenMP's default is to spin for milliseconds at every barrier: two processes on two cores then spend their time
     waiting for threads that are not running, at half the speed and less. A process that is alone loses a tenth where
-    threads sleep. A thousand spins first, some microseconds, are too few to disturb a second process; 6,000 are not:
+    threads sleep. A few hundred spins first, some microseconds, do not disturb a second process; 6,000 do:
     ``benchmarks/openmp_wait.py`` prints the numbers. OpenMP reads this once, when torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "500")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
