@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The record on real FinQA that the README shows: every run, evaluated on all of dev once, and measured. Takes about ten
+# The record on real FinQA that the README shows: every run, evaluated on all of dev once, and measured. By estimate ten
 # hours on two cores; what is finished is skipped, and a killed run goes on.
 #
 #   DATA_DIR=path/to/finqa benchmarks/finqa_record.sh
