@@ -1,5 +1,6 @@
 """Fixtures: a tiny random Llama for fast tests, and real FinQA where it lies at hand."""
 
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,15 @@ def run_script(*arguments, cwd=REPOSITORY, **environment):
         text=True,
         timeout=900,
     )
+
+
+def is_whole(path):
+    """Whether a JSON file is there and written to its end."""
+    try:
+        json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, is_whole, run_script
 
 DATA = ("preprocess_data.py", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=96", "--MAX_PROMPT_TOKENS=200")  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_run_killed_after_its_last_step_takes_no_other(pipeline):
     unbroken, broken = results / "part", results / "part_killed"
     last = f"checkpoint-{read(unbroken / 'train_metrics.json')['steps']}"
     deadline = time.monotonic() + 120
-    while not (broken / "checkpoints" / last / "trainer_state.json").exists() and process.poll() is None:
+    while not is_whole(broken / "checkpoints" / last / "trainer_state.json") and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

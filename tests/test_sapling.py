@@ -10,7 +10,7 @@ import time
 import pandas as pd
 import pytest
 import torch
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, is_whole, run_script
 
 from fincompress import models, runs
 from fincompress.depth import sublayers as sub
@@ -160,7 +160,7 @@ def test_a_run_killed_within_training_goes_on_in_the_middle_of_it(six, name, mor
     done = run_script(*command, f"--RUN={name}", **environment)
     assert done.returncode == 0, done.stderr
     broken = results / f"{name}_broken"
-    within = lambda: any((broken / stage).glob("checkpoint-*/trainer_state.json"))  # noqa: E731
+    within = lambda: any(map(is_whole, (broken / stage).glob("checkpoint-*/trainer_state.json")))  # noqa: E731
     kill_once(within, broken, (*command, f"--RUN={name}_broken"), environment)
     resumed = run_script(*command, f"--RUN={name}_broken", **environment)
     assert resumed.returncode == 0, resumed.stderr
