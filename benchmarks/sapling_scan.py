@@ -25,7 +25,7 @@ RESULTS_DIR = "results"  # where it lies
 QUESTIONS = 256  # calibration questions of a full scan
 PLAIN_QUESTIONS = 32  # questions of the plain scan; its cost is linear in them
 BATCH_SIZE = 8  # questions at once, as in sapling_train.py
-FINALISTS = 6  # units that see every question, as in sapling_train.py with two drops a cycle
+DROPS = 2  # drops a scan must serve, as in sapling_train.py
 PACKABLE_ONLY = True  # units of elimination: neighbouring pairs, as in sapling_train.py; False: single sub-layers
 DEPTHS = 5  # depths at which exact and early scans are compared
 DROPS_BETWEEN = 4  # units dropped between two of those depths
@@ -70,7 +70,7 @@ def main() -> None:
     print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
     units = sub.units(model, "sublayer", PACKABLE_ONLY)
     plain_seconds, _ = timed(lambda: importance.scan(model, units, few, cached=False)[0])
-    early_seconds, early = timed(lambda: importance.scan(model, units, batches, eliminate=True, finalists=FINALISTS)[0])
+    early_seconds, early = timed(lambda: importance.scan(model, units, batches, eliminate=True, drops=DROPS)[0])
     whole = plain_seconds * len(order) / seen
     ratio, each = whole / early_seconds, plain_seconds / seen
     print(
@@ -111,7 +111,7 @@ def replay(exact: list[importance.Score], whole: importance.Score, seed: int, ea
     order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
     scores = {score.unit: importance.Score(score.unit) for score in exact}
     full = {score.unit: score for score in exact}
-    race = importance.Elimination(list(scores), finalists=FINALISTS, earlier=earlier)
+    race = importance.Elimination(list(scores), drops=DROPS, earlier=earlier)
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
         for unit in race.alive:

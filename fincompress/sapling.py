@@ -370,7 +370,7 @@ class Run:
                 ranking, whole = importance.scan(
                     model, units, self.batches(len(self.calibration)), earlier=self.last_scores(),
                     eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
-                    finalists=2 + 2 * max(s["DROPS_EARLY"], s["DROPS_LATE"]),  # a pair that goes breaks its neighbours'
+                    drops=s["DROPS_EARLY"] if self.early else s["DROPS_LATE"],
                 )  # fmt: skip
             else:
                 ranking, whole = self.rank(model, units), importance.Score(())

@@ -20,6 +20,7 @@ from fincompress.errors import UserError
 from fincompress.targets import IGNORE, packed_scores, target_logits, target_scores
 
 FIRST_CUT = 8  # questions before which no unit is given up, whatever the batch: fewer say nothing
+FINALISTS = 4  # units, at least, that see every question
 CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
 Unit = tuple[SubLayer, ...]
 
@@ -130,14 +131,15 @@ class Elimination:
     """Which units a scan still follows: successive halving on nested parts of the calibration set.
 
     After FIRST_CUT questions and each time they have doubled since, the worse half (by NLL) is given up, and at any
-    time what is behind the leader by more than three standard errors of the paired difference, until ``finalists`` are
-    left. What has the highest accuracy so far always stays. ``earlier`` holds what an earlier scan found (unit -> NLL
-    lost without it): units are tried in that order, and those of its worse half must be within one standard error of
-    the leader at the first cut to go on.
+    time what is behind the leader by more than three standard errors of the paired difference, until the finalists are
+    left: as many of the best as contain ``drops`` units, and one more, that share no sub-layer (of two that do, only
+    one can be dropped). What has the highest accuracy so far always stays. ``earlier`` holds what an earlier scan found
+    (unit -> NLL lost without it): units are tried in that order, and those of its worse half must be within one
+    standard error of the leader at the first cut to go on.
     """
 
-    def __init__(self, units: list[Unit], finalists: int, earlier: dict[Unit, float] | None = None):
-        self.finalists, self.earlier = finalists, earlier or {}
+    def __init__(self, units: list[Unit], drops: int = 1, earlier: dict[Unit, float] | None = None):
+        self.drops, self.earlier = drops, earlier or {}
         self.alive = sorted(units, key=lambda unit: self.earlier.get(unit, -math.inf))
         self.next_cut: int | None = None
 
@@ -155,9 +157,21 @@ class Elimination:
         if self.next_cut is None or questions >= self.next_cut:
             keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * questions
         best = sorted(self.alive, key=lambda unit: (unit in hopeless, scores[unit].nll.mean()))
-        best = best[: max(keep, self.finalists)]
+        best = best[: max(keep, FINALISTS, self._enough(best))]
         best.append(max(self.alive, key=lambda unit: (scores[unit].exact.mean(), -scores[unit].nll.mean())))
         self.alive = [unit for unit in self.alive if unit in best]
+
+    def _enough(self, best: list[Unit]) -> int:
+        """How many of the best contain ``drops`` + 1 units that can go together; all of them where none do."""
+        taken: set[SubLayer] = set()
+        apart = 0
+        for number, unit in enumerate(best, start=1):
+            if taken.isdisjoint(unit):
+                taken.update(unit)
+                apart += 1
+            if apart > self.drops:
+                return number
+        return len(best)
 
 
 def scan(
@@ -165,7 +179,7 @@ def scan(
     units: list[Unit],
     batches: Iterable[dict[str, torch.Tensor]],
     eliminate: bool = False,
-    finalists: int = 4,
+    drops: int = 1,
     earlier: dict[Unit, float] | None = None,
     cached: bool = True,
 ) -> tuple[list[Score], Score]:
@@ -173,12 +187,13 @@ def scan(
 
     ``batches`` are nested parts of the calibration set, in a random order fixed by the caller; one at a time is held
     with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan; with it, units
-    are given up as ``Elimination`` says, and only those that were followed to the end have seen every question.
+    are given up as ``Elimination`` says, and only those that were followed to the end have seen every question: enough
+    for ``drops`` drops.
     ``cached=False`` runs the whole network for every unit: the reference.
     """
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
-    race = Elimination(units, finalists, earlier)
+    race = Elimination(units, drops, earlier)
     for number, batch in enumerate(batches):
         seen = trace(model, batch)
         if number == 0:

@@ -1,5 +1,6 @@
 """The scan: cached equals plain, elimination finds what the exact scan finds, ties fall as specified."""
 
+import itertools
 import math
 
 import pytest
@@ -88,6 +89,22 @@ def test_elimination_drops_what_the_exact_scan_drops_or_one_within_its_error(see
     ours_exact = next(s for s in exact if s.unit == ours.unit)
     assert not importance.behind(-ours_exact.exact, -theirs.exact, errors=1)
     assert not importance.behind(ours_exact.nll, theirs.nll, errors=2)
+
+
+def test_enough_finalists_for_the_drops_that_follow():
+    # Pairs of neighbours in a row: the best ones overlap, and of two that share a sub-layer only one can be dropped.
+    row = [SubLayer(block, kind) for block in range(20) for kind in ("attention", "mlp")]
+    pairs = list(itertools.pairwise(row))
+    scores = {
+        pair: Score(pair, torch.full((64,), float(place)) + torch.rand(64), torch.zeros(64))
+        for place, pair in enumerate(pairs)
+    }
+    for drops in (1, 3, 5):
+        race = importance.Elimination(pairs, drops)
+        for _ in range(8):
+            race.next_cut = 0
+            race.give_up(scores)
+        assert race.alive == pairs[: max(4, 2 * drops + 1)]  # every other one of them, and one to spare
 
 
 def test_earlier_scores_save_work_and_do_not_blind(batches):
