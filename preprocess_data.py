@@ -6,7 +6,8 @@ each for train, calibration (whole pages carved out of train), dev and test, dat
 
     python preprocess_data.py                                          embedded SmolLM2, FinQA from data/ or downloaded
     python preprocess_data.py --DATA_DIR=synthetic                     no data, no network
-    python preprocess_data.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --EVIDENCE_TOKENS=1200 --MAX_PROMPT_TOKENS=1400
+    python preprocess_data.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --RUN=data_llama --EVIDENCE_TOKENS=400 \\
+        --MAX_PROMPT_TOKENS=640                                        for a 10 GB GPU
 """
 
 from fincompress.settings import check_choice, check_positive, configure
@@ -21,7 +22,7 @@ RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 EVIDENCE = (
     "retrieved"  # "retrieved" (best lines by BM25), "page" (all that fits) or "gold" (an upper bound, not a result)
 )
-EVIDENCE_TOKENS: int | None = 224  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
+EVIDENCE_TOKENS: int | None = 160  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 512  # longest prompt; the least relevant lines go first, never the question or the table's header
 TARGET = "program"  # "program" (executed afterwards) or "answer" (the model must do the arithmetic itself)
 # Splits

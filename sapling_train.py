@@ -6,8 +6,9 @@ train_metrics.json. A killed run, started again with the same command, goes on w
 
     python sapling_train.py                                            SmolLM2-135M down to half its bytes
     python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline
-    python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --UPDATE=qlora \\
-        --LEARNING_RATE=2e-4 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16 --SCAN_BATCH_SIZE=1 --SAVE_EVERY=4   a 10 GB GPU
+    python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --START_FROM=qlora_llama \\
+        --UPDATE=qlora --FIRST_EPOCHS=0 --TARGET_SIZE=0.29 --SAVE_EVERY=4 --SCAN_BATCH_SIZE=1 --LEARNING_RATE=2e-4 \\
+        --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16                   a 10 GB GPU
 """
 
 from fincompress.settings import check_choice, check_positive, configure

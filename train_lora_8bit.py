@@ -1,7 +1,7 @@
 """Phase 1, the other road: LoRA adapters on an 8-bit base (LLM.int8, Dettmers et al. 2022).
 
 The same data, recipe and records as train_qlora_4bit.py; only the base's precision differs. An int8 base of 7B takes
-6.7 GB where NF4 takes 3.5: on a 10 GB GPU the batch and the prompts must be smaller.
+6.7 GB where NF4 takes 3.5, which leaves a 10 GB GPU room for a batch of one.
 
     python train_lora_8bit.py                                          SmolLM2-135M, on a CPU or a GPU
     python train_lora_8bit.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --LEARNING_RATE=2e-4 \\
@@ -21,16 +21,16 @@ LORA_RANK = 32  # rank of the adapters; more learns more and costs little at thi
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 LORA_DROPOUT = 0.0  # on the input of the adapters
 # Optimizer
-EPOCHS = 4.0  # passes over the training set
+EPOCHS = 3.0  # passes over the training set
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
-LEARNING_RATE = 1e-3  # peak; 2e-4 suits 7B
+LEARNING_RATE = 7e-4  # peak; 2e-4 suits 7B
 LR_SCHEDULE = "cosine"  # after the warm-up: "cosine", "linear" or "constant_with_warmup"
 WARMUP = 0.05  # share of all steps over which the learning rate rises
 WEIGHT_DECAY = 0.0  # on the adapters
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
 OPTIMIZER: str | None = None  # None: paged 8-bit AdamW on a GPU, AdamW in float32 on a CPU
 # Batches
-BATCH_SIZE = 8  # sequences at once; lower it first when memory is short
+BATCH_SIZE = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step; the step sees BATCH_SIZE times this many sequences
 GRADIENT_CHECKPOINTING: bool | None = (
     None  # recompute activations: a third slower, much less memory; None: on a GPU only

@@ -51,7 +51,8 @@ class Row:
     remark: str | None = None  # on the method, for a footnote
     family: str | None = None  # the run whose checkpoints this is one of
     training_seconds: float | None = None  # with what it started from: training, scans, quantization
-    trained_on: str | None = None  # hardware
+    trained_on: str | None = None  # hardware of it and of what it started from
+    decoded_in: str | None = None  # compute type of its evaluation
     settings: dict = field(default_factory=dict)
     command: str = ""
     devices: dict[tuple[str, str], dict] = field(default_factory=dict)  # (device, hardware) -> read_throughput
@@ -156,7 +157,8 @@ def hardware_name(hardware: dict | str | None, device: str = "cpu") -> str:
         return hardware or "unknown hardware"
     if device.startswith("cuda") and hardware.get("gpu"):
         return str(hardware["gpu"])
-    return f"{hardware.get('cpu', 'unknown processor')}, {hardware.get('threads', '?')} threads"
+    threads = hardware.get("threads", "?")
+    return f"{hardware.get('cpu', 'unknown processor')}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _positive(value: object) -> float | None:
@@ -262,6 +264,21 @@ def training_seconds(directory: Path, results_dir: Path) -> tuple[float | None, 
     return (None, reason) if earlier is None else (earlier + sum(spent), None)
 
 
+def trained_on(directory: Path | None, results_dir: Path) -> str:
+    """The hardware of a run and of what it started from, in words, the earliest first."""
+    names: list[str] = []
+    seen: set[Path] = set()
+    while directory is not None and directory not in seen:
+        seen.add(directory)
+        _, record = settings_of(directory, results_dir) or (None, {})
+        name = hardware_name(record.get("hardware"))
+        if name not in names:
+            names.insert(0, name)
+        settings = record.get("settings", {})
+        directory = run_folder(settings.get("START_FROM") or settings.get("SOURCE_RUN"), results_dir)
+    return ", then ".join(names)
+
+
 # ------------------------------------------------------------------------------------------------ rows
 
 
@@ -313,7 +330,7 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         fingerprint=data.get("fingerprint"),
         settings=record.get("settings", {}),
         command=str(record.get("command", "")),
-        trained_on=hardware_name(record.get("hardware")),
+        trained_on=trained_on(folder, root),
         devices=devices,
     )
     if evaluation is None:
@@ -323,7 +340,7 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         row.split, row.questions, row.target = found["split"], found["questions"], found.get("target", "program")
         row.execution, row.program = found["execution_accuracy"], found.get("program_accuracy")
         row.steps = found.get("steps") or {}
-        row.prepared = found.get("prepared")
+        row.prepared, row.decoded_in = found.get("prepared"), found.get("decoding", {}).get("dtype")
         row.missing["program"] = "it writes bare answers, no programs"
     row.size_gb, row.share_of_base = found.get("size_gb"), found.get("share_of_base")
     if row.size_gb is None:

@@ -70,7 +70,7 @@ def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bf16: the GPU has it"
         return torch.float16, "fp16: the GPU has no bf16"
-    if any(name in runs.cpu_name() for name in ("amx_bf16", "avx512_bf16")):
+    if any(flag in runs.cpu_name() for flag in runs.BF16_FLAGS):
         return torch.bfloat16, "bf16: the CPU multiplies it natively"
     return torch.float32, "fp32: the CPU has no bf16 arithmetic"
 

@@ -108,7 +108,7 @@ def html(sections: list[Section], figures: list[dict], verdicts: list[list[Verdi
     body = ["<h1>Financial LLM optimization via structural compression: report</h1>"]
     for section, paths, found in zip(sections, figures, verdicts, strict=True):
         body.append(f"<h2>{escape(section.title)}</h2>")
-        body += [f"<p>{inline(paragraph)}</p>" for one in found for paragraph in (one.summary, *one.details)]
+        body += [paragraph(text) for one in found for text in (one.summary, *one.details)]
         body.append(html_table(section, section.rows))
         for name, path in paths.items():
             body.append(figure(path, CAPTIONS[name]))
@@ -150,6 +150,13 @@ def settings_table(row: Row) -> str:
     )
     summary = f"<summary>{escape(row.method)}: <code>{escape(row.run)}</code></summary>"
     return f"<details>{summary}<p><code>{escape(row.command)}</code></p><table>{cells}</table></details>"
+
+
+def paragraph(text: str) -> str:
+    """A paragraph of a verdict's Markdown, and the list at its end where it has one, as HTML."""
+    first, *points = text.split("\n- ")
+    items = "".join(f"<li>{inline(point)}</li>" for point in points)
+    return f"<p>{inline(first.strip())}</p>" + (f"<ul>{items}</ul>" if items else "")
 
 
 def inline(text: str) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from importlib import metadata
@@ -18,6 +19,7 @@ from fincompress.errors import UserError
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
 )  # fmt: skip
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bf16 natively
 PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
 
@@ -132,7 +134,8 @@ def start_run(
             print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
             return None
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**record, "versions": versions(), "hardware": hardware(), "command": _command()})
+    made_by = {"code": code_version(), "versions": versions(), "hardware": hardware(), "command": _command()}
+    write_json(path, record | made_by)
     return directory
 
 
@@ -156,6 +159,20 @@ def _command() -> str:
     for name, equals, value in (argument.partition("=") for argument in sys.argv[1:]):
         shown.append(name + equals + (Path(value).name if os.path.isabs(value) else value))
     return " ".join(shown)
+
+
+def code_version() -> str | None:
+    """The commit of this code, with ``+`` where files were changed since; None outside a git checkout."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root)]
+    try:
+        if not (root / ".git").exists():  # installed somewhere inside another repository
+            return None
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes.stdout.strip() else "")
 
 
 def versions() -> dict[str, str]:
@@ -185,7 +202,7 @@ def hardware() -> dict[str, object]:
 
 
 def cpu_name() -> str:
-    """The processor's name, with its matrix instructions where it has them (they decide the speed of bf16)."""
+    """The processor's name, and which instructions for bf16 it has: they decide the compute type, and the speed."""
     name, flags = platform.processor() or platform.machine(), ""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -194,8 +211,8 @@ def cpu_name() -> str:
             elif line.startswith("flags"):
                 flags = line
                 break
-    special = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-    return f"{name} ({', '.join(special)})" if special else name
+    special = [flag for flag in BF16_FLAGS if flag in flags]
+    return f"{name} ({', '.join(special) or 'no bf16'})"
 
 
 def fingerprint(*parts: object) -> str:

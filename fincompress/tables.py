@@ -42,6 +42,7 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
         number = notes.setdefault(reason, str(len(notes) + 1)) if reason else ""
         return ("-" if text is None else text), number
 
+    dtypes = Counter(row.decoded_in for row in rows if row.decoded_in).most_common(1)
     usual = Counter(row.trained_on for row in rows if row.training_seconds).most_common(1)
     kernels = Counter(row.speed["kernel"] for row in rows if row.speed and row.speed["kernel"]).most_common(1)
     calls = Counter(row.speed["call"] for row in rows if row.speed).most_common(1)
@@ -52,10 +53,14 @@ def table(section: Section, rows: list[Row]) -> tuple[list[list[tuple[str, str]]
         apart = "measured in another call of the benchmark" if row.speed and row.speed["call"] != calls[0][0] else None
         return "; ".join(filter(None, (unusual, label, apart))) or None
 
+    def how_decoded(row: Row) -> str | None:
+        other = row.decoded_in and row.decoded_in != dtypes[0][0]
+        return f"decoded in {row.decoded_in}, the others in {dtypes[0][0]}" if other else None
+
     lines = []
     for row in rows:
         line = [cell(row.method, None, row.remark)]
-        line.append(cell(_score(row.execution), row.missing.get("execution")))
+        line.append(cell(_score(row.execution), row.missing.get("execution"), how_decoded(row)))
         line.append(cell(row.program and f"{100 * row.program['accuracy']:.1f}", row.missing.get("program")))
         size = row.missing.get("size")
         line.append(cell(None if row.size_gb is None else f"{row.size_gb:.3f}", size))

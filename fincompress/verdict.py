@@ -46,7 +46,7 @@ class Measure:
 
 @dataclass
 class Verdict:
-    """The verdict on one pair of runs in Markdown: a paragraph with all that counts, and paragraphs with details."""
+    """The verdict on one pair of runs in Markdown: all that counts in a paragraph, perhaps with a list, and details."""
 
     summary: str
     details: list[str] = field(default_factory=list)
@@ -150,7 +150,7 @@ def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> Verdic
         head = "**The hypothesis does not hold.**"
     else:
         head = "**Not decided.**" if OPEN in winners else "**The hypothesis holds.**"
-    summary = f"{head} {pair}, the better one in each measure: {parts[0]} {parts[1]}"
+    summary = f"{head} {pair}, the better one in each measure:\n\n- {parts[0]}\n- {parts[1]}"
     return Verdict(summary, [*(part.details() for part in parts), training_times(gptq, checkpoints)])
 
 
