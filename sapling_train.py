@@ -57,7 +57,7 @@ BATCH_SIZE = 8  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records
-SAVE_EVERY = 1  # cycles between saved checkpoints; the last one is always saved
+SAVE_EVERY = 1  # cycles between saved checkpoints; the last one is always saved, and each with ACCURACY_FLOOR
 SAVE_STEPS = 100  # optimizer steps between what a killed run goes on from, within the training of a cycle
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
 SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
@@ -105,10 +105,12 @@ def check_settings() -> None:
         DROPS_EARLY=DROPS_EARLY, DROPS_LATE=DROPS_LATE, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=TRAIN_RATIO,
         ACCURACY_FLOOR=ACCURACY_FLOOR, TARGET_MEMORY_GB=TARGET_MEMORY_GB, TARGET_LATENCY_MS=TARGET_LATENCY_MS,
-        SAVE_EVERY=SAVE_EVERY, SAVE_STEPS=SAVE_STEPS, LOGGING_STEPS=LOGGING_STEPS,
+        SAVE_EVERY=SAVE_EVERY,
     )  # fmt: skip
-    training.check_save_steps(SAVE_STEPS, LOGGING_STEPS)
-    training.check_optimizer(OPTIMIZER, WARMUP)
+    training.check_settings(SETTINGS)
+    for name in ("FIRST_EPOCHS", "CYCLE_EPOCHS", "HEALING_EPOCHS"):
+        if SETTINGS[name] < 0:
+            raise UserError(f"{name} cannot be below 0, as {SETTINGS[name]} is")
     for name in ("TARGET_SIZE", "TRAIN_RATIO", "ACCURACY_FLOOR"):
         value = SETTINGS[name]
         if value is not None and not 0 < value <= 1:

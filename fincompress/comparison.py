@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections import Counter
@@ -52,6 +53,7 @@ class Row:
     family: str | None = None  # the run whose checkpoints this is one of
     training_seconds: float | None = None  # with what it started from: training, scans, quantization
     trained_on: str | None = None  # hardware of it and of what it started from
+    tokens_seen: int | None = None  # in the training of both
     decoded_in: str | None = None  # compute type of its evaluation
     settings: dict = field(default_factory=dict)
     command: str = ""
@@ -264,19 +266,33 @@ def training_seconds(directory: Path, results_dir: Path) -> tuple[float | None, 
     return (None, reason) if earlier is None else (earlier + sum(spent), None)
 
 
-def trained_on(directory: Path | None, results_dir: Path) -> str:
-    """The hardware of a run and of what it started from, in words, the earliest first."""
-    names: list[str] = []
-    seen: set[Path] = set()
-    while directory is not None and directory not in seen:
-        seen.add(directory)
-        _, record = settings_of(directory, results_dir) or (None, {})
-        name = hardware_name(record.get("hardware"))
-        if name not in names:
-            names.insert(0, name)
+def lineage(directory: Path, results_dir: Path) -> list[tuple[Path, dict]]:
+    """``(folder, settings.json)`` of a run after those that it started from, the earliest first."""
+    found: list[tuple[Path, dict]] = []
+    here: Path | None = directory
+    while here is not None and here not in (folder for folder, _ in found):
+        _, record = settings_of(here, results_dir) or (None, {})
+        found.insert(0, (here, record))
         settings = record.get("settings", {})
-        directory = run_folder(settings.get("START_FROM") or settings.get("SOURCE_RUN"), results_dir)
-    return ", then ".join(names)
+        here = run_folder(settings.get("START_FROM") or settings.get("SOURCE_RUN"), results_dir)
+    return found
+
+
+def trained_on(directory: Path, results_dir: Path) -> str:
+    """The hardware of a run and of what it started from, in words."""
+    names = [hardware_name(record.get("hardware")) for _, record in lineage(directory, results_dir)]
+    return ", then ".join(name for name, _ in itertools.groupby(names))
+
+
+def tokens_seen(directory: Path, results_dir: Path) -> int | None:
+    """Tokens that a run and what it started from were trained on; None where one of them did not record it."""
+    counts = []
+    for folder, record in lineage(directory, results_dir):
+        if record.get("script") in ("evaluate.py", "quantize_gptq.py"):
+            continue
+        merged = record_of(folder.parent, "train_metrics.json") if folder.name == "merged" else {}
+        counts.append((merged | record_of(folder, "train_metrics.json")).get("tokens_seen"))
+    return None if None in counts else sum(counts)
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -331,6 +347,7 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         settings=record.get("settings", {}),
         command=str(record.get("command", "")),
         trained_on=trained_on(folder, root),
+        tokens_seen=tokens_seen(folder, root),
         devices=devices,
     )
     if evaluation is None:
@@ -349,7 +366,7 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
     if kind in ("sapling", "pruning"):
         found = record_of(folder, "train_metrics.json")
         row.units_left = found.get("units_left")
-        if found.get("healed") is False:
+        if found.get("healed") is False and not found.get("final"):
             row.remark = "saved on the way down: trained after its drops for a cycle, not healed as the last depth is"
         row.family = str(folder.parent)
         row.series = re.sub(r", \d+ (sub-layers|blocks) left$", "", method)

@@ -19,7 +19,6 @@ from fincompress import charts, generation, gptq, memory, models, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
-from fincompress.settings import check_choice
 from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
@@ -44,7 +43,6 @@ FRESH = {
 def open_run(settings: dict, script: str) -> Run | None:
     """The run that these constants describe, new or as a kill left it; None where it is finished already."""
     s = settings
-    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], training.LR_SCHEDULES)
     train_set, record = training.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = training.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     training.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)
@@ -53,14 +51,18 @@ def open_run(settings: dict, script: str) -> Run | None:
             f"CALIBRATION_EXAMPLES = {s['CALIBRATION_EXAMPLES']}, but the calibration split of {s['DATA_RUN']!r} has "
             f"{len(calibration)}: lower it, or preprocess with a larger one"
         )
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
     facts = {
         "base_model": s["BASE_MODEL"],
         "base_precision": "nf4" if s["UPDATE"] == "qlora" else "auto",
         "data": record["data"],
         "prepared": runs.fingerprint(record["settings"]),
+        "dtype": str(dtype).removeprefix("torch."),  # a run must not go on in another one on another machine
     }
     if s["START_FROM"]:
         start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"])
+        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
         started = runs.read_json(start / "settings.json")
         if started["base_model"] != s["BASE_MODEL"]:
             raise UserError(f"START_FROM = {s['START_FROM']!r} is a run of another base model than {s['BASE_MODEL']}")
@@ -73,22 +75,23 @@ def open_run(settings: dict, script: str) -> Run | None:
             runs.read_json(runs.run_directory(s["RESULTS_DIR"], run) / "data_report.json")["calibration_ids"]
             for run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
         ]
-        if any(ids != reports[0] for ids in reports):
+        same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
+        redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
+        if redone or any(ids != reports[0] for ids in reports):
             raise UserError(
                 f"START_FROM = {s['START_FROM']!r} was trained with another calibration split than {s['DATA_RUN']!r} "
-                "holds: it has seen some of these questions"
+                "holds: it may have seen some of these questions"
             )
         # A start that was trained anew is another one: a killed run must not mix its own weights with the new ones.
         facts["source"] = runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+    else:
+        source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
     for partial in directory.glob(".*.partial"):  # left by a kill
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
-    if s["START_FROM"]:
-        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-    else:
-        source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+    print(f"{device.type}, {reason}")
     # Questions of one page stand together, so that the first few would be those of a few pages.
     drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
     calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
@@ -105,8 +108,7 @@ class Run:
         models.quiet_libraries()
         set_seed(s["SEED"])
         self.device = models.pick_device()
-        self.dtype, reason = models.pick_dtype(self.device)
-        print(f"{self.device.type}, {reason}")
+        self.dtype, _ = models.pick_dtype(self.device)
         self.tokenizer = models.load_tokenizer(source)
         config = models.read_config(source)
         self.sizes = parameter_sizes(config)  # refuses an architecture whose layers cannot be dropped
@@ -304,6 +306,7 @@ class Run:
             processing_class=self.tokenizer,
             callbacks=[progress],
         )
+        trainer.passes = training.stream_passes(len(self.train_set), seen, count)
         trainer.remove_callback(PrinterCallback)
         checkpoint = training.last_checkpoint(checkpoints)
         if checkpoint:
@@ -482,6 +485,7 @@ class Run:
             if s["CRITERION"] == "calibration":
                 candidates = [c for c in ranking if c.unit in allowed and c.questions == whole.questions]
                 if not candidates:  # the rest was given up on a few questions: it needs another scan
+                    print(f"  {dropped} of {count} dropped: no other unit saw all questions; the next cycle goes on")
                     break
                 score, reason = importance.choose(candidates)
                 unit = score.unit
@@ -538,7 +542,9 @@ class Run:
         s = self.settings
         cycles = len({row["scan"] for row in self.drops})
         untouched = not self.drops and not self.state["examples_seen"]  # what it started from, once more
-        if not final and (untouched or cycles % s["SAVE_EVERY"]):
+        # The last depth above an accuracy floor is known only when the next one falls below it.
+        skipped = cycles % s["SAVE_EVERY"] and s["ACCURACY_FLOOR"] is None
+        if not final and (untouched or skipped):
             return
         packed = self.packed()
         batch = next(self.batches(2))
@@ -553,6 +559,7 @@ class Run:
             "training_seconds": round(self.state["training_seconds"], 1),
             "scanning_seconds": round(self.state["scanning_seconds"], 1),
             "tokens_seen": self.state["tokens_seen"],
+            "final": final,
             "healed": final and s["HEALING_EPOCHS"] > 0,
             "dropped": [row["dropped"] for row in self.drops],
         }

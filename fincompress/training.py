@@ -39,7 +39,12 @@ BETTER = "better"  # of the two, by the calibration split
 
 
 class TargetTrainer(Trainer):
-    """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own."""
+    """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own.
+
+    ``passes`` are the lengths of the passes over the examples that stand one after another in the training set.
+    """
+
+    passes: list[int] | None = None  # None: one pass
 
     def train(self, *arguments, **options):
         with self.plain_attention():
@@ -71,6 +76,7 @@ class TargetTrainer(Trainer):
             self.train_dataset["length"],
             self.args.train_batch_size * self.args.gradient_accumulation_steps,
             self.args.seed,
+            passes=self.passes,
         )
 
 
@@ -78,10 +84,16 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
     """Shuffled order in which neighbours have like lengths; epoch k's order depends on the seed and k alone.
 
     transformers' own sampler draws from the global generator, so a resumed run sees another order than an unbroken one.
+    Where the rows are several ``passes`` over the same examples, one comes after another: shuffled together, copies of
+    an example, which are of one length, would meet in a batch.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, window: int = 50):
+    def __init__(
+        self, lengths: list[int], batch_size: int, seed: int, window: int = 50, passes: list[int] | None = None
+    ):
         self.lengths = list(lengths)
+        self.passes = passes or [len(self.lengths)]  # rows of each, in order
+        assert sum(self.passes) == len(self.lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.window = window  # batches that are sorted together
@@ -96,17 +108,20 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed * 1000003 + self.epoch)
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
         size = self.window * self.batch_size
-        batches = []
-        for start in range(0, len(order), size):
-            window = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
-            batches += [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
-        # The one short batch must stay last, or the Trainer's batches would straddle two of these.
-        full = [batch for batch in batches if len(batch) == self.batch_size]
-        short = [batch for batch in batches if len(batch) < self.batch_size]
-        for i in torch.randperm(len(full), generator=generator).tolist():
-            yield from full[i]
+        begin, short = 0, []
+        for rows in self.passes:
+            order = (begin + torch.randperm(rows, generator=generator)).tolist()
+            begin += rows
+            batches = []
+            for start in range(0, rows, size):
+                window = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
+                batches += [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
+            full = [batch for batch in batches if len(batch) == self.batch_size]
+            # Short batches come last, or the Trainer's batches would straddle two of these.
+            short += [batch for batch in batches if len(batch) < self.batch_size]
+            for i in torch.randperm(len(full), generator=generator).tolist():
+                yield from full[i]
         for batch in short:
             yield from batch
 
@@ -226,12 +241,27 @@ def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[in
     return found[begin : begin + count]
 
 
+def stream_passes(examples: int, start: int, count: int) -> list[int]:
+    """How many of the rows of ``shuffled_stream`` belong to each round, in order."""
+    rounds = range(start // examples, (start + count - 1) // examples + 1)
+    return [min(start + count, (one + 1) * examples) - max(start, one * examples) for one in rounds]
+
+
 def check_save_steps(save_steps: int, logging_steps: int) -> None:
     """Raise UserError where a checkpoint would fall between two points of the loss curve."""
     if save_steps % logging_steps:
         raise UserError(
             "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
         )
+
+
+def check_settings(s: dict) -> None:
+    """Raise UserError for a constant that every training script has and that makes no sense."""
+    names = ("LORA_RANK", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION", "SAVE_STEPS", "LOGGING_STEPS")
+    check_positive(**{name: s[name] for name in names})
+    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
+    check_optimizer(s["OPTIMIZER"], s["WARMUP"])
+    check_save_steps(s["SAVE_STEPS"], s["LOGGING_STEPS"])
 
 
 def check_optimizer(optimizer: str | None, warmup: float) -> None:
@@ -253,25 +283,26 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """
     s = settings
     check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
-    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
-    check_positive(
-        **{name: s[name] for name in ("LORA_RANK", "EPOCHS", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION",
-                                      "SAVE_STEPS", "LOGGING_STEPS", "MAX_STEPS")}
-    )  # fmt: skip
-    check_optimizer(s["OPTIMIZER"], s["WARMUP"])
+    check_positive(EPOCHS=s["EPOCHS"], MAX_STEPS=s["MAX_STEPS"])
+    check_settings(s)
     if not 0 <= s["LORA_DROPOUT"] < 1:
         raise UserError(f"LORA_DROPOUT is a share, from 0 to below 1, not {s['LORA_DROPOUT']}")
-    check_save_steps(s["SAVE_STEPS"], s["LOGGING_STEPS"])
     train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
     calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
-    facts = {"base_model": s["BASE_MODEL"], "base_precision": base_precision, "data": data_record["data"]}
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
+    facts = {
+        "base_model": s["BASE_MODEL"],
+        "base_precision": base_precision,
+        "data": data_record["data"],
+        "prepared": runs.fingerprint(data_record["settings"]),
+        "dtype": str(dtype).removeprefix("torch."),  # a run must not go on in another one on another machine
+    }
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return
     models.quiet_libraries()
-    device = models.pick_device()
-    dtype, reason = models.pick_dtype(device)
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
     # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.

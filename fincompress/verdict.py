@@ -11,7 +11,8 @@ and every SAPLING run of a section are judged as a pair; of several pairs none i
 - **Equal accuracy**: that a difference is not significant does not make two runs equal: with few questions every pair
   would be. So the checkpoint's interval against GPTQ must reach down to no more than ``EQUAL_WITHIN`` below it (shown
   not to be worse by more than that) and must not lie wholly below zero. The smallest such checkpoint is taken. Because
-  it is picked among several, the intervals hold for all of them at once (Bonferroni: 1 - 0.05 / their number).
+  it is picked among several, the intervals hold for all of them at once (Bonferroni: 1 - 0.05 / their number, and at
+  least 99 %).
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def against_pruning(sapling: Row, other: Row, confidence: float) -> Verdict:
     if abs(relative) > SIZE_TOLERANCE and (relative > 0) == (favoured > 0):
         favoured = 0  # the larger one cannot win
     head = {1: "**SAPLING is better.**", -1: "**SAPLING is worse.**", 0: "**Not decided.**"}[favoured]
-    tokens = [comparison.record_of(row.directory, "train_metrics.json").get("tokens_seen") for row in (sapling, other)]
+    tokens = [row.tokens_seen for row in (sapling, other)]
     trained = "of unrecorded training" if None in tokens else "trained on {:.2f} and {:.2f} million tokens".format(
         *(count / 1e6 for count in tokens)
     )  # fmt: skip
@@ -183,7 +184,7 @@ def at_equal_size(gptq: Row, checkpoints: list[Row]) -> Part:
 def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) -> Part:
     """Measures at the smallest checkpoint that is shown to be as accurate as GPTQ."""
     part, margin = Part("equal accuracy", "no checkpoint"), f"{100 * equal_within:.3g} points"
-    confidence = 1 - 0.05 / len(checkpoints)
+    confidence = max(CONFIDENCE, 1 - 0.05 / len(checkpoints))
     pairs = []
     for row in sorted(checkpoints, key=lambda row: (row.size_gb, row.run)):
         found, reason = comparison.compare_rows(row, gptq, confidence)
@@ -288,7 +289,7 @@ def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_withi
         "one cannot win in accuracy, nor the smaller one in throughput and memory.",
         f"- Equal accuracy must be shown: the interval may reach {100 * equal_within:.3g} points below GPTQ, no "
         "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals of "
-        "95 % are widened (Bonferroni) because it is picked among several.",
+        f"95 % are widened to at least {CONFIDENCE:.0%} (Bonferroni) because it is picked among several.",
         "- A ratio of throughputs is taken round by round of one benchmark call and counted where it differs from 1 by "
         f"more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "
         f"within {MEMORY_TOLERANCE:.0%} are equal. A model that had to be measured in another form decides neither.",

@@ -134,6 +134,34 @@ def test_training_time_leaves_out_what_a_run_started_from(root):
     assert seconds["sapling_gptq"] == seconds["sapling/24"] + 100
 
 
+def test_hardware_of_what_a_run_started_from_goes_unsaid(tmp_path):
+    for run, script, values, threads, record in (
+        ("lora", "train_qlora_4bit.py", {"LORA_RANK": 8}, 1, "train_metrics.json"),
+        ("gptq", "quantize_gptq.py", {"SOURCE_RUN": "lora", "BITS": 4}, 2, "quantize_metrics.json"),
+        ("other", "train_lora_8bit.py", {"LORA_RANK": 8}, 1, "train_metrics.json"),
+    ):
+        made.settings(tmp_path / run, script, values, hardware=made.HARDWARE | {"threads": threads})
+        made.evaluation(tmp_path, run, made.answers(0.3, 40))
+        kind = "quantization" if run == "gptq" else "training"
+        runs.write_json(tmp_path / run / record, {f"{kind}_seconds": 60.0})
+    (section,) = sections(tmp_path)
+    text = tables.markdown_table(section, section.rows)
+    assert "trained on Some CPU, 1 thread, then Some CPU, 2 threads." in text
+    assert "on Some CPU, 1 thread where not noted." in text
+
+
+def test_decoding_in_another_type_goes_unsaid(tmp_path):
+    for run, dtype in (("a", "bfloat16"), ("b", "float32"), ("c", "bfloat16")):
+        evaluated(tmp_path, run)
+        path = tmp_path / run / "eval_dev.json"
+        runs.write_json(path, json.loads(path.read_text()) | {"decoding": {"dtype": dtype}})
+    (section,) = sections(tmp_path)
+    text = tables.markdown_table(section, section.rows)
+    assert text.count("decoded in float32, the others in bfloat16.") == 1
+    (number,) = [line.partition(":")[0] for line in text.splitlines() if "decoded in float32" in line]
+    assert [line for line in text.splitlines() if f"]<sup>{number}</sup>" in line][0].count("(b)") == 1
+
+
 # --- sections -------------------------------------------------------------------------------------------------------
 
 
@@ -305,15 +333,17 @@ def test_incomplete_benchmark_stops_the_table(tmp_path, record):
 
 
 def test_a_depth_that_was_not_healed_goes_unsaid(tmp_path):
-    for left, healed in ((30, False), (22, True)):
+    for left, healed, final in ((30, False, False), (22, True, True), (20, False, True)):
         values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
         made.settings(tmp_path / "s" / str(left), "sapling_train.py", values)
         made.evaluation(tmp_path, f"s/{left}", made.answers(0.3, 40))
-        runs.write_json(tmp_path / "s" / str(left) / "train_metrics.json", {"units_left": left, "healed": healed})
+        runs.write_json(
+            tmp_path / "s" / str(left) / "train_metrics.json", {"units_left": left, "healed": healed, "final": final}
+        )
     (section,) = sections(tmp_path)
     lines = tables.markdown_table(section, section.rows).splitlines()
     (unhealed,) = [line for line in lines if "30 sub-layers left<sup>" in line]
-    assert not any("22 sub-layers left<sup>" in line for line in lines)
+    assert not any(f"{left} sub-layers left<sup>" in line for line in lines for left in (22, 20))
     number = unhealed.partition("<sup>")[2].partition("</sup>")[0]
     assert any(line.startswith(f"{number}: saved on the way down") for line in lines)
 

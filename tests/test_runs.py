@@ -23,6 +23,17 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in Path(folder).rglob("*") if p.is_file()}
 
 
+# --- what made it ---------------------------------------------------------------------------------------------------
+
+
+def test_a_record_does_not_say_which_code_and_arithmetic_made_it(tmp_path, monkeypatch):
+    record = json.loads((start(tmp_path) / "settings.json").read_text())
+    assert len(record["code"].rstrip("+")) == 40
+    assert record["hardware"]["cpu"].endswith(")")  # its bf16 instructions, or that there are none
+    monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert runs.code_version() is None
+
+
 # --- whole or nothing -----------------------------------------------------------------------------------------------
 
 

@@ -250,6 +250,8 @@ def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):
         (("--TARGET_SIZE=1.5",), "is a share"),
         (("--TARGET_MEMORY_GB=0.0001",), "embeddings, head and one block take"),
         (("--ACCURACY_FLOOR=1.5",), "is a share"),
+        (("--BATCH_SIZE=0",), "BATCH_SIZE must be above 0"),
+        (("--CYCLE_EPOCHS=-0.2",), "CYCLE_EPOCHS cannot be below 0"),
         (("--CALIBRATION_EXAMPLES=170",), "the calibration split of 'six_data' has 1"),
         (("--CRITERION=calibraton",), "did you mean 'calibration'"),
         (("--CRITERION=angular",), "set DROP_UNIT = 'block'"),

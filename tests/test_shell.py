@@ -112,19 +112,34 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
         parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})  # raises on an unknown or ill-typed one
 
 
-def test_the_record_s_commands_take_the_settings_they_are_given(phases):
+def test_the_record_s_commands_take_the_settings_they_are_given(phases, copy):
+    (copy / "results-finqa/finqa_data").mkdir(parents=True)
+    (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
     done, calls = phases(script="benchmarks/finqa_record.sh", DATA_DIR="finqa")
     assert (done.returncode, done.stderr) == (0, "")
     for call, data, folder in calls:
         assert (data, folder) == ("DATA_DIR=finqa", "RESULTS_DIR=results-finqa")
         parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})
     evaluated = [call[0][1].partition("=")[2] for call in calls if call[0][0] == "evaluate.py"]
-    assert len(evaluated) == len(set(evaluated)) == 14 and {"base", "last/9", "random/22"} <= set(evaluated)
+    assert len(evaluated) == len(set(evaluated)) == 20 and {"base", "last/9", "random_74/22"} <= set(evaluated)
     started = [call[0][1:] for call in calls if call[0][0] == "sapling_train.py"]
     budgets = [dict(argument[2:].split("=") for argument in call) for call in started]
-    # As many epochs for the others as SAPLING has, which drops four times on its way.
-    assert {float(one["FIRST_EPOCHS"]) + 4 * float(one.get("CYCLE_EPOCHS", 0)) for one in budgets} == {4.0}
-    assert len({one["HEALING_EPOCHS"] for one in budgets}) == len({one["TARGET_SIZE"] for one in budgets}) == 1
+    # As many epochs for the others as SAPLING has, which drops five times, and is at three quarters after two.
+    cycles = {"0.43": 5, "0.74": 2}
+    assert [one["TARGET_SIZE"] for one in budgets] == ["0.43"] + ["0.43", "0.74"] * 3
+    epochs = {one["TARGET_SIZE"]: set() for one in budgets}
+    for one in budgets:
+        first = float(one["FIRST_EPOCHS"]) + cycles[one["TARGET_SIZE"]] * float(one.get("CYCLE_EPOCHS", 0))
+        epochs[one["TARGET_SIZE"]].add((first, float(one["HEALING_EPOCHS"])))
+    assert epochs == {"0.43": {(5.0, 2.5)}, "0.74": {(2.0, 0.0)}}
+
+
+def test_the_record_is_made_of_other_data_than_finqa(phases, copy):
+    (copy / "results-finqa/finqa_data").mkdir(parents=True)
+    (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "synthetic"\n}\n')
+    done, calls = phases(script="benchmarks/finqa_record.sh")
+    assert (done.returncode, done.stderr) == (2, "error: DATA_DIR does not hold FinQA's train.json and dev.json\n")
+    assert [call[0][0] for call in calls] == ["preprocess_data.py"]
 
 
 def test_a_quick_run_is_smaller_and_says_what_it_is(phases):

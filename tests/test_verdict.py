@@ -6,7 +6,7 @@ import made_up_runs as made
 import numpy as np
 import pytest
 
-from fincompress import comparison, statistics, verdict
+from fincompress import comparison, runs, statistics, verdict
 
 QUESTIONS = 883
 N = np.arange(QUESTIONS)
@@ -91,6 +91,13 @@ def test_small_difference_is_decided(tmp_path):
     assert winners(part)["accuracy"] == "not decided"
 
 
+def test_a_single_checkpoint_refutes_at_95_per_cent(tmp_path):
+    """12 against 25 right alone, p = 0.047: neither at equal size nor at equal accuracy is that enough."""
+    found = section(tmp_path, ((N < 188) | (N >= 858), 0.50), {30: (N < 200, 0.50)})
+    text = verdict.judge(found)[0].summary
+    assert text.startswith("**Not decided.**") and "size not decided" in text
+
+
 def test_larger_checkpoint_wins_in_accuracy_or_smaller_in_speed(tmp_path):
     """A SAPLING checkpoint of 60 % is more accurate and faster than GPTQ of 43 %: only its speed counts."""
     found = section(tmp_path, (N < 200, 0.43), {40: (N < 300, 0.60), 60: (N < 310, 1.0)})
@@ -148,12 +155,12 @@ def test_wide_interval_is_taken_for_equality(tmp_path):
 
 
 def test_intervals_are_not_widened_for_many_checkpoints(tmp_path):
-    """One checkpoint 10 questions behind passes alone at 3 points; as one of forty it does not."""
+    """One checkpoint 7 questions behind passes alone at 3 points; as one of forty it does not."""
     gptq = (N < 200, 0.43)
-    worse = ((N < 170) | ((N >= 200) & (N < 220)), 0.5)
+    worse = ((N < 172) | ((N >= 200) & (N < 221)), 0.5)
     alone = section(tmp_path, gptq, {30: worse})
     part = verdict.at_equal_accuracy(*rows(alone), equal_within=0.03)
-    assert "`sapling/30`" in part.shown and "95.00% intervals" in part.remark
+    assert "`sapling/30`" in part.shown and "99.00% intervals" in part.remark
     many = section(tmp_path / "many", gptq, dict.fromkeys(range(30, 70), worse), speed=False)
     part = verdict.at_equal_accuracy(*rows(many), equal_within=0.03)
     assert part.shown == "no checkpoint" and "99.88% intervals, for 40 checkpoints" in part.remark
@@ -268,6 +275,18 @@ def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(t
     assert "28.3% against 11.3%, +17.0 points" in heads["last"] and "`sapling/20`" in heads["last"]
     assert heads["random"].startswith("**Not decided.**") and heads["angular"].startswith("**SAPLING is worse.**")
     assert verdict.judge_pruning(found)[0].details[0].startswith("98.33% interval")
+
+
+def test_what_a_run_started_from_is_left_out_of_its_tokens(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {20: (N < 250, 0.43)}, speed=False)
+    pruned(tmp_path, "last", "last", N < 100, 0.43, left=10)
+    made.settings(tmp_path / "lora", "train_qlora_4bit.py", {"LORA_RANK": 8})
+    values = {"CRITERION": "calibration", "SCHEDULE": "successive", "START_FROM": "lora"}
+    made.settings(tmp_path / "sapling/20", "sapling_train.py", values)
+    for run, tokens in (("lora", 3e6), ("sapling/20", 1e6), ("last/10", 2e6)):
+        runs.write_json(tmp_path / run / "train_metrics.json", {"tokens_seen": int(tokens)})
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    assert "trained on 4.00 and 2.00 million tokens" in verdict.judge_pruning(found)[0].summary
 
 
 def test_the_model_before_any_drop_stands_against_another_way_to_drop_layers(tmp_path):

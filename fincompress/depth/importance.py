@@ -21,6 +21,7 @@ from fincompress.targets import IGNORE, packed_scores, target_logits, target_sco
 
 FIRST_CUT = 8  # questions before which no unit is given up, whatever the batch: fewer say nothing
 FINALISTS = 4  # units, at least, that see every question
+WORST = 1e4  # nats per token that stand for what is no number
 CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
 Unit = tuple[SubLayer, ...]
 
@@ -44,7 +45,8 @@ class Score:
         return math.sqrt(self.squares)
 
     def add(self, nll: torch.Tensor, exact: torch.Tensor, squares: float) -> None:
-        self.nll = torch.cat([self.nll, nll.float().cpu()])
+        # What overflows without a unit is as bad as can be, and must not win because nothing compares with it.
+        self.nll = torch.cat([self.nll, nll.float().cpu().nan_to_num(nan=WORST, posinf=WORST)])
         self.exact = torch.cat([self.exact, exact.float().cpu()])
         self.squares += squares
 
@@ -133,7 +135,8 @@ class Elimination:
     After FIRST_CUT questions and each time they have doubled since, the worse half (by NLL) is given up, and at any
     time what is behind the leader by more than three standard errors of the paired difference, until the finalists are
     left: as many of the best as contain ``drops`` units, and one more, that share no sub-layer (of two that do, only
-    one can be dropped). What has the highest accuracy so far always stays. ``earlier`` holds what an earlier scan found
+    one can be dropped), and those of the highest accuracy, by which ``choose`` goes first, that contain ``drops``.
+    ``earlier`` holds what an earlier scan found
     (unit -> NLL lost without it): units are tried in that order, and those of its worse half must be within one
     standard error of the leader at the first cut to go on.
     """
@@ -157,21 +160,23 @@ class Elimination:
         if self.next_cut is None or questions >= self.next_cut:
             keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * questions
         best = sorted(self.alive, key=lambda unit: (unit in hopeless, scores[unit].nll.mean()))
-        best = best[: max(keep, FINALISTS, self._enough(best))]
-        best.append(max(self.alive, key=lambda unit: (scores[unit].exact.mean(), -scores[unit].nll.mean())))
+        best = best[: max(keep, FINALISTS, _enough(best, self.drops + 1))]
+        exact = sorted(self.alive, key=lambda unit: (-scores[unit].exact.mean(), scores[unit].nll.mean()))
+        best += exact[: _enough(exact, self.drops)]
         self.alive = [unit for unit in self.alive if unit in best]
 
-    def _enough(self, best: list[Unit]) -> int:
-        """How many of the best contain ``drops`` + 1 units that can go together; all of them where none do."""
-        taken: set[SubLayer] = set()
-        apart = 0
-        for number, unit in enumerate(best, start=1):
-            if taken.isdisjoint(unit):
-                taken.update(unit)
-                apart += 1
-            if apart > self.drops:
-                return number
-        return len(best)
+
+def _enough(best: list[Unit], drops: int) -> int:
+    """How many of the best contain ``drops`` units that can go together; all of them where none do."""
+    taken: set[SubLayer] = set()
+    apart = 0
+    for number, unit in enumerate(best, start=1):
+        if taken.isdisjoint(unit):
+            taken.update(unit)
+            apart += 1
+        if apart == drops:
+            return number
+    return len(best)
 
 
 def scan(
@@ -187,8 +192,8 @@ def scan(
 
     ``batches`` are nested parts of the calibration set, in a random order fixed by the caller; one at a time is held
     with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan; with it, units
-    are given up as ``Elimination`` says, and only those that were followed to the end have seen every question: enough
-    for ``drops`` drops.
+    are given up as ``Elimination`` says, and only those that were followed to the end have seen every question. For one
+    or two ``drops`` they are enough; of more, each may stand in the way of two, and seldom the last finds no unit.
     ``cached=False`` runs the whole network for every unit: the reference.
     """
     scores = {unit: Score(unit) for unit in units}
