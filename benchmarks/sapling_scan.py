@@ -9,7 +9,8 @@ finished run:
 2. Early elimination on all questions against the plain scan, whose cost is linear in questions: time ratio.
 3. Whether elimination picks what the exact scan picks. The exact scan keeps every question's score, and no score
    depends on the questions beside it, so elimination is replayed on it in several orders of the questions, at several
-   depths along a trajectory: the drops of each replay are compared with the exact scan's choice.
+   depths along a trajectory. The first drop of each replay is compared with the exact scan's choice, and all DROPS of
+   them with what the exact scan would drop.
 """
 
 import sys
@@ -70,7 +71,7 @@ def main() -> None:
     print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
     units = sub.units(model, "sublayer", PACKABLE_ONLY)
     plain_seconds, _ = timed(lambda: importance.scan(model, units, few, cached=False)[0])
-    early_seconds, early = timed(lambda: importance.scan(model, units, batches, eliminate=True, drops=DROPS)[0])
+    early_seconds, _ = timed(lambda: importance.scan(model, units, batches, eliminate=True, drops=DROPS)[0])
     whole = plain_seconds * len(order) / seen
     ratio, each = whole / early_seconds, plain_seconds / seen
     print(
@@ -78,26 +79,30 @@ def main() -> None:
     )
     print(f"faster than plain ({whole:.0f} s at {each:.2f} s a question)", flush=True)
 
-    agreed = within = replays = 0
+    agreed = within = replays = served = shared = 0
     earlier: dict = {}
     for depth in range(DEPTHS):
         units = sub.units(model, "sublayer", PACKABLE_ONLY)
         began = time.perf_counter()
         exact, whole_score = importance.scan(model, units, batches)
         seconds = time.perf_counter() - began
-        choice = importance.choose(exact)[0]
+        choices = drops(exact, whole_score.questions)
+        choice = choices[0]
         for seed in range(ORDERS):
-            picked = replay(exact, whole_score, seed, earlier)
+            found = replay(exact, whole_score, seed, earlier)
             replays += 1
-            agreed += picked.unit == choice.unit
-            within += within_error(picked, choice)
+            agreed += found[0].unit == choice.unit
+            within += within_error(found[0], choice)
+            served += len(found) == DROPS
+            shared += len({one.unit for one in found} & {one.unit for one in choices})
         print(
             f"{len(units)} units: exact scan {seconds:.0f} s, drops {sub.unit_name(choice.unit)}; so far "
-            f"{agreed} of {replays} replays pick the same, {within} the same or one within a standard error", flush=True
+            f"{agreed} of {replays} replays pick the same, {within} the same or one within a standard error; {served} "
+            f"find {DROPS} units to drop, {shared} of {DROPS * replays} those of the exact scan", flush=True,
         )  # fmt: skip
         if depth + 1 < DEPTHS:
             earlier = {score.unit: float(score.nll.mean() - whole_score.nll.mean()) for score in exact}
-            drop(model, exact)
+            shrink(model, exact)
 
 
 def timed(work):
@@ -106,8 +111,8 @@ def timed(work):
     return time.perf_counter() - began, found
 
 
-def replay(exact: list[importance.Score], whole: importance.Score, seed: int, earlier: dict) -> importance.Score:
-    """What elimination drops when the questions come in another order, from the exact scan's scores."""
+def replay(exact: list[importance.Score], whole: importance.Score, seed: int, earlier: dict) -> list[importance.Score]:
+    """What elimination drops when the questions come in another order, as the exact scan scored it."""
     order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
     scores = {score.unit: importance.Score(score.unit) for score in exact}
     full = {score.unit: score for score in exact}
@@ -117,7 +122,17 @@ def replay(exact: list[importance.Score], whole: importance.Score, seed: int, ea
         for unit in race.alive:
             scores[unit].add(full[unit].nll[part], full[unit].exact[part], full[unit].squares * len(part) / len(order))
         race.give_up(scores)
-    return full[importance.choose(list(scores.values()))[0].unit]
+    return [full[one.unit] for one in drops(list(scores.values()), whole.questions)]
+
+
+def drops(scores: list[importance.Score], questions: int) -> list[importance.Score]:
+    """The DROPS units that a run drops by these scores, in order; fewer where no other saw all questions."""
+    found: list[importance.Score] = []
+    left = [score for score in scores if score.questions == questions]
+    while left and len(found) < DROPS:
+        found.append(importance.choose(left)[0])
+        left = [score for score in left if not set(score.unit) & set(found[-1].unit)]
+    return found
 
 
 def within_error(picked: importance.Score, choice: importance.Score) -> bool:
@@ -125,7 +140,7 @@ def within_error(picked: importance.Score, choice: importance.Score) -> bool:
     return not importance.behind(-picked.exact, -choice.exact, 1) and not importance.behind(picked.nll, choice.nll, 1)
 
 
-def drop(model, scores: list[importance.Score]) -> None:
+def shrink(model, scores: list[importance.Score]) -> None:
     """Take out the next few sub-layers by these scores, so that the next depth is one that a run would meet."""
     for _ in range(DROPS_BETWEEN):
         left = sub.units(model, "sublayer", PACKABLE_ONLY)
