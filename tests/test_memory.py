@@ -130,6 +130,8 @@ def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
     done = run_script(
         "benchmarks/predicted_memory.py", f"--BASE_MODEL={tmp_path / 'model'}", "--STEPS=2", "--BATCH_SIZE=16",
         "--CASES=['qlora', 'sapling', 'decode']", RESULTS_DIR=tmp_path,
+        # What glibc keeps of what was freed is no part of the prediction, and in fp32 a fifth of it.
+        MALLOC_MMAP_THRESHOLD_=str(2**20),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = {row["case"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
