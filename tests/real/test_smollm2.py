@@ -9,6 +9,7 @@ from fincompress import models, runs, targets
 
 pytestmark = pytest.mark.real
 CPU = torch.device("cpu")
+DTYPE, _ = models.pick_dtype(CPU)  # as the scripts do
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +48,14 @@ def test_a_few_steps_teach_it_the_form_of_programs(smollm2, results_dir, finqa_d
     calibration = datasets.load_from_disk(str(results_dir / "finqa" / "calibration"))
     tokenizer = models.load_tokenizer(smollm2)
     collator = targets.TargetCollator(tokenizer.pad_token_id)
-    base = models.load_base(smollm2, "nf4", CPU, torch.bfloat16)
-    before = targets.score_targets(base, calibration, collator, 12, torch.bfloat16)[0].mean().item()
+    base = models.load_base(smollm2, "nf4", CPU, DTYPE)
+    before = targets.score_targets(base, calibration, collator, 12, DTYPE)[0].mean().item()
     after = metrics["calibration"][-1]["calibration_nll"]
     assert after < 0.5 * before
 
     # What was trained is what is loaded: the same loss, though evaluation ran between the steps.
-    model, _ = models.load_run(results_dir / "real", str(results_dir), CPU, torch.bfloat16)
-    again = targets.score_targets(model, calibration, collator, 12, torch.bfloat16)[0].mean().item()
+    model, _ = models.load_run(results_dir / "real", str(results_dir), CPU, DTYPE)
+    again = targets.score_targets(model, calibration, collator, 12, DTYPE)[0].mean().item()
     assert again == pytest.approx(after, rel=0.02)
 
     done = run_script("evaluate.py", "--RUN=real", "--SPLIT=dev", "--MAX_NEW_TOKENS=48", **environment)
