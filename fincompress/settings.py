@@ -185,6 +185,7 @@ def quiet_imports() -> None:
         "bitsandbytes.backends.cpu.ops",  # that an optional package is not there
         "torchao",  # which of its CUDA libraries do not load
         "torch.utils._pytree",  # advice to torchao
+        "torch.utils.cpp_extension",  # that there is a CUDA toolkit and no GPU
         "tokenicer",  # that a padding token is set
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
