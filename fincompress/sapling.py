@@ -485,7 +485,8 @@ class Run:
             if s["CRITERION"] == "calibration":
                 candidates = [c for c in ranking if c.unit in allowed and c.questions == whole.questions]
                 if not candidates:  # the rest was given up on a few questions: it needs another scan
-                    print(f"  {dropped} of {count} dropped: no other unit saw all questions; the next cycle goes on")
+                    if s["SCHEDULE"] == "successive":
+                        print(f"  {dropped} of {count} dropped: no other unit saw all questions; next cycle goes on")
                     break
                 score, reason = importance.choose(candidates)
                 unit = score.unit

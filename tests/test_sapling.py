@@ -269,6 +269,19 @@ def test_bad_input_is_one_line_and_status_2(six, more, says):
     assert not (results / "bad" / "train_metrics.json").exists()
 
 
+def test_a_start_trained_on_data_that_was_prepared_anew_is_one_line(sapling):
+    directory, environment, _ = sapling
+    path = directory / "10" / "settings.json"
+    record = path.read_text()
+    path.write_text(json.dumps(json.loads(record) | {"prepared": "of another calibration split"}))
+    try:
+        done = run_script(*SAPLING, "--RUN=redone", "--START_FROM=sapling/10", **environment)
+    finally:
+        path.write_text(record)
+    assert done.returncode == 2 and not (directory.parent / "redone").exists()
+    assert "may have seen some of these questions" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_a_missing_or_torn_state_is_one_line(sapling, six):
     directory, environment, _ = sapling
     import shutil

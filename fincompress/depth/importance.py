@@ -136,9 +136,8 @@ class Elimination:
     time what is behind the leader by more than three standard errors of the paired difference, until the finalists are
     left: as many of the best as contain ``drops`` units, and one more, that share no sub-layer (of two that do, only
     one can be dropped), and those of the highest accuracy, by which ``choose`` goes first, that contain ``drops``.
-    ``earlier`` holds what an earlier scan found
-    (unit -> NLL lost without it): units are tried in that order, and those of its worse half must be within one
-    standard error of the leader at the first cut to go on.
+    ``earlier`` holds what an earlier scan found (unit -> NLL lost without it): units are tried in that order, and those
+    of its worse half must be within one standard error of the leader at the first cut to go on.
     """
 
     def __init__(self, units: list[Unit], drops: int = 1, earlier: dict[Unit, float] | None = None):
