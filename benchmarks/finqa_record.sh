@@ -37,23 +37,23 @@ run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq
 sapling=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --TARGET_SIZE=0.43 --CALIBRATION_EXAMPLES=128
     --FIRST_SCAN_EXAMPLES=16 --HEALING_EPOCHS=2.5)
 run sapling_train.py --RUN=sapling "${sapling[@]}" --FIRST_EPOCHS=0 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4
-# Other ways to drop layers, with as many epochs: down to the same bytes (5 + 2.5), and to three quarters (2), where models
-# still answer and SAPLING has a checkpoint after its second cycle
+# Other ways to drop layers, down to half and to three quarters of the bytes, each trained after its one shot for as many
+# epochs as SAPLING's checkpoint of the same bytes (sapling/22 and sapling/40)
 for criterion in last block_influence random; do
-    one_shot=("${sapling[@]}" --CRITERION="$criterion" --SCHEDULE=one_shot --DROP_UNIT=block)
-    run sapling_train.py --RUN="$criterion" "${one_shot[@]}" --FIRST_EPOCHS=5
-    run sapling_train.py --RUN="${criterion}_74" "${one_shot[@]}" --TARGET_SIZE=0.74 --FIRST_EPOCHS=2 --HEALING_EPOCHS=0
+    one_shot=("${sapling[@]}" --CRITERION="$criterion" --SCHEDULE=one_shot --DROP_UNIT=block --HEALING_EPOCHS=0)
+    run sapling_train.py --RUN="${criterion}_50" "${one_shot[@]}" --TARGET_SIZE=0.50 --FIRST_EPOCHS=4
+    run sapling_train.py --RUN="${criterion}_74" "${one_shot[@]}" --TARGET_SIZE=0.74 --FIRST_EPOCHS=2
 done
 run quantize_gptq.py --SOURCE_RUN=sapling/22 --RUN=finqa_sapling_gptq
 
 depths() { (cd "$RESULTS_DIR" && printf '%s\n' "$1"/[0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn); }
 evaluate base finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) \
-    $(for run in last block_influence random; do depths "$run"; depths "${run}_74"; done) finqa_sapling_gptq
+    $(for run in last block_influence random; do depths "${run}_50"; depths "${run}_74"; done) finqa_sapling_gptq
 names=$(printf "'%s', " finqa_qlora/merged finqa_qlora finqa_gptq $(depths sapling) finqa_sapling_gptq)
 run benchmark_throughput.py --DATA_RUN=finqa_data --RUNS="[$names]"
 
 published=results/published/finqa-smollm2-135m
-names=$(printf "'%s', " finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling last last_74 block_influence \
-    block_influence_74 random random_74 finqa_sapling_gptq)
+names=$(printf "'%s', " finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling last_50 last_74 \
+    block_influence_50 block_influence_74 random_50 random_74 finqa_sapling_gptq)
 run benchmarks/publish.py --TO=$published --RUNS="[$names]"
 run plot_pareto.py --RESULTS_DIR=$published
