@@ -97,8 +97,10 @@ def score_run() -> None:
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {RUN} was trained on: preprocess it again")
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
+    prepared = runs.fingerprint(data["settings"])
     done = directory / f"eval_{SPLIT}.json"
-    if done.exists() and runs.read_json(done).get("decoding") == decoding:
+    before = runs.read_json(done) if done.exists() else {}
+    if (before.get("decoding"), before.get("prepared")) == (decoding, prepared):
         print(f"{RUN}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
         show_table()
         return
@@ -135,7 +137,7 @@ def score_run() -> None:
         "data": record["data"],
         "target": target,
         "evidence": data["settings"]["EVIDENCE"],
-        "prepared": runs.fingerprint(data["settings"]),
+        "prepared": prepared,
         "decoding": decoding,
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
         "seconds": round(seconds, 1),

@@ -92,6 +92,7 @@ def main() -> None:
         if not run.stopped:
             run.drop(DROPS_EARLY if run.early else DROPS_LATE, ranking, whole)
         run.save_state()
+    run.return_above_floor()
     run.train(HEALING_EPOCHS, "healing")
     run.finish()
 

@@ -44,9 +44,10 @@ for criterion in last block_influence random; do
     run sapling_train.py --RUN="${criterion}_50" "${one_shot[@]}" --TARGET_SIZE=0.50 --FIRST_EPOCHS=4
     run sapling_train.py --RUN="${criterion}_74" "${one_shot[@]}" --TARGET_SIZE=0.74 --FIRST_EPOCHS=2
 done
-run quantize_gptq.py --SOURCE_RUN=sapling/22 --RUN=finqa_sapling_gptq
-
 depths() { (cd "$RESULTS_DIR" && printf '%s\n' "$1"/[0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn); }
+half=$(depths sapling | awk -F/ '$2 <= 22' | head -n 1) # of the bytes
+run quantize_gptq.py --SOURCE_RUN="$half" --RUN=finqa_sapling_gptq
+
 evaluate base finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) \
     $(for run in last block_influence random; do depths "${run}_50"; depths "${run}_74"; done) finqa_sapling_gptq
 names=$(printf "'%s', " finqa_qlora/merged finqa_qlora finqa_gptq $(depths sapling) finqa_sapling_gptq)

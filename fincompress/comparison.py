@@ -280,7 +280,8 @@ def lineage(directory: Path, results_dir: Path) -> list[tuple[Path, dict]]:
 
 def trained_on(directory: Path, results_dir: Path) -> str:
     """The hardware of a run and of what it started from, in words."""
-    names = [hardware_name(record.get("hardware")) for _, record in lineage(directory, results_dir)]
+    records = [record for _, record in lineage(directory, results_dir)]
+    names = [hardware_name(one.get("hardware")) for record in records for one in (record, *record.get("resumed", []))]
     return ", then ".join(name for name, _ in itertools.groupby(names))
 
 
@@ -536,15 +537,19 @@ def quantization_report(results_dir: str) -> list[dict]:
 
 
 def _accuracy_drop(before: Path | None, after: Path, split: str) -> dict | None:
-    """Accuracy of two runs on one split and the paired difference; None where only one of them was evaluated."""
+    """Accuracy of two runs on one split and the paired difference; None where it cannot be had."""
     names = ("split", "data", "questions", "accuracy_before", "accuracy_after", "drop_points", "drop_points_low",
              "drop_points_high", "drop_per_cent", "mcnemar_p")  # fmt: skip
     if before is None:
         return dict.fromkeys(names)
     found = [record_of(folder, f"eval_{split}.json") for folder in (before, after)]
-    if not all(found) or found[0]["data"] != found[1]["data"] or found[0]["questions"] != found[1]["questions"]:
+    paths = [folder / f"predictions_{split}.jsonl" for folder in (before, after)]
+    same = ("data", "prepared", "questions")
+    if not all(found) or any(found[0].get(name) != found[1].get(name) for name in same) or not all(
+        path.exists() for path in paths
+    ):
         return None
-    verdicts = [statistics.read_verdicts(folder / f"predictions_{split}.jsonl") for folder in (before, after)]
+    verdicts = [statistics.read_verdicts(path) for path in paths]
     difference = statistics.compare(*verdicts)
     first, second = (one["execution_accuracy"]["accuracy"] for one in found)
     points = [100 * value for value in (difference["difference"], *difference["interval"])]

@@ -112,7 +112,8 @@ def start_run(
 
     ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
     ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that
-    holds a run with other settings is refused: results of two recipes are never mixed in one folder.
+    holds a run with other settings is refused: results of two recipes are never mixed in one folder. A run that goes on
+    keeps the commit, versions and hardware that it began with; others are added under ``resumed``.
     """
     directory = run_directory(results_dir, run)
     record = {"script": script, "settings": _comparable(settings), **facts}
@@ -120,6 +121,7 @@ def start_run(
     if directory.is_dir() and not path.exists() and any(p for p in directory.iterdir() if p.name[0] != "."):
         raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
+    before: dict = {}
     if path.exists() and any(other.name != path.name for other in directory.iterdir()):
         before = read_json(path)
         differing = changed(before.get("settings", {}), record["settings"]) + changed(
@@ -135,6 +137,12 @@ def start_run(
             return None
     directory.mkdir(parents=True, exist_ok=True)
     made_by = {"code": code_version(), "versions": versions(), "hardware": hardware(), "command": _command()}
+    if before:  # goes on: who began it stays, and who went on is added where that is another
+        begun = {name: before.get(name) for name in made_by}
+        since, last = before.get("resumed", []), (before.get("resumed") or [begun])[-1]
+        if any(last[name] != made_by[name] for name in ("code", "versions", "hardware")):
+            since = [*since, made_by]
+        made_by = begun | ({"resumed": since} if since else {})
     write_json(path, record | made_by)
     return directory
 

@@ -31,7 +31,7 @@ FRESH = {
     "layer_scores": [],  # one row a unit and scan
     "loss_curve": [],
     "scans": 0,
-    "last_above_floor": None,  # units left when the accuracy floor was last met
+    "last_above_floor": None,  # units left, drops and file of weights when the accuracy floor was last met
     "reference": None,  # calibration scores before any drop
     "examples_seen": 0,
     "tokens_seen": 0,
@@ -103,7 +103,7 @@ class Run:
 
     def __init__(self, settings: dict, directory: Path, source: str, train_set, calibration, facts: dict):
         s = self.settings = settings
-        self.directory, self.facts = directory, facts
+        self.directory, self.source, self.facts = directory, source, facts
         self.train_set, self.calibration = train_set, calibration
         models.quiet_libraries()
         set_seed(s["SEED"])
@@ -114,8 +114,7 @@ class Run:
         self.sizes = parameter_sizes(config)  # refuses an architecture whose layers cannot be dropped
         self.predicted_gb = self.predict(config)
         training.print_prediction(self.predicted_gb, self.device)
-        with self.explain_out_of_memory():
-            self.model = models.load_base(source, facts["base_precision"], self.device, self.dtype).eval()
+        self.load_model()
         self.full = self.left  # units at the start
         if len({sum(p.numel() for p in block.parameters()) for block in sub.decoder(self.model).layers}) > 1:
             raise UserError("the blocks of this model differ in size (experts?): it cannot be repacked")
@@ -138,6 +137,11 @@ class Run:
         self.state = self.read_state()
         if self.state["trainable"] is not None:
             self.resume()
+
+    def load_model(self) -> None:
+        """The model that the run started from."""
+        with self.explain_out_of_memory():
+            self.model = models.load_base(self.source, self.facts["base_precision"], self.device, self.dtype).eval()
 
     def predict(self, config) -> float:
         """Predicted peak memory of training in GB, before any drop."""
@@ -187,13 +191,15 @@ class Run:
 
     def save_state(self, trained: bool = False) -> None:
         """Write weights, then the state that names them: a kill between the two leaves the older pair whole."""
-        before, self.state["trained"] = self.state["weights"], trained
+        self.state["trained"] = trained
         self.state["weights"] = f"state-{self.state['scans']:04d}-{self.state['examples_seen']}.safetensors"
         with runs.atomic_path(self.directory / self.state["weights"]) as partial:
             save_file({name: p.detach().cpu().contiguous() for name, p in self.trained_parameters()}, partial)
         runs.write_json(self.directory / STATE, self.state)
-        if before and before != self.state["weights"]:
-            (self.directory / before).unlink(missing_ok=True)
+        kept = {self.state["weights"], (self.state["last_above_floor"] or {}).get("weights")}
+        for path in self.directory.glob("state-*.safetensors"):
+            if path.name not in kept:
+                path.unlink()
 
     def trained_parameters(self):
         return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
@@ -261,9 +267,10 @@ class Run:
             adapters = LoraConfig(
                 r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
             )
-            with gptq.quiet():  # peft imports gptqmodel, which greets
-                self.model = get_peft_model(self.model, adapters)
-            models.compute_in_model_dtype(self.model)
+            if targets:  # none where a killed run goes on after all that was trained had been dropped
+                with gptq.quiet():  # peft imports gptqmodel, which greets
+                    self.model = get_peft_model(self.model, adapters)
+                models.compute_in_model_dtype(self.model)
         else:
             found = sub.decoder(self.model)
             ends = [*found.embed_tokens.parameters(), *found.norm.parameters()]
@@ -438,12 +445,13 @@ class Run:
             if reference == 0:
                 raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
             if accuracy < s["ACCURACY_FLOOR"] * reference:
-                above = self.state["last_above_floor"]
                 return (
-                    f"accuracy {accuracy:.1%} fell below {s['ACCURACY_FLOOR']:.0%} of {reference:.1%}; the last depth "
-                    f"above that had {above} units"
+                    f"accuracy {accuracy:.1%} of {self.left} units fell below {s['ACCURACY_FLOOR']:.0%} of "
+                    f"{reference:.1%}; the last depth above that had {self.state['last_above_floor']['units']}"
                 )
-            self.state["last_above_floor"] = self.left
+            self.state["last_above_floor"] = {
+                "units": self.left, "drops": len(self.drops), "weights": self.state["weights"]
+            }  # fmt: skip
         if s["SCHEDULE"] == "one_shot":
             return f"everything was dropped in one shot, {self.share:.1%} of the bytes are left"
         if self.share <= s["TARGET_SIZE"]:
@@ -460,6 +468,19 @@ class Run:
         if not self.allowed():
             return "nothing is left that may be dropped"
         return None
+
+    def return_above_floor(self) -> None:
+        """After a stop by the accuracy floor: undo the drops since it was last met, and what was trained since."""
+        above = self.state["last_above_floor"]
+        if above is None or above["drops"] == len(self.drops):
+            return
+        del self.drops[above["drops"] :]
+        self.state |= {"weights": above["weights"], "trained": False}
+        runs.write_json(self.directory / STATE, self.state)
+        self.model = None  # never two at once
+        gc.collect()
+        self.load_model()
+        self.resume()
 
     def allowed(self) -> list[importance.Unit]:
         """Units that may go next: at least one attention and one MLP stay."""
@@ -591,7 +612,7 @@ class Run:
             "units_left": self.left,
             "share_of_bytes": round(self.share, 5),
             "share_of_parameters": round(self.parameters_left / self.full_size, 5),
-            "last_above_floor": state["last_above_floor"],
+            "last_above_floor": (state["last_above_floor"] or {}).get("units"),
             "reference": state["reference"],
             "calibration_exact": round(exact.float().mean().item(), 5),
             "calibration_nll": round(nll.mean().item(), 5),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gc
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -524,7 +525,8 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
                 "calibration_exact": round(exact.float().mean().item(), 5),
             }
         kept = min(ways, key=lambda way: scores[way]["calibration_nll"]) if scores else ways[0]
-        found = {"merged_into": kept, "why": reason, "scores": scores}
+        adapter = hashlib.sha256((directory / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+        found = {"merged_into": kept, "why": reason, "scores": scores, "adapter": adapter}  # tells one training from another
         # What a run has, so that merged weights can be evaluated, quantized and started from by name.
         runs.write_json(folders[kept] / "settings.json", record | {"base_precision": "auto"})
         runs.write_json(folders[kept] / "train_metrics.json", found)

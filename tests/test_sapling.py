@@ -13,6 +13,7 @@ import torch
 from conftest import REPOSITORY, is_whole, run_script
 
 from fincompress import models, runs
+from fincompress.settings import read_constants
 from fincompress.depth import sublayers as sub
 
 DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
@@ -226,13 +227,59 @@ def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(sapling):
     run = Run.__new__(Run)
     run.settings = {"ACCURACY_FLOOR": 0.9, "SCHEDULE": "successive", "TARGET_SIZE": 0.5, "DROP_UNIT": "sublayer"}
     run.settings |= {"TARGET_MEMORY_GB": None, "TARGET_LATENCY_MS": None, "PACKABLE_ONLY": True}
-    run.state = {"reference": {"accuracy": 0.5}, "last_above_floor": None}
+    run.state = {"reference": {"accuracy": 0.5}, "last_above_floor": None, "weights": None, "trajectory": []}
     run.model = models.load_base(str(sapling[0] / "12"), "bf16", torch.device("cpu"), torch.bfloat16)
     run.sizes, run.full_size = {"ends": 1, "attention": 1, "mlp": 1}, 13
     whole = Score((), torch.zeros(100), torch.cat([torch.ones(46), torch.zeros(54)]))
-    assert run.stop_reason(whole) is None and run.state["last_above_floor"] == 12
+    assert run.stop_reason(whole) is None and run.state["last_above_floor"]["units"] == 12
     whole.exact[:2] = 0
-    assert "fell below 90% of 50.0%; the last depth above that had 12 units" in run.stop_reason(whole)
+    assert "fell below 90% of 50.0%; the last depth above that had 12" in run.stop_reason(whole)
+
+
+@pytest.mark.parametrize("update", ["full", "qlora"])
+def test_a_run_that_fell_below_the_floor_goes_back_to_the_last_depth_above_it(six, monkeypatch, update):
+    from fincompress import sapling
+    from fincompress.depth.importance import Score
+
+    for name, value in six[1].items():
+        monkeypatch.setenv(name, value)
+    constants = read_constants(REPOSITORY / "sapling_train.py")
+    settings = {name: constant.default for name, constant in constants.items()} | six[1]
+    settings |= {"DATA_RUN": "six_data", "RUN": f"floor_{update}", "CALIBRATION_EXAMPLES": 16, "ACCURACY_FLOOR": 0.9}
+    settings |= {"UPDATE": update, "CRITERION": "last", "FIRST_SCAN_EXAMPLES": 8}
+    run = sapling.open_run(settings, "sapling_train.py")
+    run.choose_trainable(run.rank_by_importance())
+    run.make_trainable()
+    run.save_state()
+
+    def score(share):
+        return Score((), torch.zeros(100), (torch.arange(100) < 100 * share).float())
+
+    def train_to(share):
+        for parameter in dict(run.trained_parameters()).values():
+            parameter.data += 0.01  # what training would do
+        run.save_state(trained=True)
+        run.state["reference"] = {"accuracy": 0.5}
+        run.stop_if_reached(score(share))
+
+    run.drop(1, run.score()[0], score(0.5))
+    run.save_state()
+    train_to(0.46)
+    assert not run.stopped
+    before = {name: parameter.clone() for name, parameter in run.trained_parameters()}
+    left, kept = run.left, run.state["weights"]
+    run.drop(1, run.score()[0], score(0.46))
+    run.save_state()
+    train_to(0.44)
+    assert "fell below" in run.stopped and run.left < left
+    assert {path.name for path in run.directory.glob("state-*")} == {kept, run.state["weights"]}
+    run.return_above_floor()
+    assert run.left == left == 10 and len(run.drops) == 1 and not run.state["trained"]
+    after = dict(run.trained_parameters())
+    assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+    assert run.read_state()["weights"] == run.state["weights"] and run.read_state()["trajectory"] == run.drops
+    run.return_above_floor()  # as a killed run does that goes on
+    assert run.left == left and len(run.drops) == 1
 
 
 def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):

@@ -306,8 +306,9 @@ def test_the_script_measures_what_it_can_and_says_what_it_cannot(finished):
     assert sorted(table["run"]) == ["base", "base-blocks1", "sapling/4"] and set(table["device"]) == {"cpu"}
     assert (table["decode_batch1_ratio"] > 0).all() and (table["data_fingerprint"] == "f").all()
 
+    # Named or not, what cannot be measured does not keep the others from the table and the charts that come next.
     named = run_script(*QUICK, "--RUNS=['sapling/12']", "--VARIANTS=[]", **environment)
-    assert named.returncode == 2 and named.stderr.splitlines()[-1].startswith("error: not measured: sapling/12")
+    assert named.returncode == 0 and "sapling/12: not measured" in named.stdout + named.stderr
 
 
 def test_predictions_need_no_weights(tmp_path):

@@ -293,8 +293,8 @@ def rank(
             else:
                 totals[unit] += float(angular_distance(before[:, -1], after[:, -1]).sum())
     if criterion == "activation_norm":
-        least = min(totals.values())
         # A slot filled with zeros adds nothing: it goes first.
+        least = min(filter(None, totals.values()), default=0.0)
         found = {unit: 100 * math.sqrt(least / total) if total else -1.0 for unit, total in totals.items()}
     else:
         found = {unit: total / weights for unit, total in totals.items()}
