@@ -63,7 +63,9 @@ def main() -> None:
         "base_precision": f"gptq-{BITS}bit",
         "data": record["data"],
         # A source that was trained anew is another one, whatever its name.
-        "source": runs.fingerprint(record["settings"], record.get("prepared"), runs.read_json(source / "train_metrics.json")),
+        "source": runs.fingerprint(
+            record["settings"], record.get("prepared"), runs.read_json(source / "train_metrics.json")
+        ),
     }
     settings = SETTINGS | {"DATA_RUN": data_run}
     directory = runs.start_run(RESULTS_DIR, RUN, "quantize_gptq.py", settings, facts, done="quantize_metrics.json")

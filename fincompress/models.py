@@ -287,8 +287,8 @@ def load_base(
     ``dtype``, ``"int8"`` its LLM.int8 (Dettmers et al. 2022). ``packed`` says whether quantized weights stay so in
     memory; None: on a GPU only. bitsandbytes trains on a CPU by unpacking every weight at every call, to the same
     values that are unpacked once here. (Products of 8-bit numbers are what LLM.int8 does on a GPU, and on a CPU when
-    it does not train.) ``packed`` holds for a GPTQ checkpoint too: its kernels on a CPU read a prompt ten times more
-    slowly than unpacked weights do. ``options`` go to ``from_pretrained`` (``config`` of fewer blocks, ``device_map``
+    it does not train.) ``packed`` holds for a GPTQ checkpoint too: its kernels on a CPU read a prompt half as fast as
+    unpacked weights do. ``options`` go to ``from_pretrained`` (``config`` of fewer blocks, ``device_map``
     and ``max_memory`` to offload).
     Raises UserError where the model is missing, gated or unreadable, where parameters are missing from it, or where no
     kernel runs its quantized weights.

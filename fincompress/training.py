@@ -526,7 +526,8 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
             }
         kept = min(ways, key=lambda way: scores[way]["calibration_nll"]) if scores else ways[0]
         adapter = hashlib.sha256((directory / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
-        found = {"merged_into": kept, "why": reason, "scores": scores, "adapter": adapter}  # tells one training from another
+        # The adapter's hash tells one training from another of the same settings.
+        found = {"merged_into": kept, "why": reason, "scores": scores, "adapter": adapter}
         # What a run has, so that merged weights can be evaluated, quantized and started from by name.
         runs.write_json(folders[kept] / "settings.json", record | {"base_precision": "auto"})
         runs.write_json(folders[kept] / "train_metrics.json", found)

@@ -151,7 +151,8 @@ def judge_pair(gptq: Row, checkpoints: list[Row], equal_within: float) -> Verdic
         head = "**The hypothesis does not hold.**"
     else:
         head = "**Not decided.**" if OPEN in winners else "**The hypothesis holds.**"
-    summary = f"{head} {pair}, the better one in each measure:\n\n- {parts[0]}\n- {parts[1]}"
+    head = f"{head} {pair}, the better one in each measure (intervals of {CONFIDENCE:.0%} or wider)"
+    summary = f"{head}:\n\n- {parts[0]}\n- {parts[1]}"
     return Verdict(summary, [*(part.details() for part in parts), training_times(gptq, checkpoints)])
 
 

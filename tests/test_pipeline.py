@@ -172,6 +172,13 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     assert "base,shape:tiny,synthetic" in table and "qlora_4bit,shape:tiny,synthetic" in table
     again = run_script("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
     assert "evaluated already, skipped" in again.stdout
+    # Prepared anew under the same name, the questions are others.
+    path = results / "data" / "settings.json"
+    before = path.read_text()
+    path.write_text(before.replace('"MAX_PROMPT_TOKENS": ', '"MAX_PROMPT_TOKENS": 1'))
+    again = run_script("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
+    path.write_text(before)
+    assert again.returncode == 0 and "skipped" not in again.stdout
 
 
 def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):

@@ -142,6 +142,20 @@ def test_unfinished_run_does_not_go_on_or_its_settings_are_not_written(tmp_path)
     (directory / "checkpoint.txt").write_text("kept")
     assert start(tmp_path) == directory
     assert (directory / "checkpoint.txt").read_text() == "kept"
+    assert runs.read_json(directory / "settings.json") == record
+
+
+def test_what_began_a_run_is_forgotten_when_it_goes_on_elsewhere(tmp_path, monkeypatch):
+    directory = start(tmp_path)
+    first = runs.read_json(directory / "settings.json")
+    (directory / "checkpoint.txt").write_text("kept")
+    for threads in (7, 7, 8):
+        monkeypatch.setattr(runs, "hardware", lambda threads=threads: first["hardware"] | {"threads": threads})
+        start(tmp_path)
+    record = runs.read_json(directory / "settings.json")
+    resumed = record.pop("resumed")
+    assert record == first
+    assert [one["hardware"]["threads"] for one in resumed] == [7, 8]  # and not once more for the same machine
 
 
 def test_finished_run_is_done_again(tmp_path, capsys):
