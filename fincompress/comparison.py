@@ -545,8 +545,10 @@ def _accuracy_drop(before: Path | None, after: Path, split: str) -> dict | None:
     found = [record_of(folder, f"eval_{split}.json") for folder in (before, after)]
     paths = [folder / f"predictions_{split}.jsonl" for folder in (before, after)]
     same = ("data", "prepared", "questions")
-    if not all(found) or any(found[0].get(name) != found[1].get(name) for name in same) or not all(
-        path.exists() for path in paths
+    if (
+        not all(found)
+        or any(found[0].get(name) != found[1].get(name) for name in same)
+        or not all(path.exists() for path in paths)
     ):
         return None
     verdicts = [statistics.read_verdicts(path) for path in paths]

@@ -13,8 +13,8 @@ import torch
 from conftest import REPOSITORY, is_whole, run_script
 
 from fincompress import models, runs
-from fincompress.settings import read_constants
 from fincompress.depth import sublayers as sub
+from fincompress.settings import read_constants
 
 DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
