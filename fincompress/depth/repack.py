@@ -38,11 +38,6 @@ def pair(left: list[SubLayer]) -> list[Block]:
     return blocks
 
 
-def unpaired(left: list[SubLayer]) -> int:
-    """How many slots would have to be filled with zeros."""
-    return sum((block.attention is None) + (block.mlp is None) for block in pair(left))
-
-
 def checkpoint_parameters(model: nn.Module, sizes: dict[str, int]) -> int:
     """Parameters of the packed model, zero-filled slots included; ``sizes`` are those of attention, mlp and ends."""
     blocks = len(pair(sub.sublayers(model)))
