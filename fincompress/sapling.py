@@ -53,13 +53,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         )
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    facts = {
-        "base_model": s["BASE_MODEL"],
-        "base_precision": "nf4" if s["UPDATE"] == "qlora" else "auto",
-        "data": record["data"],
-        "prepared": runs.fingerprint(record["settings"]),
-        "dtype": str(dtype).removeprefix("torch."),  # a run must not go on in another one on another machine
-    }
+    facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
     if s["START_FROM"]:
         start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"])
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))

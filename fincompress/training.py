@@ -275,6 +275,17 @@ def check_optimizer(optimizer: str | None, warmup: float) -> None:
         raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {warmup}")
 
 
+def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:
+    """What decides the result of a training beside its constants; ``data_record`` is that of the data run."""
+    return {
+        "base_model": base_model,
+        "base_precision": base_precision,
+        "data": data_record["data"],
+        "prepared": runs.fingerprint(data_record["settings"]),
+        "dtype": str(dtype).removeprefix("torch."),  # a run must not go on in another one on another machine
+    }
+
+
 def train_lora(settings: dict, base_precision: str, script: str) -> None:
     """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
 
@@ -293,13 +304,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    facts = {
-        "base_model": s["BASE_MODEL"],
-        "base_precision": base_precision,
-        "data": data_record["data"],
-        "prepared": runs.fingerprint(data_record["settings"]),
-        "dtype": str(dtype).removeprefix("torch."),  # a run must not go on in another one on another machine
-    }
+    facts = run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return
