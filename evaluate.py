@@ -171,7 +171,8 @@ def show_table() -> None:
     """Rebuild results/accuracy.csv from every evaluation, and print the rows of this split."""
     rows = runs.accuracy_table(RESULTS_DIR)
     runs.write_csv(Path(RESULTS_DIR) / "accuracy.csv", rows)
-    line = "{:<18}{:<14}{:<11}{:<12}{:>9}{:>7}  {:<22}{}"
+    width = 2 + max([16, *(len(row["run"]) for row in rows if row["split"] == SPLIT)])
+    line = f"{{:<{width}}}" + "{:<14}{:<11}{:<12}{:>9}{:>7}  {:<22}{}"
     titles = ("run", "base model", "data", "split", "questions", "size", "execution accuracy", "program accuracy")
     print("\n" + line.format(*titles))
     for row in (row for row in rows if row["split"] == SPLIT):
