@@ -54,7 +54,9 @@ def main() -> None:
     rows, _ = training.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], "calibration")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()[:QUESTIONS]
     collator = targets.TargetCollator(tokenizer.pad_token_id)
-    batches = [collator([rows[i] for i in order[k : k + BATCH_SIZE]]) for k in range(0, len(order), BATCH_SIZE)]
+    batches = [
+        collator([rows[i] for i in part]) for part in importance.nested_batches(order, rows["length"], BATCH_SIZE)
+    ]
     batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
     units = sub.units(model, "sublayer")
     print(f"{RUN}: {len(units)} sub-layers, {len(order)} questions; {device.type}, {reason}")
@@ -80,7 +82,7 @@ def main() -> None:
     print(f"faster than plain ({whole:.0f} s at {each:.2f} s a question)", flush=True)
 
     agreed = within = replays = served = shared = 0
-    earlier: dict = {}
+    earlier: dict[int, dict] = {order: {} for order in range(ORDERS)}  # what each replay of the last depth found
     for depth in range(DEPTHS):
         units = sub.units(model, "sublayer", PACKABLE_ONLY)
         began = time.perf_counter()
@@ -89,7 +91,7 @@ def main() -> None:
         choices = drops(exact, whole_score.questions)
         choice = choices[0]
         for seed in range(ORDERS):
-            found = replay(exact, whole_score, seed, earlier)
+            found, earlier[seed] = replay(exact, whole_score, seed, earlier[seed])
             replays += 1
             agreed += found[0].unit == choice.unit
             within += within_error(found[0], choice)
@@ -101,7 +103,6 @@ def main() -> None:
             f"find {DROPS} units to drop, {shared} of {DROPS * replays} those of the exact scan", flush=True,
         )  # fmt: skip
         if depth + 1 < DEPTHS:
-            earlier = {score.unit: float(score.nll.mean() - whole_score.nll.mean()) for score in exact}
             shrink(model, exact)
 
 
@@ -111,8 +112,13 @@ def timed(work):
     return time.perf_counter() - began, found
 
 
-def replay(exact: list[importance.Score], whole: importance.Score, seed: int, earlier: dict) -> list[importance.Score]:
-    """What elimination drops when the questions come in another order, as the exact scan scored it."""
+def replay(
+    exact: list[importance.Score], whole: importance.Score, seed: int, earlier: dict
+) -> tuple[list[importance.Score], dict]:
+    """What elimination drops when the questions come in another order, as the exact scan scored it.
+
+    Also what it found of every unit, many after a few questions alone, as the next scan of a run would be told.
+    """
     order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
     scores = {score.unit: importance.Score(score.unit) for score in exact}
     full = {score.unit: score for score in exact}
@@ -122,7 +128,10 @@ def replay(exact: list[importance.Score], whole: importance.Score, seed: int, ea
         for unit in race.alive:
             scores[unit].add(full[unit].nll[part], full[unit].exact[part], full[unit].squares * len(part) / len(order))
         race.give_up(scores)
-    return [full[one.unit] for one in drops(list(scores.values()), whole.questions)]
+    seen = {
+        unit: float(score.nll.mean() - whole.nll[order[: score.questions]].mean()) for unit, score in scores.items()
+    }
+    return [full[one.unit] for one in drops(list(scores.values()), whole.questions)], seen
 
 
 def drops(scores: list[importance.Score], questions: int) -> list[importance.Score]:

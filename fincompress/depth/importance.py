@@ -109,24 +109,57 @@ def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.
     first = unit[0]
     start = first.block if first.kind == "attention" else first.block + 1
     with sub.skipped(model, *unit):
-        return packed_scores(head(model, run_blocks(model, seen.streams[first], start, seen), seen), seen.labels)
+        return packed_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels)
 
 
-def run_blocks(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
-    """The stream after the blocks from ``start`` on."""
-    for block, arguments in zip(sub.decoder(model).layers[start:], seen.arguments[start:], strict=True):
-        stream = block(stream, **arguments)
+def suffix(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
+    """What leaves the last block at the target tokens, (target tokens, hidden), from what enters block ``start``.
+
+    The last MLP runs for those tokens alone: no attention comes after it.
+    """
+    layers, final = sub.decoder(model).layers, sub.sublayers(model)[-1]
+    if final.kind == "attention" or final.block < start:
+        return targets_of(run_blocks(layers[start:], stream, seen.arguments[start:]), seen)
+    norm, body = (getattr(layers[final.block], part) for part in sub.PARTS["mlp"])
+    with sub.skipped(model, final):
+        end = final.block + 1
+        stream = targets_of(run_blocks(layers[start:end], stream, seen.arguments[start:end]), seen)
+    return stream + body(norm(stream))
+
+
+def run_blocks(blocks: Iterable[torch.nn.Module], stream: torch.Tensor, arguments: list[dict]) -> torch.Tensor:
+    """The stream after some blocks, (batch, tokens, hidden) as before them."""
+    for block, given in zip(blocks, arguments, strict=True):
+        stream = block(stream, **given)
     return stream
 
 
-def head(model, stream: torch.Tensor, seen: Trace) -> torch.Tensor:
-    """Logits of the target tokens, (target tokens, vocabulary), from what leaves the last block.
+def targets_of(stream: torch.Tensor, seen: Trace) -> torch.Tensor:
+    """The positions that predict target tokens, (target tokens, hidden), of (batch, tokens, hidden).
 
-    Most positions of a batch are padding beside its longest target; the head of a small model is a quarter of a scan.
+    Most positions of a batch are prompt, or padding beside its longest target.
     """
     keep = seen.labels.shape[1] + 1
-    last = stream[:, -keep:-1][seen.labels.ne(IGNORE)]
+    return stream[:, -keep:-1][seen.labels.ne(IGNORE)]
+
+
+def head(model, last: torch.Tensor) -> torch.Tensor:
+    """Logits, (target tokens, vocabulary), from what leaves the last block at those tokens."""
     return model.get_output_embeddings()(sub.decoder(model).norm(last))
+
+
+def nested_batches(order: list[int], lengths: list[int], size: int) -> list[list[int]]:
+    """Questions in batches of at most ``size``, of like ``lengths`` so as to pad little.
+
+    The questions between two cuts of ``Elimination`` are sorted, no others: at each cut those seen are the first of
+    ``order``, a random part of all.
+    """
+    batches, begin, end = [], 0, FIRST_CUT
+    while begin < len(order):
+        part = sorted(order[begin:end], key=lambda i: lengths[i])
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+        begin, end = end, 2 * end
+    return batches
 
 
 class Elimination:
@@ -219,7 +252,7 @@ def scan(
 def _check_head(model, seen: Trace) -> None:
     """Refuse a model whose logits are not just its head on its last norm: its suffixes would be scored wrongly."""
     with torch.no_grad():
-        ours = head(model, seen.last, seen)
+        ours = head(model, targets_of(seen.last, seen))
     theirs = seen.logits[seen.labels.ne(IGNORE)]
     if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
         raise UserError(f"{type(model).__name__} does more to its logits than a Llama does; it cannot be scanned")

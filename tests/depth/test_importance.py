@@ -249,3 +249,19 @@ def test_a_model_that_does_more_to_its_logits_is_refused(model, batches):
     model.forward = scaled
     with pytest.raises(UserError, match="cannot be scanned"):
         importance.scan(model, sub.units(model, "sublayer"), batches)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 64])
+def test_batches_hold_like_lengths_and_every_cut_sees_the_first_of_the_order(size):
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1)).tolist()
+    lengths = torch.randint(9, 99, (50,), generator=torch.Generator().manual_seed(2)).tolist()
+    found = importance.nested_batches(order, lengths, size)
+    assert sorted(sum(found, [])) == list(range(50)) and max(map(len, found)) <= size
+    seen = 0
+    for batch in found:
+        seen += len(batch)
+        if seen in (8, 16, 32, 50):
+            assert set(sum(found[: found.index(batch) + 1], [])) == set(order[:seen])
+    padded = [sum(len(part) * max(lengths[i] for i in part) for part in parts)
+              for parts in (found, [order[i : i + size] for i in range(0, 50, size)])]  # fmt: skip
+    assert padded[0] <= padded[1]
