@@ -13,6 +13,8 @@ import psutil
 import torch
 from safetensors import safe_open
 
+from fincompress.errors import UserError
+
 NF4_BYTES = 0.516  # 4 bits a weight and the double-quantized scales: 8 bits per 64 weights, 32 bits per 64 * 256
 GPTQ_BYTES = 0.5 + 2.5 / 128  # 4 bits a weight; a 16-bit scale and a 4-bit zero per group of 128
 BASE_BYTES = {"nf4": NF4_BYTES, "gptq": GPTQ_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
@@ -58,11 +60,18 @@ def reset_peak() -> float:
 def release_files(model: torch.nn.Module) -> None:
     """Copy weights out of the checkpoint's file, so that its pages, mapped as long as one weight lies in it, can go.
 
-    For a model whose other weights were unpacked into memory of their own: both would count. Also hands what was needed
-    for unpacking back to the system, which glibc otherwise keeps in pieces too small for training to use.
+    For a model whose other weights were unpacked into memory of their own: both would count.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    release_unused()
+
+
+def release_unused() -> None:
+    """Hand what loading and unpacking needed back to the system.
+
+    glibc otherwise keeps it, in pieces too small for training to use.
+    """
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -88,9 +97,10 @@ def predict_lora_training_gb(
     and the logits. ``ratio`` is the share of attentions and MLPs that has adapters. Not in it: the CUDA context
     (``CUDA_CONTEXT_GB``), and on a CPU what Python and its libraries take.
     """
-    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    adapter = ratio * blocks * rank * (2 * 2 * hidden + 2 * (hidden + _key_value_width(config)) + 3 * (hidden + inner))
     linear, ends = _parameters(config)
+    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    widths = 2 * (hidden + _query_width(config)) + 2 * (hidden + _key_value_width(config)) + 3 * (hidden + inner)
+    adapter = ratio * blocks * rank * widths
     stored = _stored_bytes(precision, device, compute_bytes)
     # Packed weights are unpacked for the product, one matrix at a time.
     unpacked = hidden * inner * compute_bytes if stored < compute_bytes else 0
@@ -120,8 +130,8 @@ def predict_training_gb(
     is trained is held in float32 with its gradient, AdamW's moments and a copy for autocast; what is frozen is not. Of
     gradients and activations the larger counts: one grows while the other is given back.
     """
-    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     linear, ends = _parameters(config)
+    hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     trained = ratio * linear + train_ends * ends
     weights = (linear + ends - trained) * compute_bytes
     weights += trained * (4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
@@ -184,8 +194,8 @@ def inference_gb(
 
     ``prompt`` tokens a sequence are prefilled at once; 0 leaves that out. Activations are in ``compute_bytes`` bytes.
     """
-    hidden, inner = config.hidden_size, config.intermediate_size
     linear, ends = _parameters(config)
+    hidden, inner = config.hidden_size, config.intermediate_size
     stored = _stored_bytes(precision, device, compute_bytes)
     cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config) * compute_bytes
     # An MLP's gate, its activation and the other factor, beside the stream, its float32 copy and its normed form.
@@ -216,10 +226,21 @@ def _key_value_width(config) -> int:
     return config.num_key_value_heads * head
 
 
+def _query_width(config) -> int:
+    """Of all heads together; not every model's is its hidden size (Qwen3's is up to twice that)."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * head
+
+
 def _parameters(config) -> tuple[int, int]:
-    """Parameters of the blocks' linear layers, and of embeddings and head."""
+    """Parameters of the blocks' linear layers, and of embeddings and head; refuses what is not built like a Llama."""
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    if not all(hasattr(config, name) for name in (*needed, "vocab_size")):
+        raise UserError(f"sizes are computed for Llama-like models; a {config.model_type} is not built like one")
+    if any(getattr(config, name, None) for name in ("num_local_experts", "num_experts")):
+        raise UserError(f"sizes are computed for models without experts; a {config.model_type} has them")
     hidden, inner = config.hidden_size, config.intermediate_size
-    linear = 2 * hidden * hidden + 2 * hidden * _key_value_width(config) + 3 * hidden * inner
+    linear = 2 * hidden * (_query_width(config) + _key_value_width(config)) + 3 * hidden * inner
     return config.num_hidden_layers * linear, config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
 
 
@@ -238,7 +259,7 @@ def _attention_bytes(config, tokens: int, compute_bytes: int, eager: bool = Fals
 
     ``eager`` attention keeps every head's softmax instead of the last two, in float32 and as computed with.
     """
-    heads, streams = config.num_attention_heads, compute_bytes * 4 * config.hidden_size
+    heads, streams = config.num_attention_heads, compute_bytes * 4 * _query_width(config)
     if eager:
         return streams + heads * tokens * (4 + _cast_bytes(compute_bytes))
     return streams + compute_bytes * tokens + 4 * heads

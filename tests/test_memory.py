@@ -12,11 +12,33 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import memory, models, targets
+from fincompress.errors import UserError
 
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
          "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
 TOKENS = 48
 LLAMA = models.shape_config("shape:llama-2-7b")
+
+
+def test_sizes_are_those_of_the_model_whatever_the_width_of_its_heads():
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip
+    for kind, more in (("llama", {}), ("qwen3", {"head_dim": 32}), ("mistral", {"head_dim": 8})):
+        config = AutoConfig.for_model(kind, **shape, **more)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        linear = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)
+        assert memory.weights_gb(config, "bf16") == pytest.approx(2 * linear / 1e9)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "mixtral"])
+def test_a_model_that_is_no_llama_is_one_line(kind):
+    from transformers import AutoConfig
+
+    with pytest.raises(UserError, match=kind):
+        memory.weights_gb(AutoConfig.for_model(kind), "bf16")
 
 
 def model_to_train(kind, dtype):
