@@ -39,7 +39,7 @@ class Row:
     base_model: str
     source: str | None  # of the data: "FinQA", "synthetic"
     fingerprint: str | None  # of the data as read
-    prepared: str | None = None  # fingerprint of how it was preprocessed: evidence, lengths, calibration split
+    prepared: str | None = None  # fingerprint of how it was preprocessed, and the longest output allowed
     target: str | None = None  # "program" or "answer"
     split: str | None = None  # None: not evaluated
     questions: int | None = None
@@ -358,7 +358,10 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         row.split, row.questions, row.target = found["split"], found["questions"], found.get("target", "program")
         row.execution, row.program = found["execution_accuracy"], found.get("program_accuracy")
         row.steps = found.get("steps") or {}
-        row.prepared, row.decoded_in = found.get("prepared"), found.get("decoding", {}).get("dtype")
+        decoding = found.get("decoding", {})
+        row.prepared, row.decoded_in = found.get("prepared"), decoding.get("dtype")
+        if "MAX_NEW_TOKENS" in decoding:  # where outputs were cut short, answers are wrong for no fault of the model
+            row.prepared = f"{row.prepared}, outputs of at most {decoding['MAX_NEW_TOKENS']} tokens"
         row.missing["program"] = "it writes bare answers, no programs"
     row.size_gb, row.share_of_base = found.get("size_gb"), found.get("share_of_base")
     if row.size_gb is None:
@@ -544,7 +547,7 @@ def _accuracy_drop(before: Path | None, after: Path, split: str) -> dict | None:
         return dict.fromkeys(names)
     found = [record_of(folder, f"eval_{split}.json") for folder in (before, after)]
     paths = [folder / f"predictions_{split}.jsonl" for folder in (before, after)]
-    same = ("data", "prepared", "questions")
+    same = ("data", "prepared", "decoding", "questions")
     if (
         not all(found)
         or any(found[0].get(name) != found[1].get(name) for name in same)

@@ -171,6 +171,7 @@ OTHER = {
     "split": {"split": "test"},
     "base model": {"base_model": "meta-llama/Llama-2-7b-hf"},
     "number of questions": {"questions": 41},
+    "longest output": {"decoding": {"MAX_NEW_TOKENS": 8}},
 }
 
 
@@ -380,6 +381,11 @@ def test_the_quantization_report_counts_the_same_questions_and_rounds_nothing_aw
     assert row["drop_points_low"] < 8 < row["drop_points_high"] and row["mcnemar_p"] == 0.0015
     assert (row["size_reduction"], row["blocks_share"]) == (0.75, 0.25)
     assert row["decode_tokens_per_s_after"] / row["decode_tokens_per_s_before"] == pytest.approx(1.5, rel=0.05)
+    path = tmp_path / "g" / "eval_dev.json"
+    whole = runs.read_json(path)
+    runs.write_json(path, whole | {"decoding": {"MAX_NEW_TOKENS": 8}})  # answers cut short are no loss by quantization
+    assert comparison.quantization_report(str(tmp_path))[0]["drop_points"] is None
+    runs.write_json(path, whole)
     made.evaluation(tmp_path, "g", questions < 80, split="test")  # not evaluated before: no drop to report
     assert len(comparison.quantization_report(str(tmp_path))) == 1
 
