@@ -83,13 +83,17 @@ def open_run(settings: dict, script: str) -> Run | None:
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
-    for partial in directory.glob(".*.partial"):  # left by a kill
-        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+    runs.remove_partials(directory)
     print(f"{device.type}, {reason}")
     # Questions of one page stand together, so that the first few would be those of a few pages.
     drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
     calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
-    return Run(settings, directory, source, train_set, calibration, facts)
+    try:
+        return Run(settings, directory, source, train_set, calibration, facts)
+    except UserError:
+        if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
+            shutil.rmtree(directory)
+        raise
 
 
 class Run:
@@ -106,6 +110,7 @@ class Run:
         self.tokenizer = models.load_tokenizer(source)
         config = models.read_config(source)
         self.sizes = parameter_sizes(config)  # refuses an architecture whose layers cannot be dropped
+        self.adapter = self.find_adapter()
         self.predicted_gb = self.predict(config)
         training.print_prediction(self.predicted_gb, self.device)
         self.load_model()
@@ -133,9 +138,34 @@ class Run:
             self.resume()
 
     def load_model(self) -> None:
-        """The model that the run started from."""
+        """The model that the run started from.
+
+        For adapters on an NF4 base that is phase 1's adapter on its own: merged and quantized again, most of what it
+        learnt would be lost in the rounding.
+        """
+        s = self.settings
         with self.explain_out_of_memory():
-            self.model = models.load_base(self.source, self.facts["base_precision"], self.device, self.dtype).eval()
+            if self.adapter is not None:
+                self.model = models.load_adapter(self.adapter, s["RESULTS_DIR"], self.device, self.dtype)[0].eval()
+                models.compute_in_model_dtype(self.model)
+            else:
+                self.model = models.load_base(self.source, self.facts["base_precision"], self.device, self.dtype).eval()
+
+    def find_adapter(self) -> Path | None:
+        """The folder of the run to go on from with its own adapter, where there is such a one."""
+        s = self.settings
+        if s["UPDATE"] != "qlora" or not s["START_FROM"]:
+            return None
+        start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
+        start = start.parent if start.name == "merged" else start
+        if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != "nf4":
+            return None
+        with models.explain_loading(str(start / "adapter")):
+            begun = LoraConfig.from_pretrained(start / "adapter")
+        for name, found in (("LORA_RANK", begun.r), ("LORA_ALPHA", begun.lora_alpha)):
+            if found != s[name]:
+                raise UserError(f"{s['START_FROM']!r} was trained with {name} = {found}: set it so, not to {s[name]}")
+        return start
 
     def predict(self, config) -> float:
         """Predicted peak memory of training in GB, before any drop."""
@@ -229,8 +259,8 @@ class Run:
             return units
         clock = runs.Stopwatch()
         questions = min(self.settings["FIRST_SCAN_EXAMPLES"], len(self.calibration))
-        with self.explain_out_of_memory():
-            scores, whole = importance.scan(self.model, units, self.batches(questions))
+        with self.explain_out_of_memory(), self.scoring_model() as model:
+            scores, whole = importance.scan(model, units, self.batches(questions))
         self.record_scores(scores, whole, "trainable")
         self.state["scanning_seconds"] += clock.seconds()
         # Before any training hardly a program is exact, so what it costs is read from the NLL.
@@ -250,7 +280,10 @@ class Run:
         s = self.settings
         chosen = [one for name in self.state["trainable"] for one in sub.parse_unit(name)]
         self.model.requires_grad_(False)
-        if s["UPDATE"] == "qlora":
+        if s["UPDATE"] == "qlora" and self.adapter is not None:
+            for name, parameter in [p for one in chosen for p in sub.module(self.model, one).named_parameters()]:
+                parameter.requires_grad_("lora_" in name)
+        elif s["UPDATE"] == "qlora":
             names = {module: name for name, module in self.model.named_modules()}
             targets = [
                 names[module]
@@ -312,7 +345,7 @@ class Run:
         checkpoint = training.last_checkpoint(checkpoints)
         if checkpoint:
             print(f"going on from {checkpoint.name} of this stage")
-        with self.explain_out_of_memory():
+        with self.explain_out_of_memory(), training.explain_resuming(checkpoint):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         self.model.eval()
         step = self.state["loss_curve"][-1]["step"] if self.state["loss_curve"] else 0
@@ -343,8 +376,8 @@ class Run:
         seed = self.settings["SEED"] + self.state["scans"]
         order = torch.randperm(len(self.calibration), generator=torch.Generator().manual_seed(seed))
         order, size = order[:questions].tolist(), self.settings["SCAN_BATCH_SIZE"]
-        for start in range(0, questions, size):
-            batch = self.collator([self.calibration[i] for i in order[start : start + size]])
+        for indices in importance.nested_batches(order, self.calibration["length"], size):
+            batch = self.collator([self.calibration[i] for i in indices])
             yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     @contextlib.contextmanager
@@ -437,6 +470,7 @@ class Run:
         accuracy, reference = float(whole.exact.mean()), self.state["reference"]["accuracy"]
         if s["ACCURACY_FLOOR"] is not None:
             if reference == 0:
+                shutil.rmtree(self.directory)  # nothing to go on with, and it would refuse corrected constants
                 raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
             if accuracy < s["ACCURACY_FLOOR"] * reference:
                 return (
@@ -468,6 +502,9 @@ class Run:
         above = self.state["last_above_floor"]
         if above is None or above["drops"] == len(self.drops):
             return
+        for path in self.directory.glob("[0-9]*"):  # depths that the floor rejects must not be taken for its outcome
+            if int(path.name) < above["units"]:
+                shutil.rmtree(path)
         del self.drops[above["drops"] :]
         self.state |= {"weights": above["weights"], "trained": False}
         runs.write_json(self.directory / STATE, self.state)
@@ -603,6 +640,7 @@ class Run:
         charts.layer_importance(self.directory / "layer_importance.png", state["layer_scores"], self.drops)
         metrics = {
             "stopped": state["stopped"],
+            "data": self.facts["data"],
             "units_left": self.left,
             "share_of_bytes": round(self.share, 5),
             "share_of_parameters": round(self.parameters_left / self.full_size, 5),

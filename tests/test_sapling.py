@@ -97,6 +97,20 @@ def test_checkpoints_are_standard_and_evaluate(sapling):
     assert done.returncode == 2 and "name one of its depths" in done.stderr
 
 
+def test_a_depth_is_quantized_by_name(sapling):
+    directory, environment, _ = sapling
+    quantize = ("quantize_gptq.py", "--SOURCE_RUN=sapling/8", "--RUN=sapling_gptq", "--CALIBRATION_EXAMPLES=16")
+    done = run_script(*quantize, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "128 does not divide every input width" in done.stdout
+    metrics = read(directory.parent / "sapling_gptq" / "quantize_metrics.json")
+    assert metrics["source_run"] == "sapling/8" and metrics["group_size"] == 64
+    assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"]
+    assert read(directory.parent / "sapling_gptq" / "config.json")["num_hidden_layers"] == 4
+    done = run_script("evaluate.py", "--RUN=sapling_gptq", "--MAX_NEW_TOKENS=8", **environment)
+    assert done.returncode == 0, done.stderr
+
+
 def test_frozen_weights_are_bit_identical_after_training(sapling):
     directory, environment, _ = sapling
     metrics = read(directory / "train_metrics.json")
@@ -271,15 +285,78 @@ def test_a_run_that_fell_below_the_floor_goes_back_to_the_last_depth_above_it(si
     run.drop(1, run.score()[0], score(0.46))
     run.save_state()
     train_to(0.44)
-    assert "fell below" in run.stopped and run.left < left
+    run.save_checkpoint()
+    assert "fell below" in run.stopped and run.left < left and (run.directory / str(run.left)).exists()
     assert {path.name for path in run.directory.glob("state-*")} == {kept, run.state["weights"]}
     run.return_above_floor()
     assert run.left == left == 10 and len(run.drops) == 1 and not run.state["trained"]
+    assert not (run.directory / "8").exists()
     after = dict(run.trained_parameters())
     assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
     assert run.read_state()["weights"] == run.state["weights"] and run.read_state()["trajectory"] == run.drops
     run.return_above_floor()  # as a killed run does that goes on
     assert run.left == left and len(run.drops) == 1
+
+
+@pytest.fixture(scope="module")
+def phase_1(six):
+    """A QLoRA run on the same data; what its adapter learns is small beside the weights, as it is of a real model."""
+    train = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--RUN=six_qlora", "--LORA_RANK=4", "--LORA_ALPHA=8",
+             "--LEARNING_RATE=2e-3", "--EPOCHS=1")  # fmt: skip
+    done = run_script(*train, **six[1])
+    assert done.returncode == 0, done.stderr
+    return six[0] / "six_qlora"
+
+
+QLORA = ("--UPDATE=qlora", "--START_FROM=six_qlora", "--LORA_RANK=4", "--LORA_ALPHA=8")
+
+
+def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phase_1, monkeypatch):
+    from fincompress import sapling, training
+    from fincompress.targets import TargetCollator, target_logits
+
+    for name, value in six[1].items():
+        monkeypatch.setenv(name, value)
+    constants = read_constants(REPOSITORY / "sapling_train.py")
+    settings = {name: constant.default for name, constant in constants.items()} | six[1]
+    settings |= {"DATA_RUN": "six_data", "RUN": "begun", "CALIBRATION_EXAMPLES": 16, "FIRST_SCAN_EXAMPLES": 8}
+    settings |= {"UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8}
+    run = sapling.open_run(settings, "sapling_train.py")
+    rows, _ = training.load_processed(six[1]["RESULTS_DIR"], "six_data", "dev")
+    batch = TargetCollator(0)([rows[i] for i in range(4)])
+    cpu = torch.device("cpu")
+    others = [
+        models.load_run(phase_1, six[1]["RESULTS_DIR"], cpu, torch.bfloat16)[0],
+        models.load_base(str(phase_1 / "merged"), "nf4", cpu, torch.bfloat16),
+        models.load_base(six[1]["BASE_MODEL"], "nf4", cpu, torch.bfloat16),
+    ]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), run.scoring_model() as model:
+        ours, phase, again, base = (target_logits(one.eval(), batch)[0].float() for one in (model, *others))
+    learnt = (phase - base).norm()
+    assert (ours - phase).norm() < 0.1 * learnt < (again - phase).norm()
+    run.choose_trainable(run.rank_by_importance())
+    run.make_trainable()
+    chosen = [one for name in run.state["trainable"] for one in sub.parse_unit(name)]
+    expected = {id(p) for one in chosen for name, p in sub.module(run.model, one).named_parameters() if "lora_" in name}
+    assert {id(p) for _, p in run.trained_parameters()} == expected != set()
+
+
+def test_adapters_of_another_rank_are_not_gone_on_with(six, phase_1):
+    done = run_script(*SAPLING, *QLORA, "--LORA_RANK=8", "--RUN=bad", **six[1])
+    assert done.returncode == 2 and "was trained with LORA_RANK = 4: set it so, not to 8" in done.stderr
+    assert not (six[0] / "bad").exists()
+
+
+@pytest.mark.parametrize(("name", "more"), [("on_adapters", QLORA), ("on_weights", ("--START_FROM=six_qlora",))])
+def test_a_run_of_phase_1_is_shrunk(six, phase_1, name, more):
+    results, environment = six
+    done = run_script(*SAPLING, "--TARGET_SIZE=0.8", "--LEARNING_RATE=1e-5", *more, f"--RUN={name}", **environment)
+    assert done.returncode == 0, done.stderr
+    metrics = read(results / name / "train_metrics.json")
+    assert metrics["share_of_bytes"] <= 0.8 and metrics["data"]["source"] == "synthetic"
+    run = f"{name}/{metrics['units_left']}"
+    done = run_script("evaluate.py", f"--RUN={run}", "--MAX_NEW_TOKENS=8", **environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_pruned_model_is_pruned_further_from_a_run_and_from_a_folder(sapling):
@@ -313,7 +390,7 @@ def test_bad_input_is_one_line_and_status_2(six, more, says):
     done = run_script(*SAPLING, "--RUN=bad", *more, **environment)
     assert done.returncode == 2
     assert says in done.stderr.splitlines()[-1] and done.stderr.count("error:") == 1, done.stderr
-    assert not (results / "bad" / "train_metrics.json").exists()
+    assert not (results / "bad").exists()
 
 
 def test_a_start_trained_on_data_that_was_prepared_anew_is_one_line(sapling):
