@@ -121,11 +121,13 @@ def test_a_slow_measure_is_taken_in_fewer_rounds(fake):
     assert len(entrants["slow"].values["prefill 64"]) == 2 and len(entrants["slow"].values["decode 1"]) == 4
 
 
-def test_a_process_that_dies_says_so_and_a_sleeping_one_does_not_spin():
+def test_a_process_that_dies_says_so_and_a_sleeping_one_does_not_spin(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "500")
     worker = throughput.WorkerProcess()
     try:
         assert worker.ask("probe", seconds=0.1)["bandwidth_gb_per_s"] > 0
         process = psutil.Process(worker.process.pid)
+        assert not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(process.environ())  # whatever the caller waits like
         before = sum(process.cpu_times()[:2])
         time.sleep(1)
         assert sum(process.cpu_times()[:2]) - before < 0.1
