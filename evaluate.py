@@ -86,6 +86,7 @@ def score_run() -> None:
     untuned = RUN == "base" or RUN.startswith("base_")
     if untuned:
         _, data = training.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
+        training.check_tokenised_for(BASE_MODEL, DATA_RUN, data)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = runs.start_run(RESULTS_DIR, RUN, "evaluate.py", settings, facts)
@@ -136,7 +137,7 @@ def score_run() -> None:
         "share_of_base": round(size / models.size_gb(None, record["base_model"], RESULTS_DIR), 4),
         "data": record["data"],
         "target": target,
-        "evidence": data["settings"]["EVIDENCE"],
+        "evidence_mode": data["settings"]["EVIDENCE"],  # "evidence" is the breakdown by where it lies
         "prepared": prepared,
         "decoding": decoding,
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),

@@ -53,15 +53,14 @@ def main() -> None:
     )  # fmt: skip
     models.quiet_libraries()
     found = examples.load_dataset(DATA_DIR, SEED)
+    train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
+    tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     facts = {"base_model": BASE_MODEL, "data": {"source": found.source, "fingerprint": found.fingerprint}}
     directory = runs.start_run(RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json")
     if directory is None:
         return
-    train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
     splits = {"train": train[:TRAIN_EXAMPLES], "calibration": calibration}
     splits |= {name: found.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in found.splits}
-
-    tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     report = {
         "source": found.source,
         "skipped": found.skipped,

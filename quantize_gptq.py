@@ -55,6 +55,8 @@ def main() -> None:
     source = models.dense_checkpoint(SOURCE_RUN, RESULTS_DIR)
     record = runs.read_json(source / "settings.json")
     data_run = record["settings"]["DATA_RUN"]
+    with models.explain_loading(str(source)):
+        memory.checkpoint_bytes(source)  # reads what a torn file lacks, before anything is begun
     group_size = gptq.group_size_for(AutoConfig.from_pretrained(source), GROUP_SIZE)
     tokenizer = models.load_tokenizer(str(source))
     texts = calibration_texts(tokenizer, data_run, record)
@@ -105,7 +107,9 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
     print(f"{device.type}, {reason}; {BITS} bits, groups of {group_size}{asked}, {len(texts)} texts ({CALIBRATION})")
     clock = runs.Stopwatch()
     partial, log = directory / ".checkpoint.partial", directory / "gptqmodel.log"
-    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
+    runs.remove_partials(directory)
+    for left in directory.glob(f"{gptq.OFFLOAD}*"):  # by a kill, as they
+        shutil.rmtree(left, ignore_errors=True)
     log.unlink(missing_ok=True)
     try:
         gptq.quantize(source, partial, texts, BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, log)
@@ -128,6 +132,7 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
     before, after = memory.checkpoint_bytes(source), memory.checkpoint_bytes(directory)
     metrics = {
         "source_run": source.relative_to(RESULTS_DIR).as_posix(),
+        "data": record["data"],
         "group_size": group_size,
         "kernel": gptq.kernel(model),
         "quantization_seconds": round(seconds, 1),

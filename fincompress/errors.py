@@ -32,7 +32,7 @@ def run_script(main) -> None:
             _leave(
                 "the GPU's memory is not enough: lower BATCH_SIZE, close what else runs on it, or use a smaller model"
             )
-        if number in (errno.EACCES, errno.EROFS):
+        if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             _leave(f"cannot write {name}: {error.strerror}; choose another RESULTS_DIR")
         raise
 

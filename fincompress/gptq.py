@@ -22,6 +22,7 @@ from fincompress.errors import UserError
 
 BITS = (2, 3, 4, 8)
 GROUP_SIZES = (1024, 512, 256, 128, 64, 32, 16)
+OFFLOAD = ".offload-"  # folder in a run where blocks wait that are done, as its name begins
 
 
 def require() -> None:
@@ -91,7 +92,7 @@ def quantize(
     with (
         tqdm(total=blocks, desc="quantizing", unit="block") as bar,
         # Blocks that are done wait there, gigabytes of a large model: not in /tmp, which may lie in memory.
-        tempfile.TemporaryDirectory(dir=target.parent, prefix=".offload-") as scratch,
+        tempfile.TemporaryDirectory(dir=target.parent, prefix=OFFLOAD) as scratch,
         quiet(log),
         working_in(scratch),
     ):

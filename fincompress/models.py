@@ -521,6 +521,11 @@ def compute_in_model_dtype(model: torch.nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 @contextlib.contextmanager
 def explain_loading(path: str):
     """Turn the many ways a model can fail to load into one line that says what to do."""
@@ -533,6 +538,8 @@ def explain_loading(path: str):
         raise UserError(GATED.format(path)) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{path} is no folder here and no model on the Hub that this token may see") from None
+    except NotImplementedError as error:  # gptqmodel's, of a format or width that no kernel here takes
+        raise UserError(f"no kernel on this machine runs {path} ({first_line(error)})") from None
     except SafetensorError as error:
         raise UserError(f"the checkpoint in {path} is damaged ({error}); make it again") from None
     except (OSError, ValueError) as error:
@@ -542,7 +549,7 @@ def explain_loading(path: str):
             if isinstance(cause, GatedRepoError):
                 raise UserError(GATED.format(path)) from None
             cause = cause.__cause__ or cause.__context__
-        first = str(error).strip().splitlines()[0]
+        first = first_line(error)
         if Path(path).exists():
             raise UserError(f"the checkpoint in {path} cannot be read: {first}") from None
         raise UserError(

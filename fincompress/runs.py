@@ -51,10 +51,17 @@ def atomic_path(path: Path):
             partial.unlink(missing_ok=True)
 
 
+def remove_partials(directory: Path) -> None:
+    """Remove what a kill left of files and folders that were being written in a run's folder."""
+    for partial in Path(directory).glob(".*.partial"):
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        # Half a surrogate pair, which a file of predictions may hold, is no UTF-8; escaped, it is JSON all the same.
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -21,6 +21,7 @@ from dotenv import dotenv_values
 
 from fincompress.errors import UserError
 
+ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
 ENVIRONMENT = ("BASE_MODEL", "DATA_DIR", "RESULTS_DIR")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -53,7 +54,8 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
         print(help_text(namespace.get("__doc__") or script.name, constants))
         raise SystemExit(0)
     try:
-        dotenv = load_environment(script.parent / ".env")
+        # Scripts in benchmarks/ read the same file as those above them.
+        dotenv = load_environment((ROOT if ROOT in script.resolve().parents else script.parent) / ".env")
         overrides = parse_overrides(arguments, constants, dotenv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -176,6 +178,12 @@ def check_positive(**values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value <= 0:
             raise UserError(f"{name} must be above 0, not {value}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for what numpy's generator does not take."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"SEED is from 0 to 2^32 - 1, not {seed}")
 
 
 def quiet_imports() -> None:

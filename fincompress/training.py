@@ -15,6 +15,7 @@ import psutil
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import (
@@ -30,7 +31,7 @@ from transformers.training_args import OptimizerNames
 
 from fincompress import charts, gptq, memory, models, runs
 from fincompress.errors import UserError
-from fincompress.settings import check_choice, check_positive
+from fincompress.settings import check_choice, check_positive, check_seed
 from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
 
 TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
@@ -232,6 +233,18 @@ def explain_out_of_memory(predicted_gb: float | None, lower: str = "BATCH_SIZE")
         ) from None
 
 
+@contextlib.contextmanager
+def explain_resuming(checkpoint: Path | None):
+    """Turn a damaged checkpoint to go on from into one line; ``None`` where nothing is gone on from."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        torn = isinstance(error, SafetensorError) or "PytorchStreamReader" in str(error)  # torch.load's only sign of it
+        if checkpoint is None or not torn:
+            raise
+        raise UserError(f"{checkpoint}/ is damaged: remove it and run again") from None
+
+
 def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[int]:
     """Indices ``start`` to ``start + count`` of an endless pass over the examples, shuffled anew at each round."""
     found: list[int] = []
@@ -260,6 +273,7 @@ def check_settings(s: dict) -> None:
     """Raise UserError for a constant that every training script has and that makes no sense."""
     names = ("LORA_RANK", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION", "SAVE_STEPS", "LOGGING_STEPS")
     check_positive(**{name: s[name] for name in names})
+    check_seed(s["SEED"])
     check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
     check_optimizer(s["OPTIMIZER"], s["WARMUP"])
     check_save_steps(s["SAVE_STEPS"], s["LOGGING_STEPS"])
@@ -308,6 +322,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return
+    runs.remove_partials(directory)
     models.quiet_libraries()
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
@@ -315,6 +330,7 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    metrics["data"] = data_record["data"]
     metrics["merged"] = merge(directory, s, calibration, device, dtype)
     runs.write_json(directory / "train_metrics.json", metrics)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
@@ -378,7 +394,7 @@ def train_adapter(
     if checkpoint:
         print(f"going on from {checkpoint.name}")
     try:
-        with explain_out_of_memory(predicted_gb):
+        with explain_out_of_memory(predicted_gb), explain_resuming(checkpoint):
             if checkpoint and trained_to_the_end(checkpoint):
                 load_trained(trainer, checkpoint, progress)
             else:

@@ -36,6 +36,7 @@ def failing(error):
         (KeyboardInterrupt(), 130, "error: stopped by the keyboard"),
         (OSError(errno.EACCES, "Not yours", "results/x"), 2, "error: cannot write results/x: Not yours; choose"),
         (OSError(errno.EROFS, "Read-only", "results/x"), 2, "error: cannot write results/x: Read-only"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: cannot write file/x: Not a dir"),
         (OSError(errno.ENOSPC, "Full", "results/x"), 2, "error: no space left on the disk while writing results/x"),
     ],
 )

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import REPOSITORY, run_script
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
@@ -113,6 +115,18 @@ def test_blocks_shrink_to_less_than_a_third_and_the_ends_do_not(tiny_base, quant
     assert after["ends"] == before["ends"] > 0
 
 
+def test_the_format_is_the_one_that_auto_gptq_and_vllm_read(quantized):
+    config = runs.read_json(quantized / "config.json")["quantization_config"]
+    assert (config["quant_method"], config["checkpoint_format"]) == ("gptq", "gptq")
+    assert (config["bits"], config["group_size"], config["desc_act"], config["sym"]) == (4, 64, False, True)
+    weights = load_file(quantized / "model.safetensors")
+    of_one = {name.rpartition(".")[2]: weights[name] for name in weights if ".0.mlp.down_proj." in name}
+    shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in of_one.items()}
+    # 128 wide, 64 out: eight weights to an int32 down the columns, a scale and a packed zero for each group of 64.
+    assert shapes["qweight"] == ((16, 64), torch.int32) and shapes["qzeros"] == ((2, 8), torch.int32)
+    assert shapes["scales"][0] == (2, 64) and shapes["g_idx"] == ((128,), torch.int32)
+
+
 def test_a_checkpoint_names_no_folder_of_this_machine(quantized):
     for path in (quantized / "config.json", quantized / "quantize_config.json"):
         assert "offload_to_disk_path" not in path.read_text() and "/tmp" not in path.read_text()
@@ -129,6 +143,18 @@ def test_a_kernel_that_cannot_be_compiled_gives_way_to_tritons(quantized, monkey
     with pytest.raises(UserError, match="far enough"):
         models.load_base(str(quantized), "auto", CPU, torch.bfloat16)
     assert asked[0] is None and (asked[1].bits, asked[1].backend) == (4, "gptq_triton")
+
+
+def test_a_format_that_no_kernel_takes_is_one_line(quantized, tmp_path):
+    """Groups of 48, which nothing divides: gptqmodel's own refusal, not one made up here."""
+    for path in quantized.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = runs.read_json(tmp_path / "config.json")
+    config["quantization_config"]["group_size"] = 48
+    runs.write_json(tmp_path / "config.json", config)
+    with pytest.raises(UserError) as found:
+        models.load_base(str(tmp_path), "auto", CPU, torch.bfloat16)
+    assert "\n" not in str(found.value) and str(tmp_path) in str(found.value)
 
 
 def test_a_gptq_checkpoint_with_weights_missing_is_refused(quantized, tmp_path):
@@ -195,14 +221,54 @@ def test_a_run_is_quantized_evaluated_and_reported(finished):
     assert "skipped" in run_script(*quantize, **environment).stdout
 
 
-def test_recomputing_activations_trains_the_same(finished):
+@pytest.mark.parametrize("script", ["train_lora_8bit.py", "train_qlora_4bit.py"])
+def test_recomputing_activations_trains_the_same(finished, script):
     """As on a GPU by default; int8 takes another kind of checkpointing than NF4, in which gradients can get lost."""
     results, environment = finished
-    done = run_script("train_lora_8bit.py", "--RUN=recomputed", "--GRADIENT_CHECKPOINTING=True", *LORA, **environment)
-    assert done.returncode == 0, done.stderr
-    found = [load_file(results / run / "adapter" / "adapter_model.safetensors") for run in ("source", "recomputed")]
+    names = ["source", "recomputed_8bit"] if "8bit" in script else ["source_4bit", "recomputed_4bit"]
+    for run, recompute in zip(names, (False, True), strict=True):
+        if run != "source":  # which is there
+            done = run_script(script, f"--RUN={run}", f"--GRADIENT_CHECKPOINTING={recompute}", *LORA, **environment)
+            assert done.returncode == 0, done.stderr
+    found = [load_file(results / run / "adapter" / "adapter_model.safetensors") for run in names]
     assert all(torch.allclose(found[0][name], value, atol=1e-6) for name, value in found[1].items())
     assert any(value.abs().max() > 0 for name, value in found[1].items() if "lora_B" in name)
+
+
+def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again(finished):
+    results, environment = finished
+    quantize = ("quantize_gptq.py", "--SOURCE_RUN=source", "--RUN=killed", "--CALIBRATION_EXAMPLES=16")
+    process = subprocess.Popen([sys.executable, *quantize], cwd=REPOSITORY, env=os.environ | environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list((results / "killed").glob(f"{gptq.OFFLOAD}*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((results / "killed").glob(f"{gptq.OFFLOAD}*")), "the run ended before it could be killed"
+    (results / "killed" / ".checkpoint.partial").mkdir(exist_ok=True)
+    done = run_script(*quantize, **environment)
+    assert done.returncode == 0, done.stderr
+    assert not [path.name for path in (results / "killed").iterdir() if path.name.startswith(".")]
+    assert (results / "killed" / "quantize_metrics.json").exists()
+
+
+def test_a_damaged_source_is_one_line_and_begins_nothing(finished, monkeypatch):
+    import quantize_gptq
+
+    results, _ = finished
+    weights = results / "source" / "merged" / "model.safetensors"
+    whole = weights.read_bytes()
+    for name, value in {"RESULTS_DIR": str(results), "SOURCE_RUN": "source", "RUN": "bad"}.items():
+        monkeypatch.setattr(quantize_gptq, name, value)
+    weights.write_bytes(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(UserError, match="is damaged"):
+            quantize_gptq.main()
+    finally:
+        weights.write_bytes(whole)
+    assert not (results / "bad").exists()
 
 
 def test_calibration_texts_are_training_prompts_with_their_targets(finished, monkeypatch):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fincompress import models
+from fincompress import models, runs
 from fincompress.errors import UserError
 
 CPU = torch.device("cpu")
@@ -74,3 +74,26 @@ def test_shapes_have_the_size_they_are_named_for():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**models.SHAPES["llama-2-7b"]))
     assert sum(p.numel() for p in model.parameters()) == 6_738_415_616  # as published
+
+
+def test_a_checkpoint_of_several_shards_is_whole_and_one_shard_at_a_time_is_held(tiny_base, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    expected = AutoModelForCausalLM.from_pretrained(tiny_base)
+    held: list[int] = []
+
+    def tensors():
+        for name, parameter in expected.named_parameters():
+            held.append(parameter.nbytes)
+            yield name, parameter.detach()
+
+    limit = 2 * max(parameter.nbytes for parameter in expected.parameters())
+    models.write_weights(tmp_path, tensors(), shard_bytes=limit)
+    expected.config.save_pretrained(tmp_path)
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1 and shards[-1].name == f"model-{len(shards):05d}-of-{len(shards):05d}.safetensors"
+    assert all(shard.stat().st_size < 1.01 * limit + 10_000 for shard in shards)
+    index = runs.read_json(tmp_path / "model.safetensors.index.json")
+    assert index["metadata"]["total_size"] == sum(held)
+    found = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())

@@ -198,6 +198,10 @@ def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     ("arguments", "says"),
     [
         (("evaluate.py", "--RUN=nothing"), "'nothing' does not exist"),
+        (("evaluate.py", "--RUN=base_a", "--BASE_MODEL=smollm2-135m"), "tokenised for shape:tiny"),
+        (("evaluate.py", f"--RESULTS_DIR={__file__}/x", "--RUN=base"), "does not exist"),
+        (("preprocess_data.py", f"--RESULTS_DIR={__file__}/x", "--DATA_DIR=synthetic"), "choose another RESULTS_DIR"),
+        (("train_qlora_4bit.py", "--RUN=a", "--SEED=-1"), "SEED is from 0"),
         (("evaluate.py", "--SPLIT=tset"), "did you mean 'test'"),
         (("evaluate.py", "--PREDICTIONS=nothing.json"), "nothing.json cannot be read"),
         (("train_qlora_4bit.py", "--RUN=a", "--DATA_RUN=nothing"), "'nothing' does not exist"),
@@ -217,8 +221,41 @@ def test_bad_input_is_one_line_and_status_2(pipeline, arguments, says):
     done = run_script(*arguments, **pipeline[1])
     assert done.returncode == 2
     assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
-    assert not (pipeline[0] / "a" / "train_metrics.json").exists()
-    assert not (pipeline[0] / "a" / "data_report.json").exists()
+    assert not (pipeline[0] / "a").exists() and not (pipeline[0] / "base_a").exists()
+
+
+def test_a_model_that_writes_answers_is_prepared_trained_and_scored(pipeline):
+    """On gold evidence, the other mode that nothing else here takes."""
+    results, environment = pipeline
+    options = ("--RUN=answers", "--TARGET=answer", "--EVIDENCE=gold")
+    for script in ((*DATA, *options), (*TRAIN, "--RUN=answerer", "--DATA_RUN=answers", "--MAX_STEPS=2")):
+        done = run_script(*script, **environment)
+        assert done.returncode == 0, done.stderr
+    report = read(results / "answers" / "data_report.json")["splits"]
+    assert report["train"]["evidence_recall"] == 1
+    done = run_script("evaluate.py", "--RUN=answerer", "--MAX_NEW_TOKENS=8", **environment)
+    assert done.returncode == 0, done.stderr
+    summary = read(results / "answerer" / "eval_dev.json")
+    assert (summary["target"], summary["evidence_mode"], summary["program_accuracy"]) == ("answer", "gold", None)
+    row = json.loads((results / "answerer" / "predictions_dev.jsonl").read_text().splitlines()[0])
+    assert row["program"] is None and row["program_correct"] is None and row["execution_correct"] in (True, False)
+    assert read(results / "answerer" / "train_metrics.json")["data"]["source"] == "synthetic"
+
+
+def test_a_broken_example_is_skipped_counted_and_listed(pipeline, tmp_path):
+    from fincompress.finqa import synthetic
+
+    results, environment = pipeline
+    records = {split: synthetic.generate(split, 60) for split in ("train", "dev", "test")}
+    del records["train"][5]["qa"]["question"]
+    for split, found in records.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(found))
+    done = run_script(*DATA, "--RUN=broken", "--TRAIN_EXAMPLES=30", **environment | {"DATA_DIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    report = read(results / "broken" / "data_report.json")
+    (skipped,) = report["skipped"]
+    assert skipped["id"] == records["train"][5]["id"] and "question" in skipped["reason"]
+    assert skipped["split"] == "train" and "1 broken examples skipped" in done.stdout
 
 
 def test_a_damaged_adapter_is_one_line(pipeline):

@@ -99,6 +99,11 @@ def test_json_does_not_come_back_as_it_was_written(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").split("\n")[:-1]] == [value, {}]
 
 
+def test_half_a_surrogate_pair_in_a_prediction_is_a_traceback(tmp_path):
+    runs.write_jsonl(tmp_path / "x.jsonl", [{"program": "add(1, \ud800"}])
+    assert json.loads((tmp_path / "x.jsonl").read_text("utf-8")) == {"program": "add(1, \ud800"}
+
+
 @pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe"])
 def test_broken_json_is_not_named(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fincompress import settings
 from fincompress.errors import UserError
 from fincompress.settings import ENVIRONMENT, TOKENS, check_choice, check_positive, read_constants
 
@@ -140,6 +141,16 @@ def test_order_of_overrides_is_wrong(run, script, capsys, dotenv, environment, a
     found = run(*arguments)
     assert found["DATA_DIR"] == found["SETTINGS"]["DATA_DIR"] == value
     assert capsys.readouterr().out == (f"DATA_DIR = {value!r}  ({origin})\n" if origin else "")
+
+
+def test_script_in_a_folder_of_the_repository_reads_another_dotenv(script, monkeypatch):
+    monkeypatch.setattr(settings, "ROOT", script.parent.resolve())
+    inside = script.parent / "benchmarks" / "small.py"
+    inside.parent.mkdir()
+    inside.write_text(SOURCE)
+    (script.parent / ".env").write_text("DATA_DIR=d\n")
+    monkeypatch.setattr(sys, "argv", [str(inside)])
+    assert runpy.run_path(str(inside), run_name="__main__")["DATA_DIR"] == "d"
 
 
 def test_environment_overrides_what_only_a_command_may(run, script):

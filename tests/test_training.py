@@ -275,3 +275,24 @@ def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards
     arguments = training.TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     training.TargetTrainer(model=model, args=arguments).train()
     assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
+
+
+def test_a_gpu_that_is_too_small_names_the_need_and_the_constants_to_lower(monkeypatch):
+    card = type("Card", (), {"total_memory": 10e9})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    with (
+        pytest.raises(UserError, match=r"10.0 GB are not enough \(predicted 12.3 GB\): lower BATCH_SIZE .*LORA_RANK"),
+        training.explain_out_of_memory(12.3),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_bug_while_a_run_goes_on_is_not_taken_for_a_damaged_checkpoint(tmp_path):
+    torch.save({"a": torch.zeros(9)}, tmp_path / "optimizer.pt")
+    whole = (tmp_path / "optimizer.pt").read_bytes()
+    (tmp_path / "optimizer.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is damaged: remove it"), training.explain_resuming(tmp_path):
+        torch.load(tmp_path / "optimizer.pt")
+    for checkpoint, error in ((tmp_path, RuntimeError("shapes differ")), (None, RuntimeError("PytorchStreamReader"))):
+        with pytest.raises(RuntimeError, match=str(error)), training.explain_resuming(checkpoint):
+            raise error

@@ -49,6 +49,7 @@ def score_answer(text: str, example: dict) -> dict:
         "value": value,
         "invalid": value is None,
         "execution_correct": rule is not None,
+        "program_correct": None,
         "rule": rule,
     }
 
@@ -144,7 +145,7 @@ def summarize(verdicts: list[dict], examples: list[dict]) -> dict:
         "program_accuracy": None,
         "invalid": accuracy([verdict["invalid"] for verdict in verdicts]),
     }
-    if all("program_correct" in verdict for verdict in verdicts):
+    if all(verdict["program_correct"] is not None for verdict in verdicts):
         summary["program_accuracy"] = accuracy([verdict["program_correct"] for verdict in verdicts])
     rules = [verdict["rule"] for verdict in verdicts if verdict.get("rule")]
     if rules:

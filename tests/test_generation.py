@@ -1,0 +1,61 @@
+"""Batched decoding writes for each question what the model writes for it alone, in the order of the questions."""
+
+import copy
+
+import datasets
+import pytest
+import torch
+from test_training import make_rows
+
+from fincompress import generation, models
+from fincompress.errors import UserError
+
+CPU = torch.device("cpu")
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_base):
+    """A random model of varied output in float32, its tokenizer, and questions of many lengths."""
+    model = models.load_base(tiny_base, "fp32", CPU, torch.float32).eval()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(5)  # clear winners, so that no padding decides by its rounding
+    return model, models.load_tokenizer(tiny_base), datasets.Dataset.from_list(make_rows(11))
+
+
+@torch.no_grad()
+def alone(model, row):
+    """Greedy tokens after one prompt, the whole network run again for each of them: no batch, no padding, no cache."""
+    ids = row["input_ids"][: row["prompt_tokens"]]
+    for _ in range(NEW):
+        ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+    return ids[row["prompt_tokens"] :]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_size):
+    model, tokenizer, rows = parts
+    expected = [alone(model, row) for row in rows]
+    end = expected[3][5]  # a token that some of them write, so as to end there
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    assert tokenizer.eos_token_id == end
+    found = generation.generate(model, tokenizer, rows, batch_size, NEW)
+    assert len({tuple(tokens) for tokens in expected}) > 8 and 0 < sum(one["ended"] for one in found) < len(rows)
+    for tokens, one in zip(expected, found, strict=True):
+        ended = end in tokens
+        cut = tokens[: tokens.index(end)] if ended else tokens
+        assert one == {
+            "output": tokenizer.decode(cut, skip_special_tokens=True), "ended": ended, "new_tokens": len(cut) + ended
+        }  # fmt: skip
+
+
+def test_a_full_gpu_names_the_constant_to_lower(parts, monkeypatch):
+    model, tokenizer, rows = parts
+
+    def full(**arguments):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "generate", full)
+    with pytest.raises(UserError, match="64 questions at once: lower BATCH_SIZE"):
+        generation.generate(model, tokenizer, rows, 64, NEW)
