@@ -361,7 +361,9 @@ def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, s
         decoding = found.get("decoding", {})
         row.prepared, row.decoded_in = found.get("prepared"), decoding.get("dtype")
         if "MAX_NEW_TOKENS" in decoding:  # where outputs were cut short, answers are wrong for no fault of the model
-            row.prepared = f"{row.prepared}, outputs of at most {decoding['MAX_NEW_TOKENS']} tokens"
+            row.prepared = ", ".join(
+                filter(None, (row.prepared, f"outputs of at most {decoding['MAX_NEW_TOKENS']} tokens"))
+            )
         row.missing["program"] = "it writes bare answers, no programs"
     row.size_gb, row.share_of_base = found.get("size_gb"), found.get("share_of_base")
     if row.size_gb is None:

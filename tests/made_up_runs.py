@@ -17,7 +17,9 @@ def settings(folder, script, values=None, data=DATA, base_model="smollm2-135m", 
     )  # fmt: skip
 
 
-def evaluation(root, run, right, share=1.0, split="dev", data=DATA, base_model="smollm2-135m", precision="auto"):
+def evaluation(
+    root, run, right, share=1.0, split="dev", data=DATA, base_model="smollm2-135m", precision="auto", decoding=None
+):
     """``eval_<split>.json`` and the predictions of a run; ``right`` is the verdict on each question."""
     right = [bool(x) for x in right]
     verdicts = [
@@ -31,6 +33,7 @@ def evaluation(root, run, right, share=1.0, split="dev", data=DATA, base_model="
         root / run / f"eval_{split}.json",
         {"run": run, "base_model": base_model, "base_precision": precision, "size_gb": round(0.269 * share, 4),
          "share_of_base": share, "data": data, "target": "program", "split": split, "questions": len(right),
+         "decoding": decoding or {},
          "execution_accuracy": scoring.accuracy(right), "program_accuracy": scoring.accuracy(right),
          "invalid": scoring.accuracy([False] * len(right)),
          "steps": {name: scoring.accuracy(flags) for name, flags in sorted(steps.items())}},
