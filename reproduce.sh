@@ -20,8 +20,7 @@ case "${1:-}" in
         ;;
 esac
 source ./setup_env.sh
-# Phases come one after another: threads that wait longer before they sleep make a lone job a tenth faster, and two at
-# once a third slower each (README, two jobs on one small machine).
+# Phases come one after another: threads that wait longer before they sleep suit a lone job, and hold up a second one.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000}
 SECONDS=0 # times are those of the phases, after the install
 setting() { # setting NAME default: from the environment, else .env, else the default

@@ -499,7 +499,7 @@ class WorkerProcess:
         root = str(Path(__file__).parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         # One model runs at a time, as a model that is used does: its threads wait as OpenMP would have them, not as
-        # settings.set_threads does for jobs that share the cores. GPTQ's kernel, of many small steps, is half as fast
+        # settings.set_threads does for jobs that share the cores. GPTQ's kernel, of many small steps, loses most
         # where threads sleep between them.
         environment = {name: value for name, value in os.environ.items() if name not in WAITING}
         self.process = subprocess.Popen(
