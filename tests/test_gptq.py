@@ -237,21 +237,21 @@ def test_recomputing_activations_trains_the_same(finished, script):
 
 def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again(finished):
     results, environment = finished
-    quantize = ("quantize_gptq.py", "--SOURCE_RUN=source", "--RUN=killed", "--CALIBRATION_EXAMPLES=16")
+    quantize = ("quantize_gptq.py", "--SOURCE_RUN=source", "--RUN=killed_gptq", "--CALIBRATION_EXAMPLES=16")
     process = subprocess.Popen([sys.executable, *quantize], cwd=REPOSITORY, env=os.environ | environment,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list((results / "killed").glob(f"{gptq.OFFLOAD}*")) and process.poll() is None:
+    while not list((results / "killed_gptq").glob(f"{gptq.OFFLOAD}*")) and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert list((results / "killed").glob(f"{gptq.OFFLOAD}*")), "the run ended before it could be killed"
-    (results / "killed" / ".checkpoint.partial").mkdir(exist_ok=True)
+    assert list((results / "killed_gptq").glob(f"{gptq.OFFLOAD}*")), "the run ended before it could be killed"
+    (results / "killed_gptq" / ".checkpoint.partial").mkdir(exist_ok=True)
     done = run_script(*quantize, **environment)
     assert done.returncode == 0, done.stderr
-    assert not [path.name for path in (results / "killed").iterdir() if path.name.startswith(".")]
-    assert (results / "killed" / "quantize_metrics.json").exists()
+    assert not [path.name for path in (results / "killed_gptq").iterdir() if path.name.startswith(".")]
+    assert (results / "killed_gptq" / "quantize_metrics.json").exists()
 
 
 def test_a_damaged_source_is_one_line_and_begins_nothing(finished, monkeypatch):

@@ -250,9 +250,9 @@ def test_a_broken_example_is_skipped_counted_and_listed(pipeline, tmp_path):
     del records["train"][5]["qa"]["question"]
     for split, found in records.items():
         (tmp_path / f"{split}.json").write_text(json.dumps(found))
-    done = run_script(*DATA, "--RUN=broken", "--TRAIN_EXAMPLES=30", **environment | {"DATA_DIR": str(tmp_path)})
+    done = run_script(*DATA, "--RUN=broken_data", "--TRAIN_EXAMPLES=30", **environment | {"DATA_DIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
-    report = read(results / "broken" / "data_report.json")
+    report = read(results / "broken_data" / "data_report.json")
     (skipped,) = report["skipped"]
     assert skipped["id"] == records["train"][5]["id"] and "question" in skipped["reason"]
     assert skipped["split"] == "train" and "1 broken examples skipped" in done.stdout

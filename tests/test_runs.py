@@ -194,6 +194,12 @@ def test_two_recipes_share_a_folder(tmp_path, settings, facts, said, finished):
     assert tree(tmp_path) == before
 
 
+def test_a_run_of_another_script_is_named_by_its_script(tmp_path):
+    (start(tmp_path) / "checkpoint.txt").write_text("")
+    with pytest.raises(UserError, match=r"lora/ holds a run of train\.py: choose"):
+        runs.start_run(str(tmp_path), "lora", "quantize_gptq.py", {"BITS": 4}, {})
+
+
 def test_run_that_left_nothing_but_settings_blocks_a_corrected_one(tmp_path):
     start(tmp_path)
     assert start(tmp_path, {"RANK": 8}) is not None
