@@ -68,8 +68,9 @@ def main() -> None:
 
     def predict(subject: throughput.Subject, precision: str) -> float:
         return memory.inference_gb(
-            configs[subject.run], longest + NEW_TOKENS, 1, precision, longest, found["device"], compute_bytes
-        )
+            configs[subject.run], longest + NEW_TOKENS, 1, precision, longest, found["device"], compute_bytes,
+            subject.lora_rank,
+        )  # fmt: skip
 
     labels, failed, fitting = {}, {}, []
     for subject in subjects:

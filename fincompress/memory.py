@@ -88,24 +88,27 @@ def predict_lora_training_gb(
     device: str = "cuda",
     compute_bytes: int = 2,
     ratio: float = 1.0,
+    frozen_adapters: bool = False,
 ) -> float:
     """Predicted peak in GB of training LoRA (all linear layers) on a Llama-like model, from its config alone.
 
     ``batch`` sequences of ``tokens`` tokens each, the head computed for ``target_tokens`` of them, arithmetic in
     ``compute_bytes`` bytes a number. Counts the base in its precision (NF4 is unpacked on a CPU), the adapter in
     float32 with its gradient, AdamW's moments (8-bit on a GPU) and a copy for autocast, what the backward pass needs,
-    and the logits. ``ratio`` is the share of attentions and MLPs that has adapters. Not in it: the CUDA context
-    (``CUDA_CONTEXT_GB``), and on a CPU what Python and its libraries take.
+    and the logits. ``ratio`` is the share of attentions and MLPs whose adapters are trained; the others have none, or
+    ``frozen_adapters``. Not in it: the CUDA context (``CUDA_CONTEXT_GB``), and on a CPU what Python and its libraries
+    take.
     """
     linear, ends = _parameters(config)
     hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    widths = 2 * (hidden + _query_width(config)) + 2 * (hidden + _key_value_width(config)) + 3 * (hidden + inner)
-    adapter = ratio * blocks * rank * widths
+    every = _adapter_parameters(config, rank)
+    adapter = ratio * every
     stored = _stored_bytes(precision, device, compute_bytes)
     # Packed weights are unpacked for the product, one matrix at a time.
     unpacked = hidden * inner * compute_bytes if stored < compute_bytes else 0
     weights = linear * stored + ends * compute_bytes + unpacked
     state = adapter * (4 + 4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
+    state += frozen_adapters * (every - adapter) * 4
     # Each norm keeps a float32 copy of the stream; adapters keep their inputs, some of which they share.
     token = 2 * (4 + 4 * hidden) + compute_bytes * (3 * inner + ratio * (2 * hidden + inner + 7 * rank))
     token += _attention_bytes(config, tokens, compute_bytes, eager=device == "cpu")
@@ -157,8 +160,8 @@ def predict_methods(
     """
     shape, rest = (batch, tokens, target_tokens, device == "cuda"), {"device": device}
 
-    def decoding(config, precision: str) -> float:
-        return inference_gb(config, tokens, 1, precision, tokens, device)
+    def decoding(config, precision: str, rank: int = 0) -> float:
+        return inference_gb(config, tokens, 1, precision, tokens, device, rank=rank)
 
     return {
         "train QLoRA (NF4 base)": predict_lora_training_gb(config, "nf4", rank, *shape, **rest),
@@ -167,8 +170,8 @@ def predict_methods(
         f"train SAPLING, r = {ratio:g}": predict_training_gb(config, *shape, ratio=ratio, **rest),
         "train SAPLING, UPDATE = qlora": predict_lora_training_gb(config, "nf4", rank, *shape, ratio=ratio, **rest),
         "decode in 16 bits": decoding(config, "bf16"),
-        "decode QLoRA (NF4 base)": decoding(config, "nf4"),
-        "decode 8-bit LoRA": decoding(config, "int8"),
+        "decode QLoRA (NF4 base)": decoding(config, "nf4", rank),
+        "decode 8-bit LoRA": decoding(config, "int8", rank),
         "decode GPTQ 4-bit": decoding(config, "gptq"),
         f"decode SAPLING, {half.num_hidden_layers} of {config.num_hidden_layers} blocks": decoding(half, "bf16"),
         "decode SAPLING + GPTQ": decoding(half, "gptq"),
@@ -189,19 +192,24 @@ def inference_gb(
     prompt: int = 0,
     device: str = "cuda",
     compute_bytes: int = 2,
+    rank: int = 0,
 ) -> float:
     """Predicted GB to decode with a Llama-like model: weights, a KV cache of ``context`` tokens, and a prefill's peak.
 
-    ``prompt`` tokens a sequence are prefilled at once; 0 leaves that out. Activations are in ``compute_bytes`` bytes.
+    ``prompt`` tokens a sequence are prefilled at once; 0 leaves that out. Activations, and an adapter of ``rank`` on
+    every linear layer, are in ``compute_bytes`` bytes.
     """
     linear, ends = _parameters(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     stored = _stored_bytes(precision, device, compute_bytes)
+    if precision == "gptq" and device == "cpu":  # its kernel packs the weights anew, and the pages of their file stay
+        stored *= 2
+    adapter = _adapter_parameters(config, rank) * compute_bytes
     cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config) * compute_bytes
     # An MLP's gate, its activation and the other factor, beside the stream, its float32 copy and its normed form.
     prefill = batch * prompt * ((3 * inner + 2 * hidden) * compute_bytes + 4 * hidden)
     unpacked = hidden * inner * compute_bytes if prompt and stored < compute_bytes else 0  # one matrix at a time
-    return (linear * stored + ends * compute_bytes + cache + prefill + unpacked) / 1e9
+    return (linear * stored + ends * compute_bytes + adapter + cache + prefill + unpacked) / 1e9
 
 
 def _stored_bytes(precision: str, device: str, compute_bytes: int) -> float:
@@ -242,6 +250,13 @@ def _parameters(config) -> tuple[int, int]:
     hidden, inner = config.hidden_size, config.intermediate_size
     linear = 2 * hidden * (_query_width(config) + _key_value_width(config)) + 3 * hidden * inner
     return config.num_hidden_layers * linear, config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+
+
+def _adapter_parameters(config, rank: int) -> int:
+    """Parameters of LoRA on every linear layer of the blocks: two matrices each, of its input's and output's width."""
+    hidden, query, kv = config.hidden_size, _query_width(config), _key_value_width(config)
+    widths = 2 * (hidden + query) + 2 * (hidden + kv) + 3 * (hidden + config.intermediate_size)
+    return config.num_hidden_layers * rank * widths
 
 
 def _moment_bytes(device: str) -> int:

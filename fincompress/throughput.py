@@ -137,14 +137,14 @@ class Worker:
     def wake(self, subject: Subject) -> None:
         """Run a tiny model once: what the libraries take when they are first used is not the model's memory."""
         needed = {"nf4": ["bitsandbytes"], "int8": ["bitsandbytes"], "gptq": ["optimum.gptq", "gptqmodel"]}
-        for library in needed.get(subject.precision, []) + ["peft"] * subject.adapter:
+        for library in needed.get(subject.precision, []) + ["peft"] * bool(subject.lora_rank):
             with contextlib.suppress(ImportError):  # loading says it better
                 importlib.import_module(library)
         config = LlamaConfig(
             vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
         )
         model = AutoModelForCausalLM.from_config(config).to(self.device, self.dtype)
-        if subject.adapter:  # peft imports more, gptqmodel with it, once it is used
+        if subject.lora_rank:  # peft imports more, gptqmodel with it, once it is used
             from peft import LoraConfig, get_peft_model
 
             with gptq.quiet():
@@ -171,7 +171,7 @@ class Worker:
 
     def load_model(self, subject: Subject, results_dir: str, options: dict):
         """The model of a subject as it is measured here."""
-        if subject.adapter:
+        if subject.lora_rank:
             return models.load_run(Path(subject.path), results_dir, self.device, self.dtype)[0]
         precision = "nf4" if subject.placement == "nf4" else subject.precision
         if precision == "gptq":  # the checkpoint says so itself; measured is the kernel, also where it is slow
@@ -184,7 +184,9 @@ class Worker:
         generator = torch.Generator().manual_seed(0)
         ids = torch.randint(3, self.model.config.vocab_size, (1, tokens), generator=generator).to(self.device)
         began = self.now()
-        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        # As an index, like generation.py: a slice, under a head that is frozen, has the whole head copied.
+        last = torch.tensor([-1], device=self.device)
+        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=last)
         token = output.logits[0, -1].argmax().item()
         return output.past_key_values, token, self.now() - began
 
@@ -280,7 +282,7 @@ class Subject:
     path: str  # what is loaded
     files: list[str]  # the weights it needs on disk
     precision: str = "auto"  # of the blocks' weights
-    adapter: bool = False  # LoRA on the base it was trained against
+    lora_rank: int = 0  # of an adapter on the base it was trained against; 0: none
     blocks: int | None = None  # only the first so many
     placement: str = "as it is"  # or "nf4", "offload" where the card is too small
     data_run: str | None = None
@@ -359,10 +361,11 @@ def run_subject(results_dir: str, run: str) -> Subject:
         )  # fmt: skip
     if not (directory / "adapter").exists():
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
-    base = models.base_model_path(record["base_model"], results_dir)
+    base, adapter = models.base_model_path(record["base_model"], results_dir), directory / "adapter"
     return Subject(
-        **common, files=weight_files(base) + weight_files(str(directory / "adapter")), adapter=True,
-        precision=record["base_precision"], size_gb=models.size_gb(directory, record["base_model"], results_dir),
+        **common, files=weight_files(base) + weight_files(str(adapter)), precision=record["base_precision"],
+        lora_rank=runs.read_json(adapter / "adapter_config.json")["r"],
+        size_gb=models.size_gb(directory, record["base_model"], results_dir),
     )  # fmt: skip
 
 
@@ -455,7 +458,7 @@ def prompt_lengths(results_dir: str, data_run: str | None, longest: int) -> tupl
 
 def subject_config(subject: Subject, results_dir: str):
     """The config that decides a subject's memory."""
-    own = not subject.adapter and (Path(subject.path) / "config.json").exists()
+    own = not subject.lora_rank and (Path(subject.path) / "config.json").exists()
     config = models.read_config(subject.path) if own else models.base_config(subject.base_model, results_dir)
     return cut_config(config, subject.blocks) if subject.blocks else config
 
@@ -477,7 +480,7 @@ def place(subject: Subject, limit_gb: float, too_large: str, predict) -> str | N
     if subject.predicted_gb + memory.CUDA_CONTEXT_GB <= limit_gb:
         return None
     label = f"does not fit {limit_gb:g} GB (needs {subject.predicted_gb + memory.CUDA_CONTEXT_GB:.1f})"
-    if subject.adapter or subject.precision != "auto":
+    if subject.lora_rank or subject.precision != "auto":
         raise UserError(f"{label}, and is in few bits already")
     subject.placement = too_large
     if too_large == "nf4":

@@ -101,6 +101,14 @@ def test_predictions_for_llama_agree_with_what_is_known_of_it():
     qlora, int8 = (memory.predict_lora_training_gb(LLAMA, base, 16, *shape) for base in ("nf4", "int8"))
     assert qlora < int8 < 10 < sparse < full
     assert memory.predict_lora_training_gb(LLAMA, "nf4", 16, *shape, device="cpu") > 2 * qlora  # unpacked there
+    adapter = 39_976_960  # parameters of rank 16 on every linear layer
+    decoding = [memory.inference_gb(LLAMA, 0, precision="nf4", rank=rank) for rank in (0, 16)]
+    assert decoding[1] - decoding[0] == pytest.approx(2 * adapter / 1e9)
+    one, frozen = (
+        memory.predict_lora_training_gb(LLAMA, "nf4", 16, *shape, ratio=0.25, frozen_adapters=frozen)
+        for frozen in (False, True)
+    )
+    assert frozen - one == pytest.approx(0.75 * adapter * 4 / 1e9)
 
 
 def test_recomputing_and_smaller_batches_need_less():

@@ -288,10 +288,11 @@ def test_the_script_measures_what_it_can_and_says_what_it_cannot(finished):
     runs.write_json(finished / "speed_data" / "settings.json", {"data": data})
     (finished / "sapling" / "12" / "model.safetensors").write_bytes(b"\x00" * 100)  # damaged
     environment = {"BASE_MODEL": "shape:tiny", "RESULTS_DIR": finished}
-    done = run_script(*QUICK, "--VARIANTS=['blocks:1']", **environment)
+    done = run_script(*QUICK, "--VARIANTS=['nf4', 'gptq', 'blocks:1']", **environment)
     assert done.returncode == 0, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
-    assert list(last["runs"]) == ["base", "sapling/4", "base-blocks1"] and list(last["not_measured"]) == ["sapling/12"]
+    measured = ["base", "sapling/4", "base-nf4", "base-gptq", "base-blocks1"]
+    assert list(last["runs"]) == measured and list(last["not_measured"]) == ["sapling/12"]
     assert "sapling/12: not measured" in done.stdout + done.stderr and "VRAM_LIMIT_GB does not apply" in done.stdout
     assert last["runs"]["base"]["decode_ratio"] == 1
 
@@ -305,7 +306,9 @@ def test_the_script_measures_what_it_can_and_says_what_it_cannot(finished):
     assert wider * found["on_disk_gb"] == pytest.approx(found["in_memory_gb"], rel=0.05)
     assert not (finished / "sapling" / "12" / "throughput_cpu.json").exists()
     table = pd.read_csv(finished / "throughput.csv")
-    assert sorted(table["run"]) == ["base", "base-blocks1", "sapling/4"] and set(table["device"]) == {"cpu"}
+    assert sorted(table["run"]) == sorted(measured) and set(table["device"]) == {"cpu"}
+    kernels = dict(zip(table["run"], table["kernel"], strict=True))
+    assert kernels["base-nf4"].startswith("NF4 unpacked once: Linear") and "Linear " not in kernels["base-gptq"]
     assert (table["decode_batch1_ratio"] > 0).all() and (table["data_fingerprint"] == "f").all()
 
     # Named or not, what cannot be measured does not keep the others from the table and the charts that come next.
