@@ -132,7 +132,9 @@ def start_run(
     if path.exists() and any(other.name != path.name for other in directory.iterdir()):
         before = read_json(path)
         if before.get("script", script) != script:
-            raise UserError(f"{directory}/ holds a run of {before['script']}: choose another RUN, or remove that folder")
+            raise UserError(
+                f"{directory}/ holds a run of {before['script']}: choose another RUN, or remove that folder"
+            )
         differing = changed(before.get("settings", {}), record["settings"]) + changed(
             {name: before.get(name) for name in facts}, facts
         )

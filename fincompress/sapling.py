@@ -175,8 +175,9 @@ class Run:
         shape = (s["BATCH_SIZE"], longest, target, checkpointing)
         kind = (self.device.type, self.dtype.itemsize)
         if s["UPDATE"] == "qlora":
-            begun = self.adapter is not None  # every layer has phase 1's adapter, trained on or not
-            return memory.predict_lora_training_gb(config, "nf4", s["LORA_RANK"], *shape, *kind, s["TRAIN_RATIO"], begun)
+            return memory.predict_lora_training_gb(
+                config, "nf4", s["LORA_RANK"], *shape, *kind, s["TRAIN_RATIO"], frozen_adapters=self.adapter is not None
+            )
         return memory.predict_training_gb(config, *shape, s["TRAIN_RATIO"], s["TRAIN_ENDS"], *kind)
 
     # ------------------------------------------------------------------ state
