@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The record on real FinQA that the README shows: every run, evaluated on all of dev once, and measured. What is finished
 # is skipped, and a killed run goes on. The README's is of 1,964 training examples, by estimate twelve hours on two cores
-# that multiply bf16; all 6,251 of the release take three times as long, and give other numbers.
+# that multiply bf16; all 6,251 of the release take three times as long, and give other numbers. Speeds are ratios of one
+# idle machine: nothing else should run during the last step.
 #
 #   DATA_DIR=path/to/finqa benchmarks/finqa_record.sh
 set -euo pipefail
@@ -36,7 +37,9 @@ run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq
 # Phase 3, down to the bytes of GPTQ's checkpoint (43 %): five cycles of an epoch each, then 2.5 epochs
 sapling=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --TARGET_SIZE=0.43 --CALIBRATION_EXAMPLES=128
     --FIRST_SCAN_EXAMPLES=16 --HEALING_EPOCHS=2.5)
-run sapling_train.py --RUN=sapling "${sapling[@]}" --FIRST_EPOCHS=0 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4
+cycles=(--FIRST_EPOCHS=0 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4)
+run sapling_train.py --RUN=sapling "${sapling[@]}" "${cycles[@]}"
+run sapling_train.py --RUN=sapling_seed_1 "${sapling[@]}" "${cycles[@]}" --SEED=1
 # Other ways to drop layers, down to half and to three quarters of the bytes, each trained after its one shot for as many
 # epochs as SAPLING's checkpoint of the same bytes (sapling/22 and sapling/40)
 for criterion in last block_influence random; do
@@ -45,16 +48,21 @@ for criterion in last block_influence random; do
     run sapling_train.py --RUN="${criterion}_74" "${one_shot[@]}" --TARGET_SIZE=0.74 --FIRST_EPOCHS=2
 done
 depths() { (cd "$RESULTS_DIR" && printf '%s\n' "$1"/[0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn); }
-half=$(depths sapling | awk -F/ '$2 <= 22' | head -n 1) # of the bytes
-run quantize_gptq.py --SOURCE_RUN="$half" --RUN=finqa_sapling_gptq
+half() { depths "$1" | awk -F/ '$2 <= 22' | head -n 1; } # of the bytes
+run quantize_gptq.py --SOURCE_RUN="$(half sapling)" --RUN=finqa_sapling_gptq
+run quantize_gptq.py --SOURCE_RUN="$(half sapling_seed_1)" --RUN=finqa_sapling_seed_1_gptq
 
-evaluate base finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) \
-    $(for run in last block_influence random; do depths "${run}_50"; depths "${run}_74"; done) finqa_sapling_gptq
-names=$(printf "'%s', " finqa_qlora/merged finqa_qlora finqa_gptq $(depths sapling) finqa_sapling_gptq)
-run benchmark_throughput.py --DATA_RUN=finqa_data --RUNS="[$names]"
+pruned=(last_50 last_74 block_influence_50 block_influence_74 random_50 random_74)
+models=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) $(depths sapling_seed_1)
+    $(for name in "${pruned[@]}"; do depths "$name"; done) finqa_sapling_gptq finqa_sapling_seed_1_gptq)
+evaluate base "${models[@]}"
 
 published=results/published/finqa-smollm2-135m
-names=$(printf "'%s', " finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling last_50 last_74 \
-    block_influence_50 block_influence_74 random_50 random_74 finqa_sapling_gptq)
-run benchmarks/publish.py --TO=$published --RUNS="[$names]"
+list() { printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'; }
+mkdir -p $published
+# The benchmark twice, to see whether it agrees with itself; the records are those of the second call
+run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${models[@]}")" |
+    tee $published/throughput_repeats.txt
+run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq \
+    sapling sapling_seed_1 "${pruned[@]}" finqa_sapling_gptq finqa_sapling_seed_1_gptq)"
 run plot_pareto.py --RESULTS_DIR=$published

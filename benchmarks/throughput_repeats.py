@@ -21,6 +21,7 @@ configure(globals())
 import json  # noqa: E402
 import subprocess  # noqa: E402
 
+from fincompress import runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
@@ -34,15 +35,23 @@ def main() -> None:
         if done.returncode:
             raise UserError(f"call {number + 1} of the benchmark failed")
         calls.append(json.loads(done.stdout.splitlines()[-1])["runs"])
+    found = runs.hardware()
+    print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {runs.code_version()}")
     print(
         f"{'run':<24}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
     )
     print(f"{'apart':>9}")
+    furthest = 0.0
     for run in RUNS:
+        if any(run not in call for call in calls):
+            continue  # could not be measured, which the benchmark has said
         for name in ("decode_ratio", "prefill_ratio"):
             ratios = [call[run][name] for call in calls]
             shown = "".join(f"{ratio:>9.3f}" for ratio in ratios)
-            print(f"{run:<24}{name:<26}{shown}{max(ratios) / min(ratios) - 1:>9.1%}")
+            apart = max(ratios) / min(ratios) - 1
+            furthest = max(furthest, apart)
+            print(f"{run:<24}{name:<26}{shown}{apart:>9.1%}")
+    print(f"furthest apart: {furthest:.1%}")
 
 
 if __name__ == "__main__":
