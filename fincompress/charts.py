@@ -150,10 +150,12 @@ def _panel(axes, points: list[dict], measure: str, scale: float) -> tuple[list, 
     steps = [corner for pair in itertools.zip_longest(corners, between) for corner in pair if corner]
     axes.plot(*zip(*steps, strict=True), color="#B8B8B8", linewidth=2.5, zorder=1, solid_capstyle="round")
     paths = [steps]
+    dashes = {"sapling": itertools.cycle(("-", (0, (6, 3)), "-."))}  # one for each of several runs
     for series in sorted({p["series"] for p in points if p["series"]}):
         members = sorted((p for p in points if p["series"] == series), key=lambda p: p["share"] or 0)
         path = [(scale * p[measure], 100 * p["accuracy"]) for p in members]
-        style = {"color": STYLES[members[0]["kind"]][0], "linestyle": "-" if members[0]["kind"] == "sapling" else ":"}
+        kind = members[0]["kind"]
+        style = {"color": STYLES[kind][0], "linestyle": next(dashes.get(kind, itertools.repeat(":")))}
         axes.plot(*zip(*path, strict=True), linewidth=1, zorder=2, **style)
         paths.append(path)
     # Labels that must be there come first: whole methods, then one name a path, then the depths along it.
