@@ -162,6 +162,13 @@ def test_a_killed_run_goes_on_with_the_same_drops_and_ends_the_same(sapling, six
     compare(directory, broken)
 
 
+def test_recomputed_activations_train_the_same_model(sapling, six):
+    directory, environment, _ = sapling
+    done = run_script(*SAPLING, "--RUN=recomputed", "--GRADIENT_CHECKPOINTING=True", **environment)
+    assert done.returncode == 0, done.stderr
+    compare(directory, six[0] / "recomputed")
+
+
 @pytest.mark.parametrize(
     ("name", "more", "stage"),
     [
