@@ -1,7 +1,7 @@
-"""What OpenMP's waiting costs: LoRA training steps of SmolLM2 with one process and with two, under four policies.
+"""What OpenMP's waiting costs: LoRA training steps of SmolLM2 with one process and with two, under five policies.
 
 Prints tokens/s of each process and the ratio to OpenMP's default, taken in one run. The third policy is what
-``fincompress.settings.set_threads`` sets. Takes about six minutes on two cores.
+``fincompress.settings.set_threads`` sets. Takes about seven minutes on two cores.
 
     python benchmarks/openmp_wait.py
 """
@@ -17,6 +17,7 @@ POLICIES = {
     "OpenMP's default": {},
     "passive, sleep at once": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"},
     "passive, spin 500 first": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "500"},
+    "passive, spin 2,000 first": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"},
     "passive, spin 6,000 first": {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "6000"},
 }
 BATCH, TOKENS, STEPS = 8, 205, 4  # a batch as FinQA at 160 evidence tokens makes it

@@ -10,6 +10,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test at once share the cores
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 def run_script(*arguments, cwd=REPOSITORY, **environment):
