@@ -95,7 +95,8 @@ def main() -> None:
     records, call = {}, runs.fingerprint(time.time_ns())
     for run, entrant in entrants.items():
         records[run] = throughput.record(entrant, entrants.get(base.run), found, configs[run]) | {
-            "call": call, "label": labels.get(run), "vram_limit_gb": limit, "data": data, "data_run": base.data_run,
+            "call": call, "resident": resident, "label": labels.get(run), "vram_limit_gb": limit, "data": data,
+            "data_run": base.data_run,
             "settings": {name: SETTINGS[name] for name in ("ROUNDS", "NEW_TOKENS", "BATCH_SIZES", "MAX_SECONDS")},
         }  # fmt: skip
         runs.write_json(runs.run_directory(RESULTS_DIR, run) / f"throughput_{found['device']}.json", records[run])

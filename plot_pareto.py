@@ -79,8 +79,8 @@ def new_readme(sections: list, figures: list, verdicts: list) -> str | None:
     if not chosen:
         print(f"{README} stays as it is: no run here on a whole split of {README_DATA}")
         return None
-    if not Path(README).exists():
-        raise UserError(f"README = {README!r} is not here: name another file, or None")
+    if not Path(README).is_file():
+        raise UserError(f"README = {README!r} is no file: name another, or None")
     content = report.readme_part(chosen, Path(README).parent, SHOWN_SIZES)
     return tables.replace_between_markers(Path(README).read_text(encoding="utf-8"), content, README)
 

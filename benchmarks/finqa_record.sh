@@ -54,15 +54,17 @@ run quantize_gptq.py --SOURCE_RUN="$(half sapling_seed_1)" --RUN=finqa_sapling_s
 
 pruned=(last_50 last_74 block_influence_50 block_influence_74 random_50 random_74)
 models=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) $(depths sapling_seed_1)
-    $(for name in "${pruned[@]}"; do depths "$name"; done) finqa_sapling_gptq finqa_sapling_seed_1_gptq)
-evaluate base "${models[@]}"
+    finqa_sapling_gptq finqa_sapling_seed_1_gptq)
+evaluate base "${models[@]}" $(for name in "${pruned[@]}"; do depths "$name"; done)
 
 published=results/published/finqa-smollm2-135m
 list() { printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'; }
 mkdir -p $published
-# The benchmark twice, to see whether it agrees with itself; the records are those of the second call
+# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. One-shot runs have
+# the shapes of SAPLING's depths, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${models[@]}")" |
-    tee $published/throughput_repeats.txt
+    tee "$RESULTS_DIR/throughput_repeats.txt"
+cp "$RESULTS_DIR/throughput_repeats.txt" $published
 run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq \
     sapling sapling_seed_1 "${pruned[@]}" finqa_sapling_gptq finqa_sapling_seed_1_gptq)"
 run plot_pareto.py --RESULTS_DIR=$published

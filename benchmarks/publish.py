@@ -35,10 +35,15 @@ VERDICTS = ("id", "execution_correct", "program_correct")
 
 
 def main() -> None:
-    for run in RUNS:
-        source = runs.run_directory(RESULTS_DIR, run)
+    if not all(isinstance(name, str) for name in RUNS):
+        raise UserError(f"RUNS are names of runs, not {RUNS}")
+    if Path(TO).resolve() == Path(RESULTS_DIR).resolve():
+        raise UserError("TO is where the runs lie: name another folder")
+    sources = {run: runs.run_directory(RESULTS_DIR, run) for run in RUNS}
+    for run, source in sources.items():
         if not (source / "settings.json").exists() or not any(map(any, map(source.glob, FINISHED))):
             raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
+    for run, source in sources.items():
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
         folders = [source, *(path.parent for path in sorted(source.glob("[!.]*/settings.json")))]
         for folder in folders:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import check_positive, configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
 RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
@@ -28,6 +28,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 
 
 def main() -> None:
+    check_positive(CALLS=CALLS)
     calls = []
     for number in range(CALLS):
         command = [sys.executable, SCRIPT, f"--RUNS={RUNS}", f"--DATA_RUN={DATA_RUN}", f"--RESULTS_DIR={RESULTS_DIR}"]
@@ -43,10 +44,11 @@ def main() -> None:
     print(f"{'apart':>9}")
     furthest = 0.0
     for run in RUNS:
-        if any(run not in call for call in calls):
-            continue  # could not be measured, which the benchmark has said
         for name in ("decode_ratio", "prefill_ratio"):
-            ratios = [call[run][name] for call in calls]
+            ratios = [call.get(run, {}).get(name) for call in calls]
+            if None in ratios:
+                print(f"{run:<24}{name:<26}{'not measured':>{9 * CALLS}}")
+                continue
             shown = "".join(f"{ratio:>9.3f}" for ratio in ratios)
             apart = max(ratios) / min(ratios) - 1
             furthest = max(furthest, apart)

@@ -572,8 +572,9 @@ def _speeds(before: Path, after: Path) -> list[dict]:
     names = ("prefill_tokens_per_s", "decode_tokens_per_s")
     measured = [
         {
-            (m["device"], m["hardware"], str(m["call"])): m
+            (m["device"], m["hardware"], m["call"]): m
             for m in map(read_throughput, sorted(folder.glob("throughput_*.json")))
+            if m["call"] is not None
         }
         for folder in (before, after)
     ]

@@ -58,12 +58,15 @@ def reset_peak() -> float:
 
 
 def release_files(model: torch.nn.Module) -> None:
-    """Copy weights out of the checkpoint's file, so that its pages, mapped as long as one weight lies in it, can go.
+    """Copy tensors out of the checkpoint's file, so that its pages, mapped as long as one tensor lies in it, can go.
 
     For a model whose other weights were unpacked into memory of their own: both would count.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
+    for module in model.modules():  # a buffer that was loaded is a view, whose base would keep the file
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.clone())
     release_unused()
 
 
@@ -202,8 +205,6 @@ def inference_gb(
     linear, ends = _parameters(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     stored = _stored_bytes(precision, device, compute_bytes)
-    if precision == "gptq" and device == "cpu":  # its kernel packs the weights anew, and the pages of their file stay
-        stored *= 2
     adapter = _adapter_parameters(config, rank) * compute_bytes
     cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config) * compute_bytes
     # An MLP's gate, its activation and the other factor, beside the stream, its float32 copy and its normed form.

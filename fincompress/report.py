@@ -57,11 +57,13 @@ def points(rows: list[Row]) -> list[dict]:
         path = row.series if families[row.family] > 1 else None  # one checkpoint alone makes no path
         accuracy = row.execution and row.execution["accuracy"]
         low, high = row.execution["interval"] if row.execution else (None, None)
+        # Of another form of the model, 4-bit or offloaded for want of room, it does not belong to this accuracy.
+        speed = row.speed["decode_tokens_per_s"] if row.speed and not row.speed["label"] else None
         found.append(
             {
                 "kind": row.kind, "label": row.method, "series": path, "number": row.units_left,
                 "accuracy": accuracy, "low": low, "high": high, "share": row.share_of_base,
-                "decode": row.speed and row.speed["decode_tokens_per_s"], "share_frontier": row.on_frontier,
+                "decode": speed, "share_frontier": row.on_frontier,
             }
         )  # fmt: skip
     flags = comparison.frontier([(None if p["decode"] is None else -p["decode"], p["accuracy"]) for p in found])

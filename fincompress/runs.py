@@ -125,7 +125,13 @@ def start_run(
     directory = run_directory(results_dir, run)
     record = {"script": script, "settings": _comparable(settings), **facts}
     path = directory / "settings.json"
-    if directory.is_dir() and not path.exists() and any(p for p in directory.iterdir() if p.name[0] != "."):
+    # Hidden files are left of a kill, and the benchmark measures a base model before it is evaluated.
+    known = (".*", "throughput_*.json")
+    if (
+        directory.is_dir()
+        and not path.exists()
+        and any(not any(map(found.match, known)) for found in directory.iterdir())
+    ):
         raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
     before: dict = {}

@@ -125,8 +125,9 @@ def against_pruning(sapling: Row, other: Row, confidence: float) -> Verdict:
     )  # fmt: skip
     unhealed = "".join(f"; `{row.run}`: {row.remark}" for row in (sapling, other) if row.remark)
     return Verdict(
-        f"{head} {names}: {_percent(sapling)} against {_percent(other)}, {_points(found)}, {trained}{unhealed}.",
-        [f"{confidence:.2%} interval; {found['only_first']} questions only SAPLING has right, {found['only_second']} "
+        f"{head} {names}: {_percent(sapling)} against {_percent(other)}, {_points(found)} in a {confidence:.2%} "
+        f"interval, {trained}{unhealed}.",
+        [f"{found['only_first']} questions only SAPLING has right, {found['only_second']} "
          f"only the other, McNemar's exact p = {found['mcnemar_p']:.2g}."],
     )  # fmt: skip
 
@@ -206,9 +207,12 @@ def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) ->
     if not equal:
         best, found = max(pairs, key=lambda pair: pair[1]["difference"])
         worse = all(statistics.favours(c) < 0 for _, c in pairs)
+        smaller = max(row.size_gb for row, _ in pairs) < (1 - SIZE_TOLERANCE) * gptq.size_gb
         numbers = f"even `{best.run}`, {_size(best)}, differs by {_points(found)}"
-        part.measures = [Measure("size", GPTQ if worse else OPEN, numbers)]
-        if not worse:
+        part.measures = [Measure("size", GPTQ if worse and not smaller else OPEN, numbers)]
+        if worse and smaller:
+            part.remark += " Every checkpoint is smaller than GPTQ's: a larger one may be as accurate."
+        elif not worse:
             part.remark += " Not every checkpoint is significantly worse, and none is shown to be equal."
         return part
     row, found = equal[0]

@@ -33,6 +33,20 @@ def test_weights_text_or_an_older_record_is_published(tmp_path):
     assert "add" not in published
 
 
+def test_a_wrong_name_or_target_costs_a_record_or_a_run(tmp_path):
+    made.settings(tmp_path / "gptq", "quantize_gptq.py")
+    made.evaluation(tmp_path, "gptq", [True])
+    made.settings(tmp_path / "to" / "gptq", "quantize_gptq.py", {"BITS": 3})
+    before = (tmp_path / "to" / "gptq" / "settings.json").read_text()
+    done = publish(tmp_path, "gptq", "typo")
+    assert done.returncode == 2 and "no finished run 'typo'" in done.stderr
+    assert (tmp_path / "to" / "gptq" / "settings.json").read_text() == before
+    arguments = ("--RUNS=['gptq']", f"--TO={tmp_path}")
+    done = run_script("benchmarks/publish.py", *arguments, RESULTS_DIR=tmp_path)
+    assert done.returncode == 2 and "TO is where the runs lie" in done.stderr
+    assert (tmp_path / "gptq" / "eval_dev.json").exists()
+
+
 def test_a_run_that_is_not_finished_is_published(tmp_path):
     made.settings(tmp_path / "sapling", "sapling_train.py")
     for name in ("sapling", "nothing"):

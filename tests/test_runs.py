@@ -206,6 +206,12 @@ def test_run_that_left_nothing_but_settings_blocks_a_corrected_one(tmp_path):
     assert runs.read_json(tmp_path / "lora" / "settings.json")["settings"]["RANK"] == 8
 
 
+def test_a_base_model_that_was_measured_cannot_be_evaluated(tmp_path):
+    (tmp_path / "base").mkdir()
+    runs.write_json(tmp_path / "base" / "throughput_cpu.json", {})
+    assert start(tmp_path, run="base") == tmp_path / "base"
+
+
 def test_folder_of_other_runs_is_taken_for_a_new_one(tmp_path):
     start(tmp_path, run="group/lora")
     with pytest.raises(UserError, match="holds no run"):

@@ -308,6 +308,8 @@ def test_the_script_measures_what_it_can_and_says_what_it_cannot(finished):
     table = pd.read_csv(finished / "throughput.csv")
     assert sorted(table["run"]) == sorted(measured) and set(table["device"]) == {"cpu"}
     kernels = dict(zip(table["run"], table["kernel"], strict=True))
+    gptq = runs.read_json(finished / "base-gptq" / "throughput_cpu.json")
+    assert gptq["resident"] is True
     assert kernels["base-nf4"].startswith("NF4 unpacked once: Linear") and "Linear " not in kernels["base-gptq"]
     assert (table["decode_batch1_ratio"] > 0).all() and (table["data_fingerprint"] == "f").all()
 

@@ -132,6 +132,14 @@ def test_equal_accuracy_takes_a_checkpoint_that_is_worse(tmp_path):
     assert part.shown == "no checkpoint" and winners(part) == {"size": "GPTQ"}
 
 
+def test_checkpoints_all_smaller_than_gptq_refute_equal_accuracy(tmp_path):
+    """Significantly worse, but at 30 % of the bytes against 43: a checkpoint of GPTQ's size was not evaluated."""
+    for share, winner in ((0.30, "not decided"), (0.43, "GPTQ"), (0.60, "GPTQ")):
+        found = section(tmp_path / str(share), (N < 200, 0.43), {8: (N < 60, share)})
+        part = verdict.at_equal_accuracy(*rows(found), equal_within=0.03)
+        assert part.shown == "no checkpoint" and winners(part) == {"size": winner}
+
+
 def test_few_questions_make_everything_equal(tmp_path):
     """20 questions, 5 against 4 right: no significant difference, and nothing shown either."""
     few = np.arange(20)
@@ -274,7 +282,7 @@ def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(t
     assert heads["last"].startswith("**SAPLING is better.**") and "`last/10`" in heads["last"]
     assert "28.3% against 11.3%, +17.0 points" in heads["last"] and "`sapling/20`" in heads["last"]
     assert heads["random"].startswith("**Not decided.**") and heads["angular"].startswith("**SAPLING is worse.**")
-    assert verdict.judge_pruning(found)[0].details[0].startswith("98.33% interval")
+    assert "in a 98.33% interval, of unrecorded training" in verdict.judge_pruning(found)[0].summary
 
 
 def test_what_a_run_started_from_is_left_out_of_its_tokens(tmp_path):
