@@ -141,11 +141,13 @@ def test_the_peak_starts_anew():
 
 def test_releasing_files_keeps_every_value(tiny_base):
     model = models.load_base(tiny_base, "auto", torch.device("cpu"), torch.bfloat16)
+    model.register_buffer("packed", torch.arange(12).view(3, 4))  # as GPTQ's are: a view of what was read
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     places = {parameter.data_ptr() for parameter in model.parameters()}
     memory.release_files(model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not places & {parameter.data_ptr() for parameter in model.parameters()}
+    assert model.packed._base is None and "packed" in dict(model.named_buffers())
 
 
 def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
