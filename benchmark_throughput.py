@@ -22,7 +22,7 @@ DATA_RUN = "data"  # prompt lengths are those of this data run (runs that are na
 VARIANTS: list | None = None  # forms of BASE_MODEL without a run: "nf4", "blocks:<n>", "gptq"; None: all, of a shape
 RESULTS_DIR = "results"  # every run has a folder in here
 # How long
-ROUNDS = 5  # rounds, each of which measures every model once; more of them narrow the spread
+ROUNDS = 10  # rounds, each of which measures every model once; more of them narrow the spread
 NEW_TOKENS = 16  # tokens decoded in a round, at each batch size
 BATCH_SIZES = [4, 16]  # sequences decoded at once, beside batch 1
 MAX_SECONDS = 30.0  # of one measure of one model over all rounds; one that is slower is taken in fewer rounds

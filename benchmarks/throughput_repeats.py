@@ -15,6 +15,9 @@ RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the 
 DATA_RUN = "data"  # whose prompt lengths are taken
 RESULTS_DIR = "results"  # where they lie
 CALLS = 2  # calls of the benchmark
+ROUNDS = 20  # of each call: on a shared machine two medians of five rounds are up to a fifth apart
+NEW_TOKENS = 32  # likewise
+BATCH_SIZES: list = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -31,7 +34,9 @@ def main() -> None:
     check_positive(CALLS=CALLS)
     calls = []
     for number in range(CALLS):
-        command = [sys.executable, SCRIPT, f"--RUNS={RUNS}", f"--DATA_RUN={DATA_RUN}", f"--RESULTS_DIR={RESULTS_DIR}"]
+        told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
+                "NEW_TOKENS": NEW_TOKENS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
+        command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in told.items())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"call {number + 1} of the benchmark failed")
@@ -39,7 +44,7 @@ def main() -> None:
     found = runs.hardware()
     print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {runs.code_version()}")
     print(
-        f"{'run':<24}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
+        f"{'run':<28}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
     )
     print(f"{'apart':>9}")
     furthest = 0.0
@@ -47,12 +52,12 @@ def main() -> None:
         for name in ("decode_ratio", "prefill_ratio"):
             ratios = [call.get(run, {}).get(name) for call in calls]
             if None in ratios:
-                print(f"{run:<24}{name:<26}{'not measured':>{9 * CALLS}}")
+                print(f"{run:<28}{name:<26}{'not measured':>{9 * CALLS}}")
                 continue
             shown = "".join(f"{ratio:>9.3f}" for ratio in ratios)
             apart = max(ratios) / min(ratios) - 1
             furthest = max(furthest, apart)
-            print(f"{run:<24}{name:<26}{shown}{apart:>9.1%}")
+            print(f"{run:<28}{name:<26}{shown}{apart:>9.1%}")
     print(f"furthest apart: {furthest:.1%}")
 
 
