@@ -12,7 +12,7 @@ and every SAPLING run of a section are judged as a pair; of several pairs none i
   would be. So the checkpoint's interval against GPTQ must reach down to no more than ``EQUAL_WITHIN`` below it (shown
   not to be worse by more than that) and must not lie wholly below zero. The smallest such checkpoint is taken. Because
   it is picked among several, the intervals hold for all of them at once (Bonferroni: 1 - 0.05 / their number, and at
-  least 99 %).
+  least 99 %). Where every checkpoint is significantly worse GPTQ wins, unless all of them are smaller than it.
 """
 
 from __future__ import annotations
