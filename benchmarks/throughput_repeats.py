@@ -15,8 +15,9 @@ RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the 
 DATA_RUN = "data"  # whose prompt lengths are taken
 RESULTS_DIR = "results"  # where they lie
 CALLS = 2  # calls of the benchmark
-ROUNDS = 20  # of each call: on a shared machine two medians of five rounds are up to a fifth apart
-NEW_TOKENS = 32  # likewise
+ROUNDS = 10  # of each call
+NEW_TOKENS = 16  # decoded in a round
+MAX_SECONDS = 30.0  # of one measure of one model, so that slow ones are taken in every round too
 BATCH_SIZES: list = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
@@ -35,7 +36,7 @@ def main() -> None:
     calls = []
     for number in range(CALLS):
         told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
-                "NEW_TOKENS": NEW_TOKENS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
+                "NEW_TOKENS": NEW_TOKENS, "MAX_SECONDS": MAX_SECONDS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
         command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in told.items())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:

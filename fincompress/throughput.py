@@ -588,7 +588,8 @@ class Entrant:
         self.worker: WorkerProcess | None = None
         self.loads: list[dict] = []
         self.memory: dict[str, dict] = {}
-        self.values: dict[str, list] = {}  # seconds of a prefill, or of each token, one entry a round
+        self.values: dict[str, list] = {}  # seconds of a prefill, or of each token, one entry a turn
+        self.beside: dict[str, list] = {}  # the base model's before and after each of them
         self.rounds: dict[str, int] = {}  # in how many rounds a measure is taken
         self.not_measured: dict[str, str] = {}
 
@@ -634,49 +635,78 @@ class Entrant:
             self.rounds[name] = max(1, min(plan.rounds, int(plan.max_seconds / seconds)))
         self.memory["largest batch"] = self.worker.ask("peak")
 
-    def measure(self, name: str, round_number: int) -> None:
-        """One measure of one round."""
-        if round_number < self.rounds.get(name, 0):
-            self.open()
-            reply = self.worker.ask(**self.plan.measures()[name])
-            self.values[name].append(reply.get("seconds") or reply["token_seconds"])
+    def measure(self, names: list[str], round_number: int) -> dict:
+        """The measures of one turn by name, without those that are taken in fewer rounds."""
+        found = {}
+        for name in names:
+            if round_number < self.rounds.get(name, 0):
+                self.open()
+                reply = self.worker.ask(**self.plan.measures()[name])
+                found[name] = reply.get("seconds") or reply["token_seconds"]
+                self.values[name].append(found[name])
+        return found
+
+    def stand_beside(self, found: dict, before: dict, after: dict) -> None:
+        """Note the base model's measures next to those of this turn."""
+        for name in found.keys() & before.keys() & after.keys():
+            self.beside.setdefault(name, []).append((before[name], after[name]))
 
 
 def measure_all(subjects: list[Subject], plan: Plan, resident: bool) -> tuple[dict[str, Entrant], dict[str, str]]:
-    """``(entrants by run, reasons by run)``: warm-up, then rounds in which the models take turns, A B C A B C.
+    """``(entrants by run, reasons by run)``: warm-up, then rounds in which the models take turns.
 
-    ``resident`` workers stay loaded and take turns at every measure; others are started anew for each of their turns,
-    which then has all measures of the round. One that fails is left out with its reason, the others go on.
+    ``resident`` workers stay loaded and take turns at every measure, the base model before and after every two others:
+    a shared machine changes its speed within seconds, and ratios are taken to the turns close by. Others are started
+    anew for each of their turns, which then has all measures of the round, the base model once at its beginning. One
+    that fails is left out with its reason, the others go on.
     """
     entrants = {subject.run: Entrant(subject, plan) for subject in subjects}
     failed: dict[str, str] = {}
     names = list(plan.measures())
     turns = [[name] for name in names] if resident else [names]
+    base = entrants.get(BASE)
+    others = [entrant for entrant in entrants.values() if entrant is not base]
+    pairs = [others[i : i + 2] for i in range(0, len(others), 2)]
 
-    def attempt(entrant: Entrant, work) -> None:
-        if entrant.subject.run in failed:
-            return
+    def attempt(entrant: Entrant | None, work) -> dict:
+        if entrant is None:
+            return {}
         bar.set_postfix_str(entrant.subject.run)
-        try:
-            work()
-        except UserError as error:
-            failed[entrant.subject.run] = str(error)
-            bar.write(f"{entrant.subject.run}: not measured: {error}")
-            entrant.close()
-        else:
-            if not resident:
+        found = {}
+        if entrant.subject.run not in failed:
+            try:
+                found = work(entrant) or {}
+            except UserError as error:
+                failed[entrant.subject.run] = str(error)
+                bar.write(f"{entrant.subject.run}: not measured: {error}")
                 entrant.close()
+            else:
+                if not resident:
+                    entrant.close()
+        bar.update()
+        return found
 
+    in_a_turn = len(others) + (0 if base is None else 1 + len(pairs) * resident)
     try:
-        with tqdm(total=len(entrants) * (1 + plan.rounds * len(turns)), desc="measuring", unit="turn") as bar:
+        with tqdm(total=len(entrants) + plan.rounds * len(turns) * in_a_turn, desc="measuring", unit="turn") as bar:
             for entrant in entrants.values():
-                attempt(entrant, entrant.warm_up)
-                bar.update()
+                attempt(entrant, Entrant.warm_up)
             for number in range(plan.rounds):
                 for turn in turns:
-                    for entrant in entrants.values():
-                        attempt(entrant, lambda e=entrant, t=turn, n=number: [e.measure(name, n) for name in t])
-                        bar.update()
+
+                    def measure(entrant: Entrant, turn=turn, number=number) -> dict:
+                        found = entrant.measure(turn, number)
+                        if entrant is base:
+                            base.stand_beside(found, found, found)
+                        return found
+
+                    before = attempt(base, measure)
+                    for pair in pairs:
+                        found = [attempt(entrant, measure) for entrant in pair]
+                        after = attempt(base, measure) if resident else before
+                        for entrant, one in zip(pair, found, strict=True):
+                            entrant.stand_beside(one, before, after)
+                        before = after
     finally:
         for entrant in entrants.values():
             entrant.close()
@@ -698,27 +728,29 @@ def spread(values: list[float]) -> dict | None:
     }
 
 
-def rates(entrant: Entrant) -> dict[str, list[float]]:
-    """Tokens/s of each round, by measure."""
-    found = {}
-    for name, values in entrant.values.items():
-        kind, number = name.split()
-        if kind == "prefill":
-            found[name] = [int(number) / seconds for seconds in values]
-        else:
-            found[name] = [int(number) * len(seconds) / sum(seconds) for seconds in values]
+def tokens_per_s(name: str, seconds: float | list[float]) -> float:
+    """Rate of one measure: ``prefill <tokens>`` took so many seconds, ``decode <batch>`` so many for each token."""
+    kind, number = name.split()
+    return int(number) / seconds if kind == "prefill" else int(number) * len(seconds) / sum(seconds)
+
+
+def rates(entrant: Entrant, name: str) -> list[float]:
+    """Tokens/s of each turn at a measure."""
+    return [tokens_per_s(name, seconds) for seconds in entrant.values.get(name, [])]
+
+
+def ratios(entrant: Entrant, name: str) -> list[float]:
+    """Ratio of each turn to the base model's before and after it, the geometric mean of the two: what slows a machine
+    for longer than some turns slows all of them and cancels."""
+    found = []
+    for rate, (before, after) in zip(rates(entrant, name), entrant.beside.get(name, []), strict=False):
+        found.append(rate / (tokens_per_s(name, before) * tokens_per_s(name, after)) ** 0.5)
     return found
-
-
-def ratios(rate: list[float], reference: list[float]) -> list[float]:
-    """Ratio to the reference, round by round: what slows a whole round down slows both and cancels."""
-    return [a / b for a, b in zip(rate, reference, strict=False)]
 
 
 def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> dict:
     """Everything that was measured of one subject; ``found`` is the probe's reply."""
     subject, plan = entrant.subject, entrant.plan
-    rate, other = rates(entrant), rates(reference) if reference else {}
     loaded = entrant.loads[0]
     count = parameters(config) + loaded["adapter_parameters"]
     prefill, decode = {}, {}
@@ -726,23 +758,23 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
         key = f"prefill {tokens}"
         prefill[name] = {
             "prompt_tokens": tokens,
-            "tokens_per_s": spread(rate.get(key, [])),
-            "ratio": spread(ratios(rate.get(key, []), other.get(key, []))),
+            "tokens_per_s": spread(rates(entrant, key)),
+            "ratio": spread(ratios(entrant, key) if reference else []),
             "ttft_ms": spread([1e3 * seconds for seconds in entrant.values.get(key, [])]),
         }
     for key in plan.measures():
         if key.startswith("decode"):
             milliseconds = [1e3 * second for seconds in entrant.values.get(key, []) for second in seconds]
             decode[key.split()[1]] = {
-                "tokens_per_s": spread(rate.get(key, [])),
-                "ratio": spread(ratios(rate.get(key, []), other.get(key, []))),
+                "tokens_per_s": spread(rates(entrant, key)),
+                "ratio": spread(ratios(entrant, key) if reference else []),
                 "ms_per_token_p50": float(np.percentile(milliseconds, 50)) if milliseconds else None,
                 "ms_per_token_p95": float(np.percentile(milliseconds, 95)) if milliseconds else None,
             }
     bound = found["bandwidth_gb_per_s"] * 1e9 / loaded["bytes_per_token"]
     longest = f"prefill {max(plan.lengths.values())}"
     flops = 2 * (count - config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2))
-    reached = spread(rate.get(longest, []))
+    reached = spread(rates(entrant, longest))
     on_disk = sum(Path(file).stat().st_size for file in subject.files) / 1e9 or None
     if subject.blocks:
         on_disk = subject.size_gb  # as a checkpoint of these blocks would be
@@ -772,7 +804,7 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
             "matmul_tflop_per_s": found["matmul_tflop_per_s"],
             "bytes_per_token": loaded["bytes_per_token"],
             "bound_tokens_per_s": bound,
-            "share_of_bandwidth": float(np.median(rate["decode 1"])) / bound,
+            "share_of_bandwidth": float(np.median(rates(entrant, "decode 1"))) / bound,
             "share_of_matmul": reached and reached["median"] * flops / found["matmul_tflop_per_s"] / 1e12,
         },
         "not_measured": entrant.not_measured,

@@ -31,25 +31,29 @@ def subject(run="a", **changes):
 # ----------------------------------------------------------------------------------------------------------- numbers
 
 
-def test_a_slow_round_cancels_in_the_ratio():
+def test_what_slows_a_machine_down_for_longer_than_a_turn_cancels_in_the_ratio():
     dense, fast = Entrant(subject(), plan()), Entrant(subject(), plan())
-    dense.values = {"decode 1": [[0.1] * 4, [0.4] * 4, [0.1] * 4], "prefill 64": [1.0, 4.0, 1.0]}
-    fast.values = {"decode 1": [[0.05] * 4, [0.2] * 4, [0.05] * 4], "prefill 64": [0.5, 2.0, 0.5]}
-    rate, other = throughput.rates(fast), throughput.rates(dense)
-    assert other["decode 1"] == pytest.approx([10, 2.5, 10]) and other["prefill 64"] == [64, 16, 64]
-    for name in rate:
-        found = throughput.spread(throughput.ratios(rate[name], other[name]))
-        assert (found["low"], found["median"], found["high"]) == pytest.approx((2, 2, 2))
+    slowness = [1, 2, 4, 4, 2]  # of the machine in the turns dense, fast, dense, fast, dense
+    dense.values = {"decode 1": [[0.1 * slow] * 4 for slow in slowness[::2]]}
+    fast.values = {"decode 1": [[0.05 * slow] * 4 for slow in slowness[1::2]], "prefill 64": [1.0, 4.0]}
+    pairs = zip(dense.values["decode 1"][:-1], dense.values["decode 1"][1:], strict=True)
+    fast.beside = {"decode 1": list(pairs), "prefill 64": [(2.0, 2.0), (4.0, 16.0)]}
+    assert throughput.rates(dense, "decode 1") == pytest.approx([10, 2.5, 5])
+    assert throughput.ratios(fast, "decode 1") == pytest.approx([2, 2 / 2**0.5])
+    assert throughput.rates(fast, "prefill 64") == [64, 16] and throughput.ratios(fast, "prefill 64") == [2, 2]
 
 
 def test_a_batch_counts_every_sequence():
     entrant = Entrant(subject(), plan())
     entrant.values = {"decode 2": [[0.1, 0.1, 0.2, 0.1]]}
-    assert throughput.rates(entrant)["decode 2"] == pytest.approx([2 * 4 / 0.5])
+    assert throughput.rates(entrant, "decode 2") == pytest.approx([2 * 4 / 0.5])
 
 
 def test_spread_of_nothing_is_nothing():
-    assert throughput.spread([]) is None and throughput.ratios([1.0], []) == []
+    entrant = Entrant(subject(), plan())
+    entrant.values = {"prefill 64": [1.0]}  # the base model was not measured beside it
+    assert throughput.spread([]) is None and throughput.ratios(entrant, "prefill 64") == []
+    assert throughput.ratios(entrant, "decode 1") == throughput.rates(entrant, "decode 1") == []
     assert throughput.spread([3.0, 1.0, 2.0])["median"] == 2.0
 
 
@@ -61,6 +65,7 @@ class FakeWorker:
 
     order: list = []
     seconds: dict = {}
+    asked = 0
 
     def __init__(self):
         self.run = None
@@ -75,7 +80,10 @@ class FakeWorker:
         time.sleep(FakeWorker.seconds.get((self.run, do), 0))
         if do == "decode" and arguments["batch"] == 64:
             raise UserError("out of memory")
-        return {"load": {}, "peak": {"rss": 0.1}, "prefill": {"seconds": 0.5}, "decode": {"token_seconds": [0.1]}}[do]
+        FakeWorker.asked += 1  # each measure takes a little longer than the one before
+        seconds = FakeWorker.asked * 1e-3
+        return {"load": {}, "peak": {"rss": 0.1}, "prefill": {"seconds": seconds},
+                "decode": {"token_seconds": [seconds]}}[do]  # fmt: skip
 
     def close(self):
         FakeWorker.order.append((self.run, "close", None))
@@ -83,28 +91,41 @@ class FakeWorker:
 
 @pytest.fixture
 def fake(monkeypatch):
-    FakeWorker.order, FakeWorker.seconds = [], {}
+    FakeWorker.order, FakeWorker.seconds, FakeWorker.asked = [], {}, 0
     monkeypatch.setattr(throughput, "WorkerProcess", FakeWorker)
     return FakeWorker
 
 
-def test_models_take_turns_at_every_measure(fake):
-    subjects = [subject(name) for name in "abc"]
+def test_models_take_turns_at_every_measure_the_base_model_before_and_after_every_two(fake):
+    subjects = [subject(name) for name in ("base", "a", "b", "c")]
     entrants, failed = throughput.measure_all(subjects, plan(rounds=2), resident=True)
-    assert not failed and [len(e.values["decode 2"]) for e in entrants.values()] == [2, 2, 2]
-    turns = fake.order[-(3 * 3 * 2 + 3) : -3]
-    assert [run for run, _, _ in turns] == list("abc") * 6
-    assert [(do, batch) for _, do, batch in turns[::3]] == [("prefill", None), ("decode", 1), ("decode", 2)] * 2
+    assert not failed and [len(e.values["decode 2"]) for e in entrants.values()] == [6, 2, 2, 2]
+    turns = fake.order[-(6 * 3 * 2 + 4) : -4]
+    assert [run for run, _, _ in turns] == ["base", "a", "b", "base", "c", "base"] * 6
+    assert [(do, batch) for _, do, batch in turns[::6]] == [("prefill", None), ("decode", 1), ("decode", 2)] * 2
+    base, *others = entrants.values()
+    for one, before in zip(others, (0, 0, 1), strict=True):
+        for name, turns in base.values.items():
+            assert one.beside[name] == [(turns[i + before], turns[i + before + 1]) for i in (0, 3)]
+    assert throughput.ratios(base, "decode 1") == pytest.approx([1] * 6)
+
+
+def test_without_a_base_model_the_others_take_turns(fake):
+    entrants, _ = throughput.measure_all([subject("a"), subject("b")], plan(rounds=2), resident=True)
+    assert [run for run, _, _ in fake.order[-14:-2]] == ["a", "b"] * 6
+    assert throughput.ratios(entrants["a"], "decode 1") == [] and len(throughput.rates(entrants["a"], "decode 1")) == 2
 
 
 def test_models_that_do_not_fit_together_are_closed_before_the_next_is_loaded(fake):
-    entrants, _ = throughput.measure_all([subject("a"), subject("b")], plan(rounds=2), resident=False)
+    entrants, _ = throughput.measure_all([subject("base"), subject("b")], plan(rounds=2), resident=False)
     held = set()
     for run, do, _ in fake.order:
         held = held - {run} if do == "close" else held | {run}
         assert len(held) <= 1
     assert [len(e.loads) for e in entrants.values()] == [3, 3]
-    assert [len(e.values["decode 1"]) for e in entrants.values()] == [2, 2]
+    base, b = entrants.values()
+    assert [len(e.values["decode 1"]) for e in (base, b)] == [2, 2]
+    assert b.beside["decode 1"] == [(turn, turn) for turn in base.values["decode 1"]]  # that of the same round
 
 
 def test_one_bad_model_does_not_stop_the_others_nor_one_batch_its_model(fake):
