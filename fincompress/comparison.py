@@ -114,7 +114,8 @@ def read_throughput(path: Path) -> dict:
     ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, ``prefill_ratio`` and ``decode_ratio`` to the base
     model, each None where the file does not say; ``device`` ("cpu", "cuda") and ``hardware`` in words;
     ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a model that does not fit was run);
-    ``rounds``, ``{measure: one value a round}``, and the benchmark ``call`` that they are of.
+    ``rounds``, ``{measure: ratio to the base model in each round}`` (tokens/s where it was not measured), and the
+    benchmark ``call`` that they are of.
     """
     found = runs.read_json(path)
     prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
@@ -136,14 +137,15 @@ def read_throughput(path: Path) -> dict:
             _positive(rates.get("median")),
             _positive(ratios.get("median")),
         )
-        out["rounds"][f"{name}_tokens_per_s"] = rates.get("rounds") or []
+        out["rounds"][f"{name}_tokens_per_s"] = ratios.get("rounds") or rates.get("rounds") or []
     return out
 
 
 def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float], list[float]] | None:
     """The rounds that two models took in turns, as many of each; None where they are not of one benchmark call.
 
-    A slow model may have taken fewer rounds, the first ones.
+    Each as ratios to the base model's turns close by: between the turns of the two themselves lie those of others, and
+    time in which a shared machine changes its speed. A slow model may have taken fewer rounds, the first ones.
     """
     count = min(len(one["rounds"][measure]) for one in (first, second))
     rounds = [one["rounds"][measure][:count] for one in (first, second)]

@@ -319,6 +319,7 @@ def test_rounds_of_two_calls_are_paired(tmp_path):
     )
     first, second = comparison.paired_rounds(one, same, "decode_tokens_per_s")
     assert len(first) == 5 and all(b / a == pytest.approx(2, rel=0.1) for a, b in zip(first, second, strict=True))
+    assert first == runs.read_json(tmp_path / "aa" / "throughput_cpu.json")["decode"]["1"]["ratio"]["rounds"]
     assert comparison.paired_rounds(one, other, "decode_tokens_per_s") is None
     same["rounds"]["decode_tokens_per_s"] = same["rounds"]["decode_tokens_per_s"][:3]  # a slow model: fewer rounds
     assert len(comparison.paired_rounds(one, same, "decode_tokens_per_s")[0]) == 3
