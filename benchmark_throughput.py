@@ -1,8 +1,8 @@
 """Speed, memory and size of finished runs on this device, beside the base model in 16 bits.
 
 Every model has a fresh process of its own; in each round they take turns, the base model before and after every two
-others, so that the drift of a shared machine cancels: ratios are taken turn by turn to the base model close by.
-Decoding is greedy and never stops early.
+others (once a round where they do not fit into memory together), so that the drift of a shared machine cancels: ratios
+are taken turn by turn to the base model close by. Decoding is greedy and never stops early.
 Writes results/<run>/throughput_<device>.json (device: cpu or cuda) and rebuilds results/throughput.csv. The last line
 printed is one JSON object.
 
@@ -26,7 +26,7 @@ RESULTS_DIR = "results"  # every run has a folder in here
 ROUNDS = 10  # rounds, each of which measures every model once; more of them narrow the spread
 NEW_TOKENS = 16  # tokens decoded in a round, at each batch size
 BATCH_SIZES = [4, 16]  # sequences decoded at once, beside batch 1
-MAX_SECONDS = 7.0  # of one measure of one model over all rounds; one that is slower is taken in fewer rounds
+MAX_SECONDS = 7.0  # of one measure over all rounds, each model's turn; a slower one is taken in fewer rounds
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = 10.0  # the card it is about, also on a larger one; None: the card that is there
 TOO_LARGE = "offload"  # how a 16-bit model that does not fit is measured: "offload" (rest on the CPU) or "nf4" (4 bits)

@@ -63,7 +63,7 @@ mkdir -p $published
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. One-shot runs have
 # the shapes of SAPLING's depths, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${models[@]}")" \
-    --ROUNDS=20 --NEW_TOKENS=32 |
+    --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 --BATCH_SIZES=[] |
     tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq \

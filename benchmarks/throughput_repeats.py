@@ -15,10 +15,10 @@ RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the 
 DATA_RUN = "data"  # whose prompt lengths are taken
 RESULTS_DIR = "results"  # where they lie
 CALLS = 2  # calls of the benchmark
-ROUNDS = 10  # of each call
-NEW_TOKENS = 16  # decoded in a round
-MAX_SECONDS = 30.0  # of one measure of one model, so that slow ones are taken in every round too
-BATCH_SIZES: list = []  # beside batch 1
+ROUNDS = 10  # of each call; these four as in benchmark_throughput.py
+NEW_TOKENS = 16
+MAX_SECONDS = 7.0
+BATCH_SIZES = [4, 16]
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -33,15 +33,17 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 
 def main() -> None:
     check_positive(CALLS=CALLS)
-    calls = []
+    calls, minutes = [], []
     for number in range(CALLS):
         told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
                 "NEW_TOKENS": NEW_TOKENS, "MAX_SECONDS": MAX_SECONDS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
+        clock = runs.Stopwatch()
         command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in told.items())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"call {number + 1} of the benchmark failed")
         calls.append(json.loads(done.stdout.splitlines()[-1])["runs"])
+        minutes.append(f"{clock.seconds() / 60:.1f}")
     found = runs.hardware()
     print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {runs.code_version()}")
     print(
@@ -59,7 +61,7 @@ def main() -> None:
             apart = max(ratios) / min(ratios) - 1
             furthest = max(furthest, apart)
             print(f"{run:<28}{name:<26}{shown}{apart:>9.1%}")
-    print(f"furthest apart: {furthest:.1%}")
+    print(f"furthest apart: {furthest:.1%}; minutes of each call, {1 + len(RUNS)} models: {', '.join(minutes)}")
 
 
 if __name__ == "__main__":

@@ -118,12 +118,15 @@ def pareto(path: Path, points: list[dict], title: str) -> None:
     figure.suptitle("\n".join(textwrap.wrap(title, 130)), fontsize=9)
     note = "Bars: 95 % Wilson intervals. Grey line: Pareto frontier. Faded: dominated. Numbers: layers left."
     figure.supxlabel(note, fontsize=7.5, color=GREY)
+    paths = sorted({(point["series"], point["kind"]) for point in points if point["series"]})
+    dashes = {"sapling": itertools.cycle(("-", (0, (6, 3)), "-."))}  # one for each of several runs, the same in both
+    styles = {series: next(dashes.get(kind, itertools.repeat(":"))) for series, kind in paths}
     drawn = []
     for axes, measure, scale in zip(panels, ("share", "decode"), (100, 1), strict=True):
         axes.spines[["top", "right"]].set_visible(False)
         inside = [point for point in points if point[measure] is not None]
         if inside:
-            drawn.append((axes, *_panel(axes, inside, measure, scale)))
+            drawn.append((axes, *_panel(axes, inside, measure, scale, styles)))
         else:
             axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
             axes.set_xticks([])
@@ -138,8 +141,8 @@ def pareto(path: Path, points: list[dict], title: str) -> None:
     plt.close(figure)
 
 
-def _panel(axes, points: list[dict], measure: str, scale: float) -> tuple[list, list, list]:
-    """Draw points, paths and frontier of one panel; returns what ``_place_labels`` takes."""
+def _panel(axes, points: list[dict], measure: str, scale: float, styles: dict) -> tuple[list, list, list]:
+    """Draw points, paths (``styles``: line style by series) and frontier; returns what ``_place_labels`` takes."""
     values = [scale * point[measure] for point in points]
     margin = 0.12 * (max(values) - min(values)) or 0.2 * max(values)
     axes.set_xlim(max(0, min(values) - margin), max(values) + margin)
@@ -150,13 +153,11 @@ def _panel(axes, points: list[dict], measure: str, scale: float) -> tuple[list, 
     steps = [corner for pair in itertools.zip_longest(corners, between) for corner in pair if corner]
     axes.plot(*zip(*steps, strict=True), color="#B8B8B8", linewidth=2.5, zorder=1, solid_capstyle="round")
     paths = [steps]
-    dashes = {"sapling": itertools.cycle(("-", (0, (6, 3)), "-."))}  # one for each of several runs
     for series in sorted({p["series"] for p in points if p["series"]}):
         members = sorted((p for p in points if p["series"] == series), key=lambda p: p["share"] or 0)
         path = [(scale * p[measure], 100 * p["accuracy"]) for p in members]
-        kind = members[0]["kind"]
-        style = {"color": STYLES[kind][0], "linestyle": next(dashes.get(kind, itertools.repeat(":")))}
-        axes.plot(*zip(*path, strict=True), linewidth=1, zorder=2, **style)
+        color, style = STYLES[members[0]["kind"]][0], styles[series]
+        axes.plot(*zip(*path, strict=True), linewidth=1, zorder=2, color=color, linestyle=style)
         paths.append(path)
     # Labels that must be there come first: whole methods, then one name a path, then the depths along it.
     labels, named = [], set()
@@ -194,6 +195,7 @@ def _place_labels(figure, axes, labels: list, obstacles: list, lines: list) -> N
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
     frame, to_pixels, to_data = axes.get_window_extent(renderer), axes.transData, axes.transData.inverted()
     hard, soft, weights = [], [], []  # boxes (left, bottom, right, top) in pixels
+    markers = to_pixels.transform([obstacle[:2] for obstacle in obstacles])
     for x, y, low, high in obstacles:
         (px, py), (_, bottom), (_, top) = to_pixels.transform([(x, y), (x, low), (x, high)])
         hard.append((px - 4.5 * pixel, py - 4.5 * pixel, px + 4.5 * pixel, py + 4.5 * pixel))
@@ -216,6 +218,8 @@ def _place_labels(figure, axes, labels: list, obstacles: list, lines: list) -> N
             box = (left, bottom, left + width, bottom + height)
             hidden = width * height - _overlap(box, inside).sum() + _overlap(box, np.array(hard)).sum()
             crossed = weights[_overlap(box, soft) > 0].sum()
+            away = np.hypot(*(markers - np.clip(markers, box[:2], box[2:])).T)
+            crossed += 6 * (away < np.hypot(px - np.clip(px, left, box[2]), py - np.clip(py, bottom, box[3]))).sum()
             places.append((round(hidden), crossed + reach / 6, len(places), reach, box))
         hidden, _, _, reach, box = min(places if rank < 2 else [place for place in places if place[3] <= 16])
         if rank == 2 and hidden:

@@ -114,8 +114,8 @@ def read_throughput(path: Path) -> dict:
     ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, ``prefill_ratio`` and ``decode_ratio`` to the base
     model, each None where the file does not say; ``device`` ("cpu", "cuda") and ``hardware`` in words;
     ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a model that does not fit was run);
-    ``rounds``, ``{measure: ratio to the base model in each round}`` (tokens/s where it was not measured), and the
-    benchmark ``call`` that they are of.
+    ``rounds``, ``{measure: tokens/s of each round}``, ``ratios``, the same in relation to the base model's turns close
+    by, and the benchmark ``call`` that they are of.
     """
     found = runs.read_json(path)
     prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
@@ -129,6 +129,7 @@ def read_throughput(path: Path) -> dict:
         "label": found.get("label"),
         "call": found.get("call"),
         "rounds": {},
+        "ratios": {},
     }
     out["hardware"] = hardware_name(found.get("hardware"), out["device"])
     for name, entry in measured.items():
@@ -137,18 +138,21 @@ def read_throughput(path: Path) -> dict:
             _positive(rates.get("median")),
             _positive(ratios.get("median")),
         )
-        out["rounds"][f"{name}_tokens_per_s"] = ratios.get("rounds") or rates.get("rounds") or []
+        out["rounds"][f"{name}_tokens_per_s"] = rates.get("rounds") or []
+        out["ratios"][f"{name}_tokens_per_s"] = ratios.get("rounds") or []
     return out
 
 
 def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float], list[float]] | None:
     """The rounds that two models took in turns, as many of each; None where they are not of one benchmark call.
 
-    Each as ratios to the base model's turns close by: between the turns of the two themselves lie those of others, and
-    time in which a shared machine changes its speed. A slow model may have taken fewer rounds, the first ones.
+    As ratios to the base model's turns close by: between the turns of the two themselves lie those of others, and time
+    in which a shared machine changes its speed. As tokens/s where the base model, the slowest, took fewer rounds than
+    the two. A slow model may have taken fewer rounds than the other, the first ones.
     """
-    count = min(len(one["rounds"][measure]) for one in (first, second))
-    rounds = [one["rounds"][measure][:count] for one in (first, second)]
+    count, of_ratios = (min(len(one[kind][measure]) for one in (first, second)) for kind in ("rounds", "ratios"))
+    kind = "ratios" if of_ratios >= count else "rounds"
+    rounds = [one[kind][measure][:count] for one in (first, second)]
     together = first["call"] is not None and first["call"] == second["call"]
     if count < 2 or not together or not all(map(_positive, rounds[0] + rounds[1])):
         return None

@@ -561,7 +561,7 @@ class Plan:
     batch_sizes: list[int]
     rounds: int
     new_tokens: int
-    max_seconds: float  # of one measure of one model over all rounds; a slower one is taken in fewer rounds
+    max_seconds: float  # of one measure over all rounds, each model's turn; a slower one is taken in fewer rounds
     results_dir: str
     limit_gb: float | None
 
@@ -621,6 +621,8 @@ class Entrant:
         plan, longest = self.plan, max(self.plan.lengths.values())
         self.worker.ask("decode", context=longest, batch=1, new_tokens=min(plan.new_tokens, 8), keep=False)
         self.memory["batch 1"] = self.worker.ask("peak")
+        # A prompt is read once and its cache kept: no round pays for it, nor should the estimate of one.
+        self.worker.ask("decode", context=plan.context, batch=1, new_tokens=1)
         for name, command in plan.measures().items():
             began = time.perf_counter()
             try:

@@ -260,7 +260,7 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
             winner = OPEN
             if max(ratio, 1 / ratio) > 1 + SPEED_TOLERANCE and not low <= 1 <= high:
                 winner = SAPLING if ratio > 1 else GPTQ
-            details = f"{name.capitalize()}: {one:,.1f} against {other:,.1f} tokens/s over {len(rounds[0])} rounds."
+            details = f"{name.capitalize()}: {len(rounds[0])} rounds, medians {one:,.1f} and {other:,.1f} tokens/s."
             found.append(Measure(name, winner, f"{ratio:.2f} times [{low:.2f}, {high:.2f}]", details))
         else:
             numbers = f"{one:,.1f} against {other:,.1f} tokens/s, no rounds of one call to take an interval from"
@@ -295,8 +295,9 @@ def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_withi
         f"- Equal accuracy must be shown: the interval may reach {100 * equal_within:.3g} points below GPTQ, no "
         "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals of "
         f"95 % are widened to at least {CONFIDENCE:.0%} (Bonferroni) because it is picked among several.",
-        "- A ratio of throughputs is taken round by round of one benchmark call and counted where it differs from 1 by "
-        f"more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "
+        "- A ratio of throughputs is the geometric mean over the rounds of one benchmark call, in which both are taken "
+        "in relation to the base model's turns close by where there are as many, and counted where it differs from 1 "
+        f"by more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "
         f"within {MEMORY_TOLERANCE:.0%} are equal. A model that had to be measured in another form decides neither.",
         "- One measure in which GPTQ is better refutes the hypothesis; it holds where SAPLING is better in every one.",
         "- Against other ways to drop layers only accuracy is judged, at the other's last depth and SAPLING's "

@@ -319,10 +319,13 @@ def test_rounds_of_two_calls_are_paired(tmp_path):
     )
     first, second = comparison.paired_rounds(one, same, "decode_tokens_per_s")
     assert len(first) == 5 and all(b / a == pytest.approx(2, rel=0.1) for a, b in zip(first, second, strict=True))
-    assert first == runs.read_json(tmp_path / "aa" / "throughput_cpu.json")["decode"]["1"]["ratio"]["rounds"]
+    recorded = runs.read_json(tmp_path / "aa" / "throughput_cpu.json")["decode"]["1"]
+    assert first == recorded["ratio"]["rounds"]
     assert comparison.paired_rounds(one, other, "decode_tokens_per_s") is None
     same["rounds"]["decode_tokens_per_s"] = same["rounds"]["decode_tokens_per_s"][:3]  # a slow model: fewer rounds
     assert len(comparison.paired_rounds(one, same, "decode_tokens_per_s")[0]) == 3
+    one["ratios"]["decode_tokens_per_s"] = one["ratios"]["decode_tokens_per_s"][:2]  # a slow base model: fewer still
+    assert comparison.paired_rounds(one, same, "decode_tokens_per_s")[0] == recorded["tokens_per_s"]["rounds"][:3]
 
 
 @pytest.mark.parametrize("record", [{}, {"decode": {}, "prefill": None}, {"decode": {"1": {"tokens_per_s": None}}}])

@@ -3,6 +3,8 @@
 import json
 import shutil
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -142,6 +144,33 @@ def test_a_slow_measure_is_taken_in_fewer_rounds(fake):
     assert len(entrants["slow"].values["prefill 64"]) == 2 and len(entrants["slow"].values["decode 1"]) == 4
 
 
+def test_a_slow_base_model_takes_fewer_rounds_and_the_others_are_in_relation_to_those(fake):
+    fake.seconds = {("base", "prefill"): 0.06}
+    subjects = [subject("base"), subject("a"), subject("b")]
+    entrants, _ = throughput.measure_all(subjects, plan(rounds=4, max_seconds=0.15), resident=True)
+    base, a, b = entrants.values()
+    assert len(base.values["prefill 64"]) == 2 * 2 and len(base.values["decode 1"]) == 2 * 4
+    for one in (a, b):
+        assert len(one.values["prefill 64"]) == 4 and len(throughput.ratios(one, "prefill 64")) == 2
+        turns = base.values["prefill 64"]
+        assert one.beside["prefill 64"] == [(turns[0], turns[1]), (turns[2], turns[3])]
+
+
+def test_a_base_model_that_fails_midway_leaves_the_others_without_ratios(fake, monkeypatch):
+    measure = Entrant.measure
+
+    def failing(self, names, number):
+        if self.subject.run == "base" and number == 1:
+            raise UserError("out of memory")
+        return measure(self, names, number)
+
+    monkeypatch.setattr(Entrant, "measure", failing)
+    entrants, failed = throughput.measure_all([subject("base"), subject("a")], plan(rounds=3), resident=True)
+    assert failed == {"base": "out of memory"} and list(entrants) == ["a"]
+    a = entrants["a"]
+    assert len(a.values["decode 1"]) == 3 and len(throughput.ratios(a, "decode 1")) == 1  # record() then gives none
+
+
 def test_a_process_that_dies_says_so_and_a_sleeping_one_does_not_spin(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "500")
     worker = throughput.WorkerProcess()
@@ -218,6 +247,23 @@ def test_packed_weights_count_with_their_scales_and_parameters_as_if_dense(tiny_
     dense = models.load_base(tiny_base, "auto", cpu, torch.bfloat16)
     assert throughput.parameters(model.config) == sum(p.numel() for p in dense.parameters())
     assert throughput.kernel(model).startswith("Linear4bit") and throughput.kernel(dense).startswith("Linear bfloat16")
+
+
+def test_gptq_s_file_is_let_go_once_the_kernel_has_packed_its_weights(tmp_path, tiny_base, monkeypatch):
+    base = subject(path=tiny_base, files=throughput.weight_files(tiny_base))
+    folder = tmp_path / "tiny"
+    shutil.copytree(tiny_base, folder)
+    (packed,) = throughput.variant_subjects(replace(base, path=str(folder)), ["gptq"], str(tmp_path))
+
+    def mapped():
+        return packed.files[0] in Path("/proc/self/maps").read_text()
+
+    worker = throughput.Worker()
+    worker.load(vars(packed), str(tmp_path), None)
+    assert not mapped()
+    monkeypatch.setattr(throughput.memory, "release_files", lambda model: None)
+    worker.load(vars(packed), str(tmp_path), None)
+    assert mapped()  # or the file would be let go anyhow
 
 
 # -------------------------------------------------------------------------------------------------------- who and fit
