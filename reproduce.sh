@@ -41,7 +41,7 @@ training_8bit=("${training[@]}" --EPOCHS=0.7) # for the clock's sake; the table 
 gptq=(--GROUP_SIZE=64 --CALIBRATION_EXAMPLES=128)
 sapling=(--START_FROM=qlora_4bit --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.1 --HEALING_EPOCHS=0.5 --DROPS_EARLY=5 --DROPS_LATE=5
     --CALIBRATION_EXAMPLES=64 --FIRST_SCAN_EXAMPLES=16 --SCAN_BATCH_SIZE=8)
-benchmark=(--ROUNDS=3 --BATCH_SIZES=[4])
+benchmark=(--ROUNDS=5 --BATCH_SIZES=[4]) # of three rounds no 99 % interval decides anything
 if [ "$quick" = yes ]; then
     RESULTS_DIR=$RESULTS_DIR-quick
     data+=(--TRAIN_EXAMPLES=48 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=8)
