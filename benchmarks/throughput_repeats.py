@@ -15,10 +15,10 @@ RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the 
 DATA_RUN = "data"  # whose prompt lengths are taken
 RESULTS_DIR = "results"  # where they lie
 CALLS = 2  # calls of the benchmark
-ROUNDS = 10  # of each call; these four as in benchmark_throughput.py
+ROUNDS = 10  # of each call, and tokens decoded in a round: as in benchmark_throughput.py
 NEW_TOKENS = 16
-MAX_SECONDS = 7.0
-BATCH_SIZES = [4, 16]
+MAX_SECONDS = 30.0  # of one measure over all rounds: enough for every round of a small model on a CPU
+BATCH_SIZES: list = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
 
