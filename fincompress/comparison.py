@@ -115,7 +115,7 @@ def read_throughput(path: Path) -> dict:
     model, each None where the file does not say; ``device`` ("cpu", "cuda") and ``hardware`` in words;
     ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a model that does not fit was run);
     ``rounds``, ``{measure: tokens/s of each round}``, ``ratios``, the same in relation to the base model's turns close
-    by, and the benchmark ``call`` that they are of.
+    by, and the benchmark ``call`` that they are of; ``share_of_bandwidth`` that decoding at batch 1 reaches.
     """
     found = runs.read_json(path)
     prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
@@ -128,6 +128,7 @@ def read_throughput(path: Path) -> dict:
         "kernel": found.get("kernel"),
         "label": found.get("label"),
         "call": found.get("call"),
+        "share_of_bandwidth": _positive((found.get("ceiling") or {}).get("share_of_bandwidth")),
         "rounds": {},
         "ratios": {},
     }
@@ -329,7 +330,11 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
         evaluations = [runs.read_json(path) for name, path in evaluations.items() if name in splits]
         if devices and not evaluations:
             evaluations = [None]
-        rows += [make_row(folder, root, evaluation, devices, splits) for evaluation in evaluations]
+        for evaluation in evaluations:
+            try:
+                rows.append(make_row(folder, root, evaluation, devices, splits))
+            except (KeyError, TypeError, AttributeError) as error:
+                left_out.append(f"{folder.relative_to(root)}: a record in it is damaged ({error!r})")
     return rows, left_out
 
 
@@ -447,7 +452,7 @@ def label_apart(rows: list[Row]) -> None:
         if counts[row.method] > 1:
             row.method += f" ({row.run})"
         if row.series and families[row.series] > 1:
-            row.series += f" ({Path(row.family).name})"
+            row.series += f" ({row.run.rpartition('/')[0] or row.run})"
 
 
 def compare_with_phase_1(section: Section, reference: str | None) -> None:

@@ -12,7 +12,8 @@ and every SAPLING run of a section are judged as a pair; of several pairs none i
   would be. So the checkpoint's interval against GPTQ must reach down to no more than ``EQUAL_WITHIN`` below it (shown
   not to be worse by more than that) and must not lie wholly below zero. The smallest such checkpoint is taken. Because
   it is picked among several, the intervals hold for all of them at once (Bonferroni: 1 - 0.05 / their number, and at
-  least 99 %). Where every checkpoint is significantly worse GPTQ wins, unless all of them are smaller than it.
+  least 99 %). Where every checkpoint is significantly worse GPTQ wins, unless all of them are smaller than it; where a
+  smaller one than the one taken is not significantly worse, GPTQ must be better than both.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ SIZE_TOLERANCE = 0.05  # relative difference in bytes up to which two sizes are 
 MEMORY_TOLERANCE = 0.05  # relative difference up to which two peaks of memory are called equal
 SPEED_TOLERANCE = 0.05  # likewise of throughput: two calls of the benchmark differ by as much
 CONFIDENCE = 0.99  # of the intervals that decide: accuracy, and twice decode and prefill throughput
+FAST_KERNELS = ("Marlin", "Machete")  # of GPTQ's on a GPU, those that compute with packed weights
+LAUNCH_BOUND = 0.3  # share of a GPU's memory bandwidth below which decoding waits for Python, not for the weights
 BITS = 4  # the hypothesis is about 4-bit GPTQ
 SAPLING, GPTQ, OPEN = "SAPLING", "GPTQ", "not decided"
 
@@ -203,6 +206,9 @@ def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) ->
     if -math.log(1 - confidence) / questions > equal_within:
         part.measures = [Measure("size", OPEN, f"{questions} questions cannot show a difference to be below {margin}")]
         return part
+    if gptq.execution["interval"][0] <= equal_within:  # a model that answers nothing would be as accurate
+        part.measures = [Measure("size", OPEN, f"GPTQ answers too little ({_percent(gptq)}) for a margin of {margin}")]
+        return part
     equal = [(row, c) for row, c in pairs if c["interval"][0] >= -equal_within and statistics.favours(c) >= 0]
     if not equal:
         best, found = max(pairs, key=lambda pair: pair[1]["difference"])
@@ -217,11 +223,25 @@ def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) ->
         return part
     row, found = equal[0]
     part.shown = f"`{row.run}`, {_percent(row)} against {_percent(gptq)}, {_points(found)}"
-    size = Measure("size", OPEN, f"{_size(row)} against {_size(gptq)}")
-    if abs(row.size_gb / gptq.size_gb - 1) > SIZE_TOLERANCE:
-        size.winner = SAPLING if row.size_gb < gptq.size_gb else GPTQ
-    part.measures = [size, *compare_speed(row, gptq)]
+    part.measures = compare_cost(row, gptq)
+    for one in [one for one, c in pairs if one.size_gb < row.size_gb and statistics.favours(c) >= 0]:
+        # With more questions this one may be shown to be equal, and then it is the one that counts.
+        others = {measure.name: measure.winner for measure in compare_cost(one, gptq)}
+        lost = [m for m in part.measures if m.winner == GPTQ and others.get(m.name) != GPTQ]
+        for measure in lost:
+            measure.winner = OPEN
+        if lost:
+            names = " and ".join(measure.name for measure in lost)
+            part.remark += f" `{one.run}`, smaller, is not shown to be worse, nor GPTQ to be better in {names}."
     return part
+
+
+def compare_cost(sapling: Row, gptq: Row) -> list[Measure]:
+    """What an answer costs: size, and what ``compare_speed`` gives."""
+    size = Measure("size", OPEN, f"{_size(sapling)} against {_size(gptq)}")
+    if abs(sapling.size_gb / gptq.size_gb - 1) > SIZE_TOLERANCE:
+        size.winner = SAPLING if sapling.size_gb < gptq.size_gb else GPTQ
+    return [size, *compare_speed(sapling, gptq)]
 
 
 def compare_accuracy(sapling: Row, gptq: Row) -> Measure:
@@ -251,8 +271,9 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
     found = []
     for name, key in measures.items():
         one, other = sapling.speed[key], gptq.speed[key]
-        if one is None or other is None:
-            found.append(Measure(name, OPEN, "not measured"))
+        unfair = "not measured" if one is None or other is None else not_the_models(sapling.speed, gptq.speed, key)
+        if unfair:
+            found.append(Measure(name, OPEN, unfair))
             continue
         rounds = comparison.paired_rounds(sapling.speed, gptq.speed, key)
         if rounds:
@@ -272,6 +293,18 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
     if max(one, other) / min(one, other) > 1 + MEMORY_TOLERANCE:
         winner = SAPLING if one < other else GPTQ
     return [*found, Measure("inference memory", winner, f"{one:.2f} against {other:.2f} GB")]
+
+
+def not_the_models(sapling: dict, gptq: dict, key: str) -> str | None:
+    """Why a throughput on a GPU says little of the two models; None where it does."""
+    if not sapling["device"].startswith("cuda"):
+        return None
+    if gptq["kernel"] and not any(name in gptq["kernel"] for name in FAST_KERNELS):
+        return f"GPTQ ran with {gptq['kernel'].partition(';')[0]}, which unpacks whole matrices: Marlin's needs nvcc"
+    shares = [one["share_of_bandwidth"] for one in (sapling, gptq)]
+    if key.startswith("decode") and None not in shares and min(shares) < LAUNCH_BOUND:
+        return f"at {shares[0]:.0%} and {shares[1]:.0%} of the memory's bandwidth Python's launches were measured"
+    return None
 
 
 def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_within: float = EQUAL_WITHIN) -> str:
@@ -294,11 +327,16 @@ def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_withi
         "one cannot win in accuracy, nor the smaller one in throughput and memory.",
         f"- Equal accuracy must be shown: the interval may reach {100 * equal_within:.3g} points below GPTQ, no "
         "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals of "
-        f"95 % are widened to at least {CONFIDENCE:.0%} (Bonferroni) because it is picked among several.",
+        f"95 % are widened to at least {CONFIDENCE:.0%} (Bonferroni) because it is picked among several. Where a "
+        "smaller one is not significantly worse, GPTQ must be better than that one too: with more questions it might "
+        "be taken.",
         "- A ratio of throughputs is the geometric mean over the rounds of one benchmark call, in which both are taken "
         "in relation to the base model's turns close by where there are as many, and counted where it differs from 1 "
         f"by more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "
         f"within {MEMORY_TOLERANCE:.0%} are equal. A model that had to be measured in another form decides neither.",
+        "- On a GPU no throughput counts where GPTQ's kernel unpacks whole matrices, nor decoding below "
+        f"{LAUNCH_BOUND:.0%} of the memory's bandwidth, where the number of layers that Python launches is measured, "
+        "not their bytes.",
         "- One measure in which GPTQ is better refutes the hypothesis; it holds where SAPLING is better in every one.",
         "- Against other ways to drop layers only accuracy is judged, at the other's last depth and SAPLING's "
         "nearest in bytes, with 95 % intervals widened (Bonferroni) by the number of such pairs.",

@@ -309,3 +309,45 @@ def test_a_larger_checkpoint_is_better_than_another_way_to_drop_layers(tmp_path)
     pruned(tmp_path, "last", "last", N < 100, 0.43)
     (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
     assert verdict.judge_pruning(found)[0].summary.startswith("**Not decided.**")
+
+
+def test_gptq_wins_over_a_checkpoint_while_a_smaller_one_is_undecided(tmp_path):
+    """3 questions fewer, of 27 that differ, at GPTQ's bytes: not shown to be equal, and not worse."""
+    undecided = (N < 235) | ((N >= 400) & (N < 412))
+    found = section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.43)})
+    gptq, checkpoints = rows(found)
+    part = verdict.at_equal_accuracy(gptq, checkpoints, 0.01)
+    assert "`sapling/50`" in part.shown and winners(part)["size"] == "not decided"
+    assert "`sapling/16`, smaller, is not shown to be worse, nor GPTQ to be better in size." in part.remark
+    found = section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.80)})
+    part = verdict.at_equal_accuracy(*rows(found), 0.01)
+    assert winners(part)["size"] == "GPTQ" and "not shown to be worse" not in part.remark
+
+
+def test_margin_is_no_smaller_than_gptqs_own_accuracy(tmp_path):
+    found = section(tmp_path, (N < 20, 0.43), {50: (N < 12, 0.90)})
+    part = verdict.at_equal_accuracy(*rows(found), 0.03)
+    assert winners(part) == {"size": "not decided"}
+    assert "GPTQ answers too little (2.3%) for a margin of 3 points" in str(part)
+
+
+@pytest.mark.parametrize(
+    ("device", "kernel", "bandwidth", "decode", "prefill"),
+    [
+        ("cuda", "MarlinLinear", 0.5, "SAPLING", "SAPLING"),
+        ("cuda", "MarlinLinear", 0.2, "not decided", "SAPLING"),
+        ("cuda", "TritonV2Linear", 0.5, "not decided", "not decided"),
+        ("cpu", "TorchAtenLinear", 0.1, "SAPLING", "SAPLING"),
+    ],
+)
+def test_speed_that_a_gpu_does_not_owe_to_the_model(tmp_path, device, kernel, bandwidth, decode, prefill):
+    section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50)}, speed=False)
+    hardware = {"gpu": "a card", "cpu": "x", "threads": 2}
+    common = {"device": device, "hardware": hardware}
+    made.throughput(tmp_path, "sapling/30", 40.0, memory=0.3, **common)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=100.0, kernel=kernel, bandwidth=bandwidth, **common)
+    (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    gptq, (checkpoint,) = rows(found)
+    speed = {measure.name: measure.winner for measure in verdict.compare_speed(checkpoint, gptq)}
+    assert (speed["decode throughput"], speed["prefill throughput"]) == (decode, prefill)
+    assert speed["inference memory"] == "SAPLING"
