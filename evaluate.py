@@ -106,13 +106,15 @@ def score_run() -> None:
         show_table()
         return
     print(f"{RUN} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
+    path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
+    options = {}
+    if untuned or (directory / "config.json").exists():
+        longest = max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS
+        options = models.offload_if_needed(path, device, BATCH_SIZE, longest)
     if untuned:
-        path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
-        model = models.load_base(path, "auto", device, dtype, **models.offload_if_needed(path, device)).eval()
+        model = models.load_base(path, "auto", device, dtype, **options).eval()
         tokenizer = models.load_tokenizer(path)
     else:
-        whole = (directory / "config.json").exists()
-        options = models.offload_if_needed(str(directory), device) if whole else {}
         model, tokenizer = models.load_run(directory, RESULTS_DIR, device, dtype, **options)
     clock = runs.Stopwatch()
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS)

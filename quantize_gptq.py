@@ -112,7 +112,7 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
         shutil.rmtree(left, ignore_errors=True)
     log.unlink(missing_ok=True)
     try:
-        gptq.quantize(source, partial, texts, BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, log)
+        gptq.quantize(source, partial, texts, BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, dtype, log)
         seconds = clock.seconds()
         models.save_tokenizer(tokenizer, partial)
         models.write_model_card(
@@ -120,11 +120,7 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
             record["base_model"],
             f"Run `{SOURCE_RUN}`, quantized by GPTQ to {BITS} bits in groups of {group_size}.",
         )
-        model = models.load_base(str(partial), "auto", device, dtype, packed=True)
-        with torch.no_grad():
-            logits = model(torch.tensor([texts[0]], device=device)).logits
-        if not torch.isfinite(logits).all():
-            raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
+        kernel = try_out(partial, texts[0], device, dtype)
         for path in partial.iterdir():
             os.replace(path, directory / path.name)
     finally:
@@ -134,7 +130,7 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
         "source_run": source.relative_to(RESULTS_DIR).as_posix(),
         "data": record["data"],
         "group_size": group_size,
-        "kernel": gptq.kernel(model),
+        "kernel": kernel,
         "quantization_seconds": round(seconds, 1),
         "calibration_tokens": sum(map(len, texts)),
         "peak_memory_gb": memory.peak_memory_gb(),
@@ -148,8 +144,25 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
         f"quantized in {seconds / 60:.1f} min: {metrics['size_before_gb']:.3f} -> {metrics['size_after_gb']:.3f} GB, "
         f"blocks alone to {after['blocks'] / before['blocks']:.1%}, embeddings, head and norms stay at "
         f"{metrics['size_after_gb'] - metrics['blocks_after_gb']:.3f} GB; kernel here "
-        f"{metrics['kernel']}; wrote {directory}/"
+        f"{kernel or 'none'}; wrote {directory}/"
     )
+
+
+def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
+    """The kernel that runs the quantized model here; None, which is said, where none does: another machine may.
+
+    Raises UserError where it computes no numbers.
+    """
+    try:
+        model = models.load_base(str(checkpoint), "auto", device, dtype, packed=True)
+        with torch.no_grad():
+            logits = model(torch.tensor([tokens], device=device)).logits
+    except (UserError, ImportError, RuntimeError) as error:
+        print(f"quantized, but it cannot be run here: {models.first_line(error)}")
+        return None
+    if not torch.isfinite(logits).all():
+        raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
+    return gptq.kernel(model)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -77,20 +78,21 @@ def input_widths(config) -> set[int]:
 
 def quantize(
     source: Path, target: Path, rows: list[list[int]], bits: int, group_size: int, desc_act: bool, damping: float,
-    batch_size: int, device: torch.device, log: Path,
+    batch_size: int, device: torch.device, dtype: torch.dtype, log: Path,
 ) -> None:  # fmt: skip
     """Quantize the linear layers of the blocks of the checkpoint in ``source`` and write it to the folder ``target``.
 
-    ``rows`` are calibration texts as token ids. Embeddings, norms and head stay in 16 bits. ``target`` also gets
+    ``rows`` are calibration texts as token ids. ``dtype`` float32 computes in that; any other leaves it to gptqmodel,
+    which takes the checkpoint's 16 bits. Embeddings, norms and head stay in the checkpoint's type. ``target`` also gets
     ``quant_log.csv``, the error of every layer. What gptqmodel prints goes to ``log``. Raises UserError where memory or
     a kernel is missing.
     """
     require()
     source, target = Path(source).resolve(), target.resolve()
-    blocks = AutoConfig.from_pretrained(source).num_hidden_layers
+    stored = AutoConfig.from_pretrained(source)
     calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
     with (
-        tqdm(total=blocks, desc="quantizing", unit="block") as bar,
+        tqdm(total=stored.num_hidden_layers, desc="quantizing", unit="block") as bar,
         # Blocks that are done wait there, gigabytes of a large model: not in /tmp, which may lie in memory.
         tempfile.TemporaryDirectory(dir=target.parent, prefix=OFFLOAD) as scratch,
         quiet(log),
@@ -105,7 +107,8 @@ def quantize(
             bits=bits, group_size=group_size, desc_act=desc_act, damp_percent=damping, offload_to_disk_path=scratch,
             act_group_aware=group_size > 0 and not desc_act,  # whole groups in the order of their activations
         )  # fmt: skip
-        model = GPTQModel.load(str(source), config, device=str(device))
+        compute = dtype if dtype == torch.float32 else "auto"  # bf16 on a CPU without it takes twice as long
+        model = GPTQModel.load(str(source), config, device=str(device), dtype=compute)
         model.layer_callback = layer_complete
         try:
             model.quantize(calibration, batch_size=batch_size)
@@ -114,7 +117,20 @@ def quantize(
         except NotImplementedError as error:
             raise UserError(f"gptqmodel has no kernel for {bits} bits on {device.type}: {error}") from None
         model.save(str(target))
+    if compute == torch.float32:
+        store_in(target, stored.dtype)
     forget_offload(target)
+
+
+def store_in(directory: Path, dtype: torch.dtype) -> None:
+    """Write the float32 tensors of a checkpoint in ``dtype``: what was not quantized, and only computed in float32."""
+    for path in directory.glob("*.safetensors"):
+        tensors = load_file(path)
+        narrow = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in tensors.items()}
+        with runs.atomic_path(path) as partial:
+            save_file(narrow, partial, metadata={"format": "pt"})
+    config = runs.read_json(directory / "config.json")
+    runs.write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
 
 
 def forget_offload(directory: Path) -> None:
@@ -136,6 +152,27 @@ def quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Mod
     for name, module in model.named_modules():
         if hasattr(module, "qweight"):
             yield name, module
+
+
+def backends(path: str, device: torch.device, dtype: torch.dtype) -> list[str | None]:
+    """The kernels of gptqmodel's to load the GPTQ checkpoint in ``path`` with, the first one that takes it; None: its
+    own choice.
+
+    On a GPU that would be Machete where the GPU is new enough, which is not asked whether it compiles and has buffers
+    that no checkpoint holds. Marlin is compiled with nvcc, for float16 at loading and for ``dtype`` at the first
+    product, too late to take another; Triton's and torch's kernels, which unpack whole matrices, need nothing.
+    """
+    if device.type != "cuda":
+        return [None]
+    from gptqmodel.utils.marlin import prewarm_marlin_extension
+
+    compiled = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"] in (4, 8)
+    for one in (torch.float16, dtype):
+        try:
+            compiled = compiled and prewarm_marlin_extension(one)
+        except (ImportError, OSError, RuntimeError):
+            compiled = False
+    return ["gptq_marlin"] * compiled + ["gptq_triton", "gptq_torch"]
 
 
 def kernel(model: torch.nn.Module) -> str | None:

@@ -310,15 +310,10 @@ def load_base(
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     options |= {"dtype": dtype, "low_cpu_mem_usage": True, "output_loading_info": True}
     with explain_loading(path), _no_progress_bars(), gptq.quiet() if from_gptq else contextlib.nullcontext():
-        try:
+        if from_gptq:
+            model, info = _load_gptq(path, gptq.backends(path, device, dtype), options)
+        else:
             model, info = AutoModelForCausalLM.from_pretrained(path, **options)
-        except ImportError:
-            if not from_gptq:
-                raise
-            # The kernel that is chosen for a GPU compiles itself, with nvcc; Triton's needs nothing but torch.
-            bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
-            again = options | {"quantization_config": GPTQConfig(bits=bits, backend="gptq_triton")}
-            model, info = AutoModelForCausalLM.from_pretrained(path, **again)
     # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
@@ -333,20 +328,41 @@ def load_base(
     return model
 
 
-def offloading(free_gb: float) -> dict:
+def _load_gptq(path: str, backends: list[str | None], options: dict) -> tuple:
+    """``(model, loading info)`` of a GPTQ checkpoint with the first of ``backends`` that takes it."""
+    bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
+    failure: Exception | None = None
+    for backend in backends:
+        chosen = {} if backend is None else {"quantization_config": GPTQConfig(bits=bits, backend=backend)}
+        try:
+            return AutoModelForCausalLM.from_pretrained(path, **(options | chosen))
+        except (ImportError, RuntimeError, ValueError) as error:
+            failure = error.with_traceback(None)  # whose frames hold what was loaded so far
+    raise failure
+
+
+def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
     """Options of ``load_base`` that fill ``free_gb`` of a GPU, save a reserve, and leave the rest in main memory."""
-    return {"device_map": "auto", "max_memory": {0: int((free_gb - OFFLOAD_RESERVE_GB) * 1e9), "cpu": 10**12}}
+    return {"device_map": "auto", "max_memory": {0: max(0, int((free_gb - reserve_gb) * 1e9)), "cpu": 10**12}}
 
 
-def offload_if_needed(path: str, device: torch.device) -> dict:
-    """``offloading`` for a 16-bit checkpoint that the GPU's free memory does not hold, which is said; else nothing."""
+def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) -> dict:
+    """``offloading`` for a 16-bit checkpoint that the GPU's free memory does not hold, which is said; else nothing.
+
+    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free.
+    """
     if device.type != "cuda" or gptq.is_gptq(path):
         return {}
-    needed, free = memory.weights_gb(read_config(path), "bf16"), torch.cuda.mem_get_info()[0] / 1e9
-    if needed + OFFLOAD_RESERVE_GB <= free:
+    config, free = read_config(path), torch.cuda.mem_get_info()[0] / 1e9
+    weights = memory.weights_gb(config, "bf16")
+    reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
+    if weights + reserve <= free:
         return {}
-    print(f"{needed:.1f} GB of weights, {free:.1f} GB of the GPU are free: the rest is offloaded to main memory (slow)")
-    return offloading(free)
+    print(
+        f"{weights:.1f} GB of weights and {reserve:.1f} GB to decode, {free:.1f} GB of the GPU are free: "
+        "what it does not hold is offloaded to main memory (slow)"
+    )
+    return offloading(free, reserve)
 
 
 def keep_nf4_trainable(model: torch.nn.Module) -> None:

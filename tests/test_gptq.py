@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,10 +30,10 @@ def texts():
 
 @pytest.fixture(scope="module")
 def quantized(tiny_base, texts, tmp_path_factory):
-    """The folder of ``shape:tiny``, quantized to 4 bits in groups of 64."""
+    """The folder of ``shape:tiny``, quantized to 4 bits in groups of 64, in float32 as on a CPU without bf16."""
     folder = tmp_path_factory.mktemp("gptq")
     before = sorted(os.listdir())
-    gptq.quantize(tiny_base, folder / "out", texts, 4, 64, False, 0.05, 8, CPU, folder / "log")
+    gptq.quantize(tiny_base, folder / "out", texts, 4, 64, False, 0.05, 8, CPU, torch.float32, folder / "log")
     assert sorted(os.listdir()) == before  # gptqmodel's logs/ does not land where one works
     return folder / "out"
 
@@ -113,6 +114,9 @@ def test_blocks_shrink_to_less_than_a_third_and_the_ends_do_not(tiny_base, quant
     before, after = memory.checkpoint_bytes(tiny_base), memory.checkpoint_bytes(quantized)
     assert 0.25 < after["blocks"] / before["blocks"] <= 0.30
     assert after["ends"] == before["ends"] > 0
+    stored = load_file(quantized / "model.safetensors")["model.embed_tokens.weight"]
+    assert stored.equal(load_file(Path(tiny_base) / "model.safetensors")["model.embed_tokens.weight"])
+    assert runs.read_json(quantized / "config.json")["dtype"] == "bfloat16"
 
 
 def test_the_format_is_the_one_that_auto_gptq_and_vllm_read(quantized):
@@ -132,17 +136,38 @@ def test_a_checkpoint_names_no_folder_of_this_machine(quantized):
         assert "offload_to_disk_path" not in path.read_text() and "/tmp" not in path.read_text()
 
 
-def test_a_kernel_that_cannot_be_compiled_gives_way_to_tritons(quantized, monkeypatch):
+def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatch):
     asked = []
 
     def load(path, **options):
-        asked.append(options.get("quantization_config"))
-        raise ImportError("nvcc is not here") if len(asked) == 1 else OSError("far enough")
+        asked.append(options["quantization_config"])
+        raise {1: ImportError, 2: RuntimeError}.get(len(asked), OSError)("far enough")
 
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(gptq, "backends", lambda *_: ["gptq_marlin", "gptq_triton", "gptq_torch"])
     with pytest.raises(UserError, match="far enough"):
         models.load_base(str(quantized), "auto", CPU, torch.bfloat16)
-    assert asked[0] is None and (asked[1].bits, asked[1].backend) == (4, "gptq_triton")
+    assert [(one.bits, one.backend) for one in asked] == [(4, "gptq_marlin"), (4, "gptq_triton"), (4, "gptq_torch")]
+
+
+@pytest.mark.parametrize(
+    ("bits", "compiles", "found"),
+    [(4, {torch.float16, torch.bfloat16}, True), (4, {torch.float16}, False), (4, None, False),
+     (2, {torch.float16, torch.bfloat16}, False)],
+)  # fmt: skip
+def test_the_fast_kernel_of_a_gpu_is_asked_for_where_it_compiles(tmp_path, monkeypatch, bits, compiles, found):
+    from gptqmodel.utils import marlin
+
+    def compile_for(dtype):
+        if compiles is None:
+            raise RuntimeError("nvcc is not here")
+        return dtype in compiles
+
+    monkeypatch.setattr(marlin, "prewarm_marlin_extension", compile_for)
+    runs.write_json(tmp_path / "config.json", {"quantization_config": {"bits": bits}})
+    names = gptq.backends(str(tmp_path), torch.device("cuda"), torch.bfloat16)
+    assert names == ["gptq_marlin"] * found + ["gptq_triton", "gptq_torch"]
+    assert gptq.backends(str(tmp_path), CPU, torch.bfloat16) == [None]
 
 
 def test_a_format_that_no_kernel_takes_is_one_line(quantized, tmp_path):
@@ -308,7 +333,7 @@ def test_general_texts_are_of_one_length_and_no_training_prompts(finished, monke
 def test_eight_bits_in_the_order_of_activations_are_nearer_to_the_source_than_four(
     tiny_base, quantized, texts, tmp_path
 ):
-    gptq.quantize(tiny_base, tmp_path / "out", texts, 8, 64, True, 0.05, 8, CPU, tmp_path / "log")
+    gptq.quantize(tiny_base, tmp_path / "out", texts, 8, 64, True, 0.05, 8, CPU, torch.bfloat16, tmp_path / "log")
     config = runs.read_json(tmp_path / "out" / "config.json")["quantization_config"]
     assert (config["bits"], config["desc_act"]) == (8, True)
     with torch.no_grad():
