@@ -51,7 +51,7 @@ LR_SCHEDULE = "cosine"  # within a cycle: "cosine", "linear" or "constant_with_w
 WARMUP = 0.1  # share of a cycle's steps over which the learning rate rises
 WEIGHT_DECAY = 0.0  # on what is trained
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
-OPTIMIZER: str | None = None  # None: paged 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
+OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
 BATCH_SIZE = 8  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step

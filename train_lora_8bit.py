@@ -28,7 +28,7 @@ LR_SCHEDULE = "cosine"  # after the warm-up: "cosine", "linear" or "constant_wit
 WARMUP = 0.05  # share of all steps over which the learning rate rises
 WEIGHT_DECAY = 0.0  # on the adapters
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
-OPTIMIZER: str | None = None  # None: paged 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
+OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
 BATCH_SIZE = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step; the step sees BATCH_SIZE times this many sequences

@@ -141,6 +141,8 @@ def predict_training_gb(
     trained = ratio * linear + train_ends * ends
     weights = (linear + ends - trained) * compute_bytes
     weights += trained * (4 + _moment_bytes(device) + _cast_bytes(compute_bytes))
+    if train_ends:  # bitsandbytes keeps an embedding's moments in float32
+        weights += config.vocab_size * hidden * (8 - _moment_bytes(device))
     attention = _attention_bytes(config, tokens, compute_bytes, eager=device == "cpu")
     # Autocast copies an input once for each of the products that need it for a weight's gradient.
     copies = (3, 2) if compute_bytes < 4 else (1, 1)

@@ -200,7 +200,7 @@ def quiet_imports() -> None:
 
 
 def set_threads() -> None:
-    """One OpenMP thread a core, and threads that soon sleep at a barrier, unless the caller chose otherwise.
+    """One OpenMP thread a core, threads that soon sleep at a barrier, and one GPU, unless the caller chose otherwise.
 
     OpenMP's default is to spin for milliseconds at every barrier: two processes on two cores then spend their time
     waiting for threads that are not running, at half the speed and less. A process that is alone loses a tenth where
@@ -212,6 +212,7 @@ def set_threads() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would multiply the batch by the number of GPUs
 
 
 def _as_text(value: object) -> str:

@@ -439,7 +439,7 @@ def training_arguments(
         per_device_train_batch_size=s["BATCH_SIZE"],
         gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-        optim=s["OPTIMIZER"] or ("paged_adamw_8bit" if device.type == "cuda" else "adamw_torch_fused"),
+        optim=s["OPTIMIZER"] or ("adamw_bnb_8bit" if device.type == "cuda" else "adamw_torch_fused"),
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=device.type == "cpu",
