@@ -41,6 +41,7 @@ TRAIN_RATIO = 0.25  # only for PREDICT: share of the layers that SAPLING trains
 SETTINGS = configure(globals())
 
 import json  # noqa: E402
+import math  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -62,8 +63,8 @@ def main() -> None:
     lengths, data = throughput.prompt_lengths(RESULTS_DIR, base.data_run, room)
     found = throughput.probe()
     cuda = found["device"] == "cuda"
-    limit = VRAM_LIMIT_GB if cuda else None
-    print_card(found, base, lengths, data)
+    limit = min(VRAM_LIMIT_GB or math.inf, found["hardware"]["vram_gb"]) if cuda else None
+    print_card(found, base, lengths, data, limit)
 
     longest, compute_bytes = max(lengths.values()), 4 if found["dtype"] == "float32" else 2
 
@@ -128,7 +129,9 @@ def check_settings() -> None:
         raise UserError(f"TRAIN_RATIO is a share, above 0 and at most 1, not {TRAIN_RATIO}")
 
 
-def print_card(found: dict, base: throughput.Subject, lengths: dict[str, int], data: dict | None) -> None:
+def print_card(
+    found: dict, base: throughput.Subject, lengths: dict[str, int], data: dict | None, limit: float | None
+) -> None:
     """What all numbers share: device, ceilings, prompts."""
     hardware = found["hardware"]
     print(f"device     {found['device']}, {hardware.get('gpu', hardware['cpu'])}, {found['reason']}")
@@ -140,10 +143,7 @@ def print_card(found: dict, base: throughput.Subject, lengths: dict[str, int], d
     source = f"of data run {base.data_run!r} ({data['source']})" if data else "no data run is here: a fixed length only"
     print(f"prompts    {', '.join(f'{name} {tokens}' for name, tokens in lengths.items())} tokens, {source}")
     print(f"rounds     {ROUNDS}, {NEW_TOKENS} new tokens each, batches 1 and {BATCH_SIZES}, models take turns")
-    if found["device"] == "cpu":
-        print("card       no GPU is used, so VRAM_LIMIT_GB does not apply")
-    else:
-        print(f"card       {'as it is' if VRAM_LIMIT_GB is None else f'as one of {VRAM_LIMIT_GB:g} GB'}")
+    print("card       " + (f"as one of {limit:g} GB" if limit else "no GPU is used, so VRAM_LIMIT_GB does not apply"))
 
 
 def print_table(records: dict[str, dict]) -> None:

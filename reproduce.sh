@@ -81,16 +81,23 @@ quantize_the_smallest() {
     python quantize_gptq.py --SOURCE_RUN="$(depths | tail -n 1)" --RUN=sapling_gptq "${gptq[@]}"
     evaluate sapling_gptq
 }
+measured() { # measured run...: whether the speed of each was measured since it was made
+    local name found
+    for name in "$@"; do
+        found=$(find "$RESULTS_DIR/$name" -maxdepth 1 -name 'throughput_*.json' -newer "$RESULTS_DIR/$name/settings.json" \
+            2>/dev/null)
+        [ -n "$found" ] || return 1
+    done
+}
 measure() { # six models beside the base, three with --quick: 8-bit LoRA is as fast as QLoRA on a CPU
-    local names measured=$RESULTS_DIR/.measured
-    if [ -e "$measured" ]; then
-        echo "measured already, skipped (remove $measured to do it again)"
-        return
-    fi
+    local names
     names=(qlora_4bit gptq_4bit "$(depths | tail -n 1)")
     if [ "$quick" = no ]; then names+=(qlora_4bit/merged "$(depths | head -n 1)" sapling_gptq); fi
+    if measured base "${names[@]}"; then
+        echo "measured already, skipped (remove throughput_*.json of a run to measure all of them again)"
+        return
+    fi
     python benchmark_throughput.py --RUNS="[$(printf "'%s', " "${names[@]}")]" "${benchmark[@]}"
-    touch "$measured"
 }
 run python preprocess_data.py "${data[@]}"
 run evaluate base

@@ -20,6 +20,9 @@ def run_script(main) -> None:
         main()
     except UserError as error:
         _leave(str(error))
+    except BrokenPipeError:  # whoever read the output, as `head` does, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         _leave("stopped by the keyboard; the same command goes on from the last checkpoint", status=130)
     except Exception as error:
@@ -33,7 +36,7 @@ def run_script(main) -> None:
                 "the GPU's memory is not enough: lower BATCH_SIZE, close what else runs on it, or use a smaller model"
             )
         if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            _leave(f"cannot write {name}: {error.strerror}; choose another RESULTS_DIR")
+            _leave(f"no access to {name}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR")
         raise
 
 

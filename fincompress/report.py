@@ -82,9 +82,9 @@ def curves(section: Section, root: Path) -> list[dict]:
     for folder, row in folders.items():
         try:
             frame = pd.read_csv(folder / "loss_curve.csv")
-        except pd.errors.EmptyDataError:  # of a run that trained nothing
+        except (pd.errors.EmptyDataError, pd.errors.ParserError):  # of a run that trained nothing, or damaged
             continue
-        if len(frame):
+        if len(frame) and {"step", "loss"} <= set(frame):
             label = row.series or row.method
             found.append(
                 {"label": label, "kind": row.kind, "steps": list(frame["step"]), "losses": list(frame["loss"])}

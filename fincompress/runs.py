@@ -82,13 +82,16 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file; raises UserError where it is missing or broken."""
+    """Read a JSON object from a file; raises UserError where it is missing, broken or something else."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return found
 
 
 def run_directory(results_dir: str, run: str) -> Path:

@@ -101,7 +101,9 @@ class Worker:
         return time.perf_counter()
 
     def load(self, subject: dict, results_dir: str, limit_gb: float | None) -> dict:
-        """Load the model and say what it is: kernel, bytes in memory, bytes read per decoded token, load time."""
+        """Load the model and say what it is: kernel, bytes in memory, bytes read per decoded token, and the seconds
+        until one token was read.
+        """
         if self.device.type == "cuda" and limit_gb:
             total = torch.cuda.get_device_properties(0).total_memory / 1e9
             torch.cuda.set_per_process_memory_fraction(min(1.0, (limit_gb - memory.CUDA_CONTEXT_GB) / total))
@@ -115,12 +117,11 @@ class Worker:
         self.before_gb = memory.reset_peak()
         began = time.perf_counter()
         self.model = self.load_model(subject, results_dir, options)
+        self.read(1)  # until then weights may be mapped, not read, and GPTQ's kernel packs its own anew only now
         seconds = self.now() - began
         loading = self.peak()
         if subject.precision == "gptq" and self.device.type == "cpu":
-            # Its kernel packs the weights anew in its first pass; those that were read are dead, and both would count.
-            self.read(1)
-            memory.release_files(self.model)
+            memory.release_files(self.model)  # the weights that were read are dead, and both would count
         memory.release_unused()
         memory.reset_peak()
         head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
@@ -814,46 +815,55 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
 
 
 def table(results_dir: str) -> list[dict]:
-    """One row for every ``throughput_<device>.json`` under ``results_dir``, rows of unlike things told apart."""
+    """One row for every ``throughput_<device>.json`` under ``results_dir``; one that is damaged is a line instead."""
     rows = []
     for path in runs.records(results_dir, "throughput_*.json"):
-        found = runs.read_json(path)
-        hardware = found["hardware"]
-        row = {
-            "run": found["run"],
-            "base_model": found["base_model"],
-            "data": found["data"] and found["data"]["source"],
-            "data_fingerprint": found["data"] and found["data"]["fingerprint"],
-            "device": found["device"],
-            "hardware": hardware.get("gpu", hardware["cpu"]),
-            "threads": found["threads"],
-            "dtype": found["dtype"],
-            "precision": found["precision"],
-            "kernel": found["kernel"],
-            "label": found["label"],
-            "reference": found["reference"],
-            "parameters": found["parameters"],
-            "size_gb": found["size_gb"],
-            "on_disk_gb": found["on_disk_gb"],
-            "in_memory_gb": found["in_memory_gb"],
-            "inference_memory_gb": found["inference_memory_gb"],
-            "predicted_memory_gb": found["memory_gb"]["predicted"],
-            "load_seconds": found["load_seconds"],
-            "share_of_bandwidth": found["ceiling"]["share_of_bandwidth"],
-        }
-        for name in ("median", "p95", "fixed"):
-            entry = found["prefill"].get(name, {})
-            row[f"prompt_tokens_{name}"] = entry.get("prompt_tokens")
-            for quantity in ("tokens_per_s", "ratio", "ttft_ms"):
-                row |= columns(f"prefill_{name}_{quantity}", entry.get(quantity))
-        row["ms_per_token_p50"] = found["decode"]["1"]["ms_per_token_p50"]
-        row["ms_per_token_p95"] = found["decode"]["1"]["ms_per_token_p95"]
-        for batch, entry in found["decode"].items():
-            for quantity in ("tokens_per_s", "ratio"):
-                row |= columns(f"decode_batch{batch}_{quantity}", entry[quantity])
-        rows.append(row)
+        try:
+            rows.append(table_row(runs.read_json(path)))
+        except UserError as error:
+            print(f"left out of throughput.csv: {error}")
+        except (KeyError, TypeError, AttributeError) as error:
+            print(f"left out of throughput.csv: {path} is no record of this version of the benchmark ({error!r})")
     names = list(dict.fromkeys(name for row in rows for name in row))  # batch sizes may differ between records
     return [{name: row.get(name) for name in names} for row in rows]
+
+
+def table_row(found: dict) -> dict:
+    """The columns of one record."""
+    hardware = found["hardware"]
+    row = {
+        "run": found["run"],
+        "base_model": found["base_model"],
+        "data": found["data"] and found["data"]["source"],
+        "data_fingerprint": found["data"] and found["data"]["fingerprint"],
+        "device": found["device"],
+        "hardware": hardware.get("gpu", hardware["cpu"]),
+        "threads": found["threads"],
+        "dtype": found["dtype"],
+        "precision": found["precision"],
+        "kernel": found["kernel"],
+        "label": found["label"],
+        "reference": found["reference"],
+        "parameters": found["parameters"],
+        "size_gb": found["size_gb"],
+        "on_disk_gb": found["on_disk_gb"],
+        "in_memory_gb": found["in_memory_gb"],
+        "inference_memory_gb": found["inference_memory_gb"],
+        "predicted_memory_gb": found["memory_gb"]["predicted"],
+        "load_seconds": found["load_seconds"],
+        "share_of_bandwidth": found["ceiling"]["share_of_bandwidth"],
+    }
+    for name in ("median", "p95", "fixed"):
+        entry = found["prefill"].get(name, {})
+        row[f"prompt_tokens_{name}"] = entry.get("prompt_tokens")
+        for quantity in ("tokens_per_s", "ratio", "ttft_ms"):
+            row |= columns(f"prefill_{name}_{quantity}", entry.get(quantity))
+    row["ms_per_token_p50"] = found["decode"]["1"]["ms_per_token_p50"]
+    row["ms_per_token_p95"] = found["decode"]["1"]["ms_per_token_p95"]
+    for batch, entry in found["decode"].items():
+        for quantity in ("tokens_per_s", "ratio"):
+            row |= columns(f"decode_batch{batch}_{quantity}", entry[quantity])
+    return row
 
 
 def columns(name: str, found: dict | None) -> dict[str, float | None]:

@@ -34,9 +34,9 @@ def failing(error):
     [
         (UserError("RUN is wrong: mend it"), 2, "error: RUN is wrong: mend it\n"),
         (KeyboardInterrupt(), 130, "error: stopped by the keyboard"),
-        (OSError(errno.EACCES, "Not yours", "results/x"), 2, "error: cannot write results/x: Not yours; choose"),
-        (OSError(errno.EROFS, "Read-only", "results/x"), 2, "error: cannot write results/x: Read-only"),
-        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: cannot write file/x: Not a dir"),
+        (OSError(errno.EACCES, "Not yours", "results/x"), 2, "error: no access to results/x: Not yours; mend"),
+        (OSError(errno.EROFS, "Read-only", "results/x"), 2, "error: no access to results/x: Read-only"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: no access to file/x: Not a dir"),
         (OSError(errno.ENOSPC, "Full", "results/x"), 2, "error: no space left on the disk while writing results/x"),
     ],
 )

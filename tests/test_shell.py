@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -156,11 +157,21 @@ def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     assert "QUICK RUN" in done.stdout
 
 
-def test_what_was_measured_is_not_measured_again(phases, copy):
-    phases()
+def test_what_was_measured_is_not_measured_again_unless_it_was_made_anew(phases, copy):
+    _, calls = phases()
+    measured = parse_overrides(calls[-2][0][1:], read_constants(REPOSITORY / calls[-2][0][0]), {})["RUNS"][0]
+    for run in ["base", *measured]:
+        folder = copy / "results" / run
+        folder.mkdir(parents=True, exist_ok=True)
+        for age, name in ((20, "settings.json"), (10, "throughput_cpu.json")):
+            (folder / name).touch()
+            os.utime(folder / name, (time.time() - age,) * 2)
     done, calls = phases()
-    assert "measured already, skipped (remove results/.measured" in done.stdout
+    assert "measured already, skipped (remove throughput_*.json" in done.stdout
     assert [call[0][0] for call in calls].count("benchmark_throughput.py") == 1  # of the first time
+    os.utime(copy / "results/gptq_4bit/settings.json")
+    _, calls = phases()
+    assert [call[0][0] for call in calls].count("benchmark_throughput.py") == 2
 
 
 def test_folders_set_in_the_environment_are_used(phases):
