@@ -116,7 +116,11 @@ def pareto(path: Path, points: list[dict], title: str) -> None:
     panels[0].set_ylabel("execution accuracy (%)")
     panels[1].yaxis.set_tick_params(labelleft=True)
     figure.suptitle("\n".join(textwrap.wrap(title, 130)), fontsize=9)
-    note = "Bars: 95 % Wilson intervals. Grey line: Pareto frontier. Faded: dominated. Numbers: layers left."
+    note = (
+        "Bars: 95 % Wilson intervals. Grey line: Pareto frontier. Faded: dominated. Numbers: sub-layers or blocks left."
+    )
+    if any(point["decode"] is None for point in points):
+        note += " Runs without a measured speed are missing on the right."
     figure.supxlabel(note, fontsize=7.5, color=GREY)
     paths = sorted({(point["series"], point["kind"]) for point in points if point["series"]})
     dashes = {"sapling": itertools.cycle(("-", (0, (6, 3)), "-."))}  # one for each of several runs, the same in both
@@ -160,7 +164,8 @@ def _panel(axes, points: list[dict], measure: str, scale: float, styles: dict) -
         axes.plot(*zip(*path, strict=True), linewidth=1, zorder=2, color=color, linestyle=style)
         paths.append(path)
     # Labels that must be there come first: whole methods, then one name a path, then the depths along it.
-    labels, named = [], set()
+    labels = []
+    named = {id(_most_alone(points, series, measure)) for series in {p["series"] for p in points} - {None}}
     for point in sorted(points, key=lambda p: (p["share"] or 0, p["label"])):
         color, marker = STYLES[point["kind"]]
         x, y = scale * point[measure], 100 * point["accuracy"]
@@ -174,14 +179,24 @@ def _panel(axes, points: list[dict], measure: str, scale: float, styles: dict) -
         if point["series"] is None:
             labels.append((0, x, y, "\n".join(textwrap.wrap(point["label"], 24)), dark, 7.5))
             continue
-        if point["series"] not in named:
-            named.add(point["series"])
+        if id(point) in named:
             labels.append((1, x, y, "\n".join(textwrap.wrap(point["series"], 24)), color, 7.5))
         if point["number"] is not None:
             labels.append((2, x, y, str(point["number"]), dark, 6))
     labels.sort(key=lambda label: label[0])
     obstacles = [(scale * p[measure], 100 * p["accuracy"], 100 * p["low"], 100 * p["high"]) for p in points]
     return labels, obstacles, [np.linspace(a, b, 16) for path in paths for a, b in itertools.pairwise(path)]
+
+
+def _most_alone(points: list[dict], series: str, measure: str) -> dict:
+    """The point of a series that is farthest from those of others: the series' name stands there."""
+    place = np.array([(point[measure], point["accuracy"]) for point in points], dtype=float)
+    place /= np.maximum(np.ptp(place, axis=0), 1e-9)
+    inside = np.array([point["series"] == series for point in points])
+    if inside.all():
+        return points[0]
+    away = np.linalg.norm(place[inside][:, None] - place[~inside][None], axis=2).min(axis=1)
+    return points[np.flatnonzero(inside)[away.argmax()]]
 
 
 def _place_labels(figure, axes, labels: list, obstacles: list, lines: list) -> None:
@@ -200,10 +215,10 @@ def _place_labels(figure, axes, labels: list, obstacles: list, lines: list) -> N
         (px, py), (_, bottom), (_, top) = to_pixels.transform([(x, y), (x, low), (x, high)])
         hard.append((px - 4.5 * pixel, py - 4.5 * pixel, px + 4.5 * pixel, py + 4.5 * pixel))
         soft.append((px - pixel, bottom, px + pixel, top))
-        weights.append(6.0)
+        weights.append(15.0)
     for px, py in to_pixels.transform(np.concatenate(lines)) if lines else []:
         soft.append((px - 1.5 * pixel, py - 1.5 * pixel, px + 1.5 * pixel, py + 1.5 * pixel))
-        weights.append(1.0)
+        weights.append(3.0)
     soft, weights, inside = np.array(soft), np.array(weights), np.array([frame.extents])
     for rank, x, y, text, color, size in labels:
         shown = axes.text(x, y, text, fontsize=size, color=color, linespacing=0.95, va="bottom", zorder=5)
@@ -242,20 +257,26 @@ def _overlap(box: tuple[float, float, float, float], others: np.ndarray) -> np.n
 def loss_curves(path: Path, curves: list[dict], title: str) -> None:
     """Training loss of several runs in one figure; each is ``{"label", "kind", "steps", "losses"}``.
 
-    Losses are as logged, smoothed over five points, as a share of the run's own steps: recipes differ in their number.
+    Losses are as logged, smoothed over five points and left out where they are no positive numbers, as a share of the
+    run's own steps: recipes differ in their number.
     """
     figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
     ends = []
     for place, curve in enumerate(curves):
         color, _ = STYLES[curve["kind"]]
-        smooth = pd.Series(curve["losses"]).rolling(5, min_periods=1, center=True).median()
+        # A loss that is no number is logged as 0.
+        finite = pd.Series(curve["losses"], dtype=float).where(lambda losses: (losses > 0) & np.isfinite(losses))
+        smooth = finite.rolling(5, min_periods=1, center=True).median()
         share = 100 * np.asarray(curve["steps"], dtype=float) / max(curve["steps"])
         style = ("-", "--", ":", "-.")[sum(c["kind"] == curve["kind"] for c in curves[:place]) % 4]
         axes.plot(share, smooth, color=color, linewidth=1.3, linestyle=style)
-        ends.append((smooth.iloc[-1], f"{curve['label']} ({max(curve['steps'])} steps)", color))
+        if smooth.notna().any():
+            diverged = ", diverged" if finite.isna().any() else ""
+            ends.append((smooth.dropna().iloc[-1], f"{curve['label']} ({max(curve['steps'])} steps{diverged})", color))
     if curves:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(matplotlib.ticker.LogLocator(subs=(2, 5)))
         axes.yaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
         axes.tick_params(axis="y", which="minor", labelsize=7)
     else:

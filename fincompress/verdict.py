@@ -121,7 +121,8 @@ def against_pruning(sapling: Row, other: Row, confidence: float) -> Verdict:
     favoured, relative = statistics.favours(found), sapling.size_gb / other.size_gb - 1
     if abs(relative) > SIZE_TOLERANCE and (relative > 0) == (favoured > 0):
         favoured = 0  # the larger one cannot win
-    head = {1: "**SAPLING is better.**", -1: "**SAPLING is worse.**", 0: "**Not decided.**"}[favoured]
+    found_better = {1: "This run of SAPLING is better", -1: "This run of SAPLING is worse", 0: "Not decided"}
+    head = f"**{found_better[favoured]}.**"
     tokens = [row.tokens_seen for row in (sapling, other)]
     trained = "of unrecorded training" if None in tokens else "trained on {:.2f} and {:.2f} million tokens".format(
         *(count / 1e6 for count in tokens)
@@ -337,6 +338,7 @@ def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_withi
         "- On a GPU no throughput counts where GPTQ's kernel unpacks whole matrices, nor decoding below "
         f"{LAUNCH_BOUND:.0%} of the memory's bandwidth, where the number of layers that Python launches is measured, "
         "not their bytes.",
+        "- Each row is one training run. Intervals cover the questions, not what another seed would have given.",
         "- One measure in which GPTQ is better refutes the hypothesis; it holds where SAPLING is better in every one.",
         "- Against other ways to drop layers only accuracy is judged, at the other's last depth and SAPLING's "
         "nearest in bytes, with 95 % intervals widened (Bonferroni) by the number of such pairs.",

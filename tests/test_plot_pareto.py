@@ -6,6 +6,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 import made_up_runs as made
+import matplotlib.figure
 import matplotlib.image
 import pandas as pd
 import pytest
@@ -26,7 +27,22 @@ def point(**changes):
 def drawn(path):
     """Whether a PNG holds a drawing: its size, and that it is not of one colour."""
     image = matplotlib.image.imread(path)
-    return min(image.shape[:2]) > 100 and image[..., :3].std() > 0.01
+    return min(image.shape[:2]) > 100 and max(image.shape[:2]) < 4000 and image[..., :3].std() > 0.01
+
+
+@pytest.fixture
+def markers(monkeypatch):
+    """How many markers each panel of a figure has that is saved, and the labels in it."""
+    found, save = [], matplotlib.figure.Figure.savefig
+
+    def count(figure, *arguments, **options):
+        for axes in figure.axes:
+            lines = [line for line in axes.lines if line.get_marker() not in ("None", "")]
+            found.append((len(lines), " ".join(text.get_text() for text in axes.texts).replace("\n", " ")))
+        return save(figure, *arguments, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", count)
+    return found
 
 
 ODD = {
@@ -46,9 +62,14 @@ ODD = {
 
 
 @pytest.mark.parametrize("points", ODD.values(), ids=ODD)
-def test_pareto_of_odd_points(tmp_path, points):
+def test_pareto_of_odd_points(tmp_path, points, markers):
     charts.pareto(tmp_path / "pareto.png", points, "title with $5 in it")
     assert drawn(tmp_path / "pareto.png")
+    for (shown, text), measure in zip(markers, ("share", "decode"), strict=False):
+        there = [one for one in points if one["accuracy"] is not None and one[measure] is not None]
+        assert shown == len(there)
+        assert ("not measured" in text) == (not there)
+        assert all((one["series"] or one["label"]).split()[0] in text for one in there)
     text = (tmp_path / "pareto.svg").read_text()
     ElementTree.fromstring(text)
     assert str(tmp_path) not in text
@@ -96,7 +117,9 @@ def test_accuracy_by_steps_of_odd_methods(tmp_path):
 
 def test_loss_curves_of_odd_runs(tmp_path):
     one = {"label": "a", "kind": "sapling", "steps": [10], "losses": [0.5]}
-    for curves in ([], [one], [one, one | {"steps": [10, 20], "losses": [0.5, 0.4]}]):
+    nan = float("nan")
+    broken = [one | {"steps": [1, 2, 3], "losses": losses} for losses in ([0.5, 0.0, 0.0], [nan] * 3, [nan, 0.5, 0.1])]
+    for curves in ([], [one], [one, one | {"steps": [10, 20], "losses": [0.5, 0.4]}], broken, broken[1:2]):
         charts.loss_curves(tmp_path / "loss.png", curves, "title")
         assert drawn(tmp_path / "loss.png")
 

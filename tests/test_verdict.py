@@ -279,9 +279,10 @@ def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(t
     heads = {
         name: next(text for text in said.values() if f"`{name}/" in text) for name in ("last", "random", "angular")
     }
-    assert heads["last"].startswith("**SAPLING is better.**") and "`last/10`" in heads["last"]
+    assert heads["last"].startswith("**This run of SAPLING is better.**") and "`last/10`" in heads["last"]
     assert "28.3% against 11.3%, +17.0 points" in heads["last"] and "`sapling/20`" in heads["last"]
-    assert heads["random"].startswith("**Not decided.**") and heads["angular"].startswith("**SAPLING is worse.**")
+    assert heads["random"].startswith("**Not decided.**")
+    assert heads["angular"].startswith("**This run of SAPLING is worse.**")
     assert "in a 98.33% interval, of unrecorded training" in verdict.judge_pruning(found)[0].summary
 
 
