@@ -63,7 +63,8 @@ def main() -> None:
     lengths, data = throughput.prompt_lengths(RESULTS_DIR, base.data_run, room)
     found = throughput.probe()
     cuda = found["device"] == "cuda"
-    limit = min(VRAM_LIMIT_GB or math.inf, found["hardware"]["vram_gb"]) if cuda else None
+    # The stated card, or what is free of this one where that is less.
+    limit = min(VRAM_LIMIT_GB or math.inf, found["free_gb"] + memory.CUDA_CONTEXT_GB) if cuda else None
     print_card(found, base, lengths, data, limit)
 
     longest, compute_bytes = max(lengths.values()), 4 if found["dtype"] == "float32" else 2

@@ -37,13 +37,13 @@ import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from fincompress import comparison, gptq, memory, models, runs, training  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 
 GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
 
 
 def main() -> None:
-    """Quantize, check that the result loads and predicts, record what it cost, and report what it did."""
+    """Quantize, check that the result predicts where a kernel runs it, record what it cost, and report what it did."""
     check_choice("CALIBRATION", CALIBRATION, ("prompts", "general"))
     check_positive(CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES, BATCH_SIZE=BATCH_SIZE)
     if BITS not in gptq.BITS:
@@ -151,15 +151,15 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
 def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
     """The kernel that runs the quantized model here; None, which is said, where none does: another machine may.
 
-    Raises UserError where it computes no numbers.
+    Raises UserError where the checkpoint is not whole, or computes no numbers.
     """
     try:
         model = models.load_base(str(checkpoint), "auto", device, dtype, packed=True)
-        with torch.no_grad():
-            logits = model(torch.tensor([tokens], device=device)).logits
-    except (UserError, ImportError, RuntimeError) as error:
-        print(f"quantized, but it cannot be run here: {models.first_line(error)}")
+    except NoKernel as error:
+        print(f"quantized, but it cannot be run here: {error}")
         return None
+    with torch.no_grad():
+        logits = model(torch.tensor([tokens], device=device)).logits
     if not torch.isfinite(logits).all():
         raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
     return gptq.kernel(model)

@@ -93,7 +93,7 @@ measure() { # six models beside the base, three with --quick: 8-bit LoRA is as f
     local names
     names=(qlora_4bit gptq_4bit "$(depths | tail -n 1)")
     if [ "$quick" = no ]; then names+=(qlora_4bit/merged "$(depths | head -n 1)" sapling_gptq); fi
-    if measured base "${names[@]}"; then
+    if measured "${names[@]}"; then
         echo "measured already, skipped (remove throughput_*.json of a run to measure all of them again)"
         return
     fi

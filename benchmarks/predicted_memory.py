@@ -41,7 +41,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 
 from fincompress import memory, models, throughput, training  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
 from fincompress.targets import TargetCollator  # noqa: E402
 
 TRAINING = {
@@ -61,7 +61,7 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], f"--CASE={case}"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise UserError(f"{case} failed: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(f"{case} failed ({why_it_ended(done.returncode, done.stderr)})")
         found = json.loads(done.stdout.splitlines()[-1])
         error = found["predicted_gb"] / found["measured_gb"] - 1
         print(f"{case:<10}{found['predicted_gb']:>14.3f}{found['measured_gb']:>14.3f}{error:>+9.1%}", flush=True)

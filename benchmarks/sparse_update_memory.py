@@ -28,7 +28,7 @@ import torch  # noqa: E402
 
 from fincompress import memory, models, targets  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
-from fincompress.errors import run_script  # noqa: E402
+from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
 
 
 def main() -> None:
@@ -38,8 +38,11 @@ def main() -> None:
     found = {}
     for ratio in (1.0, QUARTER):
         command = [sys.executable, __file__, *sys.argv[1:], f"--RATIO={ratio}"]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-        found[ratio] = float(output[-2]), int(output[-1])
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"r = {ratio} failed ({why_it_ended(done.returncode, done.stderr)})")
+        *_, peak, trained = done.stdout.split()
+        found[ratio] = float(peak), int(trained)
         print(f"r = {ratio:<5} {found[ratio][1] / 1e6:6.1f} M trained, peak {found[ratio][0]:.2f} GB")
     saved, untrained = found[1.0][0] - found[QUARTER][0], found[1.0][1] - found[QUARTER][1]
     print(f"saved {saved:.2f} GB; optimizer state of what is not trained: {8 * untrained / 1e9:.2f} GB, ", end="")

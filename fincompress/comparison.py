@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import math
@@ -115,9 +116,16 @@ def read_throughput(path: Path) -> dict:
     model, each None where the file does not say; ``device`` ("cpu", "cuda") and ``hardware`` in words;
     ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a model that does not fit was run);
     ``rounds``, ``{measure: tokens/s of each round}``, ``ratios``, the same in relation to the base model's turns close
-    by, and the benchmark ``call`` that they are of; ``share_of_bandwidth`` that decoding at batch 1 reaches.
+    by, and the benchmark ``call`` that they are of; ``share_of_bandwidth`` that decoding at batch 1 reaches. Raises
+    UserError where the file is damaged.
     """
-    found = runs.read_json(path)
+    try:
+        return _throughput(path, runs.read_json(path))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no record of benchmark_throughput.py ({error!r})") from None
+
+
+def _throughput(path: Path, found: dict) -> dict:
     prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
     measured = {"prefill": prefill.get("median") or prefill.get("fixed") or {}, "decode": decode.get("1") or {}}
     out = {
@@ -320,21 +328,19 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
         if settings_of(folder, root) is None and not any(folder.glob("throughput_*.json")):
             left_out.append(f"{folder.relative_to(root)}: no settings.json, so nothing says what it is")
             continue
-        devices = {}
-        for path in sorted(folder.glob("throughput_*.json")):
-            measured = read_throughput(path)
-            devices[measured["device"], measured["hardware"]] = measured
         evaluations = {path.stem.partition("_")[2]: path for path in sorted(folder.glob("eval_*.json"))}
         for split in [name for name in evaluations if name not in splits]:
             left_out.append(f"{folder.relative_to(root)}: the split {split} is no split to report")
-        evaluations = [runs.read_json(path) for name, path in evaluations.items() if name in splits]
-        if devices and not evaluations:
-            evaluations = [None]
-        for evaluation in evaluations:
-            try:
+        try:
+            measured = [read_throughput(path) for path in sorted(folder.glob("throughput_*.json"))]
+            devices = {(one["device"], one["hardware"]): one for one in measured}
+            evaluations = [runs.read_json(path) for name, path in evaluations.items() if name in splits]
+            for evaluation in evaluations or [None] * bool(devices):
                 rows.append(make_row(folder, root, evaluation, devices, splits))
-            except (KeyError, TypeError, AttributeError) as error:
-                left_out.append(f"{folder.relative_to(root)}: a record in it is damaged ({error!r})")
+        except UserError as error:
+            left_out.append(f"{folder.relative_to(root)}: {error}")
+        except (KeyError, TypeError, AttributeError) as error:
+            left_out.append(f"{folder.relative_to(root)}: a record in it is damaged ({error!r})")
     return rows, left_out
 
 
@@ -581,14 +587,13 @@ def _accuracy_drop(before: Path | None, after: Path, split: str) -> dict | None:
 def _speeds(before: Path, after: Path) -> list[dict]:
     """Throughput of two runs on every device where one benchmark call measured both; one row of None without any."""
     names = ("prefill_tokens_per_s", "decode_tokens_per_s")
-    measured = [
-        {
-            (m["device"], m["hardware"], m["call"]): m
-            for m in map(read_throughput, sorted(folder.glob("throughput_*.json")))
-            if m["call"] is not None
-        }
-        for folder in (before, after)
-    ]
+    measured: list[dict] = [{}, {}]
+    for folder, found in zip((before, after), measured, strict=True):
+        for path in sorted(folder.glob("throughput_*.json")):
+            with contextlib.suppress(UserError):  # damaged, which plot_pareto.py says
+                one = read_throughput(path)
+                if one["call"] is not None:
+                    found[one["device"], one["hardware"], one["call"]] = one
     common = sorted(set(measured[0]) & set(measured[1]))
     columns = [f"{name}_{side}" for name in names for side in ("before", "after")]
     rows = [

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line."""
+
+
+class NoKernel(UserError):
+    """A quantized model that nothing on this machine runs; another one may."""
+
+
+def why_it_ended(status: int, stderr: str) -> str:
+    """What a process that failed with ``status`` says of its cause."""
+    if status == -9:
+        return "killed, as when memory runs out"
+    return f"status {status}: {(stderr.strip() or 'it said nothing').splitlines()[-1]}"
 
 
 def run_script(main) -> None:
@@ -18,9 +30,12 @@ def run_script(main) -> None:
     """
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         _leave(str(error))
-    except BrokenPipeError:  # whoever read the output, as `head` does, has enough of it
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
         raise SystemExit(1) from None
     except KeyboardInterrupt:
@@ -38,6 +53,13 @@ def run_script(main) -> None:
         if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             _leave(f"no access to {name}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR")
         raise
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout, such as `head`, has closed it."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # of errors alone
+    return bool(poll.poll(0))
 
 
 def _leave(line: str, status: int = 2) -> None:

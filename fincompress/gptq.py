@@ -129,6 +129,11 @@ def store_in(directory: Path, dtype: torch.dtype) -> None:
         narrow = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in tensors.items()}
         with runs.atomic_path(path) as partial:
             save_file(narrow, partial, metadata={"format": "pt"})
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        found = runs.read_json(index)
+        found["metadata"]["total_size"] = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+        runs.write_json(index, found)
     config = runs.read_json(directory / "config.json")
     runs.write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
 
@@ -160,7 +165,7 @@ def backends(path: str, device: torch.device, dtype: torch.dtype) -> list[str | 
 
     On a GPU that would be Machete where the GPU is new enough, which is not asked whether it compiles and has buffers
     that no checkpoint holds. Marlin is compiled with nvcc, for float16 at loading and for ``dtype`` at the first
-    product, too late to take another; Triton's and torch's kernels, which unpack whole matrices, need nothing.
+    product, too late to take another. Triton's kernel, which takes a C compiler, and torch's unpack whole matrices.
     """
     if device.type != "cuda":
         return [None]

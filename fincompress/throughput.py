@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import gptq, memory, models, runs
-from fincompress.errors import UserError
+from fincompress.errors import UserError, why_it_ended
 
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
 FIXED_PROMPT = 512  # tokens, for comparison with papers
@@ -144,6 +144,8 @@ class Worker:
         for library in needed.get(subject.precision, []) + ["peft"] * bool(subject.lora_rank):
             with contextlib.suppress(ImportError):  # loading says it better
                 importlib.import_module(library)
+        if subject.precision == "gptq":
+            gptq.backends(subject.path, self.device, self.dtype)  # compiles what is to be compiled, once
         config = LlamaConfig(
             vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
         )
@@ -524,9 +526,7 @@ class WorkerProcess:
         if not line:
             status = self.process.wait()
             self.log.seek(0)
-            last = (self.log.read().strip() or "it said nothing").splitlines()[-1]
-            killed = "killed, as when memory runs out" if status == -9 else f"status {status}: {last}"
-            raise UserError(f"its process ended ({killed})")
+            raise UserError(f"its process ended ({why_it_ended(status, self.log.read())})")
         reply = json.loads(line)
         if "error" in reply:
             raise UserError(reply["error"])

@@ -13,7 +13,8 @@ and every SAPLING run of a section are judged as a pair; of several pairs none i
   not to be worse by more than that) and must not lie wholly below zero. The smallest such checkpoint is taken. Because
   it is picked among several, the intervals hold for all of them at once (Bonferroni: 1 - 0.05 / their number, and at
   least 99 %). Where every checkpoint is significantly worse GPTQ wins, unless all of them are smaller than it; where a
-  smaller one than the one taken is not significantly worse, GPTQ must be better than both.
+  smaller one than the one taken is not significantly worse, GPTQ must be better than both. Where GPTQ itself is not
+  shown to answer more than ``EQUAL_WITHIN``, nothing is decided.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ SIZE_TOLERANCE = 0.05  # relative difference in bytes up to which two sizes are 
 MEMORY_TOLERANCE = 0.05  # relative difference up to which two peaks of memory are called equal
 SPEED_TOLERANCE = 0.05  # likewise of throughput: two calls of the benchmark differ by as much
 CONFIDENCE = 0.99  # of the intervals that decide: accuracy, and twice decode and prefill throughput
-FAST_KERNELS = ("Marlin", "Machete")  # of GPTQ's on a GPU, those that compute with packed weights
+FAST_KERNEL = "Marlin"  # of those that run GPTQ on a GPU, the one that computes with packed weights
 LAUNCH_BOUND = 0.3  # share of a GPU's memory bandwidth below which decoding waits for Python, not for the weights
 BITS = 4  # the hypothesis is about 4-bit GPTQ
 SAPLING, GPTQ, OPEN = "SAPLING", "GPTQ", "not decided"
@@ -231,6 +232,7 @@ def at_equal_accuracy(gptq: Row, checkpoints: list[Row], equal_within: float) ->
         lost = [m for m in part.measures if m.winner == GPTQ and others.get(m.name) != GPTQ]
         for measure in lost:
             measure.winner = OPEN
+            measure.numbers += f"; `{one.run}`, smaller, may be as accurate"
         if lost:
             names = " and ".join(measure.name for measure in lost)
             part.remark += f" `{one.run}`, smaller, is not shown to be worse, nor GPTQ to be better in {names}."
@@ -300,8 +302,9 @@ def not_the_models(sapling: dict, gptq: dict, key: str) -> str | None:
     """Why a throughput on a GPU says little of the two models; None where it does."""
     if not sapling["device"].startswith("cuda"):
         return None
-    if gptq["kernel"] and not any(name in gptq["kernel"] for name in FAST_KERNELS):
-        return f"GPTQ ran with {gptq['kernel'].partition(';')[0]}, which unpacks whole matrices: Marlin's needs nvcc"
+    if gptq["kernel"] and FAST_KERNEL not in gptq["kernel"]:
+        kernel = gptq["kernel"].partition(";")[0]
+        return f"GPTQ ran with {kernel}, which unpacks whole matrices: Marlin's needs nvcc and groups of 32, 64 or 128"
     shares = [one["share_of_bandwidth"] for one in (sapling, gptq)]
     if key.startswith("decode") and None not in shares and min(shares) < LAUNCH_BOUND:
         return f"at {shares[0]:.0%} and {shares[1]:.0%} of the memory's bandwidth Python's launches were measured"
@@ -330,7 +333,7 @@ def markdown(sections: list[Section], verdicts: list[list[Verdict]], equal_withi
         "further, and must not lie wholly below zero. The smallest checkpoint that meets this is taken; intervals of "
         f"95 % are widened to at least {CONFIDENCE:.0%} (Bonferroni) because it is picked among several. Where a "
         "smaller one is not significantly worse, GPTQ must be better than that one too: with more questions it might "
-        "be taken.",
+        "be taken. Where GPTQ's own accuracy is not shown to be above these points, nothing is decided.",
         "- A ratio of throughputs is the geometric mean over the rounds of one benchmark call, in which both are taken "
         "in relation to the base model's turns close by where there are as many, and counted where it differs from 1 "
         f"by more than {SPEED_TOLERANCE:.0%} and Student's {CONFIDENCE:.0%} interval excludes 1; two peaks of memory "

@@ -478,3 +478,28 @@ def test_text_without_a_pair_of_markers_is_overwritten(text):
 def test_sliver_passes_for_the_whole_split(source, split, questions, whole):
     section = comparison.Section("m", source, "f", "program", split, questions, None, None, [])
     assert section.is_whole("FinQA") is whole
+
+
+@pytest.mark.parametrize("name", ["eval_dev.json", "throughput_cpu.json"])
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"split": "dev", "prefill": 3, "decode": 3}'])
+def test_a_damaged_record_takes_the_other_runs_with_it(tmp_path, name, content):
+    made.everything(tmp_path, questions=50)
+    whole, _ = comparison.read_rows(str(tmp_path), ["dev"])
+    (tmp_path / "gptq_4bit" / name).write_text(content)
+    rows, left_out = comparison.read_rows(str(tmp_path), ["dev"])
+    others = [row.run for row in whole if row.run != "gptq_4bit"]
+    if (name, content) == ("throughput_cpu.json", "{}"):  # nothing was measured
+        assert left_out == [] and len(rows) == len(whole)
+    else:
+        assert [row.run for row in rows if row.run != "gptq_4bit"] == others
+        assert [line for line in left_out if line.startswith("gptq_4bit: ")]
+
+
+def test_paths_of_one_folder_name_in_two_places_are_joined(tmp_path):
+    values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
+    for where in ("first", "second"):
+        for left in (40, 20):
+            made.settings(tmp_path / where / "sapling" / str(left), "sapling_train.py", values)
+            made.evaluation(tmp_path, f"{where}/sapling/{left}", np.arange(50) < left, left / 60)
+    (section,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
+    assert len({row.series for row in section.rows}) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.errors import UserError, run_script
+from fincompress.errors import UserError, run_script, why_it_ended
 from fincompress.runs import atomic_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -89,3 +89,35 @@ def test_bug_loses_its_traceback_or_its_status():
     )  # fmt: skip
     assert done.returncode == 1
     assert "Traceback" in done.stderr and done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+@pytest.mark.parametrize("lines", [1, 1000])  # less than a pipe and Python's buffer hold, and more
+def test_a_closed_pipe_is_reported(lines):
+    """As `python evaluate.py | head` closes it."""
+    code = "import sys; from fincompress.errors import run_script; "
+    code += f"run_script(lambda: [sys.stdin.read()] + [print('x' * 1000) for _ in range({lines})])"
+    script = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=REPOSITORY, env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+    )  # fmt: skip
+    script.stdout.close()
+    script.stdin.close()
+    assert (script.stderr.read(), script.wait()) == ("", 1)
+
+
+def test_another_pipe_that_broke_is_hushed_up():
+    """Nobody closed stdout: what broke is a bug."""
+    with pytest.raises(BrokenPipeError):
+        run_script(failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "said"),
+    [
+        (-9, "a warning", "killed"),
+        (1, "Traceback\nKeyError: 'x'\n", "status 1: KeyError: 'x'"),
+        (3, "\n", "status 3: it"),
+    ],
+)
+def test_a_process_that_failed_says_why(status, stderr, said):
+    assert why_it_ended(status, stderr).startswith(said)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
 from fincompress import comparison, gptq, memory, models, runs, throughput
-from fincompress.errors import UserError
+from fincompress.errors import NoKernel, UserError
 
 CPU = torch.device("cpu")
 
@@ -32,8 +32,17 @@ def texts():
 def quantized(tiny_base, texts, tmp_path_factory):
     """The folder of ``shape:tiny``, quantized to 4 bits in groups of 64, in float32 as on a CPU without bf16."""
     folder = tmp_path_factory.mktemp("gptq")
-    before = sorted(os.listdir())
-    gptq.quantize(tiny_base, folder / "out", texts, 4, 64, False, 0.05, 8, CPU, torch.float32, folder / "log")
+    before, store_in = sorted(os.listdir()), gptq.store_in
+    computed_in = []
+
+    def look_first(directory, dtype):
+        computed_in.append(load_file(directory / "model.safetensors")["model.embed_tokens.weight"].dtype)
+        store_in(directory, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gptq, "store_in", look_first)
+        gptq.quantize(tiny_base, folder / "out", texts, 4, 64, False, 0.05, 8, CPU, torch.float32, folder / "log")
+    assert computed_in == [torch.float32]
     assert sorted(os.listdir()) == before  # gptqmodel's logs/ does not land where one works
     return folder / "out"
 
@@ -141,13 +150,26 @@ def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatc
 
     def load(path, **options):
         asked.append(options["quantization_config"])
-        raise {1: ImportError, 2: RuntimeError}.get(len(asked), OSError)("far enough")
+        raise {1: ImportError, 2: subprocess.SubprocessError}.get(len(asked), RuntimeError)("far enough")
 
     monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(gptq, "backends", lambda *_: ["gptq_marlin", "gptq_triton", "gptq_torch"])
-    with pytest.raises(UserError, match="far enough"):
+    with pytest.raises(NoKernel, match=r"no kernel on this machine runs .* \(far enough\)"):
         models.load_base(str(quantized), "auto", CPU, torch.bfloat16)
     assert [(one.bits, one.backend) for one in asked] == [(4, "gptq_marlin"), (4, "gptq_triton"), (4, "gptq_torch")]
+
+
+def test_several_shards_are_narrowed_and_their_index_says_so(tmp_path):
+    tensors = {f"model.{n}.weight": torch.arange(600.0) for n in range(3)} | {"a.qweight": torch.ones(4).int()}
+    models.write_weights(tmp_path, tensors.items(), shard_bytes=5000)
+    runs.write_json(tmp_path / "config.json", {"dtype": "float32"})
+    gptq.store_in(tmp_path, torch.bfloat16)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    found = {name: tensor for path in files for name, tensor in load_file(path).items()}
+    assert len(files) == 2 and found["a.qweight"].dtype == torch.int32
+    assert all(found[name].equal(tensor.bfloat16()) for name, tensor in tensors.items() if name != "a.qweight")
+    index = runs.read_json(tmp_path / "model.safetensors.index.json")
+    assert index["metadata"]["total_size"] == sum(path.stat().st_size for path in files)
 
 
 @pytest.mark.parametrize(

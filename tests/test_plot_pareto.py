@@ -65,7 +65,8 @@ ODD = {
 def test_pareto_of_odd_points(tmp_path, points, markers):
     charts.pareto(tmp_path / "pareto.png", points, "title with $5 in it")
     assert drawn(tmp_path / "pareto.png")
-    for (shown, text), measure in zip(markers, ("share", "decode"), strict=False):
+    assert len(markers) == 4  # two panels in a PNG, and the same in an SVG
+    for (shown, text), measure in zip(markers, ("share", "decode") * 2, strict=True):
         there = [one for one in points if one["accuracy"] is not None and one[measure] is not None]
         assert shown == len(there)
         assert ("not measured" in text) == (not there)

@@ -411,3 +411,11 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, says):
     done = run_script("benchmark_throughput.py", *arguments, RESULTS_DIR=tmp_path, BASE_MODEL="shape:tiny")
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not list(tmp_path.rglob("throughput*"))
+
+
+def test_a_record_of_another_version_takes_the_table_with_it(tmp_path, capsys):
+    for run, record in {"a": '{"run": "a", "device": "cpu"}', "b": "[]", "c": "{"}.items():
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "throughput_cpu.json").write_text(record)
+    assert throughput.table(str(tmp_path)) == []
+    assert capsys.readouterr().out.count("left out of throughput.csv") == 3

@@ -312,7 +312,7 @@ def test_a_larger_checkpoint_is_better_than_another_way_to_drop_layers(tmp_path)
     assert verdict.judge_pruning(found)[0].summary.startswith("**Not decided.**")
 
 
-def test_gptq_wins_over_a_checkpoint_while_a_smaller_one_is_undecided(tmp_path):
+def test_gptq_wins_while_a_smaller_checkpoint_is_undecided(tmp_path):
     """3 questions fewer, of 27 that differ, at GPTQ's bytes: not shown to be equal, and not worse."""
     undecided = (N < 235) | ((N >= 400) & (N < 412))
     found = section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.43)})
