@@ -318,6 +318,7 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
     """Every evaluated or benchmarked run under ``results_dir``, and what was left out and why, a line each.
 
     A run evaluated on two splits is two rows. ``results/published`` is left out unless it is itself what is read.
+    Raises UserError naming a record that is damaged.
     """
     root = Path(results_dir)
     if not root.is_dir():
@@ -337,10 +338,8 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
             evaluations = [runs.read_json(path) for name, path in evaluations.items() if name in splits]
             for evaluation in evaluations or [None] * bool(devices):
                 rows.append(make_row(folder, root, evaluation, devices, splits))
-        except UserError as error:
-            left_out.append(f"{folder.relative_to(root)}: {error}")
-        except (KeyError, TypeError, AttributeError) as error:
-            left_out.append(f"{folder.relative_to(root)}: a record in it is damaged ({error!r})")
+        except (KeyError, TypeError, AttributeError) as error:  # no row is lost without a word
+            raise UserError(f"{folder}/ holds a damaged record ({error!r}): make it again, or remove it") from None
     return rows, left_out
 
 
