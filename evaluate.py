@@ -78,15 +78,15 @@ def score_file() -> None:
 
 def score_run() -> None:
     """Decode SPLIT with the model of RUN, greedily, and score what it writes."""
-    from fincompress import generation, memory, models, training
+    from fincompress import generation, memory, models
 
     models.quiet_libraries()
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     untuned = RUN == "base" or RUN.startswith("base_")
     if untuned:
-        _, data = training.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
-        training.check_tokenised_for(BASE_MODEL, DATA_RUN, data)
+        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
+        runs.check_tokenised_for(BASE_MODEL, DATA_RUN, data)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = runs.start_run(RESULTS_DIR, RUN, "evaluate.py", settings, facts)
@@ -94,7 +94,7 @@ def score_run() -> None:
         directory = runs.finished_run(RESULTS_DIR, RUN)
     record = runs.read_json(directory / "settings.json")
     data_run = record["settings"]["DATA_RUN"]
-    dataset, data = training.load_processed(RESULTS_DIR, data_run, SPLIT)
+    dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {RUN} was trained on: preprocess it again")
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}

@@ -36,7 +36,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from fincompress import comparison, gptq, memory, models, runs, training  # noqa: E402
+from fincompress import comparison, gptq, memory, models, runs  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 
 GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
@@ -83,7 +83,7 @@ def main() -> None:
 def calibration_texts(tokenizer, data_run: str, record: dict) -> list[list[int]]:
     """Token ids of the calibration texts, drawn by the seed: never from a page of calibration, dev or test."""
     if CALIBRATION == "prompts":
-        rows, data = training.load_processed(RESULTS_DIR, data_run, "train")
+        rows, data = runs.load_processed(RESULTS_DIR, data_run, "train")
         if data["data"] != record["data"]:
             raise UserError(f"data run {data_run!r} holds other data than {SOURCE_RUN} was trained on")
         texts = rows["input_ids"]

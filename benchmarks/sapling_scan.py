@@ -38,7 +38,7 @@ import time  # noqa: E402
 
 import torch  # noqa: E402
 
-from fincompress import models, runs, targets, training  # noqa: E402
+from fincompress import models, runs, targets  # noqa: E402
 from fincompress.depth import importance  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
@@ -51,7 +51,7 @@ def main() -> None:
     folder = models.dense_checkpoint(RUN, RESULTS_DIR)
     model, tokenizer = models.load_base(str(folder), "auto", device, dtype).eval(), models.load_tokenizer(str(folder))
     record = runs.read_json(runs.run_directory(RESULTS_DIR, RUN) / "settings.json")
-    rows, _ = training.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], "calibration")
+    rows, _ = runs.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], "calibration")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()[:QUESTIONS]
     collator = targets.TargetCollator(tokenizer.pad_token_id)
     batches = [

@@ -13,8 +13,12 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fincompress.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
 
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
@@ -113,6 +117,30 @@ def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Pa
         state = "is not finished" if directory.exists() else "does not exist"
         raise UserError(f"run {run!r} {state} in {results_dir}/; finished: {', '.join(there) or 'none'}")
     return directory
+
+
+def load_processed(results_dir: str, data_run: str, split: str) -> tuple[datasets.Dataset, dict]:
+    """A split that ``preprocess_data.py`` wrote (memory-mapped), and the record of that run."""
+    import datasets
+
+    directory = finished_run(results_dir, data_run, "data_report.json")
+    record = read_json(directory / "settings.json")
+    if not (directory / split).exists():
+        there = [path.name for path in sorted(directory.iterdir()) if path.is_dir()]
+        raise UserError(f"data run {data_run!r} has no split {split!r}; it has {', '.join(there)}")
+    try:
+        return datasets.load_from_disk(str(directory / split)), record
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{directory / split} is damaged ({error}): remove {directory}/ and preprocess again") from None
+
+
+def check_tokenised_for(base_model: str, data_run: str, record: dict) -> None:
+    """Raise UserError where a data run's tokens are another model's."""
+    if record["base_model"] != base_model:
+        raise UserError(
+            f"data run {data_run!r} was tokenised for {record['base_model']}, not for {base_model}: "
+            f"run preprocess_data.py --BASE_MODEL={base_model} --RUN=another_name"
+        )
 
 
 def start_run(

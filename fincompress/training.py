@@ -187,28 +187,6 @@ class ProgressAndCalibration(Progress):
         )
 
 
-def load_processed(results_dir: str, data_run: str, split: str) -> tuple[datasets.Dataset, dict]:
-    """A split that ``preprocess_data.py`` wrote (memory-mapped), and the record of that run."""
-    directory = runs.finished_run(results_dir, data_run, "data_report.json")
-    record = runs.read_json(directory / "settings.json")
-    if not (directory / split).exists():
-        there = [path.name for path in sorted(directory.iterdir()) if path.is_dir()]
-        raise UserError(f"data run {data_run!r} has no split {split!r}; it has {', '.join(there)}")
-    try:
-        return datasets.load_from_disk(str(directory / split)), record
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{directory / split} is damaged ({error}): remove {directory}/ and preprocess again") from None
-
-
-def check_tokenised_for(base_model: str, data_run: str, record: dict) -> None:
-    """Raise UserError where a data run's tokens are another model's."""
-    if record["base_model"] != base_model:
-        raise UserError(
-            f"data run {data_run!r} was tokenised for {record['base_model']}, not for {base_model}: "
-            f"run preprocess_data.py --BASE_MODEL={base_model} --RUN=another_name"
-        )
-
-
 def print_prediction(predicted_gb: float, device: torch.device) -> None:
     """One line with the predicted peak memory, beside what there is of it."""
     if device.type == "cuda":
@@ -313,9 +291,9 @@ def train_lora(settings: dict, base_precision: str, script: str) -> None:
     check_settings(s)
     if not 0 <= s["LORA_DROPOUT"] < 1:
         raise UserError(f"LORA_DROPOUT is a share, from 0 to below 1, not {s['LORA_DROPOUT']}")
-    train_set, data_record = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
-    calibration, _ = load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
-    check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
+    train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
+    runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     facts = run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)

@@ -319,7 +319,7 @@ QLORA = ("--UPDATE=qlora", "--START_FROM=six_qlora", "--LORA_RANK=4", "--LORA_AL
 
 
 def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phase_1, monkeypatch):
-    from fincompress import sapling, training
+    from fincompress import sapling
     from fincompress.targets import TargetCollator, target_logits
 
     for name, value in six[1].items():
@@ -329,7 +329,7 @@ def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phas
     settings |= {"DATA_RUN": "six_data", "RUN": "begun", "CALIBRATION_EXAMPLES": 16, "FIRST_SCAN_EXAMPLES": 8}
     settings |= {"UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8}
     run = sapling.open_run(settings, "sapling_train.py")
-    rows, _ = training.load_processed(six[1]["RESULTS_DIR"], "six_data", "dev")
+    rows, _ = runs.load_processed(six[1]["RESULTS_DIR"], "six_data", "dev")
     batch = TargetCollator(0)([rows[i] for i in range(4)])
     cpu = torch.device("cpu")
     others = [
