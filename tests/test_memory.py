@@ -171,7 +171,8 @@ def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
     assert set(rows) == {"qlora", "sapling", "decode"}
     for case, row in rows.items():
         # A small model: what a process happens to take beside it is a larger part than in SmolLM2.
-        assert abs(row["predicted_gb"] - row["measured_gb"]) < 0.15 * row["measured_gb"] + 0.03, (case, row)
+        beside = 0.01 if case == "decode" else 0.03
+        assert abs(row["predicted_gb"] - row["measured_gb"]) < 0.15 * row["measured_gb"] + beside, (case, row)
 
 
 def test_methods_are_predicted_from_the_config_alone():
