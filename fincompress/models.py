@@ -360,8 +360,8 @@ def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
 def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) -> dict:
     """``offloading`` for a 16-bit checkpoint that the GPU's free memory does not hold, which is said; else nothing.
 
-    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free. Raises UserError where a smaller
-    batch would make offloading needless, or leave room for any weights at all.
+    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free. Raises UserError where that
+    leaves no room for weights.
     """
     if device.type != "cuda" or gptq.is_gptq(path):
         return {}
@@ -370,15 +370,10 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
     if weights + reserve <= free:
         return {}
-    if weights + OFFLOAD_RESERVE_GB <= free or reserve >= free:
-        raise UserError(
-            f"{batch} questions at once need {reserve:.1f} GB beside {weights:.1f} GB of weights, {free:.1f} GB of the "
-            "GPU are free: lower BATCH_SIZE"
-        )
-    print(
-        f"{weights:.1f} GB of weights and {reserve:.1f} GB to decode, {free:.1f} GB of the GPU are free: "
-        "what it does not hold is offloaded to main memory (slow)"
-    )
+    need = f"{weights:.1f} GB of weights, {reserve:.1f} GB for {batch} questions at once, {free:.1f} GB of the GPU are free"
+    if reserve >= free:
+        raise UserError(f"{need}: lower BATCH_SIZE")
+    print(f"{need}: what it does not hold is offloaded to main memory (slow; a smaller BATCH_SIZE may avoid it)")
     return offloading(free, reserve)
 
 

@@ -97,3 +97,32 @@ def test_a_checkpoint_of_several_shards_is_whole_and_one_shard_at_a_time_is_held
     assert index["metadata"]["total_size"] == sum(held)
     found = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "batch", "free", "on_the_gpu"),
+    [
+        (8, 2, 9.5, None),
+        (32, 2, 9.5, 8.2e9),
+        (32, 8, 9.5, 5.7e9),
+        (18, 8, 9.5, 7.1e9),
+        (32, 128, 9.5, "lower BATCH_SIZE"),
+    ],
+)
+def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
+    tmp_path, monkeypatch, blocks, batch, free, on_the_gpu
+):
+    config = models.shape_config("shape:llama-2-7b")
+    config.num_hidden_layers = blocks
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 1e9), int(10e9)))
+    arguments = (str(tmp_path), torch.device("cuda"), batch, 768)
+    if isinstance(on_the_gpu, str):
+        with pytest.raises(UserError, match=on_the_gpu):
+            models.offload_if_needed(*arguments)
+    elif on_the_gpu is None:
+        assert models.offload_if_needed(*arguments) == {}
+    else:
+        found = models.offload_if_needed(*arguments)["max_memory"][0]
+        assert abs(found - on_the_gpu) < 0.4e9
+    assert models.offload_if_needed(str(tmp_path), torch.device("cpu"), batch, 768) == {}
