@@ -370,7 +370,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
     if weights + reserve <= free:
         return {}
-    need = f"{weights:.1f} GB of weights, {reserve:.1f} GB for {batch} questions at once, {free:.1f} GB of the GPU are free"
+    need = f"{weights:.1f} GB of weights, {reserve:.1f} GB for {batch} questions at once, {free:.1f} GB of GPU are free"
     if reserve >= free:
         raise UserError(f"{need}: lower BATCH_SIZE")
     print(f"{need}: what it does not hold is offloaded to main memory (slow; a smaller BATCH_SIZE may avoid it)")
