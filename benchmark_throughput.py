@@ -94,6 +94,7 @@ def main() -> None:
     plan = throughput.Plan(lengths, BATCH_SIZES, ROUNDS, NEW_TOKENS, MAX_SECONDS, RESULTS_DIR, limit)
     entrants, more = throughput.measure_all(fitting, plan, resident)
     failed |= more
+    found["bandwidth_of_rounds"] = throughput.spread(entrants[base.run].bandwidth if base.run in entrants else [])
 
     records, call = {}, runs.fingerprint(time.time_ns())
     for run, entrant in entrants.items():
@@ -104,7 +105,7 @@ def main() -> None:
         }  # fmt: skip
         runs.write_json(runs.run_directory(RESULTS_DIR, run) / f"throughput_{found['device']}.json", records[run])
     runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", throughput.table(RESULTS_DIR))
-    print_table(records)
+    print_table(records, found)
     comparison.write_quantization_report(RESULTS_DIR)  # which now has speeds
     print(
         f"{len(records)} models in {clock.seconds() / 60:.1f} min; wrote throughput_{found['device']}.json of each run "
@@ -147,7 +148,7 @@ def print_card(
     print("card       " + (f"as one of {limit:g} GB" if limit else "no GPU is used, so VRAM_LIMIT_GB does not apply"))
 
 
-def print_table(records: dict[str, dict]) -> None:
+def print_table(records: dict[str, dict], found: dict) -> None:
     """The medians of every model, one a line, and what is to be said of each below."""
     batches = [f"batch {size}" for size in BATCH_SIZES if size != 1]
     titles = ["size GB", "memory GB", "prefill/s", "x base", "decode/s", "x base", "p50 ms", "p95 ms", "TTFT ms",
@@ -165,6 +166,8 @@ def print_table(records: dict[str, dict]) -> None:
         ]  # fmt: skip
         print(f"{run:<{width}}" + "".join(f"{text:>11}" for text in cells))
     print()
+    if warning := throughput.unsteady(found["bandwidth_of_rounds"]):
+        print(warning)
     for run, row in records.items():
         notes = [row["kernel"], row["label"], *(f"{name}: {why}" for name, why in row["not_measured"].items())]
         ratio = row["decode"]["1"]["ratio"]
@@ -196,7 +199,11 @@ def summary(records: dict[str, dict], failed: dict[str, str], found: dict) -> di
             "size_gb": round(row["size_gb"], 4),
             "label": row["label"],
         }
-    return {"device": found["device"], "reference": throughput.BASE, "runs": rows, "not_measured": failed}
+    bandwidth = found["bandwidth_of_rounds"]
+    return {
+        "device": found["device"], "reference": throughput.BASE, "runs": rows, "not_measured": failed,
+        "bandwidth_gb_per_s": bandwidth and [bandwidth[name] for name in ("low", "median", "high")],
+    }  # fmt: skip
 
 
 def print_predictions() -> None:

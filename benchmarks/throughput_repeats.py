@@ -33,7 +33,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 
 def main() -> None:
     check_positive(CALLS=CALLS)
-    calls, minutes = [], []
+    calls, minutes, bandwidths = [], [], []
     for number in range(CALLS):
         told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
                 "NEW_TOKENS": NEW_TOKENS, "MAX_SECONDS": MAX_SECONDS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
@@ -42,7 +42,9 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"call {number + 1} of the benchmark failed")
-        calls.append(json.loads(done.stdout.splitlines()[-1])["runs"])
+        last = json.loads(done.stdout.splitlines()[-1])
+        calls.append(last["runs"])
+        bandwidths.append("{:.0f} {:.0f} {:.0f}".format(*last["bandwidth_gb_per_s"]))
         minutes.append(f"{clock.seconds() / 60:.1f}")
     found = runs.hardware()
     print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {runs.code_version()}")
@@ -62,6 +64,7 @@ def main() -> None:
             furthest = max(furthest, apart)
             print(f"{run:<28}{name:<26}{shown}{apart:>9.1%}")
     print(f"furthest apart: {furthest:.1%}; minutes of each call, {1 + len(RUNS)} models: {', '.join(minutes)}")
+    print(f"memory, GB/s between rounds (lowest, median, highest) of each call: {', '.join(bandwidths)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import json
 import os
@@ -31,6 +32,7 @@ from fincompress.errors import UserError, why_it_ended
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
 FIXED_PROMPT = 512  # tokens, for comparison with papers
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # how OpenMP's threads wait at a barrier
+STEADY = 1.3  # a machine that stays the same reads its memory in no round faster than this many times the slowest
 DONE = ("train_metrics.json", "quantize_metrics.json")  # the records that a finished run has one of
 
 
@@ -49,8 +51,8 @@ class Worker:
     def answer(self, do: str, **arguments) -> dict:
         """The reply to one command; what a person can mend, and a card that is full, come back as ``error``."""
         try:
-            return {"probe": self.probe, "load": self.load, "prefill": self.prefill, "decode": self.decode,
-                    "peak": self.peak}[do](**arguments)  # fmt: skip
+            return {"probe": self.probe, "bandwidth": self.bandwidth, "load": self.load, "prefill": self.prefill,
+                    "decode": self.decode, "peak": self.peak}[do](**arguments)  # fmt: skip
         except UserError as error:
             return {"error": str(error)}
         except (torch.cuda.OutOfMemoryError, MemoryError):
@@ -60,18 +62,8 @@ class Worker:
             return {"error": f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[0]}"}
 
     def probe(self, seconds: float) -> dict:
-        """The device, and its ceilings: GB/s of memory (best of reading and copying) and TFLOP/s of a matrix product.
-
-        The buffers are larger than any cache of the processor.
-        """
-        free = psutil.virtual_memory().available
-        if self.device.type == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-        size = min(2**29, free // 8)  # bytes
-        source = torch.ones(size // 4, device=self.device)
-        target = torch.empty_like(source)
-        read = size / self.fastest(source.sum, seconds / 3)
-        copied = 2 * size / self.fastest(lambda: target.copy_(source), seconds / 3)
+        """The device, and its ceilings: GB/s of memory and TFLOP/s of a matrix product."""
+        free = self.free_bytes()
         width = 8192 if self.device.type == "cuda" else 2048
         a = torch.randn(width, width, device=self.device).to(self.dtype)
         product = self.fastest(lambda: a @ a, seconds / 3)
@@ -81,9 +73,24 @@ class Worker:
             "reason": self.reason,
             "hardware": runs.hardware(),
             "free_gb": round(free / 1e9, 2),
-            "bandwidth_gb_per_s": round(max(read, copied) / 1e9, 2),
             "matmul_tflop_per_s": round(2 * width**3 / product / 1e12, 4),
+            **self.bandwidth(2 * seconds / 3),
         }
+
+    def free_bytes(self) -> int:
+        """Memory that is free on the device."""
+        return torch.cuda.mem_get_info()[0] if self.device.type == "cuda" else psutil.virtual_memory().available
+
+    def bandwidth(self, seconds: float) -> dict:
+        """GB/s of memory, the best of reading and copying buffers that are larger than any cache of the processor."""
+        size = min(2**29, self.free_bytes() // 8)
+        source = torch.ones(size // 4, device=self.device)
+        target = torch.empty_like(source)
+        read = size / self.fastest(source.sum, seconds / 2)
+        copied = 2 * size / self.fastest(functools.partial(target.copy_, source), seconds / 2)
+        del source, target
+        torch.cuda.empty_cache()  # the room may be another model's
+        return {"bandwidth_gb_per_s": round(max(read, copied) / 1e9, 2)}
 
     def fastest(self, work, seconds: float) -> float:
         """Seconds of the fastest of several calls; a ceiling is what the device can do, not what it did on average."""
@@ -592,6 +599,7 @@ class Entrant:
         self.values: dict[str, list] = {}  # seconds of a prefill, or of each token, one entry a turn
         self.beside: dict[str, list] = {}  # the base model's before and after each of them
         self.rounds: dict[str, int] = {}  # in how many rounds a measure is taken
+        self.bandwidth: list[float] = []  # GB/s of the device's memory before each round, of the base model alone
         self.not_measured: dict[str, str] = {}
 
     def open(self) -> None:
@@ -649,6 +657,11 @@ class Entrant:
                 self.values[name].append(found[name])
         return found
 
+    def probe_bandwidth(self) -> None:
+        """Note the memory's bandwidth: where it changes from round to round, so does the machine."""
+        self.open()
+        self.bandwidth.append(self.worker.ask("bandwidth", seconds=0.1)["bandwidth_gb_per_s"])
+
     def stand_beside(self, found: dict, before: dict, after: dict) -> None:
         """Note the base model's measures next to those of this turn."""
         for name in found.keys() & before.keys() & after.keys():
@@ -695,6 +708,9 @@ def measure_all(subjects: list[Subject], plan: Plan, resident: bool) -> tuple[di
             for entrant in entrants.values():
                 attempt(entrant, Entrant.warm_up)
             for number in range(plan.rounds):
+                if base is not None and base.subject.run not in failed:
+                    with contextlib.suppress(UserError):  # a card that is full; a worker that died is told of below
+                        base.probe_bandwidth()
                 for turn in turns:
 
                     def measure(entrant: Entrant, turn=turn, number=number) -> dict:
@@ -731,6 +747,16 @@ def spread(values: list[float]) -> dict | None:
     }
 
 
+def unsteady(bandwidth: dict | None) -> str | None:
+    """What to say where the memory's bandwidth, a ``spread`` over the rounds, shows that the machine changed."""
+    if bandwidth is None or bandwidth["high"] <= STEADY * bandwidth["low"]:
+        return None
+    return (
+        f"the machine changed meanwhile: its memory moved {bandwidth['low']:.0f} to {bandwidth['high']:.0f} GB/s "
+        "between rounds. That slows kernels differently, and ratios between them change with it"
+    )
+
+
 def tokens_per_s(name: str, seconds: float | list[float]) -> float:
     """Rate of one measure: ``prefill <tokens>`` took so many seconds, ``decode <batch>`` so many for each token."""
     kind, number = name.split()
@@ -752,7 +778,7 @@ def ratios(entrant: Entrant, name: str) -> list[float]:
 
 
 def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> dict:
-    """Everything that was measured of one subject; ``found`` is the probe's reply."""
+    """Everything that was measured of one subject; ``found`` is the probe's reply and bandwidth_of_rounds."""
     subject, plan = entrant.subject, entrant.plan
     loaded = entrant.loads[0]
     count = parameters(config) + loaded["adapter_parameters"]
@@ -804,6 +830,7 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
         "load_seconds": float(np.median([one["load_seconds"] for one in entrant.loads])),
         "ceiling": {
             "bandwidth_gb_per_s": found["bandwidth_gb_per_s"],
+            "bandwidth_of_rounds": found["bandwidth_of_rounds"],
             "matmul_tflop_per_s": found["matmul_tflop_per_s"],
             "bytes_per_token": loaded["bytes_per_token"],
             "bound_tokens_per_s": bound,

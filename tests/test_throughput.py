@@ -45,6 +45,11 @@ def test_what_slows_a_machine_down_for_longer_than_a_turn_cancels_in_the_ratio()
     assert throughput.rates(fast, "prefill 64") == [64, 16] and throughput.ratios(fast, "prefill 64") == [2, 2]
 
 
+def test_a_machine_that_changes_between_rounds_is_told_of():
+    assert throughput.unsteady(None) is None and throughput.unsteady(throughput.spread([41.0, 50.0, 44.0])) is None
+    assert "moved 41 to 78 GB/s between rounds" in throughput.unsteady(throughput.spread([46.0, 78.0, 41.0]))
+
+
 def test_a_batch_counts_every_sequence():
     entrant = Entrant(subject(), plan())
     entrant.values = {"decode 2": [[0.1, 0.1, 0.2, 0.1]]}
@@ -84,8 +89,8 @@ class FakeWorker:
             raise UserError("out of memory")
         FakeWorker.asked += 1  # each measure takes a little longer than the one before
         seconds = FakeWorker.asked * 1e-3
-        return {"load": {}, "peak": {"rss": 0.1}, "prefill": {"seconds": seconds},
-                "decode": {"token_seconds": [seconds]}}[do]  # fmt: skip
+        return {"load": {}, "bandwidth": {"bandwidth_gb_per_s": 50.0}, "peak": {"rss": 0.1},
+                "prefill": {"seconds": seconds}, "decode": {"token_seconds": [seconds]}}[do]  # fmt: skip
 
     def close(self):
         FakeWorker.order.append((self.run, "close", None))
@@ -102,7 +107,10 @@ def test_models_take_turns_at_every_measure_the_base_model_before_and_after_ever
     subjects = [subject(name) for name in ("base", "a", "b", "c")]
     entrants, failed = throughput.measure_all(subjects, plan(rounds=2), resident=True)
     assert not failed and [len(e.values["decode 2"]) for e in entrants.values()] == [6, 2, 2, 2]
-    turns = fake.order[-(6 * 3 * 2 + 4) : -4]
+    assert [entrant.bandwidth for entrant in entrants.values()] == [[50.0] * 2, [], [], []]
+    probes = [i for i, (run, do, _) in enumerate(fake.order) if do == "bandwidth"]
+    assert probes[1] - probes[0] == 1 + 6 * 3  # once a round, before it
+    turns = [turn for turn in fake.order if turn[1] != "bandwidth"][-(6 * 3 * 2 + 4) : -4]
     assert [run for run, _, _ in turns] == ["base", "a", "b", "base", "c", "base"] * 6
     assert [(do, batch) for _, do, batch in turns[::6]] == [("prefill", None), ("decode", 1), ("decode", 2)] * 2
     base, *others = entrants.values()
@@ -368,6 +376,7 @@ def test_the_script_measures_what_it_can_and_says_what_it_cannot(finished):
     assert {k: v["prompt_tokens"] for k, v in found["prefill"].items()} == {"median": 40, "p95": 70, "fixed": 512}
     assert len(found["decode"]["1"]["tokens_per_s"]["rounds"]) == 2 and set(found["decode"]) == {"1", "2"}
     assert found["parameters"] == 2 * 2048 * 64 + 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128 + 2 * 64) + 64
+    assert len(found["ceiling"]["bandwidth_of_rounds"]["rounds"]) == 2
     assert found["threads"] >= 1 and found["kernel"].endswith("attention sdpa")
     wider = models.pick_dtype(torch.device("cpu"))[0].itemsize / 2  # than on disk, where the CPU has no bf16
     assert wider * found["on_disk_gb"] == pytest.approx(found["in_memory_gb"], rel=0.05)
