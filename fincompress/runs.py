@@ -258,17 +258,17 @@ def hardware() -> dict[str, object]:
 
 
 def cpu_name() -> str:
-    """The processor's name, and which instructions for bf16 it has: they decide the compute type, and the speed."""
-    name, flags = platform.processor() or platform.machine(), ""
+    """The processor's name, its generation, which clouds leave out of the name, and its instructions for bf16: they
+    decide the compute type, and the speed.
+    """
+    name, found = platform.processor() or platform.machine(), {}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.partition(":")[2].strip()
-            elif line.startswith("flags"):
-                flags = line
-                break
-    special = [flag for flag in BF16_FLAGS if flag in flags]
-    return f"{name} ({', '.join(special) or 'no bf16'})"
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            found[key.strip()] = value.strip()
+    generation = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
+    special = [flag for flag in BF16_FLAGS if flag in found.get("flags", "").split()] or ["no bf16"]
+    return f"{found.get('model name', name)} ({', '.join(generation + special)})"
 
 
 def fingerprint(*parts: object) -> str:

@@ -274,3 +274,16 @@ def test_accuracy_table_mixes_up_its_columns(tmp_path):
 def test_fingerprint_depends_on_the_order_of_keys_or_misses_a_change():
     assert runs.fingerprint({"a": 1, "b": 2}) == runs.fingerprint({"b": 2, "a": 1})
     assert len({runs.fingerprint(x) for x in ({"a": 1}, {"a": 2}, {"a": "1"}, ["a", 1])}) == 4
+
+
+@pytest.mark.parametrize(
+    ("family", "model", "flags", "name"),
+    [
+        (26, 2, "fpu avx512_bf16", "AMD EPYC (family 26, model 2, avx512_bf16)"),
+        (25, 17, "fpu avx512f", "AMD EPYC (family 25, model 17, no bf16)"),
+    ],
+)
+def test_two_generations_that_a_cloud_calls_alike_are_two_processors(monkeypatch, family, model, flags, name):
+    lines = f"cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(runs.Path, "read_text", lambda path: f"processor\t: 0\n{lines}\nprocessor\t: 1\n{lines}")
+    assert runs.cpu_name() == name
