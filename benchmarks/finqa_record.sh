@@ -40,6 +40,10 @@ sapling=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --TARGET_SIZE=0.43 --CAL
 cycles=(--FIRST_EPOCHS=0 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4)
 run sapling_train.py --RUN=sapling "${sapling[@]}" "${cycles[@]}"
 run sapling_train.py --RUN=sapling_seed_1 "${sapling[@]}" "${cycles[@]}" --SEED=1
+# One pair of layers between two trainings, as in the paper, on as many tokens: 22 drops of 5/22 epochs each
+run sapling_train.py --RUN=sapling_one_by_one "${sapling[@]}" --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.2275 --DROPS_EARLY=1 \
+    --DROPS_LATE=1
+one_by_one=(sapling_one_by_one/{50,40,30,22,16}) # the depths that the other two runs keep
 # Other ways to drop layers, down to half and to three quarters of the bytes, each trained after its one shot for as many
 # epochs as SAPLING's checkpoint of the same bytes (sapling/22 and sapling/40)
 for criterion in last block_influence random; do
@@ -55,17 +59,18 @@ run quantize_gptq.py --SOURCE_RUN="$(half sapling_seed_1)" --RUN=finqa_sapling_s
 pruned=(last_50 last_74 block_influence_50 block_influence_74 random_50 random_74)
 models=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) $(depths sapling_seed_1)
     finqa_sapling_gptq finqa_sapling_seed_1_gptq)
-evaluate base "${models[@]}" $(for name in "${pruned[@]}"; do depths "$name"; done)
+evaluate base "${models[@]}" "${one_by_one[@]}" $(for name in "${pruned[@]}"; do depths "$name"; done)
 
 published=results/published/finqa-smollm2-135m
 list() { printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'; }
 mkdir -p $published
-# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. One-shot runs have
-# the shapes of SAPLING's depths, and with them not all models would fit into 24 GB at once, as turns at every measure need.
+# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. One-shot runs and
+# the one of single drops have the shapes of SAPLING's depths, and with them not all models would fit into 24 GB at once,
+# as turns at every measure need.
 run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${models[@]}")" \
     --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 --BATCH_SIZES=[] |
     tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq \
-    sapling sapling_seed_1 "${pruned[@]}" finqa_sapling_gptq finqa_sapling_seed_1_gptq)"
+    sapling sapling_seed_1 sapling_one_by_one "${pruned[@]}" finqa_sapling_gptq finqa_sapling_seed_1_gptq)"
 run plot_pareto.py --RESULTS_DIR=$published

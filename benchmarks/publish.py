@@ -1,6 +1,7 @@
 """Copy the records of finished runs to where they are committed and the README's table is made from.
 
-Takes settings, metrics, evaluations, curves, scores and figures of the runs named and of the checkpoints under them.
+Takes settings, metrics, evaluations, curves, scores and figures of the runs named and of those checkpoints under them
+that were evaluated or measured.
 Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
 
     python benchmarks/publish.py --TO=results/published/finqa-smollm2-135m \\
@@ -30,6 +31,7 @@ from fincompress.errors import UserError, run_script  # noqa: E402
 
 RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json", "throughput_*.json", "loss_curve.*",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
+MEASURED = ("eval_*.json", "throughput_*.json")
 FINISHED = ("*_metrics.json", "data_report.json", "eval_*.json")
 VERDICTS = ("id", "execution_correct", "program_correct")
 
@@ -45,7 +47,8 @@ def main() -> None:
             raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
     for run, source in sources.items():
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
-        folders = [source, *(path.parent for path in sorted(source.glob("[!.]*/settings.json")))]
+        below = [path.parent for path in sorted(source.glob("[!.]*/settings.json"))]
+        folders = [source, *(folder for folder in below if any(map(any, map(folder.glob, MEASURED))))]
         for folder in folders:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
             print(f"{folder}: {copied} files")

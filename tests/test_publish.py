@@ -21,6 +21,7 @@ def test_weights_text_or_an_older_record_is_published(tmp_path):
     predictions = tmp_path / "sapling" / "20" / "predictions_dev.jsonl"
     predictions.write_text(predictions.read_text().replace('"x"', '"add(1,\u2028 2)"'))
     (tmp_path / "sapling" / "20" / "model.safetensors").write_text("weights")
+    made.settings(tmp_path / "sapling" / "22", "sapling_train.py")  # not evaluated
     made.settings(tmp_path / "sapling" / ".30.1.partial", "sapling_train.py")
     made.settings(tmp_path / "to" / "sapling" / "40", "sapling_train.py")
     done = publish(tmp_path, "sapling")
