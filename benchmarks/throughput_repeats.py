@@ -44,7 +44,7 @@ def main() -> None:
             raise UserError(f"call {number + 1} of the benchmark failed")
         last = json.loads(done.stdout.splitlines()[-1])
         calls.append(last["runs"])
-        bandwidths.append("{:.0f} {:.0f} {:.0f}".format(*last["bandwidth_gb_per_s"]))
+        bandwidths.append(" ".join(f"{value:.0f}" for value in last["bandwidth_gb_per_s"] or []) or "not measured")
         minutes.append(f"{clock.seconds() / 60:.1f}")
     found = runs.hardware()
     print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {runs.code_version()}")
