@@ -1,13 +1,15 @@
 """Phase 3: SAPLING, fine-tuning that removes one layer after another (Hu et al., ACL 2025, arXiv 2412.11242).
 
-Reads the splits of results/<DATA_RUN>/. Writes results/<RUN>/<units left>/ for every depth that is kept, a standard
-checkpoint without a trace of the pruning, and trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv,
-train_metrics.json. A killed run, started again with the same command, goes on with the same drops.
+What a dropped layer costs is learned back from the unpruned model. Reads the splits of results/<DATA_RUN>/ and the
+finished run START_FROM. Writes results/<RUN>/<units left>/ for every depth of HEAL_AT, a standard checkpoint without a
+trace of the pruning, and trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv, train_metrics.json.
+A killed run, started again with the same command, resumes with the same drops.
 
-    python sapling_train.py                                            SmolLM2-135M down to half its bytes
+    python sapling_train.py                                            phase 1's model, half of its layers, of its bytes
+    python sapling_train.py --RUN=sapling_paper --RECOVERY=paper       without a teacher, as the paper trains
     python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline
     python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --START_FROM=qlora_llama \\
-        --UPDATE=qlora --FIRST_EPOCHS=0 --TARGET_SIZE=0.29 --SAVE_EVERY=4 --SCAN_BATCH_SIZE=1 --LEARNING_RATE=2e-4 \\
+        --UPDATE=qlora --TARGET_SIZE=0.29 --HEAL_AT=[56,48,32,20] --SCAN_BATCH_SIZE=1 --LEARNING_RATE=2e-4 \\
         --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16                   a 10 GB GPU
 """
 
@@ -16,14 +18,15 @@ from fincompress.settings import check_choice, check_positive, configure
 # -----------------------------------------------------------------------------
 # Where
 BASE_MODEL = "smollm2-135m"  # smollm2-135m (embedded), a folder (also of a pruned model), a hub id, or shape:<name>
-START_FROM: str | None = None  # a finished run to start from instead of the untuned BASE_MODEL
+START_FROM: str | None = "qlora_4bit"  # a finished run to start from; None: the untuned BASE_MODEL
 RESULTS_DIR = "results"  # every run gets a folder in here
 DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
 RUN = "sapling"  # name of this run
 # What is dropped
 DROP_UNIT = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
-CRITERION = "calibration"  # or "activation_norm", "block_influence", "angular", "last", "random"
+CRITERION = "calibration"  # or "kl", "taylor", "activation_norm", "block_influence", "angular", "last", "random"
 SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
+PROTECT = False  # never drop from the first and the last block
 PACKABLE_ONLY = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
 DROPS_EARLY = 2  # drops per cycle in the first half of the way to the target (a pair is one drop)
 DROPS_LATE = 1  # and in the second half
@@ -36,18 +39,29 @@ TARGET_SIZE = 0.5  # share of the bytes of the checkpoint at the start, embeddin
 ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before any drop, on the calibration split
 TARGET_MEMORY_GB: float | None = None  # weights and a KV cache of 1,024 tokens at batch 1, as a checkpoint in 16 bits
 TARGET_LATENCY_MS: float | None = None  # measured milliseconds per token, decoding at batch 1 on this device
+# How what a drop costs is learned back
+RECOVERY = "teacher"  # "teacher": by the constants below; "paper": as in Algorithm 1, whatever they say
+TEACHER: str | None = None  # the finished run to learn from; None: START_FROM
+KL = 1.0  # weight of KL(teacher || model) on the target tokens
+TEMPERATURE = 2.0  # of both distributions in that KL
+CROSS_ENTROPY = 0.3  # weight of the cross-entropy on the gold program
+HIDDEN_STATES = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to be as large as the rest; 0: none
+HEAL_AT = [30, 22]  # sub-layers left, or shares of the bytes (below 1), at which a copy is trained to the end and saved
+HEALING_EPOCHS = 1.0  # longest training of such a copy, and after the last drop; its learning rate falls to 0
+KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
+FADE = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
 # What is trained
 UPDATE = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
-TRAIN_RATIO = 0.25  # share r of the units, the most important ones, that is ever trained
-TRAIN_ENDS = True  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
+TRAIN_RATIO = 1.0  # share r of the units, the most important ones, that is trained between drops (the paper: 0.25)
+HEALING_TRAIN_RATIO = 1.0  # the same in healing
+TRAIN_ENDS = False  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
 LORA_RANK = 32  # only with UPDATE = "qlora"
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
-FIRST_EPOCHS = 1.0  # passes over the training set before the first drop (with "one_shot": right after it)
+FIRST_EPOCHS = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
 CYCLE_EPOCHS = 0.2  # passes between two drops
-HEALING_EPOCHS = 1.0  # passes after the last drop
 # Optimizer
-LEARNING_RATE = 3e-4  # peak, warmed up to anew in every cycle
-LR_SCHEDULE = "cosine"  # within a cycle: "cosine", "linear" or "constant_with_warmup"
+LEARNING_RATE = 3e-4  # peak, warmed up to again in every cycle
+LR_SCHEDULE = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"
 WARMUP = 0.1  # share of a cycle's steps over which the learning rate rises
 WEIGHT_DECAY = 0.0  # on what is trained
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
@@ -57,7 +71,7 @@ BATCH_SIZE = 8  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records
-SAVE_EVERY = 1  # cycles between saved checkpoints; the last one is always saved, and each with ACCURACY_FLOOR
+SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed; None: none, but all with ACCURACY_FLOOR
 SAVE_STEPS = 100  # optimizer steps between what a killed run goes on from, within the training of a cycle
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
 SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
@@ -72,8 +86,9 @@ from fincompress.errors import UserError, run_script  # noqa: E402
 
 
 def main() -> None:
-    """Algorithm 1 of the paper: rank every unit once; then train, score, drop, until small enough; then heal."""
-    check_settings()
+    """Algorithm 1 of the paper: rank every unit once; then train, score, drop, until small enough. And heal."""
+    sapling.apply_recovery(SETTINGS)
+    check_settings(SETTINGS)
     run = sapling.open_run(SETTINGS, "sapling_train.py")
     if run is None:
         return
@@ -87,33 +102,37 @@ def main() -> None:
     while not run.stopped:
         run.train(CYCLE_EPOCHS if run.drops and SCHEDULE == "successive" else FIRST_EPOCHS)
         run.save_checkpoint()
+        run.heal()
         ranking, whole = run.score()
         run.stop_if_reached(whole)
         if not run.stopped:
-            run.drop(DROPS_EARLY if run.early else DROPS_LATE, ranking, whole)
-        run.save_state()
+            run.drop(run.drops_per_cycle, ranking, whole)
+        run.save_state(weights=False)
     run.return_above_floor()
-    run.train(HEALING_EPOCHS, "healing")
+    run.heal(last=True)
     run.finish()
 
 
-def check_settings() -> None:
+def check_settings(s: dict) -> None:
+    """Raise UserError for a constant that makes no sense, alone or beside another."""
     check_choice("DROP_UNIT", DROP_UNIT, ("sublayer", "block"))
     check_choice("CRITERION", CRITERION, importance.CRITERIA)
     check_choice("SCHEDULE", SCHEDULE, ("successive", "one_shot"))
     check_choice("UPDATE", UPDATE, ("full", "qlora"))
+    check_recovery(s)
     check_positive(
         DROPS_EARLY=DROPS_EARLY, DROPS_LATE=DROPS_LATE, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
-        FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=TRAIN_RATIO,
+        FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=s["TRAIN_RATIO"],
+        HEALING_TRAIN_RATIO=s["HEALING_TRAIN_RATIO"],
         ACCURACY_FLOOR=ACCURACY_FLOOR, TARGET_MEMORY_GB=TARGET_MEMORY_GB, TARGET_LATENCY_MS=TARGET_LATENCY_MS,
         SAVE_EVERY=SAVE_EVERY,
     )  # fmt: skip
-    training.check_settings(SETTINGS)
+    training.check_settings(s)
     for name in ("FIRST_EPOCHS", "CYCLE_EPOCHS", "HEALING_EPOCHS"):
-        if SETTINGS[name] < 0:
-            raise UserError(f"{name} cannot be below 0, as {SETTINGS[name]} is")
-    for name in ("TARGET_SIZE", "TRAIN_RATIO", "ACCURACY_FLOOR"):
-        value = SETTINGS[name]
+        if s[name] < 0:
+            raise UserError(f"{name} cannot be below 0, as {s[name]} is")
+    for name in ("TARGET_SIZE", "TRAIN_RATIO", "HEALING_TRAIN_RATIO", "ACCURACY_FLOOR"):
+        value = s[name]
         if value is not None and not 0 < value <= 1:
             raise UserError(f"{name} is a share, above 0 and at most 1, not {value}")
     if SCHEDULE == "one_shot" and (ACCURACY_FLOOR or TARGET_MEMORY_GB or TARGET_LATENCY_MS):
@@ -126,6 +145,29 @@ def check_settings() -> None:
         raise UserError("TARGET_LATENCY_MS cannot be measured on 4-bit weights: set another target, or UPDATE = 'full'")
     if CRITERION == "angular" and DROP_UNIT == "sublayer":
         raise UserError("CRITERION = 'angular' is about whole blocks: set DROP_UNIT = 'block'")
+
+
+def check_recovery(s: dict) -> None:
+    """Raise UserError for constants of the recovery that make no sense."""
+    check_positive(TEMPERATURE=s["TEMPERATURE"])
+    for name in ("KL", "CROSS_ENTROPY", "HIDDEN_STATES", "FADE"):
+        if s[name] < 0:
+            raise UserError(f"{name} cannot be below 0, as {s[name]} is")
+    if not s["KL"] and not s["CROSS_ENTROPY"]:
+        raise UserError("KL and CROSS_ENTROPY are both 0: nothing would be learned")
+    if sapling.needs_teacher(s) and not (TEACHER or START_FROM):
+        raise UserError("there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper'")
+    if UPDATE == "qlora" and TEACHER not in (None, START_FROM):
+        raise UserError("with UPDATE = 'qlora' teacher and model share one base: TEACHER must be START_FROM, or None")
+    if UPDATE == "qlora" and CRITERION == "taylor":
+        raise UserError("CRITERION = 'taylor' needs gradients of weights, which 4-bit ones have not: UPDATE = 'full'")
+    for depth in s["HEAL_AT"]:
+        if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
+            raise UserError(f"HEAL_AT holds numbers of sub-layers (30) or shares of the bytes (0.5), not {depth!r}")
+    if s["FADE"] > 1:
+        raise UserError(f"FADE is a share of a cycle, from 0 to 1, not {s['FADE']}")
+    if s["FADE"] and (SCHEDULE == "one_shot" or CYCLE_EPOCHS == 0):
+        raise UserError("FADE needs training after each drop: SCHEDULE = 'successive' and CYCLE_EPOCHS above 0")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,21 @@ def predict_training_gb(
     return (weights + max(backward, trained * 4)) / 1e9
 
 
+def predict_teacher_gb(
+    config, batch: int, tokens: int, compute_bytes: int = 2, adapter_rank: int | None = None, hidden_states: bool = True
+) -> float:
+    """Predicted GB that a teacher adds to the training of SAPLING.
+
+    A model of its own is held in ``compute_bytes`` a weight. With ``adapter_rank`` it shares the student's base and
+    adds a float32 adapter. Hidden states are one a block, for ``batch`` sequences of ``tokens`` tokens.
+    """
+    linear, ends = _parameters(config)
+    own = (linear + ends) * compute_bytes if adapter_rank is None else 4 * _adapter_parameters(config, adapter_rank)
+    # The teacher's states, and float32 copies of both models' where they are compared, one block after another.
+    states = batch * tokens * config.hidden_size * (compute_bytes * (config.num_hidden_layers + 1) + 4 * 4)
+    return (own + hidden_states * states) / 1e9
+
+
 def predict_methods(
     config, half, batch: int, tokens: int, target_tokens: int, rank: int, ratio: float, device: str
 ) -> dict[str, float]:

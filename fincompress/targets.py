@@ -13,7 +13,8 @@ class TargetCollator:
     """Rows of ``input_ids`` (prompt + target + EOS) and ``prompt_tokens`` to a batch padded on the left.
 
     With K one more than the batch's longest target, ``labels`` is (batch, K) and belongs to the last K positions, in
-    the unshifted convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not.
+    the unshifted convention of Hugging Face: prompt and padding are -100, the EOS that ends a target is not. Where rows
+    say their number in the training set (``row``), the batch has ``rows``.
     """
 
     def __init__(self, pad_token_id: int):
@@ -31,26 +32,38 @@ class TargetCollator:
             input_ids[i, length - len(ids) :] = ids
             attention_mask[i, length - len(ids) :] = 1
             labels[i, keep - len(target) :] = target
-        return {
+        batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
             "labels": labels,
         }
+        if "row" in rows[0]:
+            batch["rows"] = torch.tensor([row["row"] for row in rows])
+        return batch
 
 
 def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``(logits, labels)``, aligned: (batch, K - 1, vocabulary) and (batch, K - 1).
+    """``(logits, labels)``, aligned: (batch, K - 1, vocabulary) and (batch, K - 1)."""
+    return target_outputs(model, batch)[:2]
+
+
+def target_outputs(
+    model, batch: dict[str, torch.Tensor], hidden_states: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]:
+    """``(logits, labels, hidden_states)``: those of ``target_logits``, and the stream before and after every block.
 
     The head runs on the last K positions alone. The positions are given as an index, not as a number: a slice of the
     hidden states is not contiguous, and the matrix product would then copy the whole head once per row of the batch.
+    Hidden states, (batch, tokens, hidden) each, are None unless asked for.
     """
     labels = batch["labels"]
     length, keep = batch["input_ids"].shape[1], labels.shape[1]
     positions = torch.arange(length - keep, length, device=labels.device)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    return logits[:, :-1], labels[:, 1:]
+    options = {"output_hidden_states": True} if hidden_states else {}
+    output = model(**inputs, logits_to_keep=positions, use_cache=False, **options)
+    return output.logits[:, :-1], labels[:, 1:], output.hidden_states if hidden_states else None
 
 
 def target_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -62,11 +75,20 @@ def target_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Ten
     return packed_scores(logits[labels.ne(IGNORE)], labels)
 
 
-def packed_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """``target_scores`` from the logits of the target tokens alone, (target tokens, vocabulary), row after row."""
+def packed_scores(
+    logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``target_scores`` from the logits of the target tokens alone, (target tokens, vocabulary), row after row.
+
+    With a ``teacher``'s logits of the same tokens, KL(teacher || model) stands for the negative log-likelihood.
+    """
     counted = labels.ne(IGNORE)
     rows, tokens = counted.nonzero()[:, 0], labels[counted]
-    losses = F.cross_entropy(logits.float(), tokens, reduction="none")
+    if teacher is None:
+        losses = F.cross_entropy(logits.float(), tokens, reduction="none")
+    else:
+        ours, theirs = (F.log_softmax(one.float(), dim=-1) for one in (logits, teacher))
+        losses = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
     sums = losses.new_zeros(len(labels))
     wrong = sums.index_add(0, rows, logits.argmax(-1).ne(tokens).to(sums))
     return sums.index_add(0, rows, losses) / counted.sum(1), wrong == 0

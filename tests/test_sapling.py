@@ -20,7 +20,11 @@ DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBR
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
 SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=16", "--FIRST_SCAN_EXAMPLES=8",
            "--SCAN_BATCH_SIZE=4", "--DROPS_EARLY=1", "--DROPS_LATE=1", "--LOGGING_STEPS=1", "--LEARNING_RATE=1e-3",
-           "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.52")  # fmt: skip
+           "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.52",
+           # Algorithm 1 without a teacher, as RECOVERY = "paper" sets it
+           "--START_FROM=None", "--KL=0", "--CROSS_ENTROPY=1", "--HIDDEN_STATES=0", "--HEAL_AT=[]",
+           "--KEEP_MOMENTS=False", "--TRAIN_RATIO=0.25", "--HEALING_TRAIN_RATIO=0.25", "--TRAIN_ENDS=True", "--LR_SCHEDULE=cosine",
+           "--SAVE_EVERY=1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +177,7 @@ def test_recomputed_activations_train_the_same_model(sapling, six):
     ("name", "more", "stage"),
     [
         ("shot", ("--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block", "--FIRST_EPOCHS=4"), "trainer-0"),
-        ("heal", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5", "--TARGET_SIZE=0.9", "--HEALING_EPOCHS=4"), "trainer-48"),
+        ("heal", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5", "--TARGET_SIZE=0.9", "--HEALING_EPOCHS=4"), "healing-10"),
     ],
 )
 def test_a_run_killed_within_training_goes_on_in_the_middle_of_it(six, name, more, stage):
@@ -247,7 +251,7 @@ def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(sapling):
 
     run = Run.__new__(Run)
     run.settings = {"ACCURACY_FLOOR": 0.9, "SCHEDULE": "successive", "TARGET_SIZE": 0.5, "DROP_UNIT": "sublayer"}
-    run.settings |= {"TARGET_MEMORY_GB": None, "TARGET_LATENCY_MS": None, "PACKABLE_ONLY": True}
+    run.settings |= {"TARGET_MEMORY_GB": None, "TARGET_LATENCY_MS": None, "PACKABLE_ONLY": True, "PROTECT": False}
     run.state = {"reference": {"accuracy": 0.5}, "last_above_floor": None, "weights": None, "trajectory": []}
     run.model = models.load_base(str(sapling[0] / "12"), "bf16", torch.device("cpu"), torch.bfloat16)
     run.sizes, run.full_size = {"ends": 1, "attention": 1, "mlp": 1}, 13
@@ -267,7 +271,8 @@ def test_a_run_that_fell_below_the_floor_goes_back_to_the_last_depth_above_it(si
     constants = read_constants(REPOSITORY / "sapling_train.py")
     settings = {name: constant.default for name, constant in constants.items()} | six[1]
     settings |= {"DATA_RUN": "six_data", "RUN": f"floor_{update}", "CALIBRATION_EXAMPLES": 16, "ACCURACY_FLOOR": 0.9}
-    settings |= {"UPDATE": update, "CRITERION": "last", "FIRST_SCAN_EXAMPLES": 8}
+    settings |= {"UPDATE": update, "CRITERION": "last", "FIRST_SCAN_EXAMPLES": 8, "START_FROM": None}
+    settings |= {"HEAL_AT": [], "KL": 0.0, "HIDDEN_STATES": 0.0, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25}
     run = sapling.open_run(settings, "sapling_train.py")
     run.choose_trainable(run.rank_by_importance())
     run.make_trainable()
@@ -327,7 +332,8 @@ def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phas
     constants = read_constants(REPOSITORY / "sapling_train.py")
     settings = {name: constant.default for name, constant in constants.items()} | six[1]
     settings |= {"DATA_RUN": "six_data", "RUN": "begun", "CALIBRATION_EXAMPLES": 16, "FIRST_SCAN_EXAMPLES": 8}
-    settings |= {"UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8}
+    settings |= {"UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8, "HEAL_AT": []}
+    settings |= {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25}
     run = sapling.open_run(settings, "sapling_train.py")
     rows, _ = runs.load_processed(six[1]["RESULTS_DIR"], "six_data", "dev")
     batch = TargetCollator(0)([rows[i] for i in range(4)])

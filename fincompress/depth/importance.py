@@ -8,7 +8,7 @@ the same scores for half the work. With early elimination most units are given u
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.targets import IGNORE, packed_scores, target_logits, target_scores
+from fincompress.targets import IGNORE, packed_scores, target_logits
 
 FIRST_CUT = 8  # questions before which no unit is given up, whatever the batch: fewer say nothing
 FINALISTS = 4  # units, at least, that see every question
 WORST = 1e4  # nats per token that stand for what is no number
-CRITERIA = ("calibration", "activation_norm", "block_influence", "angular", "last", "random")
+SCANS = ("calibration", "kl")  # criteria that run the model without each unit
+CRITERIA = (*SCANS, "activation_norm", "block_influence", "angular", "taylor", "last", "random")
 Unit = tuple[SubLayer, ...]
 
 
@@ -31,7 +32,7 @@ class Score:
     """What the calibration set says of the model without one unit, question by question."""
 
     unit: Unit
-    nll: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), nats per target token
+    nll: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), nats per target token, or KL
     exact: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), 1 where the program is exact
     squares: float = 0.0  # sum of squares of what the unit adds to the stream
 
@@ -61,6 +62,7 @@ class Trace:
     arguments: list[dict]  # keyword arguments of each block: masks, positions
     logits: torch.Tensor  # of the target positions, (batch, K - 1, vocabulary)
     labels: torch.Tensor  # (batch, K - 1)
+    teacher: torch.Tensor | None = None  # logits of the unpruned model, (target tokens, vocabulary)
 
 
 @torch.no_grad()
@@ -109,7 +111,7 @@ def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.
     first = unit[0]
     start = first.block if first.kind == "attention" else first.block + 1
     with sub.skipped(model, *unit):
-        return packed_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels)
+        return packed_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels, seen.teacher)
 
 
 def suffix(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
@@ -219,6 +221,7 @@ def scan(
     drops: int = 1,
     earlier: dict[Unit, float] | None = None,
     cached: bool = True,
+    teacher: Callable[[dict], torch.Tensor] | None = None,
 ) -> tuple[list[Score], Score]:
     """Score the model without each of ``units``; also returns the score of the model as it is, under an empty unit.
 
@@ -226,7 +229,8 @@ def scan(
     with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan; with it, units
     are given up as ``Elimination`` says, and only those that were followed to the end have seen every question. For one
     or two ``drops`` they are enough; of more, each may stand in the way of two, and seldom the last finds no unit.
-    ``cached=False`` runs the whole network for every unit: the reference.
+    ``cached=False`` runs the whole network for every unit: the reference. ``teacher`` gives the logits of a batch's
+    target tokens; scores are then KL(teacher || model) instead of the gold program's negative log-likelihood.
     """
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
@@ -235,13 +239,15 @@ def scan(
         seen = trace(model, batch)
         if number == 0:
             _check_head(model, seen)
-        whole.add(*target_scores(seen.logits, seen.labels), 0.0)
+        seen.teacher = teacher(batch) if teacher else None
+        counted = seen.labels.ne(IGNORE)
+        whole.add(*packed_scores(seen.logits[counted], seen.labels, seen.teacher), 0.0)
         for unit in race.alive:
             if cached:
                 found = scores_without(model, unit, seen)
             else:
                 with sub.skipped(model, *unit), torch.no_grad():
-                    found = target_scores(*target_logits(model, batch))
+                    found = packed_scores(target_logits(model, batch)[0][counted], seen.labels, seen.teacher)
             scores[unit].add(*found, sum(seen.squares[one] for one in unit))
         if eliminate:
             race.give_up(scores)
@@ -270,19 +276,20 @@ def standard_error(values: torch.Tensor) -> float:
     return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
-def choose(scores: list[Score]) -> tuple[Score, str]:
+def choose(scores: list[Score], by_accuracy: bool = True) -> tuple[Score, str]:
     """The unit to drop, and what decided: ``accuracy``, ``nll``, ``norm``, or ``only`` where there is one candidate.
 
     The one whose absence leaves the highest accuracy. Units within one standard error of it, of the difference on
     the same questions, tie; among those the lowest NLL decides, and within one standard error of that the largest
-    Frobenius norm. Attention and MLP are compared alike. Only units that saw every question take part.
+    Frobenius norm. Attention and MLP are compared alike. Only units that saw every question take part. Without
+    ``by_accuracy`` the NLL decides first, or the KL that stands for it.
     """
     most = max(score.questions for score in scores)
     scores = [score for score in scores if score.questions == most]
     if len(scores) == 1:
         return scores[0], "only"
     best = max(scores, key=lambda score: (score.exact.mean(), -score.nll.mean()))
-    tied = [score for score in scores if not behind(-score.exact, -best.exact, errors=1)]
+    tied = [score for score in scores if not by_accuracy or not behind(-score.exact, -best.exact, errors=1)]
     if len(tied) == 1:
         return best, "accuracy"
     best = min(tied, key=lambda score: score.nll.mean())
@@ -304,8 +311,11 @@ def rank(
       al. 2024).
     - ``angular``: arccos(cosine) / pi at the last token, lowest first (Gromov et al. 2024); ``angular_window`` is the
       contiguous form.
+    - ``taylor``: sum of |weight * gradient| over a unit's weights, lowest first (Shortened LLaMA, Kim et al. 2024).
     - ``last``: from the end; ``random``: by seed.
     """
+    if criterion == "taylor":
+        return sorted(taylor(model, units, batches).items(), key=lambda pair: pair[1])
     if criterion == "last":
         return [(unit, float(-i)) for i, unit in enumerate(reversed(units))]
     if criterion == "random":
@@ -332,6 +342,32 @@ def rank(
     else:
         found = {unit: total / weights for unit, total in totals.items()}
     return sorted(found.items(), key=lambda pair: pair[1])
+
+
+def taylor(model, units: list[Unit], batches: Iterable[dict[str, torch.Tensor]]) -> dict[Unit, float]:
+    """Sum of |weight * gradient| of each unit, the gradient that of the mean NLL of the target tokens of all batches.
+
+    The weights must be such that gradients can reach them: not those of a 4-bit base.
+    """
+    weights = {unit: [p for one in unit for p in sub.parameters(model, one)] for unit in units}
+    every = {id(p): p for some in weights.values() for p in some}
+    before = [(p, p.requires_grad) for p in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in every.values():
+        parameter.requires_grad_(True)
+        parameter.grad = None
+    try:
+        with torch.enable_grad():
+            for batch in batches:
+                logits, labels = target_logits(model, batch)
+                F.cross_entropy(
+                    logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+                ).backward()
+        return {unit: sum(float((p * p.grad).abs().sum()) for p in some) for unit, some in weights.items()}
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+            parameter.grad = None
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from fincompress.errors import UserError
 KINDS = ("attention", "mlp")
 # Where a sub-layer lies in a decoder block of Llama, Mistral, Qwen2, Qwen3 and their like: its norm and its body.
 PARTS = {"attention": ("input_layernorm", "self_attn"), "mlp": ("post_attention_layernorm", "mlp")}
+Parts = dict[tuple[int, str], nn.Module]  # (block, name of the part) -> the module that stood there
 
 
 class SubLayer(NamedTuple):
@@ -110,25 +111,50 @@ def parameters(model: nn.Module, sublayer: SubLayer) -> Iterator[nn.Parameter]:
 def skipped(model: nn.Module, *gone: SubLayer):
     """Run the model without some sub-layers; afterwards it is as it was."""
     layers = decoder(model).layers
-    before = {(one.block, part): getattr(layers[one.block], part) for one in gone for part in PARTS[one.kind]}
+    before = _parts(layers, gone)
     try:
         for one in gone:
             _take_out(layers[one.block], one.kind)
         yield
     finally:
-        for (block, part), original in before.items():
-            setattr(layers[block], part, original)
+        _put(layers, before)
 
 
-def remove(model: nn.Module, *gone: SubLayer) -> None:
-    """Take sub-layers out for good and give their memory back.
+def remove(model: nn.Module, *gone: SubLayer) -> Parts:
+    """Take sub-layers out for good and return what stood there; their memory is free once that is forgotten.
 
     The attentions that are left are numbered anew, so that a KV cache has a slot for each and none for the others.
     """
     layers = decoder(model).layers
+    parts = _parts(layers, gone)
     for one in gone:
         _take_out(layers[one.block], one.kind)
     number_attentions(layers)
+    return parts
+
+
+@contextlib.contextmanager
+def restored(model: nn.Module, parts: Parts):
+    """Run the model with removed sub-layers back in their places; afterwards they are out again.
+
+    Attentions keep their numbers: a pass with a KV cache needs them numbered anew.
+    """
+    layers = decoder(model).layers
+    before = {(block, part): getattr(layers[block], part) for block, part in parts}
+    try:
+        _put(layers, parts)
+        yield
+    finally:
+        _put(layers, before)
+
+
+def _parts(layers: nn.ModuleList, sublayers: tuple[SubLayer, ...]) -> Parts:
+    return {(one.block, part): getattr(layers[one.block], part) for one in sublayers for part in PARTS[one.kind]}
+
+
+def _put(layers: nn.ModuleList, parts: Parts) -> None:
+    for (block, part), module in parts.items():
+        setattr(layers[block], part, module)
 
 
 def number_attentions(layers: nn.ModuleList) -> None:

@@ -1,4 +1,4 @@
-"""One SAPLING run: the model as it shrinks, what was dropped and why, and the state from which a killed run goes on."""
+"""One SAPLING run: the model as it shrinks, what was dropped and why, and the state from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
 
 from fincompress import charts, generation, gptq, memory, models, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
+from fincompress.sapling.branch import branch
+from fincompress.sapling.gates import CloseGate, Gate
+from fincompress.sapling.losses import TOP_K
+from fincompress.sapling.recovery import KeepBest, Moments, Recovery, RecoveryTrainer
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
+from fincompress.settings import check_choice
 from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
+MOMENTS = "moments:"  # before the name of a parameter in the file of the state: what the optimizer keeps of it
 FRESH = {
     "weights": None,  # the file of the trained weights that belong to this state
     "trainable": None,  # names of the units that are trained
-    "trained": False,  # whether the training before the next drop, or the healing, is done
+    "trainable_healing": None,  # and of those that are trained in healing
+    "trained": False,  # whether the training before the next drop is done
+    "cycle_start": 0,  # examples seen before the training since the last drop
+    "fading": [],  # units that were dropped and are not faded out yet
+    "ranking": None,  # names of the units in the order in which one shot drops them
+    "healed": [],  # one row a depth that was healed
     "stopped": None,  # why no more is dropped
     "trajectory": [],  # one row a drop
     "layer_scores": [],  # one row a unit and scan
@@ -33,11 +46,16 @@ FRESH = {
     "scans": 0,
     "last_above_floor": None,  # units left, drops and file of weights when the accuracy floor was last met
     "reference": None,  # calibration scores before any drop
-    "examples_seen": 0,
+    "examples_seen": 0,  # these three without healing, of which each row above says its own
     "tokens_seen": 0,
     "training_seconds": 0.0,
     "scanning_seconds": 0.0,
 }
+PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
+    "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False, "FADE": 0.0,
+    "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True, "LR_SCHEDULE": "cosine",
+}  # fmt: skip
+PATIENCE = 2  # passes without a better calibration NLL after which healing stops
 
 
 def open_run(settings: dict, script: str) -> Run | None:
@@ -55,31 +73,12 @@ def open_run(settings: dict, script: str) -> Run | None:
     dtype, reason = models.pick_dtype(device)
     facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
     if s["START_FROM"]:
-        start = runs.finished_run(s["RESULTS_DIR"], s["START_FROM"])
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-        started = runs.read_json(start / "settings.json")
-        if started["base_model"] != s["BASE_MODEL"]:
-            raise UserError(f"START_FROM = {s['START_FROM']!r} is a run of another base model than {s['BASE_MODEL']}")
-        if started["data"] != record["data"]:
-            raise UserError(
-                f"START_FROM = {s['START_FROM']!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have "
-                "seen this calibration split"
-            )
-        reports = [
-            runs.read_json(runs.run_directory(s["RESULTS_DIR"], run) / "data_report.json")["calibration_ids"]
-            for run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
-        ]
-        same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
-        redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
-        if redone or any(ids != reports[0] for ids in reports):
-            raise UserError(
-                f"START_FROM = {s['START_FROM']!r} was trained with another calibration split than {s['DATA_RUN']!r} "
-                "holds: it may have seen some of these questions"
-            )
-        # A start that was trained anew is another one: a killed run must not mix its own weights with the new ones.
-        facts["source"] = runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+        facts["source"] = check_origin("START_FROM", s, record, facts)
     else:
         source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+    if s["TEACHER"] and needs_teacher(s):
+        facts["teacher"] = check_origin("TEACHER", s, record, facts)
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
@@ -94,6 +93,49 @@ def open_run(settings: dict, script: str) -> Run | None:
         if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
             shutil.rmtree(directory)
         raise
+
+
+def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
+    """Fingerprint of the finished run that the constant ``name`` names.
+
+    Raises UserError where it is a run of another base model or of other data, or may have seen the calibration split.
+    """
+    run = s[name]
+    start = runs.finished_run(s["RESULTS_DIR"], run)
+    started = runs.read_json(start / "settings.json")
+    if started["base_model"] != s["BASE_MODEL"]:
+        raise UserError(f"{name} = {run!r} is a run of another base model than {s['BASE_MODEL']}")
+    if started["data"] != record["data"]:
+        raise UserError(
+            f"{name} = {run!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have seen this "
+            "calibration split"
+        )
+    reports = [
+        runs.read_json(runs.run_directory(s["RESULTS_DIR"], data_run) / "data_report.json")["calibration_ids"]
+        for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
+    ]
+    same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
+    redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
+    if redone or any(ids != reports[0] for ids in reports):
+        raise UserError(
+            f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "
+            "seen some of these questions"
+        )
+    # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
+    return runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+
+
+def apply_recovery(s: dict) -> None:
+    """Set what RECOVERY = "paper" stands for, and say so."""
+    check_choice("RECOVERY", s["RECOVERY"], ("teacher", "paper"))
+    if s["RECOVERY"] == "paper":
+        print("RECOVERY = 'paper' sets " + ", ".join(f"{name} = {value!r}" for name, value in PAPER.items()))
+        s.update(PAPER)
+
+
+def needs_teacher(s: dict) -> bool:
+    """Whether these constants learn from the unpruned model, or drop by it."""
+    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or s["CRITERION"] == "kl"
 
 
 class Run:
@@ -133,6 +175,13 @@ class Run:
                     f"{least:.2g} GB"
                 )
         self.collator = TargetCollator(self.tokenizer.pad_token_id)
+        self.check_heal_at()
+        self.gate = Gate()
+        self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
+        self.fading: sub.Parts = {}  # what was dropped and is not faded out yet
+        self.moments: Moments = {}
+        self.own_teacher = self.load_teacher()
+        self.teaching: TeachingCache | None = None
         self.state = self.read_state()
         if self.state["trainable"] is not None:
             self.resume()
@@ -147,9 +196,45 @@ class Run:
         with self.explain_out_of_memory():
             if self.adapter is not None:
                 self.model = models.load_adapter(self.adapter, s["RESULTS_DIR"], self.device, self.dtype)[0].eval()
+                if needs_teacher(s):
+                    self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
                 models.compute_in_model_dtype(self.model)
             else:
                 self.model = models.load_base(self.source, self.facts["base_precision"], self.device, self.dtype).eval()
+
+    def load_teacher(self) -> Teacher | None:
+        """The teacher that is a model of its own; None where none is needed, or it shares the student's NF4 base."""
+        s = self.settings
+        if not needs_teacher(s) or s["UPDATE"] == "qlora":
+            return None
+        run = s["TEACHER"] or s["START_FROM"]
+        path = str(models.dense_checkpoint(run, s["RESULTS_DIR"]))
+        if models.read_config(path).num_hidden_layers != len(sub.decoder(self.model).layers):
+            raise UserError(f"the teacher {run!r} has another number of blocks than the model to shrink: name another")
+        with self.explain_out_of_memory():
+            return Teacher(models.load_base(path, "auto", self.device, self.dtype))
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The unpruned model to learn from; in ``qlora`` mode it is the student with its blocks back."""
+        if self.own_teacher is None and needs_teacher(self.settings):
+            return SharedTeacher(self.model, self.removed, self.gate, ADAPTER if self.adapter is not None else None)
+        return self.own_teacher
+
+    def check_heal_at(self) -> None:
+        """Raise UserError for a depth of HEAL_AT that this run does not pass through."""
+        s, pair = self.settings, self.sizes["attention"] + self.sizes["mlp"]
+        every = len(sub.sublayers(self.model))
+        target = s["TARGET_SIZE"] * self.full_size
+        last = 2 * math.floor((target - self.sizes["ends"]) / pair)  # sub-layers at TARGET_SIZE
+        for depth in s["HEAL_AT"]:
+            if depth >= every or depth == 1:
+                raise UserError(f"HEAL_AT holds {depth}, but the run starts with {every} sub-layers: name fewer")
+            units = depth if depth > 1 else 2 * math.floor((depth * self.full_size - self.sizes["ends"]) / pair)
+            if units < last:
+                raise UserError(
+                    f"HEAL_AT holds {depth}, but the run stops at {last} sub-layers (TARGET_SIZE = {s['TARGET_SIZE']})"
+                )
 
     def find_adapter(self) -> Path | None:
         """The folder of the run to go on from with its own adapter, where there is such a one."""
@@ -174,11 +259,16 @@ class Run:
         longest, target = max(self.train_set["length"]), 1 + max(self.train_set["target_tokens"])
         shape = (s["BATCH_SIZE"], longest, target, checkpointing)
         kind = (self.device.type, self.dtype.itemsize)
+        teacher = memory.predict_teacher_gb(
+            config, s["BATCH_SIZE"], longest, self.dtype.itemsize,
+            adapter_rank=s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, hidden_states=s["HIDDEN_STATES"] > 0,
+        ) if needs_teacher(s) else 0.0  # fmt: skip
+        ratio = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
         if s["UPDATE"] == "qlora":
-            return memory.predict_lora_training_gb(
-                config, "nf4", s["LORA_RANK"], *shape, *kind, s["TRAIN_RATIO"], frozen_adapters=self.adapter is not None
+            return teacher + memory.predict_lora_training_gb(
+                config, "nf4", s["LORA_RANK"], *shape, *kind, ratio, frozen_adapters=self.adapter is not None
             )
-        return memory.predict_training_gb(config, *shape, s["TRAIN_RATIO"], s["TRAIN_ENDS"], *kind)
+        return teacher + memory.predict_training_gb(config, *shape, ratio, s["TRAIN_ENDS"], *kind)
 
     # ------------------------------------------------------------------ state
 
@@ -199,32 +289,59 @@ class Run:
         return copy.deepcopy(FRESH)
 
     def resume(self) -> None:
-        """Bring the model to where the state says the run was: the same drops, the same weights."""
+        """Bring the model to where the state says the run was: the same drops, the same weights and moments."""
         path = self.directory / self.state["weights"]
+        fading = set(self.state["fading"])
         for row in self.state["trajectory"]:
-            sub.remove(self.model, *sub.parse_unit(row["dropped"]))
+            if row["dropped"] not in fading:
+                self.take_out(row["dropped"])
         self.make_trainable()
         try:
             weights = load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove {self.directory}/ to start again") from None
         trained = dict(self.trained_parameters())
-        if set(trained) != set(weights):
+        moments = {name: weights.pop(name) for name in list(weights) if name.startswith(MOMENTS)}
+        if not set(trained) <= set(weights):
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in trained.items():
             parameter.data.copy_(weights[name])
+        self.moments = {}
+        for name, value in moments.items():
+            parameter, _, key = name.removeprefix(MOMENTS).rpartition(":")
+            self.moments.setdefault(parameter, {})[key] = value.to(self.device)
+        self.fading = {}
+        for name in self.state["fading"]:
+            self.fading |= self.take_out(name)
         print(f"going on with {self.left} of {self.full} units left, {self.share:.1%} of the bytes")
 
-    def save_state(self, trained: bool = False) -> None:
-        """Write weights, then the state that names them: a kill between the two leaves the older pair whole."""
+    def take_out(self, name: str) -> sub.Parts:
+        """Remove a unit from the model; returns its parts, which a teacher that shares the model keeps too."""
+        parts = sub.remove(self.model, *sub.parse_unit(name))
+        if self.own_teacher is None and needs_teacher(self.settings):
+            self.removed |= parts
+        return parts
+
+    def save_state(self, trained: bool = False, weights: bool = True) -> None:
+        """Write weights, then the state that names them: a kill between the two leaves the older pair whole.
+
+        Without ``weights`` those of the last time stand: a drop and a healed branch change none that stays.
+        """
         self.state["trained"] = trained
-        self.state["weights"] = f"state-{self.state['scans']:04d}-{self.state['examples_seen']}.safetensors"
-        with runs.atomic_path(self.directory / self.state["weights"]) as partial:
-            save_file({name: p.detach().cpu().contiguous() for name, p in self.trained_parameters()}, partial)
+        if weights:
+            self.state["weights"] = f"state-{self.state['scans']:04d}-{self.state['examples_seen']}.safetensors"
+            with sub.restored(self.model, self.fading):
+                trained_now = dict(self.trained_parameters())
+            tensors = {name: p.detach().cpu().contiguous() for name, p in trained_now.items()}
+            for name, kept in self.moments.items():
+                if name in trained_now:
+                    tensors |= {f"{MOMENTS}{name}:{key}": value.cpu() for key, value in kept.items()}
+            with runs.atomic_path(self.directory / self.state["weights"]) as partial:
+                save_file(tensors, partial)
         runs.write_json(self.directory / STATE, self.state)
-        kept = {self.state["weights"], (self.state["last_above_floor"] or {}).get("weights")}
+        kept_files = {self.state["weights"], (self.state["last_above_floor"] or {}).get("weights")}
         for path in self.directory.glob("state-*.safetensors"):
-            if path.name not in kept:
+            if path.name not in kept_files:
                 path.unlink()
 
     def trained_parameters(self):
@@ -245,7 +362,11 @@ class Run:
 
     def units(self) -> list[importance.Unit]:
         """What may be dropped next."""
-        return sub.units(self.model, self.settings["DROP_UNIT"], self.settings["PACKABLE_ONLY"])
+        units = sub.units(self.model, self.settings["DROP_UNIT"], self.settings["PACKABLE_ONLY"])
+        if not self.settings["PROTECT"]:
+            return units
+        ends = (0, len(sub.decoder(self.model).layers) - 1)
+        return [unit for unit in units if not any(one.block in ends for one in unit)]
 
     @property
     def share(self) -> float:
@@ -257,7 +378,7 @@ class Run:
     def rank_by_importance(self) -> list[importance.Unit]:
         """Step 1: every layer of the model at the start, the most important one first."""
         units = sub.units(self.model, self.settings["DROP_UNIT"])
-        if self.settings["TRAIN_RATIO"] == 1:  # all are trained, in whichever order
+        if min(self.settings["TRAIN_RATIO"], self.settings["HEALING_TRAIN_RATIO"]) == 1:  # all are, in whichever order
             return units
         clock = runs.Stopwatch()
         questions = min(self.settings["FIRST_SCAN_EXAMPLES"], len(self.calibration))
@@ -274,32 +395,21 @@ class Run:
         After a one-shot drop they are chosen among those that are left, by what they were worth before it.
         """
         left = sub.units(self.model, self.settings["DROP_UNIT"])
-        chosen = [unit for unit in ranking if unit in left][: math.ceil(self.settings["TRAIN_RATIO"] * self.full)]
-        self.state["trainable"] = [sub.unit_name(unit) for unit in left if unit in chosen]
+        for name, share in (("trainable", "TRAIN_RATIO"), ("trainable_healing", "HEALING_TRAIN_RATIO")):
+            chosen = [unit for unit in ranking if unit in left][: math.ceil(self.settings[share] * self.full)]
+            self.state[name] = [sub.unit_name(unit) for unit in left if unit in chosen]
 
-    def make_trainable(self) -> None:
+    def make_trainable(self, healing: bool = False) -> None:
         """Let gradients reach the chosen units alone; what is trained is held in float32, what is frozen is not."""
         s = self.settings
-        chosen = [one for name in self.state["trainable"] for one in sub.parse_unit(name)]
+        names = self.state["trainable_healing" if healing else "trainable"]
+        chosen = [one for name in names for one in sub.parse_unit(name)]
+        if s["UPDATE"] == "qlora" and self.adapter is None and not hasattr(self.model, "peft_config"):
+            self.add_adapters()
         self.model.requires_grad_(False)
-        if s["UPDATE"] == "qlora" and self.adapter is not None:
+        if s["UPDATE"] == "qlora":
             for name, parameter in [p for one in chosen for p in sub.module(self.model, one).named_parameters()]:
-                parameter.requires_grad_("lora_" in name)
-        elif s["UPDATE"] == "qlora":
-            names = {module: name for name, module in self.model.named_modules()}
-            targets = [
-                names[module]
-                for one in chosen
-                for module in sub.module(self.model, one).modules()
-                if isinstance(module, torch.nn.Linear)
-            ]
-            adapters = LoraConfig(
-                r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
-            )
-            if targets:  # none where a killed run goes on after all that was trained had been dropped
-                with gptq.quiet():  # peft imports gptqmodel, which greets
-                    self.model = get_peft_model(self.model, adapters)
-                models.compute_in_model_dtype(self.model)
+                parameter.requires_grad_("lora_" in name and f".{ADAPTER}." not in name)
         else:
             found = sub.decoder(self.model)
             ends = [*found.embed_tokens.parameters(), *found.norm.parameters()]
@@ -307,42 +417,108 @@ class Run:
             for parameter in [p for one in chosen for p in sub.parameters(self.model, one)] + ends * s["TRAIN_ENDS"]:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
-            memory.release_files(self.model)
+            if not healing:
+                memory.release_files(self.model)
         trained = sum(p.numel() for _, p in self.trained_parameters())
         print(
-            f"{len(self.state['trainable'])} of {self.full} units are trained: {trained / 1e6:.1f} M of "
+            f"{len(names)} of {self.full} units are trained: {trained / 1e6:.1f} M of "
             f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "
             f"(all of them: {8 * self.full_size / 1e9:.2f} GB)"
         )
 
-    def train(self, epochs: float, stage: str | None = None) -> None:
-        """Train on the next ``epochs`` passes' worth of examples; learning rate and optimizer start anew.
-
-        A run that was killed in here goes on from the last checkpoint inside, after SAVE_STEPS.
-        """
+    def add_adapters(self) -> None:
+        """Put new adapters on every unit that is ever trained."""
         s = self.settings
-        count = round(epochs * len(self.train_set))
-        if self.state["trained"] or not count or not self.trained_parameters():
+        every = {*self.state["trainable"], *self.state["trainable_healing"]}
+        names = {module: name for name, module in self.model.named_modules()}
+        targets = [
+            names[module]
+            for one in (one for name in sorted(every) for one in sub.parse_unit(name))
+            for module in sub.module(self.model, one).modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        adapters = LoraConfig(
+            r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
+        )
+        if targets:  # none where a killed run resumes after all that was trained had been dropped
+            with gptq.quiet():  # peft imports gptqmodel, which greets
+                self.model = get_peft_model(self.model, adapters)
+            models.compute_in_model_dtype(self.model)
+
+    def train(self, epochs: float) -> None:
+        """Train on the next ``epochs`` passes of examples: while what was just dropped fades, then without it."""
+        s, state = self.settings, self.state
+        if state["trained"]:
             return
+        count = round(epochs * len(self.train_set))
+        left = count - (state["examples_seen"] - state["cycle_start"])
+        if self.fading:
+            fade = min(round(s["FADE"] * count), left)
+            with sub.restored(self.model, self.fading):
+                gone = [one for name in state["fading"] for one in sub.parse_unit(name)]
+                with self.gate.on(self.model, *gone):
+                    self.train_cycle(fade, "fading", CloseGate(self.gate))
+            self.fading, state["fading"] = {}, []
+            self.save_state()
+            self.remove_trainer_folders()
+            left -= fade
+        if left and self.trained_parameters():
+            self.train_cycle(left, f"{self.left} of {self.full} units, {self.share:.0%} of bytes")
+            self.save_state(trained=True)
+            self.remove_trainer_folders()
+
+    def remove_trainer_folders(self) -> None:
+        """Remove what a stage of training resumes from, once the state is past it."""
+        for path in self.directory.glob("trainer-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def train_cycle(self, count: int, name: str, *callbacks) -> None:
+        """Train the model itself, with the moments of the last cycle where they are kept."""
+        if not count or not self.trained_parameters():
+            return
+        keep = self.settings["KEEP_MOMENTS"]
+        trainer, seconds = self.train_stage(
+            count, name, f"trainer-{self.state['examples_seen']}", self.settings["LR_SCHEDULE"], callbacks,
+            self.moments if keep else None,
+        )  # fmt: skip
+        if keep:
+            self.moments = trainer.moments_by_name()
+        self.state["examples_seen"] += count
+        self.state["tokens_seen"] += int(trainer.state.num_input_tokens_seen)
+        self.state["training_seconds"] += seconds
+
+    def train_stage(
+        self, count: int, name: str, folder: str, schedule: str, callbacks=(), moments: Moments | None = None
+    ) -> tuple[RecoveryTrainer, float]:
+        """Train on the next ``count`` examples of the stream; returns the trainer and the seconds that it took.
+
+        A run that was killed in here resumes from the last checkpoint in ``folder``, after SAVE_STEPS.
+        """
+        s, seen = self.settings, self.state["examples_seen"]
         gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
-        seen = self.state["examples_seen"]
-        checkpoints = self.directory / f"trainer-{seen}"  # of this stage: each sees examples
+        checkpoints = self.directory / folder
         rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))
+        columns = training.TRAINING_COLUMNS + (["row"] if self.cache is not None else [])
         checkpointing = s["GRADIENT_CHECKPOINTING"]
         arguments = training.training_arguments(
-            s, checkpoints, self.device, self.dtype, num_train_epochs=1, save_steps=s["SAVE_STEPS"], save_total_limit=1,
+            s | {"LR_SCHEDULE": schedule}, checkpoints, self.device, self.dtype, num_train_epochs=1,
+            save_steps=s["SAVE_STEPS"], save_total_limit=1,
             gradient_checkpointing=self.device.type == "cuda" if checkpointing is None else checkpointing,
         )  # fmt: skip
-        progress = training.Progress(stage or f"{self.left} of {self.full} units, {self.share:.0%} of bytes")
-        trainer = training.TargetTrainer(
+        progress = training.Progress(name)
+        trainer = RecoveryTrainer(
             model=self.model,
             args=arguments,
-            train_dataset=rows.select_columns(training.TRAINING_COLUMNS),
+            train_dataset=rows.select_columns(columns),
             data_collator=self.collator,
             processing_class=self.tokenizer,
-            callbacks=[progress],
+            callbacks=[progress, *callbacks],
         )
         trainer.passes = training.stream_passes(len(self.train_set), seen, count)
+        trainer.moments = moments
+        trainer.recovery = Recovery(
+            s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], self.teacher, self.cache
+        )
         trainer.remove_callback(PrinterCallback)
         checkpoint = training.last_checkpoint(checkpoints)
         if checkpoint:
@@ -352,15 +528,86 @@ class Run:
         self.model.eval()
         step = self.state["loss_curve"][-1]["step"] if self.state["loss_curve"] else 0
         self.state["loss_curve"] += [
-            {"step": step + row["step"], "units_left": self.left} | {k: row[k] for k in ("loss", "learning_rate")}
+            {"step": step + row["step"], "stage": name.partition(",")[0], "units_left": self.left}
+            | {key: row[key] for key in ("loss", "learning_rate")}
             for row in trainer.state.log_history
             if "loss" in row
         ]
-        self.state["examples_seen"] += count
-        self.state["tokens_seen"] += int(trainer.state.num_input_tokens_seen)
-        self.state["training_seconds"] += progress.clock.seconds()
-        self.save_state(trained=True)
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        return trainer, progress.clock.seconds()
+
+    def reached(self) -> list[float]:
+        """Depths of HEAL_AT that the model has come to and that were not healed yet."""
+        left, share = len(sub.sublayers(self.model)), self.share
+        done = [depth for row in self.state["healed"] for depth in row["heal_at"]]
+        return [d for d in self.settings["HEAL_AT"] if d not in done and (left <= d if d > 1 else share <= d)]
+
+    def heal(self, last: bool = False) -> None:
+        """Train a copy of a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
+
+        The learning rate falls to 0; the best weights by the calibration split's NLL are kept. The run itself goes on
+        from the unhealed model: afterwards weights and moments are what they were.
+        """
+        s, state, depths = self.settings, self.state, self.reached()
+        if any(row["units_left"] == self.left for row in state["healed"]) or not (depths or last):
+            return
+        count = round(s["HEALING_EPOCHS"] * len(self.train_set))
+        row = {"units_left": self.left, "share_of_bytes": round(self.share, 5), "heal_at": depths}
+        row |= {"examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
+        folder = f"healing-{self.left}"
+        with branch(self.model, lambda: self.make_trainable(healing=True)):
+            best = {}
+            if count and self.trained_parameters():
+                steps = math.ceil(len(self.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
+                keep_best = KeepBest(
+                    self.model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype, steps, PATIENCE
+                )
+                name = f"healing {self.left} of {self.full} units, {self.share:.0%} of bytes"
+                trainer, row["training_seconds"] = self.train_stage(
+                    count, name, folder, "cosine", [keep_best], self.moments if s["KEEP_MOMENTS"] else None
+                )
+                best = keep_best.restore_best(trainer.args, trainer.state.log_history)
+                row |= {"examples_seen": count, "tokens_seen": int(trainer.state.num_input_tokens_seen)}
+                row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
+                del trainer
+            else:
+                with self.scoring_model() as model:
+                    nll, exact = score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype)
+                best = {"calibration_nll": nll.mean().item(), "calibration_exact": exact.float().mean().item()}
+            row |= {key: round(best[key], 5) for key in ("calibration_nll", "calibration_exact")}
+            self.save_checkpoint(row)
+        state["healed"].append(row)
+        self.save_state(trained=True, weights=False)
+        shutil.rmtree(self.directory / folder, ignore_errors=True)
+        print(
+            f"healed {self.left} of {self.full} units, {self.share:.1%} of the bytes, in "
+            f"{row['training_seconds'] / 60:.1f} min: calibration exact match {row['calibration_exact']:.1%}, NLL "
+            f"{row['calibration_nll']:.3f}"
+        )
+
+    @property
+    def cache(self) -> TeachingCache | None:
+        """What the teacher says of the training set, where that is all that is asked of it: computed at first use."""
+        s = self.settings
+        if s["KL"] == 0 or s["HIDDEN_STATES"] > 0 or self.teacher is None:
+            return None
+        if self.teaching is None:
+            identity = runs.fingerprint(self.facts, s["TEACHER"], s["TEMPERATURE"], TOP_K)
+            cache = TeachingCache(self.directory / "teaching.safetensors", identity)
+            if not cache.load():
+                self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
+                cache.fill(self.teacher, self.training_batches(), s["TEMPERATURE"])
+            elif "row" not in self.train_set.column_names:
+                self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
+            self.teaching = cache
+        return self.teaching
+
+    def training_batches(self):
+        """The whole training set in batches of like length."""
+        by_length = sorted(range(len(self.train_set)), key=self.train_set["length"].__getitem__)
+        size = self.settings["BATCH_SIZE"]
+        for start in tqdm(range(0, len(by_length), size), desc="asking the teacher", unit="batch"):
+            batch = self.collator([self.train_set[i] for i in by_length[start : start + size]])
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def explain_out_of_memory(self):
         s = self.settings
@@ -399,23 +646,30 @@ class Run:
     def score(self) -> tuple[list[importance.Score] | list[tuple], importance.Score]:
         """``(ranking, whole)``: every unit by the run's criterion, and the calibration scores of the model as it is.
 
-        The ranking is empty where nothing more will be dropped: at the target size, and after the one shot.
+        The ranking is empty at the target size, where nothing more will be dropped. One shot keeps its first one.
         """
         s, clock = self.settings, runs.Stopwatch()
-        done = self.share <= s["TARGET_SIZE"] or (s["SCHEDULE"] == "one_shot" and self.drops)
-        units = [] if done else self.units()
+        one_shot = s["SCHEDULE"] == "one_shot"
+        ranked = one_shot and self.state["ranking"] is not None  # once, before anything is dropped
+        units = [] if ranked or self.share <= s["TARGET_SIZE"] else self.units()
         with self.explain_out_of_memory(), self.scoring_model() as model:
-            if units and s["CRITERION"] == "calibration":
+            if units and s["CRITERION"] in importance.SCANS:
                 ranking, whole = importance.scan(
                     model, units, self.batches(len(self.calibration)), earlier=self.last_scores(),
-                    eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
-                    drops=s["DROPS_EARLY"] if self.early else s["DROPS_LATE"],
+                    eliminate=s["EARLY_ELIMINATION"] and not one_shot,
+                    drops=1 if one_shot else self.drops_per_cycle,
+                    teacher=(lambda batch: self.teacher(batch)[0]) if s["CRITERION"] == "kl" else None,
                 )  # fmt: skip
             else:
                 ranking, whole = self.rank(model, units), importance.Score(())
                 whole.add(*score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype), 0.0)
         self.state["scanning_seconds"] += clock.seconds()
         self.record_scores(ranking, whole)
+        if ranked:
+            ranking = [(sub.parse_unit(name), float(place)) for place, name in enumerate(self.state["ranking"])]
+        elif one_shot:
+            order = [unit for unit, _ in ranking] if s["CRITERION"] not in importance.SCANS else self.in_order(ranking)
+            self.state["ranking"] = [sub.unit_name(unit) for unit in order]
         found = {"accuracy": float(whole.exact.mean()), "nll": float(whole.nll.mean())}
         if not self.drops:
             self.state["reference"] = found
@@ -427,6 +681,15 @@ class Run:
             f"{found['accuracy']:.1%}, NLL {found['nll']:.3f}"
         )
         return ranking, whole
+
+    def in_order(self, scores: list[importance.Score]) -> list[importance.Unit]:
+        """Units in the order in which the scan's scores would have them dropped."""
+        left, order = list(scores), []
+        while left:
+            chosen, _ = importance.choose(left, self.settings["CRITERION"] == "calibration")
+            left.remove(chosen)
+            order.append(chosen.unit)
+        return order
 
     def rank(self, model, units: list[importance.Unit]) -> list[tuple[importance.Unit, float]]:
         """Units by a criterion that needs no scan; for ``angular`` in one shot the best run of neighbours in front."""
@@ -482,8 +745,6 @@ class Run:
             self.state["last_above_floor"] = {
                 "units": self.left, "drops": len(self.drops), "weights": self.state["weights"]
             }  # fmt: skip
-        if s["SCHEDULE"] == "one_shot":
-            return f"everything was dropped in one shot, {self.share:.1%} of the bytes are left"
         if self.share <= s["TARGET_SIZE"]:
             return f"{self.share:.1%} of the bytes, at most {s['TARGET_SIZE']:.0%} wanted"
         if s["TARGET_MEMORY_GB"] is not None:
@@ -508,9 +769,10 @@ class Run:
             if int(path.name) < above["units"]:
                 shutil.rmtree(path)
         del self.drops[above["drops"] :]
-        self.state |= {"weights": above["weights"], "trained": False}
+        healed = [row for row in self.state["healed"] if row["units_left"] >= above["units"]]
+        self.state |= {"weights": above["weights"], "trained": False, "fading": [], "healed": healed}
         runs.write_json(self.directory / STATE, self.state)
-        self.model = None  # never two at once
+        self.model, self.removed, self.fading = None, {}, {}  # never two at once
         gc.collect()
         self.load_model()
         self.resume()
@@ -519,6 +781,13 @@ class Run:
         """Units that may go next: at least one attention and one MLP stay."""
         left = sub.sublayers(self.model)
         return [u for u in self.units() if {one.kind for one in left if one not in u} == set(sub.KINDS)]
+
+    @property
+    def drops_per_cycle(self) -> float:
+        """Units that go before the next training; all of them in one shot."""
+        if self.settings["SCHEDULE"] == "one_shot":
+            return math.inf
+        return self.settings["DROPS_EARLY" if self.early else "DROPS_LATE"]
 
     @property
     def early(self) -> bool:
@@ -531,18 +800,19 @@ class Run:
         return math.ceil((self.share - self.settings["TARGET_SIZE"]) / block)
 
     def drop(self, count: float, ranking: list, whole: importance.Score) -> None:
-        """Drop ``count`` units by the ranking, fewer where the target size is met before."""
+        """Drop ``count`` units by the ranking, fewer where the target size or a depth of HEAL_AT is met before."""
         s, dropped = self.settings, 0
-        while dropped < count and self.share > s["TARGET_SIZE"]:
+        self.state["cycle_start"] = self.state["examples_seen"]
+        while dropped < count and self.share > s["TARGET_SIZE"] and not self.reached():
             allowed = self.allowed()
             row = {"scan": self.state["scans"]}
-            if s["CRITERION"] == "calibration":
+            scanned = s["CRITERION"] in importance.SCANS
+            if scanned and s["SCHEDULE"] == "successive":
                 candidates = [c for c in ranking if c.unit in allowed and c.questions == whole.questions]
                 if not candidates:  # the rest was given up on a few questions: it needs another scan
-                    if s["SCHEDULE"] == "successive":
-                        print(f"  {dropped} of {count} dropped: no other unit saw all questions; next cycle goes on")
+                    print(f"  {dropped} of {count} dropped: no other unit saw all questions; next cycle goes on")
                     break
-                score, reason = importance.choose(candidates)
+                score, reason = importance.choose(candidates, s["CRITERION"] == "calibration")
                 unit = score.unit
                 row |= {
                     "decided_by": reason, "questions": score.questions, "norm": score.norm,
@@ -553,8 +823,11 @@ class Run:
                 if unit is None:
                     break
                 row |= {"decided_by": s["CRITERION"]}
-            sub.remove(self.model, *unit)
             name = sub.unit_name(unit)
+            parts = self.take_out(name)
+            if s["FADE"]:
+                self.fading |= parts
+                self.state["fading"].append(name)
             kind = "block" if name.startswith("block") else "+".join(one.kind for one in unit)
             self.drops.append(
                 {
@@ -592,14 +865,17 @@ class Run:
         return repack.packed_model(self.model)
 
     @torch.no_grad()
-    def save_checkpoint(self, final: bool = False) -> None:
-        """Write the model as it is as ``<units left>/``, a standard checkpoint in 16 bits that is checked first."""
+    def save_checkpoint(self, healed: dict | None = None) -> None:
+        """Write the model as it is as ``<units left>/``, a standard checkpoint in 16 bits that is checked first.
+
+        ``healed`` is the record of a depth that was trained to the end; others are saved every SAVE_EVERY cycles.
+        """
         s = self.settings
         cycles = len({row["scan"] for row in self.drops})
         untouched = not self.drops and not self.state["examples_seen"]  # what it started from, once more
         # The last depth above an accuracy floor is known only when the next one falls below it.
-        skipped = cycles % s["SAVE_EVERY"] and s["ACCURACY_FLOOR"] is None
-        if not final and (untouched or skipped):
+        wanted = s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0)
+        if healed is None and (untouched or not wanted or self.reached()):
             return
         packed = self.packed()
         batch = next(self.batches(2))
@@ -611,11 +887,10 @@ class Run:
             "units_left": self.left,
             "share_of_bytes": round(self.share, 5),
             "share_of_parameters": round(self.parameters_left / self.full_size, 5),
-            "training_seconds": round(self.state["training_seconds"], 1),
-            "scanning_seconds": round(self.state["scanning_seconds"], 1),
-            "tokens_seen": self.state["tokens_seen"],
-            "final": final,
-            "healed": final and s["HEALING_EPOCHS"] > 0,
+            **self.training_so_far([healed] if healed else []),  # not what other depths were healed by
+            "final": bool(self.stopped) or self.share <= s["TARGET_SIZE"],
+            "healed": healed is not None and s["HEALING_EPOCHS"] > 0,
+            **{key: value for key, value in (healed or {}).items() if key.startswith("calibration_")},
             "dropped": [row["dropped"] for row in self.drops],
         }
         with runs.atomic_path(target) as partial:
@@ -629,12 +904,16 @@ class Run:
             runs.write_json(partial / "settings.json", record | {"base_precision": "auto"})
             runs.write_json(partial / "train_metrics.json", facts)
 
+    def training_so_far(self, healed: list[dict]) -> dict[str, float]:
+        """Examples, tokens and seconds of the run's own training and scans, and of the healing of these depths."""
+        names = ("examples_seen", "tokens_seen", "training_seconds")
+        found = {name: round(self.state[name] + sum(row[name] for row in healed), 1) for name in names}
+        return found | {"scanning_seconds": round(self.state["scanning_seconds"], 1)}
+
     def finish(self) -> None:
-        """The last checkpoint, its calibration scores, the tables and figures; the state is no longer needed."""
-        s, state = self.settings, self.state
-        with self.scoring_model() as model:
-            nll, exact = score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype)
-        self.save_checkpoint(final=True)
+        """The tables and figures of the run; the state is no longer needed."""
+        state = self.state
+        last = next(row for row in reversed(state["healed"]) if row["units_left"] == self.left)
         runs.write_csv(self.directory / "trajectory.csv", self.drops)
         runs.write_csv(self.directory / "layer_scores.csv", state["layer_scores"])
         runs.write_csv(self.directory / "loss_curve.csv", state["loss_curve"])
@@ -648,23 +927,21 @@ class Run:
             "share_of_parameters": round(self.parameters_left / self.full_size, 5),
             "last_above_floor": (state["last_above_floor"] or {}).get("units"),
             "reference": state["reference"],
-            "calibration_exact": round(exact.float().mean().item(), 5),
-            "calibration_nll": round(nll.mean().item(), 5),
+            "calibration_exact": last["calibration_exact"],
+            "calibration_nll": last["calibration_nll"],
             "trainable": state["trainable"],
-            "examples_seen": state["examples_seen"],
-            "tokens_seen": state["tokens_seen"],
-            "training_seconds": round(state["training_seconds"], 1),
-            "scanning_seconds": round(state["scanning_seconds"], 1),
+            "healed": state["healed"],
+            **self.training_so_far(state["healed"]),
             "peak_memory_gb": memory.peak_memory_gb(),
             "predicted_memory_gb": round(self.predicted_gb, 3),
         }
         runs.write_json(self.directory / "train_metrics.json", metrics)
-        for path in self.directory.glob("state*"):
+        for path in (*self.directory.glob("state*"), *self.directory.glob("teaching*")):
             path.unlink()
-        for path in self.directory.glob("trainer-*"):  # a kill came before it was removed
-            shutil.rmtree(path)
+        for path in (*self.directory.glob("trainer-*"), *self.directory.glob("healing-*")):
+            shutil.rmtree(path)  # a kill came before it was removed
         print(
-            f"stopped: {state['stopped']}; trained {state['training_seconds'] / 60:.1f} min, scanned "
+            f"stopped: {state['stopped']}; trained {metrics['training_seconds'] / 60:.1f} min, scanned "
             f"{state['scanning_seconds'] / 60:.1f} min; calibration exact match {metrics['calibration_exact']:.1%}, "
             f"NLL {metrics['calibration_nll']:.3f}; wrote {self.directory}/{self.left}/ and other depths, "
             "trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv and .png"

@@ -1,0 +1,89 @@
+"""What recovery minimises: KL to the teacher on target tokens, a share of cross-entropy, and matched hidden states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fincompress.depth import repack
+from fincompress.depth import sublayers as sub
+from fincompress.targets import IGNORE
+
+TOP_K = 128  # tokens of the teacher's distribution that are matched one by one; the others are matched as a sum
+LEAST_PROBABILITY = 1e-7  # of all other tokens together: keeps the logarithm of what float32 rounds to 0
+LEAST_DISTANCE = 1e-3  # hidden states closer than this are not pulled harder: the ratio of the losses has no limit
+
+
+@dataclass
+class Teaching:
+    """The teacher's distribution over each target token, at a temperature: its likeliest tokens and the rest.
+
+    ``ids`` and ``log_probs`` are (target tokens, k). What ``exp(log_probs)`` lacks to 1 is the probability of all
+    other tokens together.
+    """
+
+    ids: torch.Tensor
+    log_probs: torch.Tensor
+
+    @classmethod
+    def from_logits(cls, logits: torch.Tensor, temperature: float) -> Teaching:
+        """From logits of shape (target tokens, vocabulary)."""
+        log_probs = F.log_softmax(logits.float() / temperature, dim=-1)
+        top = log_probs.topk(min(TOP_K, logits.shape[-1]))
+        return cls(top.indices, top.values)
+
+
+def kl(logits: torch.Tensor, teaching: Teaching, temperature: float) -> torch.Tensor:
+    """KL(teacher || student) of each target token, (target tokens,) in nats, times the temperature's square.
+
+    ``logits`` are the student's, (target tokens, vocabulary). The square keeps gradients comparable between
+    temperatures (Hinton et al. 2015).
+    """
+    ours = F.log_softmax(logits.float() / temperature, dim=-1).gather(-1, teaching.ids)
+    theirs = teaching.log_probs
+    found = (theirs.exp() * (theirs - ours)).sum(-1)
+    if teaching.ids.shape[-1] < logits.shape[-1]:
+        rest, ours_rest = (_log_rest(one) for one in (theirs, ours))
+        found = found + rest.exp() * (rest - ours_rest)
+    return found * temperature**2
+
+
+def _log_rest(log_probs: torch.Tensor) -> torch.Tensor:
+    return (1 - log_probs.exp().sum(-1)).clamp(min=LEAST_PROBABILITY).log()
+
+
+def matched_blocks(model) -> list[int]:
+    """Original numbers of the blocks after which the student's stream is compared with the teacher's.
+
+    They are where a block of the repacked model ends: after its MLP, or after an attention without one.
+    """
+    return [(block.mlp or block.attention).block for block in repack.pair(sub.sublayers(model))]
+
+
+def hidden_distance(
+    ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], blocks: list[int], mask: torch.Tensor
+) -> torch.Tensor:
+    """Mean of 1 - cosine of the two models' streams after ``blocks``, over all tokens that are no padding.
+
+    ``ours`` and ``theirs`` are ``hidden_states`` of transformers: the embeddings, then each block's output, of shape
+    (batch, tokens, hidden). ``mask`` is (batch, tokens).
+    """
+    seen = mask.bool()
+    distances = [
+        1 - F.cosine_similarity(ours[block + 1][seen].float(), theirs[block + 1][seen].float(), dim=-1).mean()
+        for block in blocks
+    ]
+    return torch.stack(distances).mean()
+
+
+def with_hidden_states(loss: torch.Tensor, distance: torch.Tensor, weight: float) -> torch.Tensor:
+    """``loss`` plus ``weight`` times the distance, scaled to be as large as the loss (Minitron, arXiv 2407.14679)."""
+    scale = loss.detach() / distance.detach().clamp(min=LEAST_DISTANCE)
+    return loss + weight * scale * distance
+
+
+def target_labels(labels: torch.Tensor) -> torch.Tensor:
+    """The target tokens of a batch, (target tokens,), row after row."""
+    return labels[labels.ne(IGNORE)]

@@ -1,0 +1,252 @@
+"""Recovery on small random models: gates, teachers, losses, moments and branches do what they say, to the bit."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "depth"))
+from depth_models import CONFIGS, make_batches, make_model  # noqa: E402
+
+from fincompress.depth import sublayers as sub
+from fincompress.depth.sublayers import SubLayer
+from fincompress.errors import UserError
+from fincompress.sapling import losses
+from fincompress.sapling.branch import branch
+from fincompress.sapling.gates import Gate
+from fincompress.sapling.recovery import KeepBest, Recovery, RecoveryTrainer
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
+from fincompress.targets import IGNORE, target_outputs
+
+GONE = (SubLayer(2, "mlp"), SubLayer(3, "attention"))
+TEMPERATURE = 2.0
+
+
+def logits_of(model, batch):
+    with torch.no_grad():
+        return target_outputs(model, batch)[0]
+
+
+def training_steps(model, recovery, batches, steps=3):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(steps):
+        recovery.loss(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def with_adapters():
+    """A model under a trained adapter, "default", and the same adapter once more, as the teacher's."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    model = get_peft_model(make_model(), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
+    model.add_adapter(ADAPTER, LoraConfig(r=2, target_modules="all-linear"))
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if f".{ADAPTER}." in name:
+            parameter.data.copy_(parameters[name.replace(ADAPTER, "default")].data)
+    return model.eval()
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_gate_at_1_is_the_kept_sublayer_and_at_0_the_removed_one(family):
+    (batch,) = make_batches(1)
+    model, gate = make_model(family), Gate()
+    kept = logits_of(model, batch)
+    with gate.on(model, *GONE):
+        assert torch.equal(logits_of(model, batch), kept)
+        gate.value = 0.5
+        halfway = logits_of(model, batch)
+        gate.value = 0.0
+        closed = logits_of(model, batch)
+        with gate.open():
+            assert torch.equal(logits_of(model, batch), kept)
+    assert torch.equal(logits_of(model, batch), kept)  # no gate stays behind
+    sub.remove(model, *GONE)
+    removed = logits_of(model, batch)
+    assert torch.equal(closed, removed)
+    assert not torch.equal(halfway, kept) and not torch.equal(halfway, removed)
+
+
+def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
+    batches = make_batches()
+    student, teacher = make_model(), Teacher(make_model())
+    before = teacher(batches[0])[0]
+    sub.remove(student, *GONE)
+    training_steps(student, Recovery(1.0, 0.3, 1.0, TEMPERATURE, teacher), batches)
+    assert torch.equal(teacher(batches[0])[0], before)
+    assert all(p.grad is None for p in teacher.model.parameters())
+
+
+@pytest.mark.parametrize("adapter", [ADAPTER, None])
+def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(adapter):
+    batches, model, gate = make_batches(), with_adapters(), Gate()
+    trained = [n for n, p in model.named_parameters() if "lora_" in n and f".{ADAPTER}." not in n and ".1." not in n]
+    model.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    unpruned = logits_of(model, batches[0])
+    removed = sub.remove(model, *GONE)
+    pruned = logits_of(model, batches[0])
+    teacher = SharedTeacher(model, removed, gate, adapter)
+    before = teacher(batches[0])[0]
+    labels = batches[0]["labels"][:, 1:].ne(IGNORE)
+    assert torch.equal(before, unpruned[labels]) == (adapter is not None)
+    assert torch.equal(logits_of(model, batches[0]), pruned)  # what was removed is out again
+    with gate.on(model, SubLayer(1, "mlp")):
+        gate.value = 0.3
+        training_steps(model, Recovery(1.0, 0.3, 1.0, TEMPERATURE, teacher), batches)
+        assert torch.equal(teacher(batches[0])[0], before)
+    assert not torch.equal(logits_of(model, batches[0]), pruned)  # the student did learn
+    left = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert left == set(trained) & {name for name, _ in model.named_parameters()}
+    assert model.active_adapter == "default"
+
+
+def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
+    (batch,) = make_batches(1)
+    student, teacher = make_model(), Teacher(make_model())
+    states = target_outputs(student, batch, hidden_states=True)[2]
+    theirs = teacher(batch, hidden_states=True)[1]
+    blocks = losses.matched_blocks(student)
+    assert blocks == list(range(6)) and len(states) == 7
+    assert float(losses.hidden_distance(states, theirs, blocks, batch["attention_mask"])) == pytest.approx(0, abs=1e-6)
+    sub.remove(student, *GONE)
+    assert losses.matched_blocks(student) == [0, 1, 3, 4, 5]  # attention 2 and MLP 3 are one block now
+    states = target_outputs(student, batch, hidden_states=True)[2]
+    distance = losses.hidden_distance(states, theirs, losses.matched_blocks(student), batch["attention_mask"])
+    assert float(distance.detach()) > 1e-3
+    assert float(losses.with_hidden_states(torch.tensor(0.7), distance.detach(), 0.5)) == pytest.approx(1.05)
+
+
+def test_padding_does_not_count_in_hidden_states():
+    ours = (torch.zeros(1), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
+    theirs = (torch.zeros(1), torch.tensor([[[0.0, 1.0], [0.0, 2.0]]]))
+    assert float(losses.hidden_distance(ours, theirs, [0], torch.tensor([[0, 1]]))) == pytest.approx(0, abs=1e-6)
+    assert float(losses.hidden_distance(ours, theirs, [0], torch.tensor([[1, 1]]))) == pytest.approx(0.5)
+
+
+def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_not(monkeypatch):
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(5, 40), 3 * torch.randn(5, 40)
+    log_ours, log_theirs = (F.log_softmax(one / TEMPERATURE, -1) for one in (ours, theirs))
+    whole = TEMPERATURE**2 * F.kl_div(log_ours, log_theirs, log_target=True, reduction="none").sum(-1)
+    found = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    assert torch.allclose(found, whole, atol=1e-5)
+    monkeypatch.setattr(losses, "TOP_K", 3)
+    lumped = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    assert (lumped < whole).all() and (lumped >= 0).all()
+    same = losses.kl(theirs, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    assert torch.allclose(same, torch.zeros(5), atol=1e-5)
+
+
+def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path):
+    batches, teacher, student = make_batches(), Teacher(make_model()), make_model("qwen3")
+    for number, batch in enumerate(batches):
+        batch["rows"] = torch.tensor([4 * number + i for i in (2, 0, 3, 1)])
+    cache = TeachingCache(tmp_path / "teaching.safetensors", "of these data")
+    assert not cache.load()
+    cache.fill(teacher, batches, TEMPERATURE)
+    again = TeachingCache(cache.path, "of these data")
+    assert again.load()
+    for batch in reversed(batches):
+        live = Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher).loss(student, batch)
+        for kept in (cache, again):
+            assert torch.equal(Recovery(1.0, 0.3, 0.0, TEMPERATURE, None, kept).loss(student, batch), live)
+    with pytest.raises(UserError, match="other data"):
+        TeachingCache(cache.path, "of other data").load()
+    cache.path.write_bytes(cache.path.read_bytes()[:100])
+    with pytest.raises(UserError, match="cannot be read"):
+        TeachingCache(cache.path, "of these data").load()
+
+
+def make_trainer(model, folder, moments=None, steps=3, callbacks=()):
+    from transformers import TrainingArguments
+
+    rows = [{"input_ids": list(range(3, 12 + i)), "prompt_tokens": 4, "length": 9 + i} for i in range(8)]
+    import datasets
+
+    from fincompress.targets import TargetCollator
+
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
+        report_to="none", disable_tqdm=True, remove_unused_columns=False, lr_scheduler_type="constant",
+        optim="adamw_torch_fused", save_strategy="no",
+    )  # fmt: skip
+    trainer = RecoveryTrainer(
+        model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0),
+        callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.moments, trainer.recovery = moments, Recovery(0.0, 1.0, 0.0, TEMPERATURE)
+    return trainer
+
+
+def test_moments_of_what_stays_survive_a_drop(tmp_path):
+    model = make_model()
+    first = make_trainer(model, tmp_path)
+    first.train()
+    moments = first.moments_by_name()
+    assert set(moments) == {name for name, _ in model.named_parameters()}
+    before = {name: {key: value.clone() for key, value in kept.items()} for name, kept in moments.items()}
+    sub.remove(model, *GONE)
+    second = make_trainer(model, tmp_path, moments)
+    optimizer = second.create_optimizer()
+    for name, parameter in model.named_parameters():
+        assert all(torch.equal(optimizer.state[parameter][key], value) for key, value in before[name].items()), name
+        assert float(optimizer.state[parameter]["step"]) == 3
+    second.train()
+    after = second.moments_by_name()
+    assert set(after) == {name for name, _ in model.named_parameters()} < set(before)
+    assert all(float(kept["step"]) == 6 for kept in after.values())
+    unchanged = [all(torch.equal(kept[key], before[name][key]) for key in kept) for name, kept in moments.items()]
+    assert all(unchanged)  # a branch that trains on copies leaves the moments it was given
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_branch_leaves_the_model_as_it_was(dtype):
+    model, batches = make_model().to(dtype), make_batches()
+    model.requires_grad_(False)
+    for parameter in sub.parameters(model, SubLayer(1, "mlp")):
+        parameter.requires_grad_(True)
+        parameter.data = parameter.data.float()
+    before = {name: (p.data.clone(), p.requires_grad) for name, p in model.named_parameters()}
+
+    def train_all():
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
+
+    with branch(model, train_all):
+        training_steps(model, Recovery(0.0, 1.0, 0.0, TEMPERATURE), batches)
+        assert all(not torch.equal(p.data, before[name][0].float()) for name, p in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        data, required = before[name]
+        assert parameter.dtype == data.dtype and torch.equal(parameter.data, data), name
+        assert parameter.requires_grad == required and parameter.grad is None
+
+
+def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path, monkeypatch):
+    from fincompress.sapling import recovery
+
+    found = iter([0.5, 0.4, 0.6, 0.7, 0.1])
+    monkeypatch.setattr(
+        recovery, "score_targets", lambda *_: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool))
+    )
+    model, weights = make_model(), []
+    keep_best = KeepBest(model, None, None, 1, torch.float32, every=2, patience=2)
+
+    class Watch(KeepBest):
+        def on_step_end(self, args, state, control, **kwargs):
+            weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    trainer = make_trainer(model, tmp_path, steps=20, callbacks=[keep_best, Watch(model, None, None, 1, None, 1, 1)])
+    trainer.train()
+    assert trainer.state.global_step == 8  # two scores of 2 steps each after the best one
+    best = keep_best.restore_best(trainer.args, trainer.state.log_history)
+    assert best["step"] == 4 and best["calibration_nll"] == 0.4
+    assert all(torch.equal(p, weights[3][name]) for name, p in model.named_parameters())
+    assert not all(torch.equal(weights[3][name], weights[-1][name]) for name in weights[3])
