@@ -5,7 +5,7 @@ results/<RUN>/: a standard GPTQ checkpoint (auto-gptq's format, which vLLM and t
 error of every layer) and quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py does later.
 
     python quantize_gptq.py                                            the merged QLoRA model, on a CPU or a GPU
-    python quantize_gptq.py --SOURCE_RUN=sapling/22 --RUN=sapling_22_gptq                     SAPLING, then GPTQ
+    python quantize_gptq.py --SOURCE_RUN="['sapling/30','sapling/22']" --RUN=sapling_gptq     SAPLING, then GPTQ
     python quantize_gptq.py --CALIBRATION=general --RUN=gptq_general   what other text does to it
 """
 
@@ -13,9 +13,9 @@ from fincompress.settings import check_choice, check_positive, configure
 
 # -----------------------------------------------------------------------------
 # Where
-SOURCE_RUN = "qlora_4bit/merged"  # a finished run with weights in 16 bits: merged, or a depth such as "sapling/22"
+SOURCE_RUN: str | list = "qlora_4bit/merged"  # a finished run with weights in 16 bits, such as "sapling/22", or several
 RESULTS_DIR = "results"  # every run gets a folder in here
-RUN = "gptq_4bit"  # name of this run
+RUN = "gptq_4bit"  # name of this run; of several sources each gets a folder in it: RUN/22
 # Format
 BITS = 4  # 2, 3, 4 or 8 a weight
 GROUP_SIZE = 128  # weights that share a scale (-1: a whole row); the largest size up to this that divides all widths
@@ -43,7 +43,7 @@ GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
 
 
 def main() -> None:
-    """Quantize, check that the result predicts where a kernel runs it, record what it cost, and report what it did."""
+    """Quantize each source, check that the result predicts where a kernel runs it, record the cost, and report."""
     check_choice("CALIBRATION", CALIBRATION, ("prompts", "general"))
     check_positive(CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES, BATCH_SIZE=BATCH_SIZE)
     if BITS not in gptq.BITS:
@@ -52,40 +52,66 @@ def main() -> None:
         raise UserError(f"DAMPING is a share, above 0 and below 1, not {DAMPING}")
     gptq.require()
     models.quiet_libraries()
-    source = models.dense_checkpoint(SOURCE_RUN, RESULTS_DIR)
-    record = runs.read_json(source / "settings.json")
-    data_run = record["settings"]["DATA_RUN"]
-    with models.explain_loading(str(source)):
-        memory.checkpoint_bytes(source)  # reads what a torn file lacks, before anything is begun
-    group_size = gptq.group_size_for(AutoConfig.from_pretrained(source), GROUP_SIZE)
-    tokenizer = models.load_tokenizer(str(source))
-    texts = calibration_texts(tokenizer, data_run, record)
-    facts = {
-        "base_model": record["base_model"],
-        "base_precision": f"gptq-{BITS}bit",
-        "data": record["data"],
-        # A source that was trained anew is another one, whatever its name.
-        "source": runs.fingerprint(
-            record["settings"], record.get("prepared"), runs.read_json(source / "train_metrics.json")
-        ),
-    }
-    settings = SETTINGS | {"DATA_RUN": data_run}
-    directory = runs.start_run(RESULTS_DIR, RUN, "quantize_gptq.py", settings, facts, done="quantize_metrics.json")
-    if directory is not None:
-        try:
-            quantize(directory, source, record, group_size, tokenizer, texts)
-        except BaseException:  # nothing can be gone on with, and what is left would refuse a corrected constant
-            shutil.rmtree(directory)
-            raise
+    sources = [Source(name, run) for name, run in named_runs().items()]  # all are checked before one is begun
+    for source in sources:
+        source.quantize()
     comparison.write_quantization_report(RESULTS_DIR)
 
 
-def calibration_texts(tokenizer, data_run: str, record: dict) -> list[list[int]]:
+def named_runs() -> dict[str, str]:
+    """Each source and the run that it is quantized to."""
+    if isinstance(SOURCE_RUN, str):
+        return {SOURCE_RUN: RUN}
+    if not SOURCE_RUN or not all(isinstance(name, str) for name in SOURCE_RUN):
+        raise UserError(f"SOURCE_RUN is a finished run, or a list of such, not {SOURCE_RUN}")
+    named = {name: f"{RUN}/{name.rpartition('/')[2]}" for name in SOURCE_RUN}
+    if len(set(named.values())) < len(SOURCE_RUN):
+        raise UserError(f"SOURCE_RUN = {SOURCE_RUN}: two end alike and would share a folder; take two calls")
+    return named
+
+
+class Source:
+    """A finished run to quantize, checked as far as that takes no time."""
+
+    def __init__(self, name: str, run: str):
+        self.name, self.run = name, run
+        self.folder = models.dense_checkpoint(name, RESULTS_DIR)
+        self.record = runs.read_json(self.folder / "settings.json")
+        with models.explain_loading(str(self.folder)):
+            memory.checkpoint_bytes(self.folder)  # reads what a torn file lacks, before anything is begun
+        self.group_size = gptq.group_size_for(AutoConfig.from_pretrained(self.folder), GROUP_SIZE)
+        self.tokenizer = models.load_tokenizer(str(self.folder))
+        self.texts = calibration_texts(self.tokenizer, self.record["settings"]["DATA_RUN"], self.record, name)
+
+    def quantize(self) -> None:
+        record = self.record
+        facts = {
+            "base_model": record["base_model"],
+            "base_precision": f"gptq-{BITS}bit",
+            "data": record["data"],
+            # A source that was trained again is another one, whatever its name.
+            "source": runs.fingerprint(
+                record["settings"], record.get("prepared"), runs.read_json(self.folder / "train_metrics.json")
+            ),
+        }
+        settings = SETTINGS | {"SOURCE_RUN": self.name, "DATA_RUN": record["settings"]["DATA_RUN"]}
+        done = "quantize_metrics.json"
+        directory = runs.start_run(RESULTS_DIR, self.run, "quantize_gptq.py", settings, facts, done=done)
+        if directory is None:
+            return
+        try:
+            quantize(directory, self)
+        except BaseException:  # nothing can be resumed, and what is left would refuse a corrected constant
+            shutil.rmtree(directory)
+            raise
+
+
+def calibration_texts(tokenizer, data_run: str, record: dict, source: str) -> list[list[int]]:
     """Token ids of the calibration texts, drawn by the seed: never from a page of calibration, dev or test."""
     if CALIBRATION == "prompts":
         rows, data = runs.load_processed(RESULTS_DIR, data_run, "train")
         if data["data"] != record["data"]:
-            raise UserError(f"data run {data_run!r} holds other data than {SOURCE_RUN} was trained on")
+            raise UserError(f"data run {data_run!r} holds other data than {source} was trained on")
         texts = rows["input_ids"]
     else:
         from pydoc_data.topics import topics  # the language reference, in every Python
@@ -100,7 +126,9 @@ def calibration_texts(tokenizer, data_run: str, record: dict) -> list[list[int]]
     return [list(texts[i]) for i in order[:CALIBRATION_EXAMPLES].tolist()]
 
 
-def quantize(directory: Path, source: Path, record: dict, group_size: int, tokenizer, texts: list[list[int]]) -> None:
+def quantize(directory: Path, source: Source) -> None:
+    """Write the quantized checkpoint and its metrics into the run's folder."""
+    texts, group_size = source.texts, source.group_size
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     asked = "" if group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"
@@ -112,23 +140,24 @@ def quantize(directory: Path, source: Path, record: dict, group_size: int, token
         shutil.rmtree(left, ignore_errors=True)
     log.unlink(missing_ok=True)
     try:
-        gptq.quantize(source, partial, texts, BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, dtype, log)
+        options = (BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, dtype, log)
+        gptq.quantize(source.folder, partial, texts, *options)
         seconds = clock.seconds()
-        models.save_tokenizer(tokenizer, partial)
+        models.save_tokenizer(source.tokenizer, partial)
         models.write_model_card(
             partial,
-            record["base_model"],
-            f"Run `{SOURCE_RUN}`, quantized by GPTQ to {BITS} bits in groups of {group_size}.",
+            source.record["base_model"],
+            f"Run `{source.name}`, quantized by GPTQ to {BITS} bits in groups of {group_size}.",
         )
         kernel = try_out(partial, texts[0], device, dtype)
         for path in partial.iterdir():
             os.replace(path, directory / path.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    before, after = memory.checkpoint_bytes(source), memory.checkpoint_bytes(directory)
+    before, after = memory.checkpoint_bytes(source.folder), memory.checkpoint_bytes(directory)
     metrics = {
-        "source_run": source.relative_to(RESULTS_DIR).as_posix(),
-        "data": record["data"],
+        "source_run": source.folder.relative_to(RESULTS_DIR).as_posix(),
+        "data": source.record["data"],
         "group_size": group_size,
         "kernel": kernel,
         "quantization_seconds": round(seconds, 1),

@@ -22,8 +22,8 @@ BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (
 # Colour and marker of each kind of method (comparison.KINDS); the marker alone tells them apart without colour.
 STYLES = {
     "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (SKY, "D"), "lora_8bit": (PURPLE, "P"), "gptq": (ORANGE, "^"),
-    "sapling": (GREEN, "o"), "sapling_gptq": (YELLOW, "v"), "pruning": (GREY, "d"), "pruning_gptq": (GREY, "<"),
-    "other": (GREY, "*"),
+    "longer": (BLUE, "p"), "sapling": (GREEN, "o"), "sapling_gptq": (YELLOW, "v"), "pruning": (GREY, "d"),
+    "pruning_gptq": (GREY, "<"), "other": (GREY, "*"),
 }  # fmt: skip
 plt.rcParams["svg.hashsalt"] = "fincompress"  # the same figure gives the same file
 

@@ -18,14 +18,20 @@ from fincompress.finqa import examples
 TRAINED_LORA = {"train_qlora_4bit.py": "QLoRA (NF4 base)", "train_lora_8bit.py": "8-bit LoRA (int8 base)"}
 CRITERIA = {
     "calibration": "calibration scan",
+    "kl": "KL to the teacher",
+    "taylor": "first-order Taylor (Shortened LLaMA)",
     "last": "last layers",
     "random": "random layers",
     "block_influence": "block influence (ShortGPT)",
     "angular": "angular distance (Gromov et al.)",
     "activation_norm": "activation norm",
 }
-# In the order of a table's rows. "pruning": layers dropped by another criterion or schedule than SAPLING's.
-KINDS = ("base", "qlora", "merged", "lora_8bit", "gptq", "sapling", "sapling_gptq", "pruning", "pruning_gptq", "other")
+# In the order of a table's rows. "longer": phase 1 trained on, no layer dropped. "pruning": layers dropped by another
+# criterion or schedule than SAPLING's.
+KINDS = (
+    "base", "qlora", "merged", "lora_8bit", "longer", "gptq", "sapling", "sapling_gptq", "pruning", "pruning_gptq",
+    "other",
+)  # fmt: skip
 PHASE_1 = ("qlora", "merged", "lora_8bit")
 
 
@@ -223,25 +229,36 @@ def describe(directory: Path, results_dir: Path, precision: str | None = None) -
             return "merged", f"{method} (into the {into} base)" if into else method
         return ("qlora" if script == "train_qlora_4bit.py" else "lora_8bit"), TRAINED_LORA[script]
     if script == "sapling_train.py":
-        left = record_of(directory, "train_metrics.json").get("units_left")
+        found = record_of(directory, "train_metrics.json")
+        left = found.get("units_left")
+        how = recovered_by(settings)
+        if found.get("dropped") == [] and settings.get("START_FROM"):
+            return "longer", f"phase 1 trained on{how}"
         unit = "sub-layers" if settings.get("DROP_UNIT", "sublayer") == "sublayer" else "blocks"
         left = f"{left} {unit} left" if left is not None else unit
         criterion, schedule = settings.get("CRITERION"), settings.get("SCHEDULE")
-        if (criterion, schedule) == ("calibration", "successive"):
-            return "sapling", f"SAPLING, {left}"
+        if criterion in ("calibration", "kl") and schedule == "successive":
+            return "sapling", f"SAPLING{how}, {left}"
         schedule = "one shot" if schedule == "one_shot" else "successive"
-        return "pruning", f"pruning by {CRITERIA.get(criterion, criterion)}, {schedule}, {left}"
+        return "pruning", f"pruning by {CRITERIA.get(criterion, criterion)}, {schedule}{how}, {left}"
     if script == "quantize_gptq.py":
         name = f"GPTQ {settings.get('BITS', 4)}-bit"
         source = run_folder(settings.get("SOURCE_RUN"), results_dir)
         if source is None:  # which may have been anything
             return "other", f"{name} (of a run that is not here)"
         kind, method = describe(source, results_dir)
-        if kind in PHASE_1:
+        if kind in (*PHASE_1, "longer"):
             return "gptq", f"{method.partition(' (')[0]} + {name}"
         # Of an untuned base model it is no answer to the question, and not SAPLING's rival.
         return f"{kind}_gptq" if kind in ("sapling", "pruning") else "other", f"{method} + {name}"
     return "other", str(script)
+
+
+def recovered_by(settings: dict) -> str:
+    """What a run of sapling_train.py learns from beside the gold programs, in words behind its method's name."""
+    if not settings.get("KL") and not settings.get("HIDDEN_STATES"):
+        return ""
+    return " with a teacher" + (", adapters on NF4" if settings.get("UPDATE") == "qlora" else "")
 
 
 def run_folder(run: str | None, results_dir: Path) -> Path | None:

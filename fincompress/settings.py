@@ -147,7 +147,7 @@ def parse_value(constant: Constant, text: str) -> object:
     """``text`` as the constant's type: 1 is a float where one is wanted, ``None`` only where the constant allows it."""
     if type(None) in constant.types and text in ("None", "none", ""):
         return None
-    if str in constant.types:
+    if str in constant.types and not (list in constant.types and text.startswith("[")):
         return text
     if bool in constant.types and text.lower() in ("true", "false", "1", "0", "yes", "no"):
         return text.lower() in ("true", "1", "yes")

@@ -328,7 +328,7 @@ def test_calibration_texts_are_training_prompts_with_their_targets(finished, mon
     monkeypatch.setattr(quantize_gptq, "CALIBRATION_EXAMPLES", 40)
     record = runs.read_json(results / "source" / "settings.json")
     tokenizer = models.load_tokenizer(str(results / "source" / "merged"))
-    found = {tuple(ids) for ids in quantize_gptq.calibration_texts(tokenizer, "gptq_data", record)}
+    found = {tuple(ids) for ids in quantize_gptq.calibration_texts(tokenizer, "gptq_data", record, "source")}
     splits = {
         split: {tuple(ids) for ids in datasets.load_from_disk(str(results / "gptq_data" / split))["input_ids"]}
         for split in ("train", "calibration", "dev", "test")
@@ -346,7 +346,7 @@ def test_general_texts_are_of_one_length_and_no_training_prompts(finished, monke
     for name, value in {"RESULTS_DIR": str(results), "CALIBRATION": "general", "CALIBRATION_EXAMPLES": 40}.items():
         monkeypatch.setattr(quantize_gptq, name, value)
     tokenizer = models.load_tokenizer(str(results / "source" / "merged"))
-    found = quantize_gptq.calibration_texts(tokenizer, "gptq_data", {})
+    found = quantize_gptq.calibration_texts(tokenizer, "gptq_data", {}, "source")
     assert len({tuple(ids) for ids in found}) == 40 and {len(ids) for ids in found} == {quantize_gptq.GENERAL_TOKENS}
     train = datasets.load_from_disk(str(results / "gptq_data" / "train"))["input_ids"]
     assert not {tuple(ids) for ids in found} & set(map(tuple, train))

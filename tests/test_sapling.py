@@ -23,7 +23,8 @@ SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=16
            "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.52",
            # Algorithm 1 without a teacher, as RECOVERY = "paper" sets it
            "--START_FROM=None", "--KL=0", "--CROSS_ENTROPY=1", "--HIDDEN_STATES=0", "--HEAL_AT=[]",
-           "--KEEP_MOMENTS=False", "--TRAIN_RATIO=0.25", "--HEALING_TRAIN_RATIO=0.25", "--TRAIN_ENDS=True", "--LR_SCHEDULE=cosine",
+           "--KEEP_MOMENTS=False", "--TRAIN_RATIO=0.25", "--HEALING_TRAIN_RATIO=0.25", "--TRAIN_ENDS=True",
+           "--LR_SCHEDULE=cosine",
            "--SAVE_EVERY=1")  # fmt: skip
 
 
@@ -101,18 +102,23 @@ def test_checkpoints_are_standard_and_evaluate(sapling):
     assert done.returncode == 2 and "name one of its depths" in done.stderr
 
 
-def test_a_depth_is_quantized_by_name(sapling):
+def test_depths_are_quantized_in_one_call(sapling):
     directory, environment, _ = sapling
-    quantize = ("quantize_gptq.py", "--SOURCE_RUN=sapling/8", "--RUN=sapling_gptq", "--CALIBRATION_EXAMPLES=16")
-    done = run_script(*quantize, **environment)
+    quantize = ("quantize_gptq.py", "--SOURCE_RUN=['sapling/10', 'sapling/8']", "--RUN=sapling_gptq")
+    done = run_script(*quantize, "--CALIBRATION_EXAMPLES=16", **environment)
     assert done.returncode == 0, done.stderr
     assert "128 does not divide every input width" in done.stdout
-    metrics = read(directory.parent / "sapling_gptq" / "quantize_metrics.json")
-    assert metrics["source_run"] == "sapling/8" and metrics["group_size"] == 64
-    assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"]
-    assert read(directory.parent / "sapling_gptq" / "config.json")["num_hidden_layers"] == 4
-    done = run_script("evaluate.py", "--RUN=sapling_gptq", "--MAX_NEW_TOKENS=8", **environment)
+    for depth in (10, 8):
+        folder = directory.parent / "sapling_gptq" / str(depth)
+        metrics = read(folder / "quantize_metrics.json")
+        assert metrics["source_run"] == f"sapling/{depth}" and metrics["group_size"] == 64
+        assert read(folder / "settings.json")["settings"]["SOURCE_RUN"] == f"sapling/{depth}"
+        assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"]
+        assert read(folder / "config.json")["num_hidden_layers"] == depth // 2
+    done = run_script("evaluate.py", "--RUN=sapling_gptq/8", "--MAX_NEW_TOKENS=8", **environment)
     assert done.returncode == 0, done.stderr
+    done = run_script("quantize_gptq.py", "--SOURCE_RUN=['a/8', 'b/8']", **environment)
+    assert done.returncode == 2 and "two end alike" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_frozen_weights_are_bit_identical_after_training(sapling):
@@ -321,6 +327,129 @@ def phase_1(six):
 
 
 QLORA = ("--UPDATE=qlora", "--START_FROM=six_qlora", "--LORA_RANK=4", "--LORA_ALPHA=8")
+TAUGHT = ("--START_FROM=six_qlora", "--KL=1", "--CROSS_ENTROPY=0.3", "--HIDDEN_STATES=1", "--KEEP_MOMENTS=True",
+          "--TRAIN_RATIO=1", "--HEALING_TRAIN_RATIO=1", "--TRAIN_ENDS=False", "--LR_SCHEDULE=constant_with_warmup",
+          "--SAVE_EVERY=None", "--FIRST_EPOCHS=0", "--CYCLE_EPOCHS=2", "--FADE=0.5", "--HEAL_AT=[10]",
+          "--HEALING_EPOCHS=2", "--TARGET_SIZE=0.8", "--SAVE_STEPS=2")  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["full", "qlora"])
+def taught(request, six, phase_1):
+    """A run that learns from phase 1, fades what it drops and heals two depths, and its command."""
+    command = (*SAPLING, *(QLORA if request.param == "qlora" else ()), *TAUGHT)
+    run = f"taught_{request.param}"
+    done = run_script(*command, f"--RUN={run}", **six[1])
+    assert done.returncode == 0, done.stderr
+    return six[0] / run, command
+
+
+def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught):
+    directory, _ = taught
+    metrics = read(directory / "train_metrics.json")
+    assert [row["units_left"] for row in metrics["healed"]] == [10, 8] == sorted(map(int, depths_of(directory)))[::-1]
+    for row in metrics["healed"]:
+        facts = read(directory / str(row["units_left"]) / "train_metrics.json")
+        assert facts["healed"] and facts["calibration_nll"] == row["calibration_nll"]
+        assert row["examples_seen"] == 96
+    assert metrics["examples_seen"] == 4 * 96 and facts["examples_seen"] == 3 * 96  # two cycles, two healings
+    stages = pd.read_csv(directory / "loss_curve.csv")["stage"]
+    assert stages.drop_duplicates().tolist() == ["fading", "10 of 12 units", "healing 10 of 12 units",
+                                                 "8 of 12 units", "healing 8 of 12 units"]  # fmt: skip
+
+
+def depths_of(directory):
+    return [path.name for path in directory.iterdir() if path.is_dir()]
+
+
+def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
+    directory, command = taught
+    run = f"{directory.name}_unbranched"
+    done = run_script(*command, f"--RUN={run}", "--HEAL_AT=[]", **six[1])
+    assert done.returncode == 0, done.stderr
+    assert depths_of(six[0] / run) == ["8"]
+    weights = [(one / "8" / "model.safetensors").read_bytes() for one in (directory, six[0] / run)]
+    assert weights[0] == weights[1]
+    tables = [pd.read_csv(one / "trajectory.csv") for one in (directory, six[0] / run)]
+    assert tables[0]["nll_after_training"].tolist() == tables[1]["nll_after_training"].tolist()
+
+
+@pytest.mark.parametrize("stage", ["trainer-0", "healing-10"])  # the first fades out what was dropped
+def test_a_run_killed_while_it_fades_or_heals_goes_on_in_the_middle_of_it(taught, six, stage):
+    directory, command = taught
+    broken = six[0] / f"{directory.name}_{stage}"
+    command = (*command, f"--RUN={broken.name}")
+    within = lambda: any(map(is_whole, (broken / stage).glob("checkpoint-*/trainer_state.json")))  # noqa: E731
+    kill_once(within, broken, command, six[1])
+    resumed = run_script(*command, **six[1])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "of this stage" in resumed.stdout
+    compare(directory, broken)
+    weights = [(one / "10" / "model.safetensors").read_bytes() for one in (directory, broken)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--START_FROM=None",), "there is no teacher"),
+        (("--HEAL_AT=[12]",), "starts with 12 sub-layers"),
+        (("--HEAL_AT=[4]",), "stops at 8 sub-layers"),
+        (("--HEAL_AT=[0.2]",), "stops at 8 sub-layers"),
+        (("--HEAL_AT=['ten']",), "numbers of sub-layers"),
+        (("--FADE=1.5",), "FADE is a share of a cycle"),
+        (("--SCHEDULE=one_shot", "--DROP_UNIT=block"), "FADE needs training after each drop"),
+        (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
+        (("--RECOVERY=papers",), "did you mean 'paper'"),
+        ((*QLORA, "--TEACHER=other"), "TEACHER must be START_FROM"),
+        ((*QLORA, "--CRITERION=taylor"), "needs gradients of weights"),
+        (("--TEACHER=other_base",), "of another base model"),
+        (("--TEACHER=other_data",), "was trained on other data"),
+    ],
+)
+def test_bad_input_to_the_recovery_is_one_line_and_status_2(six, phase_1, more, says):
+    import shutil
+
+    results, environment = six
+    for name, change in (("base", {"base_model": "another"}), ("data", {"data": {"source": "another"}})):
+        if not (results / f"other_{name}").exists():
+            shutil.copytree(phase_1 / "merged", results / f"other_{name}")
+            record = read(results / f"other_{name}" / "settings.json")
+            (results / f"other_{name}" / "settings.json").write_text(json.dumps(record | change))
+    done = run_script(*SAPLING, *TAUGHT, "--RUN=bad", *more, **environment)
+    assert done.returncode == 2
+    assert says in done.stderr.splitlines()[-1] and done.stderr.count("error:") == 1, done.stderr
+    assert not (results / "bad").exists()
+
+
+def test_the_paper_s_recovery_is_set_by_one_constant(six, phase_1):
+    more = ("--RECOVERY=paper", "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--RUN=paper")
+    done = run_script(*SAPLING, *TAUGHT, *more, **six[1])
+    assert done.returncode == 0, done.stderr
+    assert "RECOVERY = 'paper' sets KL = 0.0" in done.stdout
+    record = read(six[0] / "paper" / "settings.json")["settings"]
+    assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["FADE"]) == (0.25, [], 0.0)
+    assert len(read(six[0] / "paper" / "train_metrics.json")["trainable"]) == 3
+
+
+def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
+    more = ("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--CRITERION=taylor", "--FADE=0", "--PROTECT=True")
+    done = run_script(*SAPLING, *TAUGHT, *more, "--RUN=taylor", **six[1])
+    assert done.returncode == 0, done.stderr
+    metrics = read(six[0] / "taylor" / "train_metrics.json")
+    assert [row["units_left"] for row in metrics["healed"]] == [5, 4]
+    dropped = pd.read_csv(six[0] / "taylor" / "trajectory.csv")["dropped"].tolist()
+    assert len(dropped) == 2 and not {"block.0", "block.5"} & set(dropped)
+
+
+def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
+    more = ("--CRITERION=kl", "--HIDDEN_STATES=0", "--FADE=0", "--TARGET_SIZE=0.9", "--HEAL_AT=[]")
+    done = run_script(*SAPLING, *TAUGHT, *more, "--RUN=by_kl", **six[1])
+    assert done.returncode == 0, done.stderr
+    scores = pd.read_csv(six[0] / "by_kl" / "layer_scores.csv")
+    first = scores[scores["scan"] == 1]
+    # Nothing is dropped yet, so the model is its teacher; the unit that goes costs least.
+    assert first["nll_whole"].abs().max() < 1e-3 and (first["nll"] > 0).all()
+    assert not (six[0] / "by_kl" / "teaching.safetensors").exists()
 
 
 def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phase_1, monkeypatch):
@@ -350,7 +479,12 @@ def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phas
     run.choose_trainable(run.rank_by_importance())
     run.make_trainable()
     chosen = [one for name in run.state["trainable"] for one in sub.parse_unit(name)]
-    expected = {id(p) for one in chosen for name, p in sub.module(run.model, one).named_parameters() if "lora_" in name}
+    expected = {
+        id(parameter)
+        for one in chosen
+        for name, parameter in sub.module(run.model, one).named_parameters()
+        if "lora_" in name and ".teacher." not in name
+    }
     assert {id(p) for _, p in run.trained_parameters()} == expected != set()
 
 

@@ -665,11 +665,12 @@ class Run:
                 whole.add(*score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype), 0.0)
         self.state["scanning_seconds"] += clock.seconds()
         self.record_scores(ranking, whole)
-        if ranked:
+        if one_shot:
+            if not ranked:
+                scanned = s["CRITERION"] in importance.SCANS
+                order = self.in_order(ranking) if scanned else [unit for unit, _ in ranking]
+                self.state["ranking"] = [sub.unit_name(unit) for unit in order]
             ranking = [(sub.parse_unit(name), float(place)) for place, name in enumerate(self.state["ranking"])]
-        elif one_shot:
-            order = [unit for unit, _ in ranking] if s["CRITERION"] not in importance.SCANS else self.in_order(ranking)
-            self.state["ranking"] = [sub.unit_name(unit) for unit in order]
         found = {"accuracy": float(whole.exact.mean()), "nll": float(whole.nll.mean())}
         if not self.drops:
             self.state["reference"] = found
@@ -806,8 +807,7 @@ class Run:
         while dropped < count and self.share > s["TARGET_SIZE"] and not self.reached():
             allowed = self.allowed()
             row = {"scan": self.state["scans"]}
-            scanned = s["CRITERION"] in importance.SCANS
-            if scanned and s["SCHEDULE"] == "successive":
+            if s["CRITERION"] in importance.SCANS and s["SCHEDULE"] == "successive":
                 candidates = [c for c in ranking if c.unit in allowed and c.questions == whole.questions]
                 if not candidates:  # the rest was given up on a few questions: it needs another scan
                     print(f"  {dropped} of {count} dropped: no other unit saw all questions; next cycle goes on")

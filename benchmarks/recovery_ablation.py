@@ -1,0 +1,99 @@
+"""Which parts of the recovery matter: the same pairs dropped at once, then healed with one part more each time.
+
+Drops what a finished run of sapling_train.py dropped, in the order of its TRAJECTORY, without training between drops,
+and heals at every depth of HEAL_AT by each of VARIANTS. Judged on the calibration split. Each variant is a run,
+results/ablation_<name>, that resumes; a line is printed for each depth.
+
+    python benchmarks/recovery_ablation.py --TRAJECTORY=results/sapling/trajectory.csv
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fincompress.settings import configure  # noqa: E402
+
+# -----------------------------------------------------------------------------
+RESULTS_DIR = "results"  # where the runs lie
+BASE_MODEL = "smollm2-135m"  # of START_FROM
+DATA_RUN = "data"  # what START_FROM was trained on
+START_FROM = "qlora_4bit"  # phase 1, the teacher
+TRAJECTORY = "results/sapling/trajectory.csv"  # what a finished run dropped
+HEAL_AT = [30, 22]  # sub-layers left
+HEALING_EPOCHS = 0.25  # passes over the training set at each depth
+LEARNING_RATE = 3e-4  # peak
+CALIBRATION_EXAMPLES = 128  # questions that judge
+NAMES: list | None = None  # of VARIANTS; None: all
+SEED = 0  # of the order of examples
+# -----------------------------------------------------------------------------
+SETTINGS = configure(globals())
+
+import math  # noqa: E402
+
+import pandas as pd  # noqa: E402
+
+from fincompress import runs, sapling  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.settings import ROOT, read_constants  # noqa: E402
+
+NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0}
+QUARTER = {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}
+VARIANTS = {
+    "unhealed": NOT_TAUGHT | {"HEALING_EPOCHS": 0.0},
+    "healing": NOT_TAUGHT | QUARTER,
+    "kl": QUARTER | {"HIDDEN_STATES": 0.0},
+    "hidden_states": QUARTER,
+    "all_weights": {},
+    "all_weights_and_ends": {"TRAIN_ENDS": True},
+    "all_weights_not_taught": NOT_TAUGHT,
+    "no_cross_entropy": {"CROSS_ENTROPY": 0.0},
+    "temperature_1": {"TEMPERATURE": 1.0},
+    "faster": {"LEARNING_RATE": 2 * LEARNING_RATE},
+    "slower": {"LEARNING_RATE": LEARNING_RATE / 2},
+}
+
+
+def main() -> None:
+    """One run per variant."""
+    unknown = set(NAMES or []) - set(VARIANTS)
+    if unknown:
+        raise UserError(f"NAMES holds {sorted(unknown)}; there are {', '.join(VARIANTS)}")
+    if not Path(TRAJECTORY).exists():
+        raise UserError(f"TRAJECTORY = {TRAJECTORY!r} does not exist: name the trajectory.csv of a finished run")
+    trajectory = pd.read_csv(TRAJECTORY)
+    constants = read_constants(ROOT / "sapling_train.py")
+    for name in NAMES or VARIANTS:
+        settings = {constant: found.default for constant, found in constants.items()}
+        settings |= {key: value for key, value in SETTINGS.items() if key in settings}
+        settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False} | VARIANTS[name]
+        heal(settings, trajectory["dropped"].tolist())
+        found = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")
+        for row in found["healed"]:
+            scores = f"exact {row['calibration_exact']:.3f}, NLL {row['calibration_nll']:.3f}"
+            cost = f"{row['examples_seen']} examples, {row['training_seconds'] / 60:.1f} min"
+            print(f"{name}, {row['units_left']} left: {scores}, {cost}", flush=True)
+
+
+def heal(settings: dict, dropped: list[str]) -> None:
+    """Drop ``dropped`` in order and heal each depth of HEAL_AT on the way."""
+    run = sapling.open_run(settings, "recovery_ablation.py")
+    if run is None:
+        return
+    if run.state["trainable"] is None:
+        run.state["ranking"] = dropped
+        run.choose_trainable(run.rank_by_importance())
+        run.make_trainable()
+        run.save_state()
+    while not run.stopped:
+        ranking, whole = run.score()
+        run.stop_if_reached(whole)
+        if not run.stopped:
+            run.drop(math.inf, ranking, whole)
+            run.save_state(weights=False)
+            run.heal()
+    run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)
