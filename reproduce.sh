@@ -39,8 +39,7 @@ data=(--EVIDENCE_TOKENS=64 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1400 --CALIB
 training=(--LEARNING_RATE=8e-4 --BATCH_SIZE=4 --EPOCHS=1 --MERGE_INTO=dequantized)
 training_8bit=("${training[@]}" --EPOCHS=0.7) # for the clock's sake; the table shows its minutes
 gptq=(--GROUP_SIZE=64 --CALIBRATION_EXAMPLES=128)
-sapling=(--START_FROM=qlora_4bit --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.1 --HEALING_EPOCHS=0.5 --DROPS_EARLY=5 --DROPS_LATE=5
-    --CALIBRATION_EXAMPLES=64 --FIRST_SCAN_EXAMPLES=16 --SCAN_BATCH_SIZE=8)
+sapling=() # the constants at the top of the script
 benchmark=(--ROUNDS=5 --BATCH_SIZES=[4]) # of three rounds no 99 % interval decides anything
 if [ "$quick" = yes ]; then
     RESULTS_DIR=$RESULTS_DIR-quick
@@ -48,8 +47,7 @@ if [ "$quick" = yes ]; then
     training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
     training_8bit+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
     gptq+=(--CALIBRATION_EXAMPLES=16)
-    sapling+=(--CALIBRATION_EXAMPLES=4 --FIRST_SCAN_EXAMPLES=2 --DROPS_EARLY=10 --DROPS_LATE=10
-        --LOGGING_STEPS=2 --SAVE_STEPS=4)
+    sapling+=(--CALIBRATION_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2 --SAVE_STEPS=4)
     benchmark+=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
 fi
 export DATA_DIR RESULTS_DIR
@@ -77,9 +75,12 @@ evaluate() { # evaluate run...
 depths() { # the depths that SAPLING kept, the smallest model last
     (cd "$RESULTS_DIR/sapling" && printf 'sapling/%s\n' [0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn)
 }
-quantize_the_smallest() {
-    python quantize_gptq.py --SOURCE_RUN="$(depths | tail -n 1)" --RUN=sapling_gptq "${gptq[@]}"
-    evaluate sapling_gptq
+list() { # a list of names as a constant takes it
+    printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'
+}
+quantize_every_depth() {
+    python quantize_gptq.py --SOURCE_RUN="$(list $(depths))" --RUN=sapling_gptq "${gptq[@]}"
+    evaluate $(depths | sed 's,^sapling,sapling_gptq,')
 }
 measured() { # measured run...: whether the speed of each was measured since it was made
     local name found
@@ -92,12 +93,15 @@ measured() { # measured run...: whether the speed of each was measured since it 
 measure() { # six models beside the base, three with --quick: 8-bit LoRA is as fast as QLoRA on a CPU
     local names
     names=(qlora_4bit gptq_4bit "$(depths | tail -n 1)")
-    if [ "$quick" = no ]; then names+=(qlora_4bit/merged "$(depths | head -n 1)" sapling_gptq); fi
+    if [ "$quick" = no ]; then
+        largest=$(depths | head -n 1)
+        names+=(qlora_4bit/merged "$largest" "sapling_gptq/${largest#sapling/}")
+    fi
     if measured "${names[@]}"; then
         echo "measured already, skipped (remove throughput_*.json of a run to measure all of them again)"
         return
     fi
-    python benchmark_throughput.py --RUNS="[$(printf "'%s', " "${names[@]}")]" "${benchmark[@]}"
+    python benchmark_throughput.py --RUNS="$(list "${names[@]}")" "${benchmark[@]}"
 }
 run python preprocess_data.py "${data[@]}"
 run evaluate base
@@ -109,7 +113,7 @@ run python quantize_gptq.py "${gptq[@]}"
 run evaluate gptq_4bit qlora_4bit/merged
 run python sapling_train.py "${sapling[@]}"
 run evaluate $(depths)
-run quantize_the_smallest
+run quantize_every_depth
 run measure
 # The README's results come from the committed record, not from this short recipe.
 run python plot_pareto.py --README=None

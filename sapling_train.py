@@ -28,10 +28,10 @@ CRITERION = "calibration"  # or "kl", "taylor", "activation_norm", "block_influe
 SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
 PROTECT = False  # never drop from the first and the last block
 PACKABLE_ONLY = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
-DROPS_EARLY = 2  # drops per cycle in the first half of the way to the target (a pair is one drop)
-DROPS_LATE = 1  # and in the second half
-CALIBRATION_EXAMPLES = 256  # questions of the calibration split that a scan may use
-FIRST_SCAN_EXAMPLES = 64  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
+DROPS_EARLY = 5  # drops per cycle in the first half of the way to the target (a pair is one drop)
+DROPS_LATE = 5  # and in the second half
+CALIBRATION_EXAMPLES = 64  # questions of the calibration split that a scan may use; better 128 and more
+FIRST_SCAN_EXAMPLES = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
 EARLY_ELIMINATION = True  # give up clearly worse units after a few questions; False: the exact scan, many times slower
 SCAN_BATCH_SIZE = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
@@ -46,8 +46,8 @@ KL = 1.0  # weight of KL(teacher || model) on the target tokens
 TEMPERATURE = 2.0  # of both distributions in that KL
 CROSS_ENTROPY = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to be as large as the rest; 0: none
-HEAL_AT = [30, 22]  # sub-layers left, or shares of the bytes (below 1), at which a copy is trained to the end and saved
-HEALING_EPOCHS = 1.0  # longest training of such a copy, and after the last drop; its learning rate falls to 0
+HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
+HEALING_EPOCHS = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0
 KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
 FADE = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
 # What is trained
@@ -58,7 +58,7 @@ TRAIN_ENDS = False  # also train embeddings, final norm and head (the paper does
 LORA_RANK = 32  # only with UPDATE = "qlora"
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 FIRST_EPOCHS = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
-CYCLE_EPOCHS = 0.2  # passes between two drops
+CYCLE_EPOCHS = 0.1  # passes between two drops
 # Optimizer
 LEARNING_RATE = 3e-4  # peak, warmed up to again in every cycle
 LR_SCHEDULE = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"

@@ -34,43 +34,47 @@ run train_lora_8bit.py --RUN=finqa_lora_8bit "${recipe[@]}"
 # Phase 2
 run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq
 
-# Phase 3, down to the bytes of GPTQ's checkpoint (43 %): five cycles of an epoch each, then 2.5 epochs
-sapling=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --TARGET_SIZE=0.43 --CALIBRATION_EXAMPLES=128
-    --FIRST_SCAN_EXAMPLES=16 --HEALING_EPOCHS=2.5)
-cycles=(--FIRST_EPOCHS=0 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4)
-run sapling_train.py --RUN=sapling "${sapling[@]}" "${cycles[@]}"
-run sapling_train.py --RUN=sapling_seed_1 "${sapling[@]}" "${cycles[@]}" --SEED=1
-# One pair of layers between two trainings, as in the paper, on as many tokens: 22 drops of 5/22 epochs each
-run sapling_train.py --RUN=sapling_one_by_one "${sapling[@]}" --FIRST_EPOCHS=0 --CYCLE_EPOCHS=0.2275 --DROPS_EARLY=1 \
-    --DROPS_LATE=1
-one_by_one=(sapling_one_by_one/{50,40,30,22,16}) # the depths that the other two runs keep
-# Other ways to drop layers, down to half and to three quarters of the bytes, each trained after its one shot for as many
-# epochs as SAPLING's checkpoint of the same bytes (sapling/22 and sapling/40)
-for criterion in last block_influence random; do
-    one_shot=("${sapling[@]}" --CRITERION="$criterion" --SCHEDULE=one_shot --DROP_UNIT=block --HEALING_EPOCHS=0)
-    run sapling_train.py --RUN="${criterion}_50" "${one_shot[@]}" --TARGET_SIZE=0.50 --FIRST_EPOCHS=4
-    run sapling_train.py --RUN="${criterion}_74" "${one_shot[@]}" --TARGET_SIZE=0.74 --FIRST_EPOCHS=2
+# Phase 3 with its teacher, healed at five depths, the last one of the bytes of GPTQ's checkpoint (43 %)
+start=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --CALIBRATION_EXAMPLES=128)
+schedule=(--CYCLE_EPOCHS=0.25 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=1)
+run sapling_train.py --RUN=sapling "${start[@]}" "${schedule[@]}" --TARGET_SIZE=0.43 --HEAL_AT=[50,40,30,22]
+for seed in 1 2; do
+    run sapling_train.py --RUN=sapling_seed_$seed "${start[@]}" "${schedule[@]}" --HEAL_AT=[30,22] --SEED=$seed
 done
-depths() { (cd "$RESULTS_DIR" && printf '%s\n' "$1"/[0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn); }
-half() { depths "$1" | awk -F/ '$2 <= 22' | head -n 1; } # of the bytes
-run quantize_gptq.py --SOURCE_RUN="$(half sapling)" --RUN=finqa_sapling_gptq
-run quantize_gptq.py --SOURCE_RUN="$(half sapling_seed_1)" --RUN=finqa_sapling_seed_1_gptq
+run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${schedule[@]}" --HEAL_AT=[30,22] --UPDATE=qlora
+# As the paper trains: no teacher, a quarter of the layers
+run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 \
+    --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
+# Other ways to drop layers, one shot, with the same teacher and as many examples as SAPLING's depth has seen
+for criterion in last block_influence taylor random; do
+    run sapling_train.py --RUN=one_shot_$criterion "${start[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
+        --DROP_UNIT=block --HEAL_AT=[30,22] --HEALING_EPOCHS=2
+done
+# Phase 1 trained on for as many examples, no layer dropped: with itself as teacher, and without
+longer=("${start[@]}" --TARGET_SIZE=1 --HEAL_AT=[] --HEALING_EPOCHS=2)
+run sapling_train.py --RUN=longer_taught "${longer[@]}"
+run sapling_train.py --RUN=longer "${longer[@]}" --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 
-pruned=(last_50 last_74 block_influence_50 block_influence_74 random_50 random_74)
-models=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) $(depths sapling_seed_1)
-    finqa_sapling_gptq finqa_sapling_seed_1_gptq)
-evaluate base "${models[@]}" "${one_by_one[@]}" $(for name in "${pruned[@]}"; do depths "$name"; done)
+depths() { (cd "$RESULTS_DIR" && printf '%s\n' "$1"/[0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn); }
+list() { printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'; }
+run quantize_gptq.py --SOURCE_RUN="$(list $(depths sapling))" --RUN=sapling_gptq
+in_4_bits=($(depths sapling | sed 's,^sapling,sapling_gptq,'))
+run quantize_gptq.py --SOURCE_RUN=longer/60 --RUN=longer_gptq
+run quantize_gptq.py --SOURCE_RUN=longer_taught/60 --RUN=longer_taught_gptq
+
+pruned=(one_shot_last one_shot_block_influence one_shot_taylor one_shot_random)
+others=(sapling_seed_1 sapling_seed_2 sapling_qlora sapling_paper longer longer_taught "${pruned[@]}")
+models=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) "${in_4_bits[@]}")
+evaluate base "${models[@]}" longer_gptq longer_taught_gptq $(for name in "${others[@]}"; do depths "$name"; done)
 
 published=results/published/finqa-smollm2-135m
-list() { printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'; }
 mkdir -p $published
-# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. One-shot runs and
-# the one of single drops have the shapes of SAPLING's depths, and with them not all models would fit into 24 GB at once,
-# as turns at every measure need.
+# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
+# the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${models[@]}")" \
     --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 --BATCH_SIZES=[] |
     tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
-run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq \
-    sapling sapling_seed_1 sapling_one_by_one "${pruned[@]}" finqa_sapling_gptq finqa_sapling_seed_1_gptq)"
+run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling \
+    "${in_4_bits[@]}" longer_gptq longer_taught_gptq "${others[@]}")"
 run plot_pareto.py --RESULTS_DIR=$published

@@ -24,6 +24,7 @@ HEAL_AT = [30, 22]  # sub-layers left
 HEALING_EPOCHS = 0.25  # passes over the training set at each depth
 LEARNING_RATE = 3e-4  # peak
 CALIBRATION_EXAMPLES = 128  # questions that judge
+FIRST_SCAN_EXAMPLES = 8  # questions of the scan that picks the quarter that is trained
 NAMES: list | None = None  # of VARIANTS; None: all
 SEED = 0  # of the order of examples
 # -----------------------------------------------------------------------------
@@ -32,8 +33,11 @@ SETTINGS = configure(globals())
 import math  # noqa: E402
 
 import pandas as pd  # noqa: E402
+import torch  # noqa: E402
 
 from fincompress import runs, sapling  # noqa: E402
+from fincompress.depth import importance  # noqa: E402
+from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.settings import ROOT, read_constants  # noqa: E402
 
@@ -81,17 +85,16 @@ def heal(settings: dict, dropped: list[str]) -> None:
     if run is None:
         return
     if run.state["trainable"] is None:
-        run.state["ranking"] = dropped
         run.choose_trainable(run.rank_by_importance())
         run.make_trainable()
         run.save_state()
-    while not run.stopped:
-        ranking, whole = run.score()
-        run.stop_if_reached(whole)
-        if not run.stopped:
-            run.drop(math.inf, ranking, whole)
-            run.save_state(weights=False)
-            run.heal()
+    ranking = [(sub.parse_unit(name), 0.0) for name in dropped]
+    unscored = importance.Score((), torch.zeros(1), torch.zeros(1))  # the model between drops is nothing to judge
+    while run.share > settings["TARGET_SIZE"]:
+        run.drop(math.inf, ranking, unscored)
+        run.save_state(weights=False)
+        run.heal()
+    run.state["stopped"] = "every pair of the trajectory that TARGET_SIZE wants is dropped"
     run.finish()
 
 

@@ -157,7 +157,13 @@ def predict_training_gb(
 
 
 def predict_teacher_gb(
-    config, batch: int, tokens: int, compute_bytes: int = 2, adapter_rank: int | None = None, hidden_states: bool = True
+    config,
+    batch: int,
+    tokens: int,
+    target_tokens: int,
+    compute_bytes: int = 2,
+    adapter_rank: int | None = None,
+    hidden_states: bool = True,
 ) -> float:
     """Predicted GB that a teacher adds to the training of SAPLING.
 
@@ -168,7 +174,9 @@ def predict_teacher_gb(
     own = (linear + ends) * compute_bytes if adapter_rank is None else 4 * _adapter_parameters(config, adapter_rank)
     # The teacher's states, and float32 copies of both models' where they are compared, one block after another.
     states = batch * tokens * config.hidden_size * (compute_bytes * (config.num_hidden_layers + 1) + 4 * 4)
-    return (own + hidden_states * states) / 1e9
+    # Both models' distributions over the target tokens, in float32, beside the teacher's logits.
+    distributions = batch * target_tokens * config.vocab_size * (compute_bytes + 2 * 4)
+    return (own + hidden_states * states + distributions) / 1e9
 
 
 def predict_methods(

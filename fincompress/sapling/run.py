@@ -260,7 +260,7 @@ class Run:
         shape = (s["BATCH_SIZE"], longest, target, checkpointing)
         kind = (self.device.type, self.dtype.itemsize)
         teacher = memory.predict_teacher_gb(
-            config, s["BATCH_SIZE"], longest, self.dtype.itemsize,
+            config, s["BATCH_SIZE"], longest, target, self.dtype.itemsize,
             adapter_rank=s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, hidden_states=s["HIDDEN_STATES"] > 0,
         ) if needs_teacher(s) else 0.0  # fmt: skip
         ratio = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])

@@ -12,7 +12,7 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.importance import Score
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.targets import target_logits
+from fincompress.targets import IGNORE, target_logits
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -265,3 +265,54 @@ def test_batches_hold_like_lengths_and_every_cut_sees_the_first_of_the_order(siz
     padded = [sum(len(part) * max(lengths[i] for i in part) for part in parts)
               for parts in (found, [order[i : i + size] for i in range(0, 50, size)])]  # fmt: skip
     assert padded[0] <= padded[1]
+
+
+def test_a_scan_against_a_teacher_measures_its_kl(model, batches):
+    teacher = make_model("qwen3")
+    units = sub.units(model, "sublayer")
+
+    def answers(batch):
+        logits, labels = target_logits(teacher, batch)
+        return logits[labels.ne(IGNORE)].detach()
+
+    scores, whole = importance.scan(model, units, batches, teacher=answers)
+    plain, _ = importance.scan(model, units, batches, teacher=answers, cached=False)
+    for score, expected in ((scores[7], units[7]), (whole, ())):
+        found = []
+        for batch in batches:
+            with sub.skipped(model, *expected), torch.no_grad():
+                logits, labels = target_logits(model, batch)
+            for row in range(len(labels)):
+                counted = labels[row].ne(IGNORE)
+                ours = logits[row][counted].log_softmax(-1)
+                theirs = target_logits(teacher, batch)[0][row][counted].detach().log_softmax(-1)
+                found.append((theirs.exp() * (theirs - ours)).sum(-1).mean())
+        assert torch.allclose(score.nll, torch.stack(found), atol=1e-4)
+    assert all(torch.allclose(a.nll, b.nll, atol=1e-4) for a, b in zip(scores, plain, strict=True))
+
+
+def test_without_accuracy_the_lowest_kl_decides():
+    exact = torch.cat([torch.ones(8), torch.zeros(2)])
+    accurate = Score((SubLayer(0, "mlp"),), torch.full((10,), 0.9) + torch.rand(10) / 100, exact)
+    near = Score((SubLayer(1, "mlp"),), torch.full((10,), 0.1) + torch.rand(10) / 100, torch.zeros(10))
+    assert importance.choose([accurate, near]) == (accurate, "accuracy")
+    assert importance.choose([accurate, near], by_accuracy=False) == (near, "nll")
+
+
+def test_taylor_is_weight_times_gradient_and_leaves_nothing_behind(model, batches):
+    from copy import deepcopy
+
+    copy = deepcopy(model).requires_grad_(True)
+    for batch in batches:
+        logits, labels = target_logits(copy, batch)
+        nll = -logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        nll[labels.ne(IGNORE)].sum().backward()
+    expected = {
+        unit: sum(float((p * p.grad).abs().sum()) for one in unit for p in sub.parameters(copy, one))
+        for unit in sub.units(copy, "block")
+    }
+    model.requires_grad_(False)
+    ranking = importance.rank(model, sub.units(model, "block"), batches, "taylor")
+    assert [unit for unit, _ in ranking] == sorted(expected, key=expected.get)
+    assert all(score == pytest.approx(expected[unit], rel=1e-4) for unit, score in ranking)
+    assert all(p.grad is None and not p.requires_grad for p in model.parameters())
