@@ -15,7 +15,8 @@ from fincompress.sapling.teacher import Teacher, TeachingCache
 from fincompress.targets import IGNORE, score_targets, target_outputs
 from fincompress.training import TargetTrainer
 
-Moments = dict[str, dict[str, torch.Tensor]]  # name of a parameter -> what the optimizer keeps of it
+Moments = dict[str, dict[str, torch.Tensor | int]]  # name of a parameter -> what the optimizer keeps of it
+PREFIX = "moments:"  # before the name of a parameter in a file that holds weights too
 
 
 class Recovery:
@@ -69,13 +70,38 @@ class RecoveryTrainer(TargetTrainer):
         optimizer = super().create_optimizer(*arguments, **options)
         for name, parameter in self.model.named_parameters():
             if self.moments and name in self.moments:
-                optimizer.state[parameter] = {key: value.clone() for key, value in self.moments[name].items()}
+                kept = self.moments[name].items()
+                optimizer.state[parameter] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kept}
         return optimizer
 
     def moments_by_name(self) -> Moments:
         """What the optimizer keeps of each trained parameter that is still in the model."""
         state = self.optimizer.state
         return {name: dict(state[p]) for name, p in self.model.named_parameters() if p in state and state[p]}
+
+
+def moments_to_tensors(moments: Moments) -> dict[str, torch.Tensor]:
+    """Moments as tensors for a safetensors file, each with memory of its own, under names that begin with PREFIX."""
+    tensors, seen = {}, set()
+    for name, kept in moments.items():
+        for key, value in kept.items():
+            number = not isinstance(value, torch.Tensor)  # bitsandbytes counts steps in an int
+            tensor = torch.tensor(value) if number else value.detach().cpu().contiguous()
+            if tensor.data_ptr() in seen:  # and shares one quantization map between all parameters
+                tensor = tensor.clone()
+            seen.add(tensor.data_ptr())
+            tensors[f"{PREFIX}{name}:{key}:{'number' if number else 'tensor'}"] = tensor
+    return tensors
+
+
+def moments_from_tensors(tensors: dict[str, torch.Tensor], device: torch.device) -> Moments:
+    """The inverse of ``moments_to_tensors``; names without PREFIX are passed over."""
+    moments: Moments = {}
+    for full, tensor in tensors.items():
+        if full.startswith(PREFIX):
+            name, key, kind = full.removeprefix(PREFIX).rsplit(":", 2)
+            moments.setdefault(name, {})[key] = tensor.item() if kind == "number" else tensor.to(device)
+    return moments
 
 
 class KeepBest(TrainerCallback):

@@ -23,13 +23,19 @@ from fincompress.errors import UserError
 from fincompress.sapling.branch import branch
 from fincompress.sapling.gates import CloseGate, Gate
 from fincompress.sapling.losses import TOP_K
-from fincompress.sapling.recovery import KeepBest, Moments, Recovery, RecoveryTrainer
+from fincompress.sapling.recovery import (
+    KeepBest,
+    Moments,
+    Recovery,
+    RecoveryTrainer,
+    moments_from_tensors,
+    moments_to_tensors,
+)
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
 from fincompress.settings import check_choice
 from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
-MOMENTS = "moments:"  # before the name of a parameter in the file of the state: what the optimizer keeps of it
 FRESH = {
     "weights": None,  # the file of the trained weights that belong to this state
     "trainable": None,  # names of the units that are trained
@@ -301,15 +307,11 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} cannot be read ({error}): remove {self.directory}/ to start again") from None
         trained = dict(self.trained_parameters())
-        moments = {name: weights.pop(name) for name in list(weights) if name.startswith(MOMENTS)}
         if not set(trained) <= set(weights):
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in trained.items():
             parameter.data.copy_(weights[name])
-        self.moments = {}
-        for name, value in moments.items():
-            parameter, _, key = name.removeprefix(MOMENTS).rpartition(":")
-            self.moments.setdefault(parameter, {})[key] = value.to(self.device)
+        self.moments = moments_from_tensors(weights, self.device)
         self.fading = {}
         for name in self.state["fading"]:
             self.fading |= self.take_out(name)
@@ -333,9 +335,7 @@ class Run:
             with sub.restored(self.model, self.fading):
                 trained_now = dict(self.trained_parameters())
             tensors = {name: p.detach().cpu().contiguous() for name, p in trained_now.items()}
-            for name, kept in self.moments.items():
-                if name in trained_now:
-                    tensors |= {f"{MOMENTS}{name}:{key}": value.cpu() for key, value in kept.items()}
+            tensors |= moments_to_tensors({name: kept for name, kept in self.moments.items() if name in trained_now})
             with runs.atomic_path(self.directory / self.state["weights"]) as partial:
                 save_file(tensors, partial)
         runs.write_json(self.directory / STATE, self.state)
@@ -495,10 +495,11 @@ class Run:
         A run that was killed in here resumes from the last checkpoint in ``folder``, after SAVE_STEPS.
         """
         s, seen = self.settings, self.state["examples_seen"]
+        cache = self.ask_teacher()
         gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
         checkpoints = self.directory / folder
         rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))
-        columns = training.TRAINING_COLUMNS + (["row"] if self.cache is not None else [])
+        columns = training.TRAINING_COLUMNS + (["row"] if cache is not None else [])
         checkpointing = s["GRADIENT_CHECKPOINTING"]
         arguments = training.training_arguments(
             s | {"LR_SCHEDULE": schedule}, checkpoints, self.device, self.dtype, num_train_epochs=1,
@@ -517,7 +518,7 @@ class Run:
         trainer.passes = training.stream_passes(len(self.train_set), seen, count)
         trainer.moments = moments
         trainer.recovery = Recovery(
-            s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], self.teacher, self.cache
+            s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], self.teacher, cache
         )
         trainer.remove_callback(PrinterCallback)
         checkpoint = training.last_checkpoint(checkpoints)
@@ -584,21 +585,17 @@ class Run:
             f"{row['calibration_nll']:.3f}"
         )
 
-    @property
-    def cache(self) -> TeachingCache | None:
-        """What the teacher says of the training set, where that is all that is asked of it: computed at first use."""
+    def ask_teacher(self) -> TeachingCache | None:
+        """What the teacher says of the training set, computed once; None where its hidden states are needed too."""
         s = self.settings
-        if s["KL"] == 0 or s["HIDDEN_STATES"] > 0 or self.teacher is None:
+        if s["KL"] == 0 or s["HIDDEN_STATES"] > 0:
             return None
         if self.teaching is None:
+            self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
             identity = runs.fingerprint(self.facts, s["TEACHER"], s["TEMPERATURE"], TOP_K)
-            cache = TeachingCache(self.directory / "teaching.safetensors", identity)
-            if not cache.load():
-                self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
-                cache.fill(self.teacher, self.training_batches(), s["TEMPERATURE"])
-            elif "row" not in self.train_set.column_names:
-                self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
-            self.teaching = cache
+            self.teaching = TeachingCache(self.directory / "teaching.safetensors", identity)
+            if not self.teaching.load():
+                self.teaching.fill(self.teacher, self.training_batches(), s["TEMPERATURE"])
         return self.teaching
 
     def training_batches(self):

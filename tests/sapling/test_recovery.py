@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "depth"))
 from depth_models import CONFIGS, make_batches, make_model  # noqa: E402
@@ -16,7 +17,13 @@ from fincompress.errors import UserError
 from fincompress.sapling import losses
 from fincompress.sapling.branch import branch
 from fincompress.sapling.gates import Gate
-from fincompress.sapling.recovery import KeepBest, Recovery, RecoveryTrainer
+from fincompress.sapling.recovery import (
+    KeepBest,
+    Recovery,
+    RecoveryTrainer,
+    moments_from_tensors,
+    moments_to_tensors,
+)
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
 from fincompress.targets import IGNORE, target_outputs
 
@@ -164,7 +171,7 @@ def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path):
         TeachingCache(cache.path, "of these data").load()
 
 
-def make_trainer(model, folder, moments=None, steps=3, callbacks=()):
+def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="adamw_torch_fused"):
     from transformers import TrainingArguments
 
     rows = [{"input_ids": list(range(3, 12 + i)), "prompt_tokens": 4, "length": 9 + i} for i in range(8)]
@@ -175,7 +182,7 @@ def make_trainer(model, folder, moments=None, steps=3, callbacks=()):
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
         report_to="none", disable_tqdm=True, remove_unused_columns=False, lr_scheduler_type="constant",
-        optim="adamw_torch_fused", save_strategy="no",
+        optim=optimizer, save_strategy="no",
     )  # fmt: skip
     trainer = RecoveryTrainer(
         model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0),
@@ -185,25 +192,31 @@ def make_trainer(model, folder, moments=None, steps=3, callbacks=()):
     return trainer
 
 
-def test_moments_of_what_stays_survive_a_drop(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_bnb_8bit"])
+def test_moments_of_what_stays_survive_a_drop_and_a_file(tmp_path, optimizer):
+    def equal(a, b):
+        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
     model = make_model()
-    first = make_trainer(model, tmp_path)
+    first = make_trainer(model, tmp_path, optimizer=optimizer)
     first.train()
     moments = first.moments_by_name()
     assert set(moments) == {name for name, _ in model.named_parameters()}
-    before = {name: {key: value.clone() for key, value in kept.items()} for name, kept in moments.items()}
+    save_file(moments_to_tensors(moments), tmp_path / "state.safetensors")
+    before = moments_from_tensors(load_file(tmp_path / "state.safetensors"), torch.device("cpu"))
+    assert all(equal(value, before[name][key]) for name, kept in moments.items() for key, value in kept.items())
     sub.remove(model, *GONE)
-    second = make_trainer(model, tmp_path, moments)
-    optimizer = second.create_optimizer()
+    second = make_trainer(model, tmp_path, moments, optimizer=optimizer)
+    state = second.create_optimizer().state
     for name, parameter in model.named_parameters():
-        assert all(torch.equal(optimizer.state[parameter][key], value) for key, value in before[name].items()), name
-        assert float(optimizer.state[parameter]["step"]) == 3
+        assert all(equal(state[parameter][key], value) for key, value in before[name].items()), name
+        assert int(state[parameter]["step"]) == 3
     second.train()
     after = second.moments_by_name()
     assert set(after) == {name for name, _ in model.named_parameters()} < set(before)
-    assert all(float(kept["step"]) == 6 for kept in after.values())
-    unchanged = [all(torch.equal(kept[key], before[name][key]) for key in kept) for name, kept in moments.items()]
-    assert all(unchanged)  # a branch that trains on copies leaves the moments it was given
+    assert all(int(kept["step"]) == 6 for kept in after.values())
+    # A branch trains on copies: the moments it was given are what they were.
+    assert all(equal(value, before[name][key]) for name, kept in moments.items() for key, value in kept.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
