@@ -102,14 +102,14 @@ def main() -> None:
     while not run.stopped:
         run.train(CYCLE_EPOCHS if run.drops and SCHEDULE == "successive" else FIRST_EPOCHS)
         run.save_checkpoint()
-        run.heal()
+        sapling.heal(run)
         ranking, whole = run.score()
         run.stop_if_reached(whole)
         if not run.stopped:
             run.drop(run.drops_per_cycle, ranking, whole)
         run.save_state(weights=False)
     run.return_above_floor()
-    run.heal(last=True)
+    sapling.heal(run, last=True)
     run.finish()
 
 

@@ -21,6 +21,7 @@ DATA_RUN = "data"  # what START_FROM was trained on
 START_FROM = "qlora_4bit"  # phase 1, the teacher
 TRAJECTORY = "results/sapling/trajectory.csv"  # what a finished run dropped
 HEAL_AT = [30, 22]  # sub-layers left
+TARGET_SIZE = 0.5  # share of the bytes of the last depth
 HEALING_EPOCHS = 0.25  # passes over the training set at each depth
 LEARNING_RATE = 3e-4  # peak
 CALIBRATION_EXAMPLES = 128  # questions that judge
@@ -55,6 +56,7 @@ VARIANTS = {
     "temperature_1": {"TEMPERATURE": 1.0},
     "faster": {"LEARNING_RATE": 2 * LEARNING_RATE},
     "slower": {"LEARNING_RATE": LEARNING_RATE / 2},
+    "batches_of_4": {"BATCH_SIZE": 4},
 }
 
 
@@ -93,7 +95,7 @@ def heal(settings: dict, dropped: list[str]) -> None:
     while run.share > settings["TARGET_SIZE"]:
         run.drop(math.inf, ranking, unscored)
         run.save_state(weights=False)
-        run.heal()
+        sapling.heal(run)
     run.state["stopped"] = "every pair of the trajectory that TARGET_SIZE wants is dropped"
     run.finish()
 

@@ -58,7 +58,7 @@ class Recovery:
 
 
 class RecoveryTrainer(TargetTrainer):
-    """``TargetTrainer`` with the loss of a ``Recovery``, whose optimizer begins with the ``moments`` it is given."""
+    """``TargetTrainer`` with the loss of a ``Recovery``, whose optimizer goes on with the ``moments`` it is given."""
 
     recovery: Recovery
     moments: Moments | None = None
@@ -70,8 +70,7 @@ class RecoveryTrainer(TargetTrainer):
         optimizer = super().create_optimizer(*arguments, **options)
         for name, parameter in self.model.named_parameters():
             if self.moments and name in self.moments:
-                kept = self.moments[name].items()
-                optimizer.state[parameter] = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kept}
+                optimizer.state[parameter] = self.moments[name]
         return optimizer
 
     def moments_by_name(self) -> Moments:

@@ -20,19 +20,16 @@ from fincompress import charts, generation, gptq, memory, models, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
-from fincompress.sapling.branch import branch
 from fincompress.sapling.gates import CloseGate, Gate
 from fincompress.sapling.losses import TOP_K
 from fincompress.sapling.recovery import (
-    KeepBest,
     Moments,
     Recovery,
     RecoveryTrainer,
     moments_from_tensors,
     moments_to_tensors,
 )
-from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
-from fincompress.settings import check_choice
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache, needs_teacher
 from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
@@ -57,91 +54,6 @@ FRESH = {
     "training_seconds": 0.0,
     "scanning_seconds": 0.0,
 }
-PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
-    "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False, "FADE": 0.0,
-    "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True, "LR_SCHEDULE": "cosine",
-}  # fmt: skip
-PATIENCE = 2  # passes without a better calibration NLL after which healing stops
-
-
-def open_run(settings: dict, script: str) -> Run | None:
-    """The run that these constants describe, new or as a kill left it; None where it is finished already."""
-    s = settings
-    train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
-    calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
-    runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)
-    if s["CALIBRATION_EXAMPLES"] > len(calibration):
-        raise UserError(
-            f"CALIBRATION_EXAMPLES = {s['CALIBRATION_EXAMPLES']}, but the calibration split of {s['DATA_RUN']!r} has "
-            f"{len(calibration)}: lower it, or preprocess with a larger one"
-        )
-    device = models.pick_device()
-    dtype, reason = models.pick_dtype(device)
-    facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
-    if s["START_FROM"]:
-        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-        facts["source"] = check_origin("START_FROM", s, record, facts)
-    else:
-        source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
-    if s["TEACHER"] and needs_teacher(s):
-        facts["teacher"] = check_origin("TEACHER", s, record, facts)
-    directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
-    if directory is None:
-        return None
-    runs.remove_partials(directory)
-    print(f"{device.type}, {reason}")
-    # Questions of one page stand together, so that the first few would be those of a few pages.
-    drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
-    calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
-    try:
-        return Run(settings, directory, source, train_set, calibration, facts)
-    except UserError:
-        if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
-            shutil.rmtree(directory)
-        raise
-
-
-def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
-    """Fingerprint of the finished run that the constant ``name`` names.
-
-    Raises UserError where it is a run of another base model or of other data, or may have seen the calibration split.
-    """
-    run = s[name]
-    start = runs.finished_run(s["RESULTS_DIR"], run)
-    started = runs.read_json(start / "settings.json")
-    if started["base_model"] != s["BASE_MODEL"]:
-        raise UserError(f"{name} = {run!r} is a run of another base model than {s['BASE_MODEL']}")
-    if started["data"] != record["data"]:
-        raise UserError(
-            f"{name} = {run!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have seen this "
-            "calibration split"
-        )
-    reports = [
-        runs.read_json(runs.run_directory(s["RESULTS_DIR"], data_run) / "data_report.json")["calibration_ids"]
-        for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
-    ]
-    same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
-    redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
-    if redone or any(ids != reports[0] for ids in reports):
-        raise UserError(
-            f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "
-            "seen some of these questions"
-        )
-    # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
-    return runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
-
-
-def apply_recovery(s: dict) -> None:
-    """Set what RECOVERY = "paper" stands for, and say so."""
-    check_choice("RECOVERY", s["RECOVERY"], ("teacher", "paper"))
-    if s["RECOVERY"] == "paper":
-        print("RECOVERY = 'paper' sets " + ", ".join(f"{name} = {value!r}" for name, value in PAPER.items()))
-        s.update(PAPER)
-
-
-def needs_teacher(s: dict) -> bool:
-    """Whether these constants learn from the unpruned model, or drop by it."""
-    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or s["CRITERION"] == "kl"
 
 
 class Run:
@@ -302,20 +214,25 @@ class Run:
             if row["dropped"] not in fading:
                 self.take_out(row["dropped"])
         self.make_trainable()
-        try:
-            weights = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove {self.directory}/ to start again") from None
+        weights, self.moments = self.read_state_file()
         trained = dict(self.trained_parameters())
         if not set(trained) <= set(weights):
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in trained.items():
             parameter.data.copy_(weights[name])
-        self.moments = moments_from_tensors(weights, self.device)
         self.fading = {}
         for name in self.state["fading"]:
             self.fading |= self.take_out(name)
         print(f"going on with {self.left} of {self.full} units left, {self.share:.1%} of the bytes")
+
+    def read_state_file(self) -> tuple[dict[str, torch.Tensor], Moments]:
+        """The weights that were trained and the optimizer's moments, as the state has them."""
+        path = self.directory / self.state["weights"]
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} cannot be read ({error}): remove {self.directory}/ to start again") from None
+        return tensors, moments_from_tensors(tensors, self.device)
 
     def take_out(self, name: str) -> sub.Parts:
         """Remove a unit from the model; returns its parts, which a teacher that shares the model keeps too."""
@@ -476,12 +393,10 @@ class Run:
         """Train the model itself, with the moments of the last cycle where they are kept."""
         if not count or not self.trained_parameters():
             return
-        keep = self.settings["KEEP_MOMENTS"]
         trainer, seconds = self.train_stage(
-            count, name, f"trainer-{self.state['examples_seen']}", self.settings["LR_SCHEDULE"], callbacks,
-            self.moments if keep else None,
-        )  # fmt: skip
-        if keep:
+            count, name, f"trainer-{self.state['examples_seen']}", self.settings["LR_SCHEDULE"], callbacks, self.moments
+        )
+        if self.settings["KEEP_MOMENTS"]:
             self.moments = trainer.moments_by_name()
         self.state["examples_seen"] += count
         self.state["tokens_seen"] += int(trainer.state.num_input_tokens_seen)
@@ -541,49 +456,6 @@ class Run:
         left, share = len(sub.sublayers(self.model)), self.share
         done = [depth for row in self.state["healed"] for depth in row["heal_at"]]
         return [d for d in self.settings["HEAL_AT"] if d not in done and (left <= d if d > 1 else share <= d)]
-
-    def heal(self, last: bool = False) -> None:
-        """Train a copy of a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
-
-        The learning rate falls to 0; the best weights by the calibration split's NLL are kept. The run itself goes on
-        from the unhealed model: afterwards weights and moments are what they were.
-        """
-        s, state, depths = self.settings, self.state, self.reached()
-        if any(row["units_left"] == self.left for row in state["healed"]) or not (depths or last):
-            return
-        count = round(s["HEALING_EPOCHS"] * len(self.train_set))
-        row = {"units_left": self.left, "share_of_bytes": round(self.share, 5), "heal_at": depths}
-        row |= {"examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
-        folder = f"healing-{self.left}"
-        with branch(self.model, lambda: self.make_trainable(healing=True)):
-            best = {}
-            if count and self.trained_parameters():
-                steps = math.ceil(len(self.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
-                keep_best = KeepBest(
-                    self.model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype, steps, PATIENCE
-                )
-                name = f"healing {self.left} of {self.full} units, {self.share:.0%} of bytes"
-                trainer, row["training_seconds"] = self.train_stage(
-                    count, name, folder, "cosine", [keep_best], self.moments if s["KEEP_MOMENTS"] else None
-                )
-                best = keep_best.restore_best(trainer.args, trainer.state.log_history)
-                row |= {"examples_seen": count, "tokens_seen": int(trainer.state.num_input_tokens_seen)}
-                row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
-                del trainer
-            else:
-                with self.scoring_model() as model:
-                    nll, exact = score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], self.dtype)
-                best = {"calibration_nll": nll.mean().item(), "calibration_exact": exact.float().mean().item()}
-            row |= {key: round(best[key], 5) for key in ("calibration_nll", "calibration_exact")}
-            self.save_checkpoint(row)
-        state["healed"].append(row)
-        self.save_state(trained=True, weights=False)
-        shutil.rmtree(self.directory / folder, ignore_errors=True)
-        print(
-            f"healed {self.left} of {self.full} units, {self.share:.1%} of the bytes, in "
-            f"{row['training_seconds'] / 60:.1f} min: calibration exact match {row['calibration_exact']:.1%}, NLL "
-            f"{row['calibration_nll']:.3f}"
-        )
 
     def ask_teacher(self) -> TeachingCache | None:
         """What the teacher says of the training set, computed once; None where its hidden states are needed too."""

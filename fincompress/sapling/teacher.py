@@ -19,6 +19,11 @@ from fincompress.targets import IGNORE, target_outputs
 ADAPTER = "teacher"  # name of phase 1's adapter beside the one that is trained
 
 
+def needs_teacher(s: dict) -> bool:
+    """Whether these constants learn from the unpruned model, or drop by it."""
+    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or s["CRITERION"] == "kl"
+
+
 class Teacher:
     """Answers with the target tokens' logits of a whole model, without gradients. This one is a model of its own."""
 

@@ -215,8 +215,6 @@ def test_moments_of_what_stays_survive_a_drop_and_a_file(tmp_path, optimizer):
     after = second.moments_by_name()
     assert set(after) == {name for name, _ in model.named_parameters()} < set(before)
     assert all(int(kept["step"]) == 6 for kept in after.values())
-    # A branch trains on copies: the moments it was given are what they were.
-    assert all(equal(value, before[name][key]) for name, kept in moments.items() for key, value in kept.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,93 @@
+"""How a SAPLING run begins: what RECOVERY stands for, what it may start and learn from, and its folder."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from fincompress import models, runs, training
+from fincompress.errors import UserError
+from fincompress.sapling.run import Run
+from fincompress.sapling.teacher import needs_teacher
+from fincompress.settings import check_choice
+
+PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
+    "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False, "FADE": 0.0,
+    "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True, "LR_SCHEDULE": "cosine",
+}  # fmt: skip
+
+
+def open_run(settings: dict, script: str) -> Run | None:
+    """The run that these constants describe, new or as a kill left it; None where it is finished already."""
+    s = settings
+    train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
+    runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)
+    if s["CALIBRATION_EXAMPLES"] > len(calibration):
+        raise UserError(
+            f"CALIBRATION_EXAMPLES = {s['CALIBRATION_EXAMPLES']}, but the calibration split of {s['DATA_RUN']!r} has "
+            f"{len(calibration)}: lower it, or preprocess with a larger one"
+        )
+    device = models.pick_device()
+    dtype, reason = models.pick_dtype(device)
+    facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
+    if s["START_FROM"]:
+        source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
+        facts["source"] = check_origin("START_FROM", s, record, facts)
+    else:
+        source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+    if s["TEACHER"] and needs_teacher(s):
+        facts["teacher"] = check_origin("TEACHER", s, record, facts)
+    directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    if directory is None:
+        return None
+    runs.remove_partials(directory)
+    print(f"{device.type}, {reason}")
+    # Questions of one page stand together, so that the first few would be those of a few pages.
+    drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
+    calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
+    try:
+        return Run(settings, directory, source, train_set, calibration, facts)
+    except UserError:
+        if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
+            shutil.rmtree(directory)
+        raise
+
+
+def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
+    """Fingerprint of the finished run that the constant ``name`` names.
+
+    Raises UserError where it is a run of another base model or of other data, or may have seen the calibration split.
+    """
+    run = s[name]
+    start = runs.finished_run(s["RESULTS_DIR"], run)
+    started = runs.read_json(start / "settings.json")
+    if started["base_model"] != s["BASE_MODEL"]:
+        raise UserError(f"{name} = {run!r} is a run of another base model than {s['BASE_MODEL']}")
+    if started["data"] != record["data"]:
+        raise UserError(
+            f"{name} = {run!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have seen this "
+            "calibration split"
+        )
+    reports = [
+        runs.read_json(runs.run_directory(s["RESULTS_DIR"], data_run) / "data_report.json")["calibration_ids"]
+        for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
+    ]
+    same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
+    redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
+    if redone or any(ids != reports[0] for ids in reports):
+        raise UserError(
+            f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "
+            "seen some of these questions"
+        )
+    # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
+    return runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+
+
+def apply_recovery(s: dict) -> None:
+    """Set what RECOVERY = "paper" stands for, and say so."""
+    check_choice("RECOVERY", s["RECOVERY"], ("teacher", "paper"))
+    if s["RECOVERY"] == "paper":
+        print("RECOVERY = 'paper' sets " + ", ".join(f"{name} = {value!r}" for name, value in PAPER.items()))
+        s.update(PAPER)
