@@ -22,7 +22,8 @@ PREFIX = "moments:"  # before the name of a parameter in a file that holds weigh
 class Recovery:
     """The loss of one batch: ``kl`` * KL + ``cross_entropy`` * CE, and hidden states scaled by ``hidden_states``.
 
-    ``teacher`` is None where both weights of what it says are 0. With a ``cache`` and no hidden states it is not asked.
+    ``teacher`` is None where both weights of what it says are 0. A ``cache`` asks it once an example, and not about
+    hidden states.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Recovery:
         if self.teacher is None and self.cache is None:
             return loss
         if self.cache is not None:
-            teaching, theirs = self.cache[batch["rows"]], None
+            teaching, theirs = self.cache(batch), None
         else:
             taught, theirs = self.teacher(batch, hidden_states=self.hidden_states > 0)
             teaching = losses.Teaching.from_logits(taught, self.temperature)

@@ -13,7 +13,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
 
 from fincompress import charts, generation, gptq, memory, models, runs, training
@@ -29,7 +28,7 @@ from fincompress.sapling.recovery import (
     moments_from_tensors,
     moments_to_tensors,
 )
-from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache, needs_teacher
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache, WriteCache, needs_teacher
 from fincompress.targets import TargetCollator, score_targets
 
 STATE = "state.json"
@@ -99,7 +98,7 @@ class Run:
         self.fading: sub.Parts = {}  # what was dropped and is not faded out yet
         self.moments: Moments = {}
         self.own_teacher = self.load_teacher()
-        self.teaching: TeachingCache | None = None
+        self.cache: TeachingCache | None = None
         self.state = self.read_state()
         if self.state["trainable"] is not None:
             self.resume()
@@ -410,7 +409,7 @@ class Run:
         A run that was killed in here resumes from the last checkpoint in ``folder``, after SAVE_STEPS.
         """
         s, seen = self.settings, self.state["examples_seen"]
-        cache = self.ask_teacher()
+        cache = self.open_cache()
         gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
         checkpoints = self.directory / folder
         rows = self.train_set.select(training.shuffled_stream(len(self.train_set), seen, count, s["SEED"]))
@@ -428,7 +427,7 @@ class Run:
             train_dataset=rows.select_columns(columns),
             data_collator=self.collator,
             processing_class=self.tokenizer,
-            callbacks=[progress, *callbacks],
+            callbacks=[progress, *callbacks, *([WriteCache(cache)] if cache is not None else [])],
         )
         trainer.passes = training.stream_passes(len(self.train_set), seen, count)
         trainer.moments = moments
@@ -457,26 +456,17 @@ class Run:
         done = [depth for row in self.state["healed"] for depth in row["heal_at"]]
         return [d for d in self.settings["HEAL_AT"] if d not in done and (left <= d if d > 1 else share <= d)]
 
-    def ask_teacher(self) -> TeachingCache | None:
-        """What the teacher says of the training set, computed once; None where its hidden states are needed too."""
+    def open_cache(self) -> TeachingCache | None:
+        """What the teacher says of the training set; None where its hidden states are needed too."""
         s = self.settings
         if s["KL"] == 0 or s["HIDDEN_STATES"] > 0:
             return None
-        if self.teaching is None:
+        if self.cache is None:
             self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
             identity = runs.fingerprint(self.facts, s["TEACHER"], s["TEMPERATURE"], TOP_K)
-            self.teaching = TeachingCache(self.directory / "teaching.safetensors", identity)
-            if not self.teaching.load():
-                self.teaching.fill(self.teacher, self.training_batches(), s["TEMPERATURE"])
-        return self.teaching
-
-    def training_batches(self):
-        """The whole training set in batches of like length."""
-        by_length = sorted(range(len(self.train_set)), key=self.train_set["length"].__getitem__)
-        size = self.settings["BATCH_SIZE"]
-        for start in tqdm(range(0, len(by_length), size), desc="asking the teacher", unit="batch"):
-            batch = self.collator([self.train_set[i] for i in by_length[start : start + size]])
-            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
+            path = self.directory / "teaching.safetensors"
+            self.cache = TeachingCache(path, identity, self.teacher, s["TEMPERATURE"])
+        return self.cache
 
     def explain_out_of_memory(self):
         s = self.settings

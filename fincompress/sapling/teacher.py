@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 
 from fincompress import runs
 from fincompress.depth import sublayers as sub
@@ -83,53 +84,67 @@ class SharedTeacher(Teacher):
 
 
 class TeachingCache:
-    """The teacher's distributions over the target tokens of a fixed training set, computed once and kept in a file.
+    """The teacher's distributions over the target tokens of a fixed training set: each example is asked about once.
 
-    ``identity`` says what they were computed from (teacher, data, temperature); a file of another is refused.
+    What was said is kept in a file. ``identity`` says what it was computed from (teacher, data, temperature); a file
+    of another is refused.
     """
 
-    def __init__(self, path: Path, identity: str):
-        self.path, self.identity = path, identity
-        self.tensors: dict[str, torch.Tensor] = {}
+    def __init__(self, path: Path, identity: str, teacher: Teacher, temperature: float):
+        self.path, self.identity, self.teacher, self.temperature = path, identity, teacher, temperature
+        self.known: dict[int, Teaching] = {}  # number of the example -> its target tokens
+        if path.exists():
+            self._read()
 
-    def load(self) -> bool:
-        """Read the file; False where there is none. Raises UserError where it is damaged or belongs to other data."""
-        if not self.path.exists():
-            return False
+    def _read(self) -> None:
+        """Raises UserError where the file is damaged or belongs to other data."""
         try:
             with safe_open(self.path, "pt") as file:
                 found = (file.metadata() or {}).get("identity")
-            self.tensors = load_file(self.path)
+            tensors = load_file(self.path)
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.path} cannot be read ({error}): remove it") from None
         if found != self.identity:
             raise UserError(f"{self.path} was computed from another teacher or other data: remove it")
-        return True
+        sizes = tensors["sizes"].tolist()
+        parts = zip(tensors["ids"].split(sizes), tensors["log_probs"].split(sizes), strict=True)
+        self.known = {row: Teaching(*part) for row, part in zip(tensors["rows"].tolist(), parts, strict=True)}
 
-    def fill(self, teacher: Teacher, batches, temperature: float) -> None:
-        """Ask the teacher about every batch; each has ``rows``, the numbers of its examples."""
-        ids: dict[int, torch.Tensor] = {}
-        log_probs: dict[int, torch.Tensor] = {}
-        for batch in batches:
-            teaching = Teaching.from_logits(teacher(batch)[0], temperature)
-            sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
-            rows = batch["rows"].tolist()
-            ids |= zip(rows, teaching.ids.cpu().int().split(sizes), strict=True)
-            log_probs |= zip(rows, teaching.log_probs.cpu().split(sizes), strict=True)
-        order = sorted(ids)
-        counts = torch.tensor([0] + [len(ids[row]) for row in order])
-        self.tensors = {
-            "ids": torch.cat([ids[row] for row in order]),
-            "log_probs": torch.cat([log_probs[row] for row in order]),
-            "starts": counts.cumsum(0),
+    def write(self) -> None:
+        """Keep what is known so far."""
+        rows = sorted(self.known)
+        tensors = {
+            "rows": torch.tensor(rows),
+            "sizes": torch.tensor([len(self.known[row].ids) for row in rows]),
+            "ids": torch.cat([self.known[row].ids for row in rows]),
+            "log_probs": torch.cat([self.known[row].log_probs for row in rows]),
         }
         with runs.atomic_path(self.path) as partial:
-            save_file(self.tensors, partial, metadata={"identity": self.identity})
+            save_file(tensors, partial, metadata={"identity": self.identity})
 
-    def __getitem__(self, rows: torch.Tensor) -> Teaching:
-        """What the teacher says of the target tokens of these examples, one example after another."""
-        starts = self.tensors["starts"]
-        where = torch.cat([torch.arange(int(starts[row]), int(starts[row + 1])) for row in rows.tolist()])
-        return Teaching(
-            self.tensors["ids"][where].long().to(rows.device), self.tensors["log_probs"][where].to(rows.device)
-        )
+    def __call__(self, batch: dict[str, torch.Tensor]) -> Teaching:
+        """What the teacher says of the target tokens of a batch whose ``rows`` are the numbers of its examples."""
+        rows = batch["rows"].tolist()
+        if not self.known.keys() >= set(rows):
+            teaching = Teaching.from_logits(self.teacher(batch)[0], self.temperature)
+            sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
+            parts = zip(teaching.ids.cpu().int().split(sizes), teaching.log_probs.cpu().split(sizes), strict=True)
+            for row, part in zip(rows, parts, strict=True):
+                self.known.setdefault(row, Teaching(*part))
+        known = [self.known[row] for row in rows]
+        device = batch["rows"].device
+        ids, log_probs = (torch.cat([getattr(one, name) for one in known]) for name in ("ids", "log_probs"))
+        return Teaching(ids.long().to(device), log_probs.to(device))
+
+
+class WriteCache(TrainerCallback):
+    """Writes a cache with each checkpoint of the Trainer, or a killed run would ask again in other batches."""
+
+    def __init__(self, cache: TeachingCache):
+        self.cache = cache
+
+    def on_save(self, args, state, control, **kwargs):
+        self.cache.write()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.cache.write()

@@ -152,23 +152,32 @@ def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_
 
 
 def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path):
-    batches, teacher, student = make_batches(), Teacher(make_model()), make_model("qwen3")
+    asked = []
+
+    class Counted(Teacher):
+        def __call__(self, batch, hidden_states=False):
+            asked.append(batch)
+            return super().__call__(batch, hidden_states)
+
+    batches, teacher, student = make_batches(), Counted(make_model()), make_model("qwen3")
     for number, batch in enumerate(batches):
         batch["rows"] = torch.tensor([4 * number + i for i in (2, 0, 3, 1)])
-    cache = TeachingCache(tmp_path / "teaching.safetensors", "of these data")
-    assert not cache.load()
-    cache.fill(teacher, batches, TEMPERATURE)
-    again = TeachingCache(cache.path, "of these data")
-    assert again.load()
-    for batch in reversed(batches):
-        live = Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher).loss(student, batch)
-        for kept in (cache, again):
-            assert torch.equal(Recovery(1.0, 0.3, 0.0, TEMPERATURE, None, kept).loss(student, batch), live)
+    path = tmp_path / "teaching.safetensors"
+    cache = TeachingCache(path, "of these data", teacher, TEMPERATURE)
+    live = [Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher).loss(student, batch) for batch in batches]
+    asked.clear()
+    for _ in range(2):
+        found = [Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher, cache).loss(student, batch) for batch in batches]
+        assert all(map(torch.equal, found, live)) and len(asked) == 3
+    cache.write()
+    again = TeachingCache(path, "of these data", teacher, TEMPERATURE)
+    found = [Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher, again).loss(student, batch) for batch in batches]
+    assert all(map(torch.equal, found, live)) and len(asked) == 3
     with pytest.raises(UserError, match="other data"):
-        TeachingCache(cache.path, "of other data").load()
-    cache.path.write_bytes(cache.path.read_bytes()[:100])
+        TeachingCache(path, "of other data", teacher, TEMPERATURE)
+    path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        TeachingCache(cache.path, "of these data").load()
+        TeachingCache(path, "of these data", teacher, TEMPERATURE)
 
 
 def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="adamw_torch_fused"):
