@@ -67,7 +67,7 @@ WEIGHT_DECAY = 0.0  # on what is trained
 MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
 OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
-BATCH_SIZE = 8  # sequences at once; lower it first when memory is short
+BATCH_SIZE = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records

@@ -94,6 +94,35 @@ def test_a_name_decides_what_a_run_is(tmp_path):
     assert found == {"sapling/9": "pruning", "qlora_4bit/9": "sapling", "gptq/9": "pruning"}
 
 
+def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
+    taught = {"CRITERION": "calibration", "SCHEDULE": "successive", "KL": 1.0, "HIDDEN_STATES": 1.0, "UPDATE": "full"}
+    runs_of = {
+        "s/30": (taught, ["block.3"]),
+        "a/30": (taught | {"UPDATE": "qlora"}, ["block.3"]),
+        "k/30": (taught | {"CRITERION": "kl"}, ["block.3"]),
+        "t/30": (taught | {"CRITERION": "taylor", "SCHEDULE": "one_shot"}, ["block.3"]),
+        "l/60": (taught | {"START_FROM": "q"}, []),
+        "m/60": (taught | {"START_FROM": "q", "KL": 0.0, "HIDDEN_STATES": 0.0}, []),
+    }
+    evaluated(tmp_path, "q")
+    for run, (values, dropped) in runs_of.items():
+        made.settings(tmp_path / run, "sapling_train.py", values)
+        facts = {"units_left": int(run[2:]), "dropped": dropped, "training_seconds": 60.0}
+        runs.write_json(tmp_path / run / "train_metrics.json", facts)
+        made.evaluation(tmp_path, run, made.answers(0.3, 20))
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "m/60", "BITS": 4})
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    found = {row.run: (row.kind, row.method) for row in comparison.read_rows(str(tmp_path), ["dev"])[0]}
+    assert found["s/30"] == ("sapling", "SAPLING with a teacher, 30 sub-layers left")
+    assert found["a/30"] == ("sapling", "SAPLING with a teacher, adapters on NF4, 30 sub-layers left")
+    assert found["k/30"][0] == "sapling"
+    criterion = "first-order Taylor (Shortened LLaMA)"
+    assert found["t/30"] == ("pruning", f"pruning by {criterion}, one shot with a teacher, 30 sub-layers left")
+    assert found["l/60"] == ("longer", "phase 1 trained on with a teacher")
+    assert found["m/60"] == ("longer", "phase 1 trained on")
+    assert found["g"] == ("gptq", "phase 1 trained on + GPTQ 4-bit")  # a rival like GPTQ of phase 1
+
+
 def test_merged_checkpoint_with_records_of_its_own(tmp_path):
     """As train_qlora_4bit.py leaves it: settings of the run, but 16 bits, and no training time."""
     evaluated(tmp_path, "q")

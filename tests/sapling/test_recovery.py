@@ -130,6 +130,26 @@ def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
     assert float(losses.with_hidden_states(torch.tensor(0.7), distance.detach(), 0.5)) == pytest.approx(1.05)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_recomputed_activations_give_the_same_gradients(shared):
+    """As on a GPU by default, where hidden states are seen inside of what is recomputed."""
+    (batch,) = make_batches(1)
+    found = []
+    for recompute in (False, True):
+        model = with_adapters() if shared else make_model()
+        removed = sub.remove(model, *GONE)
+        teacher = SharedTeacher(model, removed, Gate(), ADAPTER) if shared else Teacher(make_model())
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            if shared:
+                model.enable_input_require_grads()
+        model.train()
+        Recovery(1.0, 0.3, 1.0, TEMPERATURE, teacher).loss(model, batch).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
+    assert all(torch.allclose(found[1][name], grad, atol=1e-6) for name, grad in found[0].items())
+
+
 def test_padding_does_not_count_in_hidden_states():
     ours = (torch.zeros(1), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
     theirs = (torch.zeros(1), torch.tensor([[[0.0, 1.0], [0.0, 2.0]]]))
