@@ -151,7 +151,7 @@ def test_script_leaves_what_it_promises(finished):
     for name in ("pareto.png", "loss_curves.png", "accuracy_by_steps.png"):
         assert drawn(results / name)
     frame = pd.read_csv(results / "results.csv")
-    assert set(frame["kind"]) == set(comparison.KINDS) - {"pruning_gptq", "other"}
+    assert set(frame["kind"]) == set(comparison.KINDS) - {"longer", "pruning_gptq", "other"}
     assert "hypothesis does not hold" in (results / "verdict.md").read_text()
     assert "QLoRA + GPTQ 4-bit" in done.stdout and "\nwrote results.csv, verdict.md" in done.stdout
     assert not list(results.glob(".*"))
