@@ -197,6 +197,8 @@ def predict_methods(
         "train in full": predict_training_gb(config, *shape, **rest),
         f"train SAPLING, r = {ratio:g}": predict_training_gb(config, *shape, ratio=ratio, **rest),
         "train SAPLING, UPDATE = qlora": predict_lora_training_gb(config, "nf4", rank, *shape, ratio=ratio, **rest),
+        "train SAPLING, qlora with its teacher": predict_lora_training_gb(config, "nf4", rank, *shape, **rest)
+        + predict_teacher_gb(config, batch, tokens, target_tokens, adapter_rank=rank),
         "decode in 16 bits": decoding(config, "bf16"),
         "decode QLoRA (NF4 base)": decoding(config, "nf4", rank),
         "decode 8-bit LoRA": decoding(config, "int8", rank),

@@ -180,3 +180,8 @@ def test_methods_are_predicted_from_the_config_alone():
     on_gpu = memory.predict_methods(LLAMA, half, 1, 736, 96, 16, 0.25, "cuda")
     assert on_gpu["decode SAPLING, 16 of 32 blocks"] < 0.6 * on_gpu["decode in 16 bits"]
     assert on_gpu["train QLoRA (NF4 base)"] < 10 < on_gpu["train in full"]
+    # A teacher that shares the base adds its adapter, hidden states and logits, and no second model.
+    taught = on_gpu["train SAPLING, qlora with its teacher"] - on_gpu["train QLoRA (NF4 base)"]
+    assert 0.2 < taught < 0.6
+    own = memory.predict_teacher_gb(LLAMA, 1, 736, 96)
+    assert own > memory.weights_gb(LLAMA, "bf16") > 13
