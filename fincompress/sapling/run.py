@@ -462,7 +462,8 @@ class Run:
         if s["KL"] == 0 or s["HIDDEN_STATES"] > 0:
             return None
         if self.cache is None:
-            self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
+            if "row" not in self.train_set.column_names:
+                self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
             identity = runs.fingerprint(self.facts, s["TEACHER"], s["TEMPERATURE"], TOP_K)
             path = self.directory / "teaching.safetensors"
             self.cache = TeachingCache(path, identity, self.teacher, s["TEMPERATURE"])
@@ -632,7 +633,7 @@ class Run:
         healed = [row for row in self.state["healed"] if row["units_left"] >= above["units"]]
         self.state |= {"weights": above["weights"], "trained": False, "fading": [], "healed": healed}
         runs.write_json(self.directory / STATE, self.state)
-        self.model, self.removed, self.fading = None, {}, {}  # never two at once
+        self.model, self.removed, self.fading, self.cache = None, {}, {}, None  # never two models at once
         gc.collect()
         self.load_model()
         self.resume()
