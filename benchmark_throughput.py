@@ -26,7 +26,7 @@ RESULTS_DIR = "results"  # every run has a folder in here
 ROUNDS = 10  # rounds, each of which measures every model once; more of them narrow the spread
 NEW_TOKENS = 16  # tokens decoded in a round, at each batch size
 BATCH_SIZES = [4, 16]  # sequences decoded at once, beside batch 1
-MAX_SECONDS = 4.0  # of one measure over all rounds, each model's turn; a slower one is taken in fewer rounds
+MAX_SECONDS: float = 4.0  # of one measure over all rounds, each model's turn; a slower one is taken in fewer rounds
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = 10.0  # the card it is about, also on a larger one; None: the card that is there
 TOO_LARGE = "offload"  # how a 16-bit model that does not fit is measured: "offload" (rest on the CPU) or "nf4" (4 bits)
@@ -36,7 +36,7 @@ BATCH_SIZE = 1  # only for PREDICT: sequences at once, in training
 TRAIN_TOKENS = 736  # only for PREDICT: tokens of the longest example
 TARGET_TOKENS = 96  # only for PREDICT: tokens of the longest target
 LORA_RANK = 16  # only for PREDICT
-TRAIN_RATIO = 0.25  # only for PREDICT: share of the layers that SAPLING trains
+TRAIN_RATIO: float = 0.25  # only for PREDICT: share of the layers that SAPLING trains
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 

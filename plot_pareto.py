@@ -20,7 +20,7 @@ README_DATA: str | None = "FinQA"  # only sections of this data set, on the whol
 SPLITS = ["dev", "test"]  # splits to report, never one that recipes are tuned on
 PHASE_1: str | None = None  # run that drops are counted from; None: the QLoRA run of lowest calibration NLL
 SHOWN_SIZES = [0.9, 0.8, 0.7, 0.6, 0.5]  # of SAPLING's checkpoints, tables show the nearest to these shares of the base
-EQUAL_WITHIN = 0.03  # execution accuracy that may be lost and still be called equal, a share
+EQUAL_WITHIN: float = 0.03  # execution accuracy that may be lost and still be called equal, a share
 # -----------------------------------------------------------------------------
 configure(globals())
 

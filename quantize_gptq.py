@@ -20,7 +20,7 @@ RUN = "gptq_4bit"  # name of this run; of several sources each gets a folder in 
 BITS = 4  # 2, 3, 4 or 8 a weight
 GROUP_SIZE = 128  # weights that share a scale (-1: a whole row); the largest size up to this that divides all widths
 DESC_ACT = False  # quantize columns in the order of their activations: a little more accurate, slower to run
-DAMPING = 0.05  # what is added to the Hessian's diagonal, as a share of its mean
+DAMPING: float = 0.05  # what is added to the Hessian's diagonal, as a share of its mean
 # Calibration
 CALIBRATION = "prompts"  # "prompts" of the training split with their targets, or "general" text: Python's own manual
 CALIBRATION_EXAMPLES = 256  # texts, at least 128 for a result that counts

@@ -35,36 +35,36 @@ FIRST_SCAN_EXAMPLES = 16  # questions of the scan before training that picks wha
 EARLY_ELIMINATION = True  # give up clearly worse units after a few questions; False: the exact scan, many times slower
 SCAN_BATCH_SIZE = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
-TARGET_SIZE = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
+TARGET_SIZE: float = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
 ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before any drop, on the calibration split
 TARGET_MEMORY_GB: float | None = None  # weights and a KV cache of 1,024 tokens at batch 1, as a checkpoint in 16 bits
 TARGET_LATENCY_MS: float | None = None  # measured milliseconds per token, decoding at batch 1 on this device
 # How what a drop costs is learned back
 RECOVERY = "teacher"  # "teacher": by the constants below; "paper": as in Algorithm 1, whatever they say
 TEACHER: str | None = None  # the finished run to learn from; None: START_FROM
-KL = 1.0  # weight of KL(teacher || model) on the target tokens
-TEMPERATURE = 2.0  # of both distributions in that KL
-CROSS_ENTROPY = 0.3  # weight of the cross-entropy on the gold program
-HIDDEN_STATES = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to be as large as the rest; 0: none
+KL: float = 1.0  # weight of KL(teacher || model) on the target tokens
+TEMPERATURE: float = 2.0  # of both distributions in that KL
+CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
+HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
 HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
-HEALING_EPOCHS = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0
+HEALING_EPOCHS: float = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0
 KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
-FADE = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
+FADE: float = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
 # What is trained
 UPDATE = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
-TRAIN_RATIO = 1.0  # share r of the units, the most important ones, that is trained between drops (the paper: 0.25)
-HEALING_TRAIN_RATIO = 1.0  # the same in healing
+TRAIN_RATIO: float = 1.0  # share r of the units, the most important, trained between drops (the paper: 0.25)
+HEALING_TRAIN_RATIO: float = 1.0  # the same in healing
 TRAIN_ENDS = False  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
 LORA_RANK = 32  # only with UPDATE = "qlora"
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
-FIRST_EPOCHS = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
-CYCLE_EPOCHS = 0.1  # passes between two drops
+FIRST_EPOCHS: float = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
+CYCLE_EPOCHS: float = 0.1  # passes between two drops
 # Optimizer
-LEARNING_RATE = 3e-4  # peak, warmed up to again in every cycle
+LEARNING_RATE: float = 3e-4  # peak, warmed up to again in every cycle
 LR_SCHEDULE = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"
-WARMUP = 0.1  # share of a cycle's steps over which the learning rate rises
-WEIGHT_DECAY = 0.0  # on what is trained
-MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
+WARMUP: float = 0.1  # share of a cycle's steps over which the learning rate rises
+WEIGHT_DECAY: float = 0.0  # on what is trained
+MAX_GRAD_NORM: float = 1.0  # gradients are clipped to this norm
 OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
 BATCH_SIZE = 4  # sequences at once; lower it first when memory is short

@@ -19,15 +19,15 @@ RUN = "qlora_4bit"  # name of this run
 # LoRA, on all linear layers of every block
 LORA_RANK = 32  # rank of the adapters; more learns more and costs little at this size
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
-LORA_DROPOUT = 0.0  # on the input of the adapters
+LORA_DROPOUT: float = 0.0  # on the input of the adapters
 # Optimizer
-EPOCHS = 3.0  # passes over the training set
+EPOCHS: float = 3.0  # passes over the training set
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
-LEARNING_RATE = 7e-4  # peak; 2e-4 suits 7B
+LEARNING_RATE: float = 7e-4  # peak; 2e-4 suits 7B
 LR_SCHEDULE = "cosine"  # after the warm-up: "cosine", "linear" or "constant_with_warmup"
-WARMUP = 0.05  # share of all steps over which the learning rate rises
-WEIGHT_DECAY = 0.0  # on the adapters
-MAX_GRAD_NORM = 1.0  # gradients are clipped to this norm
+WARMUP: float = 0.05  # share of all steps over which the learning rate rises
+WEIGHT_DECAY: float = 0.0  # on the adapters
+MAX_GRAD_NORM: float = 1.0  # gradients are clipped to this norm
 OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
 BATCH_SIZE = 4  # sequences at once; lower it first when memory is short

@@ -25,7 +25,7 @@ RESULTS_DIR = "results"  # where the embedded base model is converted to, once
 BASE_MODEL = "smollm2-135m"  # whose tokens are counted: smollm2-135m (embedded), a folder or a hub id
 BUDGETS = [128, 160, 192, 224, 256, 320, 400]  # tokens of evidence, newlines and the table's header among them
 FIT = False  # fit the weights of evidence.rank on train and print them
-RIDGE = 1.0  # penalty on the squared weights of that fit
+RIDGE: float = 1.0  # penalty on the squared weights of that fit
 # -----------------------------------------------------------------------------
 configure(globals())
 

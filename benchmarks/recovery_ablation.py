@@ -7,6 +7,7 @@ results/ablation_<name>, that resumes; a line is printed for each depth.
     python benchmarks/recovery_ablation.py --TRAJECTORY=results/sapling/trajectory.csv
 """
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -21,9 +22,9 @@ DATA_RUN = "data"  # what START_FROM was trained on
 START_FROM = "qlora_4bit"  # phase 1, the teacher
 TRAJECTORY = "results/sapling/trajectory.csv"  # what a finished run dropped
 HEAL_AT = [30, 22]  # sub-layers left
-TARGET_SIZE = 0.5  # share of the bytes of the last depth
-HEALING_EPOCHS = 0.25  # passes over the training set at each depth
-LEARNING_RATE = 3e-4  # peak
+TARGET_SIZE: float = 0.5  # share of the bytes of the last depth
+HEALING_EPOCHS: float = 0.25  # passes over the training set at each depth
+LEARNING_RATE: float = 3e-4  # peak
 CALIBRATION_EXAMPLES = 128  # questions that judge
 FIRST_SCAN_EXAMPLES = 8  # questions of the scan that picks the quarter that is trained
 NAMES: list | None = None  # of VARIANTS; None: all
@@ -40,7 +41,7 @@ from fincompress import runs, sapling  # noqa: E402
 from fincompress.depth import importance  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.settings import ROOT, read_constants  # noqa: E402
+from fincompress.settings import ROOT  # noqa: E402
 
 NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0}
 QUARTER = {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}
@@ -68,10 +69,9 @@ def main() -> None:
     if not Path(TRAJECTORY).exists():
         raise UserError(f"TRAJECTORY = {TRAJECTORY!r} does not exist: name the trajectory.csv of a finished run")
     trajectory = pd.read_csv(TRAJECTORY)
-    constants = read_constants(ROOT / "sapling_train.py")
+    recipe = runpy.run_path(str(ROOT / "sapling_train.py"))["SETTINGS"]
     for name in NAMES or VARIANTS:
-        settings = {constant: found.default for constant, found in constants.items()}
-        settings |= {key: value for key, value in SETTINGS.items() if key in settings}
+        settings = recipe | {key: value for key, value in SETTINGS.items() if key in recipe}
         settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False} | VARIANTS[name]
         heal(settings, trajectory["dropped"].tolist())
         found = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")

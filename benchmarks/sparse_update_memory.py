@@ -22,7 +22,7 @@ TOKENS = 200  # tokens a sequence
 STEPS = 4  # optimizer steps
 # -----------------------------------------------------------------------------
 configure(globals())
-QUARTER = 0.25
+QUARTER: float = 0.25
 
 import torch  # noqa: E402
 

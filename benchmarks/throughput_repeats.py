@@ -17,7 +17,7 @@ RESULTS_DIR = "results"  # where they lie
 CALLS = 2  # calls of the benchmark
 ROUNDS = 10  # of each call, and tokens decoded in a round: as in benchmark_throughput.py
 NEW_TOKENS = 16
-MAX_SECONDS = 30.0  # of one measure over all rounds: enough for every round of a small model on a CPU
+MAX_SECONDS: float = 30.0  # of one measure over all rounds: enough for every round of a small model on a CPU
 BATCH_SIZES: list = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())

@@ -46,7 +46,7 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
     Leaves with status 2 and one line on an unknown or ill-typed override.
     """
     script = Path(namespace["__file__"])
-    constants = read_constants(script)
+    constants = read_constants(script, namespace)
     if namespace["__name__"] != "__main__":
         return {name: namespace[name] for name in constants}
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -54,6 +54,7 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
         print(help_text(namespace.get("__doc__") or script.name, constants))
         raise SystemExit(0)
     try:
+        namespace.update({name: check_default(constant) for name, constant in constants.items()})
         # Scripts in benchmarks/ read the same file as those above them.
         dotenv = load_environment((ROOT if ROOT in script.resolve().parents else script.parent) / ".env")
         overrides = parse_overrides(arguments, constants, dotenv)
@@ -68,8 +69,12 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
     return {name: namespace[name] for name in constants}
 
 
-def read_constants(script: Path) -> dict[str, Constant]:
-    """The constants of a script, in order, with the comment behind each, up to the call of ``configure``."""
+def read_constants(script: Path, namespace: dict | None = None) -> dict[str, Constant]:
+    """The constants of a script, in order, with the comment behind each, up to the call of ``configure``.
+
+    Their defaults come from ``namespace``, the globals of the running script, so they may be any expression. Without
+    it they are read from the source, where each must be a literal.
+    """
     source = script.read_text(encoding="utf-8")
     comments = {
         token.start[0]: token.string.lstrip("# ")
@@ -84,7 +89,7 @@ def read_constants(script: Path) -> dict[str, Constant]:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name) or not target.id.isupper():
             continue
-        default = ast.literal_eval(node.value)
+        default = ast.literal_eval(node.value) if namespace is None else namespace[target.id]
         types = (type(default),)
         if isinstance(node, ast.AnnAssign):  # NAME: int | None = None
             known = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "None": type(None)}
@@ -113,6 +118,8 @@ def load_environment(dotenv_file: Path) -> dict[str, str]:
     The token goes into the process environment alone: it is no constant, so it is in no settings file and no log.
     """
     dotenv = {name: value for name, value in dotenv_values(dotenv_file).items() if value}
+    for name in sorted(dotenv.keys() - {*ENVIRONMENT, *TOKENS}):
+        print(f".env: {name} is not read; only {', '.join(ENVIRONMENT)} and HF_TOKEN are")
     for source in (os.environ, dotenv):
         token = next((source[name] for name in TOKENS if source.get(name)), None)
         if token:
@@ -160,8 +167,18 @@ def parse_value(constant: Constant, text: str) -> object:
     if value in (math.inf, -math.inf):  # 1e999, which no JSON can record
         value = None
     if type(value) not in constant.types or value is None:
-        wanted = " or ".join(kind.__name__.replace("NoneType", "None") for kind in constant.types)
-        raise UserError(f"{constant.name} takes {wanted}, not {text!r} (its default is {_as_text(constant.default)})")
+        default = _as_text(constant.default)
+        raise UserError(f"{constant.name} takes {_wanted(constant)}, not {text!r} (its default is {default})")
+    return value
+
+
+def check_default(constant: Constant) -> object:
+    """The value that stands at the top of the script, an int as a float where one is wanted; UserError for others."""
+    value = constant.default
+    if type(value) is int and int not in constant.types and float in constant.types:
+        value = float(value)
+    if type(value) not in constant.types:
+        raise UserError(f"{constant.name} = {value!r}: must be {_wanted(constant)}; edit it at the top of the script")
     return value
 
 
@@ -213,6 +230,10 @@ def set_threads() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would multiply the batch by the number of GPUs
+
+
+def _wanted(constant: Constant) -> str:
+    return " or ".join(kind.__name__.replace("NoneType", "None") for kind in constant.types)
 
 
 def _as_text(value: object) -> str:

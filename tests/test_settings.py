@@ -25,7 +25,7 @@ from fincompress.settings import configure
 
 # a heading, which belongs to no constant
 DATA_DIR = "data"  # where it lies
-LEARNING_RATE = 1e-3  # peak; "#" is no comment inside of text
+LEARNING_RATE: float = 1e-3  # peak; "#" is no comment inside of text
 RANK: int | None = None  # None: all
 TEXT = "a # b"
 NOTES: str | None = None  # free text
@@ -87,6 +87,12 @@ def python(*arguments, cwd):
     )  # fmt: skip
 
 
+def edit(script, line, new):
+    source = script.read_text()
+    assert source.count(line) == 1
+    script.write_text(source.replace(line, new))
+
+
 # --- reading constants ----------------------------------------------------------------------------------------------
 
 
@@ -105,7 +111,7 @@ def python(*arguments, cwd):
         ("SHARE", 0.5, (float, type(None)), "between 0 and 1"),
     ],
 )
-def test_constant_is_misread(script, name, default, types, comment):
+def test_a_constant_is_read_with_its_type_and_comment(script, name, default, types, comment):
     constant = read_constants(script)[name]
     assert (constant.default, constant.types, constant.comment) == (default, types, comment)
 
@@ -153,11 +159,55 @@ def test_script_in_a_folder_of_the_repository_reads_another_dotenv(script, monke
     assert runpy.run_path(str(inside), run_name="__main__")["DATA_DIR"] == "d"
 
 
-def test_environment_overrides_what_only_a_command_may(run, script):
+def test_only_a_command_sets_what_no_machine_decides_and_dotenv_says_so(run, script, capsys):
     os.environ["SEED"] = "7"
-    (script.parent / ".env").write_text("SEED=7\nRANK=7\n")
+    (script.parent / ".env").write_text("SEED=7\nRANK=7\nHF_TOKEN=secret\n")
     found = run()
     assert (found["SEED"], found["RANK"]) == (0, None)
+    assert [line.split(";")[0] for line in capsys.readouterr().out.splitlines()] == [
+        ".env: RANK is not read", ".env: SEED is not read",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "edited", "value"),
+    [
+        ("LEARNING_RATE: float = 1e-3", "LEARNING_RATE: float = 7e-4 / 2", 3.5e-4),
+        ("LEARNING_RATE: float = 1e-3", "LEARNING_RATE: float = 1", 1.0),
+        ("SHARE: float | None = 0.5", "SHARE: float | None = 1", 1.0),
+        ("SEED = 0", "SEED = 2**5", 32),
+        ("SEED = 0", "SEED = len(TEXT)", 5),
+    ],
+)
+def test_an_edited_constant_may_be_an_expression_and_an_int_a_float(run, script, line, edited, value):
+    edit(script, line + "  #", edited + "  #")
+    name = line.partition(":")[0].partition(" ")[0]
+    constants = run()
+    assert (constants[name], type(constants[name])) == (value, type(value))
+    assert constants["SETTINGS"][name] == value
+
+
+def test_an_int_edited_into_a_float_constant_leaves_it_a_float_on_the_command_line(run, script):
+    edit(script, "LEARNING_RATE: float = 1e-3", "LEARNING_RATE: float = 3")
+    assert run("--LEARNING_RATE=0.7")["LEARNING_RATE"] == 0.7
+
+
+@pytest.mark.parametrize("edited", ['"high"', "None", "[1e-3]", "True"])
+def test_an_edited_constant_of_another_type_is_one_line(run, script, capsys, edited):
+    edit(script, "LEARNING_RATE: float = 1e-3", f"LEARNING_RATE: float = {edited}")
+    with pytest.raises(SystemExit) as left:
+        run()
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: LEARNING_RATE = ") and "must be float" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_float_constant_says_that_it_is_one(name):
+    for constant in read_constants(REPOSITORY / name).values():
+        if isinstance(constant.default, float):
+            annotation = re.search(rf"^{constant.name}: float\b", (REPOSITORY / name).read_text(), flags=re.MULTILINE)
+            assert annotation, constant.name
 
 
 @pytest.mark.parametrize(
