@@ -83,7 +83,7 @@ def score_run() -> None:
     models.quiet_libraries()
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    untuned = RUN == "base" or RUN.startswith("base_")
+    untuned = runs.is_untuned(RUN)
     if untuned:
         _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
         runs.check_tokenised_for(BASE_MODEL, DATA_RUN, data)

@@ -171,4 +171,4 @@ def check_recovery(s: dict) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes=True)

@@ -23,9 +23,10 @@ def why_it_ended(status: int, stderr: str) -> str:
     return f"status {status}: {(stderr.strip() or 'it said nothing').splitlines()[-1]}"
 
 
-def run_script(main) -> None:
+def run_script(main, resumes: bool = False) -> None:
     """Run a script's ``main`` and leave with status 2 and one line where a person can mend the cause.
 
+    ``resumes`` says whether the same command resumes what Ctrl-C stopped, or starts it again.
     Anything else keeps its traceback: that is a bug, and the traceback is what its report needs.
     """
     try:
@@ -39,7 +40,8 @@ def run_script(main) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        _leave("stopped by the keyboard; the same command goes on from the last checkpoint", status=130)
+        again = "resumes from the last checkpoint" if resumes else "starts again"
+        _leave(f"stopped by the keyboard; the same command {again}", status=130)
     except Exception as error:
         number, name = getattr(error, "errno", None), getattr(error, "filename", None)
         if number == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):  # safetensors' own error has no number

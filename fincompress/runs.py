@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fincompress.errors import UserError
+from fincompress.settings import DEFAULTS
 
 if TYPE_CHECKING:
     import datasets
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
 )  # fmt: skip
+LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "RUN")  # constants that say where things lie
+RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS")  # constants that change what is written on the way, and no result
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bf16 natively
 PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
@@ -150,9 +153,11 @@ def start_run(
 
     ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
     ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that
-    holds a run with other settings is refused: results of two recipes are never mixed in one folder. A run that goes on
+    holds a run with other settings is refused: results of two recipes are never mixed in one folder. A resumed run
     keeps the commit, versions and hardware that it began with; others are added under ``resumed``.
     """
+    if is_untuned(run) and script != "evaluate.py":
+        raise UserError(f"RUN = {run!r}: names that start with base_ are those of untuned models; choose another RUN")
     directory = run_directory(results_dir, run)
     record = {"script": script, "settings": _comparable(settings), **facts}
     path = directory / "settings.json"
@@ -172,9 +177,8 @@ def start_run(
             raise UserError(
                 f"{directory}/ holds a run of {before['script']}: choose another RUN, or remove that folder"
             )
-        differing = changed(before.get("settings", {}), record["settings"]) + changed(
-            {name: before.get(name) for name in facts}, facts
-        )
+        differing = changed(*map(_deciding, (before.get("settings", {}), record["settings"])))
+        differing += changed({name: before.get(name) for name in facts}, facts)
         if differing:
             raise UserError(
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
@@ -204,9 +208,20 @@ def changed(before: dict, now: dict) -> list[str]:
     ]
 
 
+def is_untuned(run: str) -> bool:
+    """Whether a run's name says that it is BASE_MODEL without any training."""
+    return run == "base" or run.startswith("base_")
+
+
+def _deciding(settings: dict) -> dict:
+    """The constants that decide a result; one that an older run did not have yet had the script's default."""
+    defaults = {name: value for name, value in DEFAULTS.items() if name not in LOCATIONS}
+    return {name: value for name, value in (defaults | settings).items() if name not in RECORD_KEEPING}
+
+
 def _comparable(settings: dict) -> dict:
     """The constants that decide a result: not where things lie on this disk."""
-    return {name: value for name, value in settings.items() if name not in ("RESULTS_DIR", "DATA_DIR", "RUN")}
+    return {name: value for name, value in settings.items() if name not in LOCATIONS}
 
 
 def _command() -> str:

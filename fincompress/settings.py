@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
 ENVIRONMENT = ("BASE_MODEL", "DATA_DIR", "RESULTS_DIR")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# The running script's constants as they stand in its source, before any override.
+DEFAULTS: dict[str, object] = {}
 
 
 @dataclass
@@ -54,7 +56,8 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
         print(help_text(namespace.get("__doc__") or script.name, constants))
         raise SystemExit(0)
     try:
-        namespace.update({name: check_default(constant) for name, constant in constants.items()})
+        DEFAULTS.update({name: check_default(constant) for name, constant in constants.items()})
+        namespace.update(DEFAULTS)
         # Scripts in benchmarks/ read the same file as those above them.
         dotenv = load_environment((ROOT if ROOT in script.resolve().parents else script.parent) / ".env")
         overrides = parse_overrides(arguments, constants, dotenv)

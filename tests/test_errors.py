@@ -46,6 +46,13 @@ def test_failure_a_person_can_mend_has_another_line_or_status(capsys, error, sta
     assert err.startswith(said) and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(("resumes", "again"), [(True, "resumes from the last checkpoint"), (False, "starts again")])
+def test_ctrl_c_says_what_the_same_command_does(capsys, resumes, again):
+    with pytest.raises(SystemExit):
+        run_script(failing(KeyboardInterrupt()), resumes=resumes)
+    assert capsys.readouterr().err == f"error: stopped by the keyboard; the same command {again}\n"
+
+
 @needs_full
 def test_full_disk_is_reported_without_the_file_or_leaves_half_of_it(tmp_path, capsys):
     path = tmp_path / "run" / "metrics.json"

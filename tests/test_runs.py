@@ -194,6 +194,23 @@ def test_two_recipes_share_a_folder(tmp_path, settings, facts, said, finished):
     assert tree(tmp_path) == before
 
 
+def test_record_keeping_and_constants_an_older_run_did_not_have_are_no_other_settings(tmp_path, monkeypatch):
+    directory = start(tmp_path, {"SAVE_STEPS": 100})
+    (directory / "done.json").write_text("{}")
+    monkeypatch.setitem(runs.DEFAULTS, "ADDED", 1)
+    monkeypatch.setitem(runs.DEFAULTS, "RUN", "lora")
+    assert start(tmp_path, {"SAVE_STEPS": 7, "ADDED": 1}) is None
+    with pytest.raises(UserError, match=r"ADDED 1 -> 2"):
+        start(tmp_path, {"ADDED": 2})
+
+
+@pytest.mark.parametrize("name", ["base", "base_lr1"])
+def test_names_of_untuned_models_are_refused_before_anything_is_trained(tmp_path, name):
+    with pytest.raises(UserError, match="untuned models; choose another RUN"):
+        start(tmp_path, run=name)
+    assert not tree(tmp_path)
+
+
 def test_a_run_of_another_script_is_named_by_its_script(tmp_path):
     (start(tmp_path) / "checkpoint.txt").write_text("")
     with pytest.raises(UserError, match=r"lora/ holds a run of train\.py: choose"):
@@ -206,10 +223,10 @@ def test_run_that_left_nothing_but_settings_blocks_a_corrected_one(tmp_path):
     assert runs.read_json(tmp_path / "lora" / "settings.json")["settings"]["RANK"] == 8
 
 
-def test_a_base_model_that_was_measured_cannot_be_evaluated(tmp_path):
+def test_a_base_model_that_was_measured_can_be_evaluated(tmp_path):
     (tmp_path / "base").mkdir()
     runs.write_json(tmp_path / "base" / "throughput_cpu.json", {})
-    assert start(tmp_path, run="base") == tmp_path / "base"
+    assert runs.start_run(str(tmp_path), "base", "evaluate.py", SETTINGS, FACTS) == tmp_path / "base"
 
 
 def test_folder_of_other_runs_is_taken_for_a_new_one(tmp_path):
