@@ -2,11 +2,10 @@
 
 Reads results/<run>/ (settings.json, eval_<split>.json, predictions_<split>.jsonl, throughput_<device>.json,
 train_metrics.json). Writes results.csv, verdict.md, report.html, pareto.png and .svg, loss_curves.png,
-accuracy_by_steps.png to results/, and the results section of the README. Nothing is measured here; takes seconds.
+accuracy_by_steps.png to results/, and with README the results section of that file. Measures nothing; takes seconds.
 
     python plot_pareto.py
-    python plot_pareto.py --README=None                                the README is left as it is
-    python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m    what the README shows, from the records
+    python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m --README=README.md     the README's results
 """
 
 from fincompress.settings import configure
@@ -14,7 +13,7 @@ from fincompress.settings import configure
 # -----------------------------------------------------------------------------
 # Where
 RESULTS_DIR = "results"  # every run has a folder in here; results/published counts only if named itself
-README: str | None = "README.md"  # file whose part between the results markers is replaced; None: none
+README: str | None = None  # file whose part between the results markers is replaced; None: none
 README_DATA: str | None = "FinQA"  # only sections of this data set, on the whole split, go there; None: all
 # What
 SPLITS = ["dev", "test"]  # splits to report, never one that recipes are tuned on

@@ -115,8 +115,7 @@ run python sapling_train.py "${sapling[@]}"
 run evaluate $(depths)
 run quantize_every_depth
 run measure
-# The README's results come from the committed record, not from this short recipe.
-run python plot_pareto.py --README=None
+run python plot_pareto.py
 
 printf '\nfinished in %dm%02ds; results are in %s/\n' $((SECONDS / 60)) $((SECONDS % 60)) "$RESULTS_DIR"
 if [ "$quick" = yes ]; then

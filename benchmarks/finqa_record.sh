@@ -77,4 +77,4 @@ run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${mod
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling \
     "${in_4_bits[@]}" longer_gptq longer_taught_gptq "${others[@]}")"
-run plot_pareto.py --RESULTS_DIR=$published
+run plot_pareto.py --RESULTS_DIR=$published --README=README.md

@@ -198,9 +198,10 @@ def test_synthetic_or_partial_run_overwrites_the_readme(tmp_path, data):
 def test_one_method_without_sapling_or_speed(tmp_path):
     made.settings(tmp_path / "results" / "base", "evaluate.py")
     made.evaluation(tmp_path / "results", "base", [False] * 30)
-    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path / 'results'}", "--README=None")
+    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path / 'results'}")
     assert done.returncode == 0, done.stderr
     assert "Not decided. Missing: an evaluated run of 4-bit GPTQ" in done.stdout
+    assert "README" not in done.stdout  # it changes only when told to
     assert drawn(tmp_path / "results" / "pareto.png")
 
 
@@ -208,7 +209,7 @@ def test_sections_overwrite_each_others_figures(tmp_path):
     for split, share in (("dev", 0.3), ("test", 0.2)):
         made.settings(tmp_path / "results" / "q", "train_qlora_4bit.py", precision="nf4")
         made.evaluation(tmp_path / "results", "q", made.answers(share, 50), split=split, precision="nf4")
-    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path / 'results'}", "--README=None")
+    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path / 'results'}")
     assert done.returncode == 0, done.stderr
     figures = sorted(path.name for path in (tmp_path / "results").glob("pareto*.png"))
     assert len(figures) == 2 and figures[1] == "pareto.png" and figures[0].startswith("pareto-finqa-test-smollm2")
@@ -243,7 +244,7 @@ def test_bad_input_is_one_line_and_nothing_half_written(tmp_path, arguments, sai
 def test_broken_record_is_not_named(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     (tmp_path / "base" / "eval_dev.json").write_text("{")
-    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path}", "--README=None")
+    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 2 and "base/eval_dev.json is not readable as JSON" in done.stderr
 
 
