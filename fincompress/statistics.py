@@ -11,17 +11,11 @@ import math
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from fincompress.errors import UserError
 
 RESAMPLES = 10_000
-# Two-sided quantiles of Student's t for 1 to 20 degrees of freedom; the last one, a little too wide, serves for more.
-STUDENT_T = {
-    0.95: (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-           2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    0.99: (63.657, 9.925, 5.841, 4.604, 4.032, 3.707, 3.499, 3.355, 3.250, 3.169,
-           3.106, 3.055, 3.012, 2.977, 2.947, 2.921, 2.898, 2.878, 2.861, 2.845),
-}  # fmt: skip
 
 
 def read_verdicts(path: Path, verdict: str = "execution_correct") -> dict[str, bool]:
@@ -73,8 +67,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
     Under equal accuracy each such question is a fair coin (McNemar 1947): twice the smaller binomial tail, at most 1.
     """
     differing = only_first + only_second
-    tail = sum(math.comb(differing, k) for k in range(min(only_first, only_second) + 1))
-    return min(1.0, 2 * tail / 2**differing)  # whole numbers of any length: neither overflows nor underflows
+    return float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 
 
 def bootstrap_difference(
@@ -125,15 +118,13 @@ def compare(
 def ratio_interval(first: list[float], second: list[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """``(ratio, low, high)`` of two measurements taken in turns, ``first`` over ``second`` round by round.
 
-    ``confidence`` is 0.95 or 0.99. The geometric mean of the rounds' ratios and Student's interval of their logarithms:
-    what drifts between rounds of a shared machine is the same for both and cancels. Needs two rounds or more, as many
-    of each, all above zero.
+    The geometric mean of the rounds' ratios and Student's interval of their logarithms: what drifts between rounds of a
+    shared machine is the same for both and cancels. Needs two rounds or more, as many of each, all above zero.
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"{len(first)} and {len(second)} rounds: as many of each are needed, two at least")
     logs = np.log(np.asarray(first, dtype=float) / np.asarray(second, dtype=float))
-    quantiles = STUDENT_T[confidence]
-    quantile = quantiles[min(len(logs) - 1, len(quantiles)) - 1]
+    quantile = float(stats.t.ppf((1 + confidence) / 2, len(logs) - 1))
     centre, half = float(logs.mean()), quantile * float(logs.std(ddof=1)) / math.sqrt(len(logs))
     return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 

@@ -171,9 +171,9 @@ def test_wilson_interval_differs_from_newcombes():
 
 
 def test_ratio_interval_is_not_students():
-    # Logs of the ratios are log 2 + (-0.1, 0, 0.1): mean log 2, standard deviation 0.1, t(2) = 4.303.
+    # Logs of the ratios are log 2 + (-0.1, 0, 0.1): mean log 2, standard deviation 0.1, t(2) = 4.302653.
     first = [2 * math.exp(-0.1), 20.0, 200 * math.exp(0.1)]
-    half = 4.303 * 0.1 / math.sqrt(3)
+    half = 4.302653 * 0.1 / math.sqrt(3)
     expected = (2.0, 2 * math.exp(-half), 2 * math.exp(half))
     assert statistics.ratio_interval(first, [1.0, 10.0, 100.0]) == pytest.approx(expected)
     turned = statistics.ratio_interval([1.0, 10.0, 100.0], first)

@@ -8,6 +8,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from scipy import stats
+
 from fincompress.errors import UserError
 from fincompress.finqa import program
 
@@ -99,14 +101,12 @@ def match_answer(text: str, exe_ans: float | str) -> str | None:
     return None
 
 
-def wilson_interval(successes: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: int, total: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927); (0, 1) where there is nothing to count."""
     if total == 0:
         return 0.0, 1.0
-    share = successes / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = stats.binomtest(successes, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def accuracy(flags: list[bool]) -> dict:
