@@ -53,12 +53,12 @@ def evaluated(folder, run="a", script="train_qlora_4bit.py", accuracy=0.3, **cha
         ([(3, 3), (1, 1), (2, 2), (2, 1)], [True, True, True, False]),
     ],
 )
-def test_frontier_of_hand_made_points(points, expected):
+def test_ties_are_on_the_frontier_and_points_without_a_value_off_it(points, expected):
     assert frontier(points) == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
-def test_frontier_holds_a_dominated_point_or_misses_one(points):
+def test_the_frontier_is_every_point_that_no_other_dominates(points):
     flags = frontier(points)
     best = [point for point, flag in zip(points, flags, strict=True) if flag]
     assert not points or best
@@ -84,7 +84,7 @@ def test_methods_are_told_by_their_settings(root):
     assert found["shortgpt/12"][1] == "pruning by block influence (ShortGPT), one shot, 12 blocks left"
 
 
-def test_a_name_decides_what_a_run_is(tmp_path):
+def test_settings_decide_what_a_run_is_whatever_its_name(tmp_path):
     for run, criterion, schedule in (("sapling", "last", "successive"), ("qlora_4bit", "calibration", "successive"),
                                      ("gptq", "calibration", "one_shot")):  # fmt: skip
         values = {"CRITERION": criterion, "SCHEDULE": schedule, "DROP_UNIT": "sublayer"}
@@ -123,7 +123,7 @@ def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
     assert found["g"] == ("gptq", "phase 1 trained on + GPTQ 4-bit")  # a rival like GPTQ of phase 1
 
 
-def test_merged_checkpoint_with_records_of_its_own(tmp_path):
+def test_a_merged_checkpoint_is_a_row_of_its_own_with_its_runs_training_time(tmp_path):
     """As train_qlora_4bit.py leaves it: settings of the run, but 16 bits, and no training time."""
     evaluated(tmp_path, "q")
     runs.write_json(tmp_path / "q" / "train_metrics.json", {"training_seconds": 600.0})
@@ -145,7 +145,7 @@ def test_gptq_of_a_run_that_is_gone_is_not_guessed(tmp_path):
     assert row.training_seconds is None and "no record of its training time" in row.missing["training_seconds"]
 
 
-def test_gptq_of_an_untuned_model_is_saplings_rival(tmp_path):
+def test_gptq_of_an_untuned_model_is_no_rival_of_saplings(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     made.evaluation(tmp_path, "base", made.answers(0.3, 20))
     made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "base", "BITS": 4})
@@ -154,7 +154,7 @@ def test_gptq_of_an_untuned_model_is_saplings_rival(tmp_path):
     assert (rows["g"].kind, rows["g"].method) == ("other", "base model, untuned + GPTQ 4-bit")
 
 
-def test_training_time_leaves_out_what_a_run_started_from(root):
+def test_training_time_includes_what_a_run_started_from(root):
     seconds = {row.run: row.training_seconds for row in comparison.read_rows(str(root), ["dev"])[0]}
     assert seconds["base"] == 0
     assert seconds["qlora_4bit"] == seconds["qlora_4bit/merged"] == 4000
@@ -163,7 +163,7 @@ def test_training_time_leaves_out_what_a_run_started_from(root):
     assert seconds["sapling_gptq"] == seconds["sapling/24"] + 100
 
 
-def test_hardware_of_what_a_run_started_from_goes_unsaid(tmp_path):
+def test_hardware_of_what_a_run_started_from_is_noted(tmp_path):
     for run, script, values, threads, record in (
         ("lora", "train_qlora_4bit.py", {"LORA_RANK": 8}, 1, "train_metrics.json"),
         ("gptq", "quantize_gptq.py", {"SOURCE_RUN": "lora", "BITS": 4}, 2, "quantize_metrics.json"),
@@ -179,7 +179,7 @@ def test_hardware_of_what_a_run_started_from_goes_unsaid(tmp_path):
     assert "on Some CPU, 1 thread where not noted." in text
 
 
-def test_decoding_in_another_type_goes_unsaid(tmp_path):
+def test_decoding_in_another_type_is_noted(tmp_path):
     for run, dtype in (("a", "bfloat16"), ("b", "float32"), ("c", "bfloat16")):
         evaluated(tmp_path, run)
         path = tmp_path / run / "eval_dev.json"
@@ -205,7 +205,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("what", OTHER)
-def test_table_mixes_rows_of_unlike(what, tmp_path):
+def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
     evaluated(tmp_path, "a")
     evaluated(tmp_path, "b", **OTHER[what])
     found = sections(tmp_path)
@@ -214,7 +214,7 @@ def test_table_mixes_rows_of_unlike(what, tmp_path):
     assert len({section.title for section in found}) == 2
 
 
-def test_table_mixes_devices(tmp_path):
+def test_devices_stand_in_tables_of_their_own(tmp_path):
     gpu = made.HARDWARE | {"gpu": "Some GPU"}
     for run in ("a", "b", "c"):
         evaluated(tmp_path, run)
@@ -234,13 +234,13 @@ def test_table_mixes_devices(tmp_path):
     assert "not measured on this device" in tables.markdown_table(found["Some GPU"], found["Some GPU"].rows)
 
 
-def test_splits_that_recipes_are_tuned_on_are_reported(tmp_path):
+def test_splits_that_recipes_are_tuned_on_are_left_out(tmp_path):
     evaluated(tmp_path, "a", split="calibration")
     rows, left_out = comparison.read_rows(str(tmp_path), ["dev"])
     assert rows == [] and "split calibration" in left_out[0]
 
 
-def test_published_records_count_as_runs_of_this_machine(tmp_path):
+def test_published_records_do_not_count_as_runs_of_this_machine(tmp_path):
     evaluated(tmp_path / "published" / "finqa", "a")
     evaluated(tmp_path, "b")
     assert [row.run for row in comparison.read_rows(str(tmp_path), ["dev"])[0]] == ["b"]
@@ -248,13 +248,13 @@ def test_published_records_count_as_runs_of_this_machine(tmp_path):
     assert [row.run for row in comparison.read_rows(str(tmp_path / "published"), ["dev"])[0]] == ["a"]
 
 
-def test_run_without_settings_is_guessed(tmp_path):
+def test_a_run_without_settings_is_left_out(tmp_path):
     made.evaluation(tmp_path, "predictions/theirs", made.answers(0.3, 20))
     rows, left_out = comparison.read_rows(str(tmp_path), ["dev"])
     assert rows == [] and left_out == ["predictions/theirs: no settings.json, so nothing says what it is"]
 
 
-def test_run_that_was_only_benchmarked_is_lost(tmp_path):
+def test_a_run_that_was_only_benchmarked_has_a_row(tmp_path):
     evaluated(tmp_path, "a")
     made.settings(tmp_path / "b", "train_qlora_4bit.py", precision="nf4")
     made.throughput(tmp_path, "b", 10.0)
@@ -264,7 +264,7 @@ def test_run_that_was_only_benchmarked_is_lost(tmp_path):
     assert "not evaluated on dev or test" in tables.markdown_table(section, section.rows)
 
 
-def test_speed_of_random_weights_stands_beside_accuracies(tmp_path):
+def test_speed_of_random_weights_stands_apart_from_accuracies(tmp_path):
     evaluated(tmp_path, "a")
     made.settings(tmp_path / "b", "evaluate.py", base_model="shape:llama-160m", data=None)
     made.throughput(tmp_path, "b", 10.0)
@@ -276,7 +276,7 @@ def test_speed_of_random_weights_stands_beside_accuracies(tmp_path):
 # --- drops ----------------------------------------------------------------------------------------------------------
 
 
-def test_drop_has_the_wrong_sign_or_reference(root):
+def test_a_drop_is_the_accuracy_lost_against_phase_1(root):
     (section,) = sections(root)
     rows = {row.run: row for row in section.rows}
     assert section.reference == "qlora_4bit" and rows["qlora_4bit"].drop is None
@@ -288,7 +288,7 @@ def test_drop_has_the_wrong_sign_or_reference(root):
     assert section.reference == "lora_8bit"
 
 
-def test_drop_without_predictions_or_phase_1_is_a_number(tmp_path):
+def test_without_predictions_or_phase_1_a_drop_is_a_reason(tmp_path):
     evaluated(tmp_path, "b", script="quantize_gptq.py")
     (section,) = sections(tmp_path)
     assert section.rows[0].drop is None and section.rows[0].missing["drop"] == "no run of phase 1 here"
@@ -299,7 +299,7 @@ def test_drop_without_predictions_or_phase_1_is_a_number(tmp_path):
     assert row.drop is None and row.missing["drop"] == "the predictions of b are not here, so nothing can be paired"
 
 
-def test_the_luckiest_run_on_this_split_is_what_drops_are_counted_from(tmp_path):
+def test_drops_are_counted_from_the_run_of_lowest_calibration_nll(tmp_path):
     for run, accuracy, nll in (("lucky", 0.4, 0.5), ("better", 0.3, 0.4)):
         evaluated(tmp_path, run, accuracy=accuracy)
         runs.write_json(tmp_path / run / "train_metrics.json", {"calibration": [{"calibration_nll": nll}]})
@@ -307,7 +307,7 @@ def test_the_luckiest_run_on_this_split_is_what_drops_are_counted_from(tmp_path)
     assert section.reference == "better"
 
 
-def test_data_prepared_in_another_way_shares_a_table(tmp_path):
+def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
     for run, prepared in (("a", "p1"), ("b", "p2"), ("c", "p1")):
         evaluated(tmp_path, run)
         path = tmp_path / run / "eval_dev.json"
@@ -317,7 +317,7 @@ def test_data_prepared_in_another_way_shares_a_table(tmp_path):
     assert len({section.title for section in found}) == len({section.slug for section in found}) == 2
 
 
-def test_other_questions_are_paired(tmp_path):
+def test_other_questions_are_not_paired(tmp_path):
     evaluated(tmp_path, "a")
     evaluated(tmp_path, "b")
     path = tmp_path / "b" / "predictions_dev.jsonl"
@@ -327,7 +327,7 @@ def test_other_questions_are_paired(tmp_path):
     assert any("did not answer the same questions" in reason for reason in reasons)
 
 
-def test_predictions_of_another_evaluation_are_used(tmp_path):
+def test_predictions_of_another_evaluation_are_refused(tmp_path):
     evaluated(tmp_path, "a")
     evaluated(tmp_path, "b")
     path = tmp_path / "b" / "predictions_dev.jsonl"
@@ -339,7 +339,7 @@ def test_predictions_of_another_evaluation_are_used(tmp_path):
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def test_rounds_of_two_calls_are_paired(tmp_path):
+def test_only_rounds_of_one_call_are_paired(tmp_path):
     made.throughput(tmp_path, "aa", 20.0, base=23.0)
     made.throughput(tmp_path, "bbb", 40.0, base=23.0)
     made.throughput(tmp_path, "c", 40.0, base=23.5)
@@ -358,7 +358,7 @@ def test_rounds_of_two_calls_are_paired(tmp_path):
 
 
 @pytest.mark.parametrize("record", [{}, {"decode": {}, "prefill": None}, {"decode": {"1": {"tokens_per_s": None}}}])
-def test_incomplete_benchmark_stops_the_table(tmp_path, record):
+def test_an_incomplete_benchmark_does_not_stop_the_table(tmp_path, record):
     evaluated(tmp_path, "a")
     runs.write_json(tmp_path / "a" / "throughput_cpu.json", {"device": "cpu", "hardware": made.HARDWARE} | record)
     (section,) = sections(tmp_path)
@@ -366,7 +366,7 @@ def test_incomplete_benchmark_stops_the_table(tmp_path, record):
     assert "its benchmark did not record it" in tables.markdown_table(section, section.rows)
 
 
-def test_a_depth_that_was_not_healed_goes_unsaid(tmp_path):
+def test_a_depth_that_was_not_healed_is_noted(tmp_path):
     for left, healed, final in ((30, False, False), (22, True, True), (20, False, True)):
         values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
         made.settings(tmp_path / "s" / str(left), "sapling_train.py", values)
@@ -382,7 +382,7 @@ def test_a_depth_that_was_not_healed_goes_unsaid(tmp_path):
     assert any(line.startswith(f"{number}: saved on the way down") for line in lines)
 
 
-def test_kernel_or_offloading_goes_unsaid(tmp_path):
+def test_kernel_and_offloading_are_noted(tmp_path):
     for run in ("a", "b", "c"):
         evaluated(tmp_path, run)
         made.throughput(tmp_path, run, 10.0)
@@ -426,7 +426,7 @@ def test_the_quantization_report_counts_the_same_questions_and_rounds_nothing_aw
 # --- tables ---------------------------------------------------------------------------------------------------------
 
 
-def test_value_that_was_not_measured_is_no_dash_with_a_reason(tmp_path):
+def test_a_value_that_was_not_measured_is_a_dash_with_a_reason(tmp_path):
     evaluated(tmp_path, "a")
     record = json.loads((tmp_path / "a" / "eval_dev.json").read_text())
     del record["size_gb"], record["share_of_base"]
@@ -440,7 +440,7 @@ def test_value_that_was_not_measured_is_no_dash_with_a_reason(tmp_path):
     assert len(line) == len(tables.COLUMNS)
 
 
-def test_accuracy_of_0_is_taken_for_missing(tmp_path):
+def test_an_accuracy_of_0_is_not_taken_for_missing(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     made.evaluation(tmp_path, "base", [False] * 40)
     (section,) = sections(tmp_path)
@@ -449,7 +449,7 @@ def test_accuracy_of_0_is_taken_for_missing(tmp_path):
     assert section.rows[0].on_frontier
 
 
-def test_table_for_readers_lists_every_checkpoint_or_loses_the_ends(root):
+def test_the_table_for_readers_has_the_sizes_asked_for_and_both_ends(root):
     (section,) = sections(root)
     shown = [row.units_left for row in tables.shown_rows(section, [0.75, 0.5]) if row.kind == "sapling"]
     assert shown == [60, 40, 24, 20]  # 24 has 53 %, 20 has 47 %: the nearer one to 50 is 20 or 24, the ends stay
@@ -458,7 +458,7 @@ def test_table_for_readers_lists_every_checkpoint_or_loses_the_ends(root):
     assert kept == [row.run for row in section.rows if row.kind != "sapling"]
 
 
-def test_csv_lacks_the_columns_that_keep_unlike_rows_apart(root):
+def test_csv_has_the_columns_that_keep_unlike_rows_apart(root):
     (section,) = sections(root)
     rows = tables.csv_rows([section])
     assert len(rows) == len(section.rows) and len({tuple(row) for row in rows}) == 1
@@ -468,14 +468,14 @@ def test_csv_lacks_the_columns_that_keep_unlike_rows_apart(root):
     assert line["drop_low"] <= line["drop"] <= line["drop_high"]
 
 
-def test_two_runs_of_one_method_cannot_be_told_apart(tmp_path):
+def test_two_runs_of_one_method_are_told_apart_by_their_names(tmp_path):
     evaluated(tmp_path, "a")
     evaluated(tmp_path, "b")
     (section,) = sections(tmp_path)
     assert [row.method for row in section.rows] == ["QLoRA (NF4 base) (a)", "QLoRA (NF4 base) (b)"]
 
 
-def test_no_results_folder(tmp_path):
+def test_a_missing_results_folder_is_refused_with_what_to_run_first(tmp_path):
     with pytest.raises(UserError, match="does not exist: run evaluate.py first"):
         comparison.read_rows(str(tmp_path / "none"), ["dev"])
 
@@ -483,7 +483,7 @@ def test_no_results_folder(tmp_path):
 # --- README ---------------------------------------------------------------------------------------------------------
 
 
-def test_markers_are_lost_or_results_pile_up():
+def test_new_results_replace_the_old_ones_and_the_markers_stay():
     text = f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n"
     once = tables.replace_between_markers(text, "new | table\n")
     assert once == f"# Title\n\n{tables.BEGIN}\nnew | table\n{tables.END}\n\nafter\n"
@@ -494,7 +494,7 @@ def test_markers_are_lost_or_results_pile_up():
 @pytest.mark.parametrize(
     "text", ["", "{b}", "{e}", "{e} {b}", "{b} {b} {e}", "{b} {e} {e}"], ids=lambda text: text or "nothing"
 )
-def test_text_without_a_pair_of_markers_is_overwritten(text):
+def test_text_without_a_pair_of_markers_is_refused(text):
     with pytest.raises(UserError, match=r"README\.md needs the lines"):
         tables.replace_between_markers(text.format(b=tables.BEGIN, e=tables.END), "new")
 
@@ -504,14 +504,14 @@ def test_text_without_a_pair_of_markers_is_overwritten(text):
     [("FinQA", "dev", 883, True), ("FinQA", "dev", 16, False), ("FinQA", "test", 1147, True),
      ("synthetic", "dev", 883, False), ("FinQA", None, None, False)],
 )  # fmt: skip
-def test_sliver_passes_for_the_whole_split(source, split, questions, whole):
+def test_only_every_question_of_a_finqa_split_is_the_whole_split(source, split, questions, whole):
     section = comparison.Section("m", source, "f", "program", split, questions, None, None, [])
     assert section.is_whole("FinQA") is whole
 
 
 @pytest.mark.parametrize("name", ["eval_dev.json", "throughput_cpu.json"])
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"split": "dev", "prefill": 3, "decode": 3}'])
-def test_a_damaged_record_ends_in_a_traceback(tmp_path, name, content):
+def test_a_damaged_record_is_named(tmp_path, name, content):
     made.everything(tmp_path, questions=50)
     (tmp_path / "gptq_4bit" / name).write_text(content)
     if (name, content) == ("throughput_cpu.json", "{}"):  # nothing was measured
@@ -521,7 +521,7 @@ def test_a_damaged_record_ends_in_a_traceback(tmp_path, name, content):
             comparison.read_rows(str(tmp_path), ["dev"])
 
 
-def test_paths_of_one_folder_name_in_two_places_are_joined(tmp_path):
+def test_paths_of_one_folder_name_in_two_places_stay_apart(tmp_path):
     values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
     for where in ("first", "second"):
         for left in (40, 20):

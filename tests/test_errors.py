@@ -40,7 +40,7 @@ def failing(error):
         (OSError(errno.ENOSPC, "Full", "results/x"), 2, "error: no space left on the disk while writing results/x"),
     ],
 )
-def test_failure_a_person_can_mend_has_another_line_or_status(capsys, error, status, said):
+def test_a_failure_that_a_person_can_mend_is_one_line_and_its_status(capsys, error, status, said):
     code, err = leave(capsys, failing(error))
     assert code == status
     assert err.startswith(said) and err.count("\n") == 1
@@ -54,7 +54,7 @@ def test_ctrl_c_says_what_the_same_command_does(capsys, resumes, again):
 
 
 @needs_full
-def test_full_disk_is_reported_without_the_file_or_leaves_half_of_it(tmp_path, capsys):
+def test_a_full_disk_is_reported_with_the_file_and_leaves_no_half_of_it(tmp_path, capsys):
     path = tmp_path / "run" / "metrics.json"
 
     def main():
@@ -68,7 +68,7 @@ def test_full_disk_is_reported_without_the_file_or_leaves_half_of_it(tmp_path, c
     assert list(path.parent.iterdir()) == []
 
 
-def test_full_disk_under_safetensors_ends_in_a_traceback(capsys):
+def test_a_full_disk_under_safetensors_is_one_line(capsys):
     from safetensors import SafetensorError
 
     # Its words on a full tmpfs; the class knows no errno.
@@ -79,17 +79,17 @@ def test_full_disk_under_safetensors_ends_in_a_traceback(capsys):
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), FileNotFoundError(errno.ENOENT, "No file", "x"), SystemExit(5)])
-def test_bug_is_dressed_up_as_an_error_of_the_person(error):
+def test_a_bug_is_not_dressed_up_as_an_error_of_the_person(error):
     with pytest.raises(type(error)) as raised:
         run_script(failing(error))
     assert raised.value is error
 
 
-def test_success_is_reported_as_failure():
+def test_success_is_not_reported_as_failure():
     assert run_script(lambda: None) is None
 
 
-def test_bug_loses_its_traceback_or_its_status():
+def test_a_bug_keeps_its_traceback_and_its_status():
     done = subprocess.run(
         [sys.executable, "-c", "from fincompress.errors import run_script\nrun_script(lambda: 1 / 0)"],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
@@ -99,7 +99,7 @@ def test_bug_loses_its_traceback_or_its_status():
 
 
 @pytest.mark.parametrize("lines", [1, 1000])  # less than a pipe and Python's buffer hold, and more
-def test_a_closed_pipe_is_reported(lines):
+def test_a_closed_pipe_is_not_reported(lines):
     """As `python evaluate.py | head` closes it."""
     code = "import sys; from fincompress.errors import run_script; "
     code += f"run_script(lambda: [sys.stdin.read()] + [print('x' * 1000) for _ in range({lines})])"
@@ -112,7 +112,7 @@ def test_a_closed_pipe_is_reported(lines):
     assert (script.stderr.read(), script.wait()) == ("", 1)
 
 
-def test_another_pipe_that_broke_is_hushed_up():
+def test_another_pipe_that_broke_is_not_hushed_up():
     """Nobody closed stdout: what broke is a bug."""
     with pytest.raises(BrokenPipeError):
         run_script(failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))

@@ -62,7 +62,7 @@ ODD = {
 
 
 @pytest.mark.parametrize("points", ODD.values(), ids=ODD)
-def test_pareto_of_odd_points(tmp_path, points, markers):
+def test_pareto_draws_and_names_every_measured_point_however_odd(tmp_path, points, markers):
     charts.pareto(tmp_path / "pareto.png", points, "title with $5 in it")
     assert drawn(tmp_path / "pareto.png")
     assert len(markers) == 4  # two panels in a PNG, and the same in an SVG
@@ -77,14 +77,14 @@ def test_pareto_of_odd_points(tmp_path, points, markers):
     assert {path.name for path in tmp_path.iterdir()} == {"pareto.png", "pareto.svg"}
 
 
-def test_same_points_give_another_figure(tmp_path):
+def test_the_same_points_give_the_same_figure(tmp_path):
     for name in "ab":
         charts.pareto(tmp_path / f"{name}.png", ODD["a path"] + ODD["one method"], "title")
     for kind in ("png", "svg"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
 
 
-def test_labels_hide_each_other_or_a_marker(tmp_path, monkeypatch):
+def test_labels_hide_neither_each_other_nor_a_marker(tmp_path, monkeypatch):
     """Every method of the made-up record, with SAPLING at eleven depths."""
     made.everything(tmp_path, questions=400)
     (section,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
@@ -109,14 +109,14 @@ def test_labels_hide_each_other_or_a_marker(tmp_path, monkeypatch):
             assert text.x0 >= frame.x0 - 1 and text.x1 <= frame.x1 + 1
 
 
-def test_accuracy_by_steps_of_odd_methods(tmp_path):
+def test_accuracy_by_steps_is_drawn_however_odd_the_methods(tmp_path):
     hard = {"1": {"correct": 0, "of": 9}, "2": {"correct": 3, "of": 3}, "7": {"correct": 1, "of": 4}}
     for methods in ([], [{"label": "a", "steps": {}}], [{"label": "a", "steps": hard}, {"label": "$b", "steps": {}}]):
         charts.accuracy_by_steps(tmp_path / "steps.png", methods, "title")
         assert drawn(tmp_path / "steps.png")
 
 
-def test_loss_curves_of_odd_runs(tmp_path):
+def test_loss_curves_are_drawn_however_odd_the_runs(tmp_path):
     one = {"label": "a", "kind": "sapling", "steps": [10], "losses": [0.5]}
     nan = float("nan")
     broken = [one | {"steps": [1, 2, 3], "losses": losses} for losses in ([0.5, 0.0, 0.0], [nan] * 3, [nan, 0.5, 0.1])]
@@ -157,7 +157,7 @@ def test_script_leaves_what_it_promises(finished):
     assert not list(results.glob(".*"))
 
 
-def test_table_in_the_readme(finished):
+def test_the_readme_gets_the_table_between_its_markers(finished):
     root, _, _ = finished
     text = (root / "README.md").read_text()
     assert text.startswith(f"# Title\n\n{tables.BEGIN}\n**smollm2-135m, FinQA, dev (883 questions)")
@@ -167,7 +167,7 @@ def test_table_in_the_readme(finished):
     assert len({line.count("|") for line in lines}) == 1 and len(lines) > 10
 
 
-def test_report_needs_something_from_elsewhere(finished):
+def test_the_report_needs_nothing_from_elsewhere(finished):
     root, _, _ = finished
     text = (root / "results" / "report.html").read_text()
     assert text.count('src="data:image/png;base64,') == 3 == text.count("<img ")
@@ -176,7 +176,7 @@ def test_report_needs_something_from_elsewhere(finished):
     assert "hypothesis does not hold" in text
 
 
-def test_second_time_gives_other_files(finished):
+def test_a_second_time_gives_the_same_files(finished):
     root, _, _ = finished
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     assert plot(root).returncode == 0
@@ -184,7 +184,7 @@ def test_second_time_gives_other_files(finished):
 
 
 @pytest.mark.parametrize("data", [{"source": "synthetic", "fingerprint": "s0"}, made.DATA], ids=["synthetic", "sliver"])
-def test_synthetic_or_partial_run_overwrites_the_readme(tmp_path, data):
+def test_a_synthetic_or_partial_run_leaves_the_readme_unless_told_to_write_it(tmp_path, data):
     made.everything(tmp_path / "results", data=data, questions=60)
     (tmp_path / "README.md").write_text(MARKERS)
     done = plot(tmp_path)
@@ -195,7 +195,7 @@ def test_synthetic_or_partial_run_overwrites_the_readme(tmp_path, data):
     assert "(60 questions)" in (tmp_path / "README.md").read_text()
 
 
-def test_one_method_without_sapling_or_speed(tmp_path):
+def test_one_method_without_sapling_or_speed_is_drawn_and_not_decided(tmp_path):
     made.settings(tmp_path / "results" / "base", "evaluate.py")
     made.evaluation(tmp_path / "results", "base", [False] * 30)
     done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path / 'results'}")
@@ -205,7 +205,7 @@ def test_one_method_without_sapling_or_speed(tmp_path):
     assert drawn(tmp_path / "results" / "pareto.png")
 
 
-def test_sections_overwrite_each_others_figures(tmp_path):
+def test_each_section_has_figures_of_its_own(tmp_path):
     for split, share in (("dev", 0.3), ("test", 0.2)):
         made.settings(tmp_path / "results" / "q", "train_qlora_4bit.py", precision="nf4")
         made.evaluation(tmp_path / "results", "q", made.answers(share, 50), split=split, precision="nf4")
@@ -241,14 +241,14 @@ def test_bad_input_is_one_line_and_nothing_half_written(tmp_path, arguments, sai
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "bare.md").read_text() == "no markers"
 
 
-def test_broken_record_is_not_named(tmp_path):
+def test_a_broken_record_is_named(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     (tmp_path / "base" / "eval_dev.json").write_text("{")
     done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 2 and "base/eval_dev.json is not readable as JSON" in done.stderr
 
 
-def test_settings_are_shown_as_html(tmp_path):
+def test_settings_are_shown_as_text_and_not_as_html(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py", {"X": "<b>&"})
     record = json.loads((tmp_path / "base" / "settings.json").read_text())
     (tmp_path / "base" / "settings.json").write_text(json.dumps(record | {"command": "<script>"}))

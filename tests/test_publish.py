@@ -13,7 +13,7 @@ def publish(tmp_path, *names):
     return run_script("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
 
 
-def test_weights_text_or_an_older_record_is_published(tmp_path):
+def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
     made.settings(tmp_path / "sapling", "sapling_train.py")
     runs.write_json(tmp_path / "sapling" / "train_metrics.json", {})
     made.settings(tmp_path / "sapling" / "20", "sapling_train.py")
@@ -34,7 +34,7 @@ def test_weights_text_or_an_older_record_is_published(tmp_path):
     assert "add" not in published
 
 
-def test_a_wrong_name_or_target_costs_a_record_or_a_run(tmp_path):
+def test_a_wrong_name_or_target_costs_neither_a_record_nor_a_run(tmp_path):
     made.settings(tmp_path / "gptq", "quantize_gptq.py")
     made.evaluation(tmp_path, "gptq", [True])
     made.settings(tmp_path / "to" / "gptq", "quantize_gptq.py", {"BITS": 3})
@@ -48,7 +48,7 @@ def test_a_wrong_name_or_target_costs_a_record_or_a_run(tmp_path):
     assert (tmp_path / "gptq" / "eval_dev.json").exists()
 
 
-def test_a_run_that_is_not_finished_is_published(tmp_path):
+def test_a_run_that_is_not_finished_is_not_published(tmp_path):
     made.settings(tmp_path / "sapling", "sapling_train.py")
     for name in ("sapling", "nothing"):
         done = publish(tmp_path, name)

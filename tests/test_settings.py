@@ -117,7 +117,7 @@ def test_a_constant_is_read_with_its_type_and_comment(script, name, default, typ
     assert (constant.default, constant.types, constant.comment) == (default, types, comment)
 
 
-def test_something_that_is_no_constant_can_be_overridden_or_a_constant_is_lost(script):
+def test_every_constant_above_the_call_can_be_overridden_and_nothing_else(script):
     assert list(read_constants(script)) == [
         "DATA_DIR", "LEARNING_RATE", "RANK", "TEXT", "NOTES", "MODE", "LAYERS", "QUICK", "CHECKPOINTING", "SHARE",
         "SEED",
@@ -140,7 +140,7 @@ def test_something_that_is_no_constant_can_be_overridden_or_a_constant_is_lost(s
         (None, None, ["--DATA_DIR=c", "--DATA_DIR=last"], "last", "command line"),
     ],
 )
-def test_order_of_overrides_is_wrong(run, script, capsys, dotenv, environment, arguments, value, origin):
+def test_overrides_rank_command_environment_dotenv(run, script, capsys, dotenv, environment, arguments, value, origin):
     if dotenv is not None:
         (script.parent / ".env").write_text(f"DATA_DIR={dotenv}\n")
     if environment is not None:
@@ -150,7 +150,7 @@ def test_order_of_overrides_is_wrong(run, script, capsys, dotenv, environment, a
     assert capsys.readouterr().out == (f"DATA_DIR = {value!r}  ({origin})\n" if origin else "")
 
 
-def test_script_in_a_folder_of_the_repository_reads_another_dotenv(script, monkeypatch):
+def test_a_script_in_a_folder_of_the_repository_reads_the_same_dotenv(script, monkeypatch):
     monkeypatch.setattr(settings, "ROOT", script.parent.resolve())
     inside = script.parent / "benchmarks" / "small.py"
     inside.parent.mkdir()
@@ -240,7 +240,7 @@ def test_every_float_constant_says_that_it_is_one(name):
         ("--CHECKPOINTING=none", None),
     ],
 )
-def test_override_gets_the_wrong_value_or_type(run, argument, value):
+def test_an_override_gets_its_value_in_the_type_of_its_constant(run, argument, value):
     name = argument[2:].partition("=")[0]
     found = run(argument)
     assert (found[name], type(found[name])) == (value, type(value))
@@ -273,7 +273,7 @@ def test_override_gets_the_wrong_value_or_type(run, argument, value):
         ("-SEED=1", "'-SEED' is not of the form --NAME=value"),
     ],
 )
-def test_wrong_override_is_taken_or_not_explained(run, capsys, argument, said):
+def test_a_wrong_override_is_refused_and_explained(run, capsys, argument, said):
     with pytest.raises(SystemExit) as left:
         run(argument)
     out, err = capsys.readouterr()
@@ -282,20 +282,20 @@ def test_wrong_override_is_taken_or_not_explained(run, capsys, argument, said):
 
 
 @pytest.mark.parametrize("argument", ["--SEED=x", "--NOTHING_LIKE_IT=1", "--LEARNING_RATE=1e999"])
-def test_wrong_override_ends_in_a_traceback_or_another_status(script, argument):
+def test_a_wrong_override_is_one_line_and_status_2(script, argument):
     done = python(script, argument, cwd=script.parent)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
-def test_choice_that_is_none_passes_or_the_nearest_is_not_named():
+def test_a_choice_that_is_none_is_refused_and_the_nearest_named():
     check_choice("SPLIT", "dev", ("train", "dev"))
     with pytest.raises(UserError, match="SPLIT is one of 'train', 'dev', not 'deev'; did you mean 'dev'"):
         check_choice("SPLIT", "deev", ("train", "dev"))
 
 
 @pytest.mark.parametrize("value", [0, -1, -0.5])
-def test_constant_that_must_be_positive_is_not(value):
+def test_a_constant_that_must_be_positive_is_refused_at_0_or_below(value):
     check_positive(A=1, B=0.1, C=None)
     with pytest.raises(UserError, match="BATCH must be above 0"):
         check_positive(A=1, BATCH=value)
@@ -305,7 +305,7 @@ def test_constant_that_must_be_positive_is_not(value):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_of_a_script_lacks_a_constant_or_imports_torch(name):
+def test_help_of_a_script_has_every_constant_and_does_not_import_torch(name):
     # Run as a command is, with one thing more: which slow libraries were imported by then.
     done = python(
         "-c",
@@ -323,7 +323,7 @@ def test_help_of_a_script_lacks_a_constant_or_imports_torch(name):
     assert uncommented == []
 
 
-def test_help_lacks_the_docstring_a_default_or_a_comment(run, capsys):
+def test_help_has_the_docstring_and_each_default_and_comment(run, capsys):
     with pytest.raises(SystemExit) as left:
         run("--SEED=1", "--help")
     out = capsys.readouterr().out
@@ -356,7 +356,7 @@ def test_help_lacks_the_docstring_a_default_or_a_comment(run, capsys):
         ({}, "HF_TOKEN=", None),
     ],
 )
-def test_hub_token_is_not_known_under_both_names(run, script, environment, dotenv, token):
+def test_the_hub_token_is_known_under_both_names(run, script, environment, dotenv, token):
     (script.parent / ".env").write_text(dotenv)
     os.environ.update(environment)
     run()
@@ -365,7 +365,7 @@ def test_hub_token_is_not_known_under_both_names(run, script, environment, doten
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
 @pytest.mark.parametrize("place", ["environment", ".env"])
-def test_hub_token_is_shown_or_is_a_constant(run, script, capsys, place, arguments):
+def test_the_hub_token_is_never_shown_and_is_no_constant(run, script, capsys, place, arguments):
     if place == "environment":
         os.environ["HF_TOKEN"] = SECRET
     else:
@@ -378,7 +378,7 @@ def test_hub_token_is_shown_or_is_a_constant(run, script, capsys, place, argumen
     assert SECRET not in repr(found.get("SETTINGS"))
 
 
-def test_import_of_a_script_overrides_its_constants_or_does_its_work(tmp_path):
+def test_importing_a_script_overrides_no_constant_and_does_no_work(tmp_path):
     os.environ |= {"DATA_DIR": "elsewhere", "RESULTS_DIR": str(tmp_path / "results")}
     done = python(
         "-c",
@@ -392,7 +392,7 @@ def test_import_of_a_script_overrides_its_constants_or_does_its_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_spin_unless_the_caller_wants_it(run):
+def test_threads_do_not_spin_unless_the_caller_wants_it(run):
     run()
     assert os.environ["OMP_WAIT_POLICY"] == "passive"
     assert int(os.environ["OMP_NUM_THREADS"]) >= 1
@@ -402,7 +402,7 @@ def test_threads_spin_unless_the_caller_wants_it(run):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_script_imports_something_before_the_thread_policy_is_set(name):
+def test_a_script_imports_only_settings_before_the_thread_policy_is_set(name):
     above = CALL.split((REPOSITORY / name).read_text())[0]
     imports = re.findall(r"^(?:from|import) (\S+)", above, flags=re.MULTILINE)
     assert imports == ["fincompress.settings"]

@@ -139,7 +139,7 @@ def test_the_record_s_commands_take_the_settings_they_are_given(phases, copy):
     assert set(overrides["RUNS"][0]) == phases_1_to_3 | {"sapling_gptq/22", "sapling_gptq/9"}
 
 
-def test_the_record_is_made_of_other_data_than_finqa(phases, copy):
+def test_the_record_is_made_of_no_other_data_than_finqa(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "synthetic"\n}\n')
     done, calls = phases(script="benchmarks/finqa_record.sh")

@@ -26,27 +26,27 @@ def verdicts(both, only_first, only_second, neither):
     ("only_first", "only_second", "p"),
     [(0, 0, 1.0), (1, 0, 1.0), (0, 5, 0.0625), (1, 4, 0.375), (8, 2, 0.109375), (3, 3, 1.0), (6, 0, 0.03125)],
 )
-def test_mcnemar_differs_from_the_binomial_tail(only_first, only_second, p):
+def test_mcnemar_is_the_binomial_tail(only_first, only_second, p):
     assert statistics.mcnemar(only_first, only_second) == pytest.approx(p, rel=1e-12)
 
 
-def test_mcnemar_differs_from_agrestis_presidential_ratings():
+def test_mcnemar_agrees_with_agrestis_presidential_ratings():
     # Agresti, Categorical Data Analysis, table 10.1: 150 against 86; z squared is 17.36, so p is about 3e-5.
     assert 2e-5 < statistics.mcnemar(150, 86) < 5e-5
 
 
-def test_mcnemar_overflows_on_many_questions():
+def test_mcnemar_does_not_overflow_on_many_questions():
     assert statistics.mcnemar(3000, 2000) < 1e-40
     assert statistics.mcnemar(3000, 3000) == 1.0
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_depends_on_which_run_is_first_or_is_no_probability(a, b):
+def test_mcnemar_is_one_probability_whichever_run_is_first(a, b):
     p = statistics.mcnemar(a, b)
     assert 0 < p <= 1 and p == statistics.mcnemar(b, a)
 
 
-def test_bootstrap_interval_is_not_that_of_resampled_questions():
+def test_bootstrap_interval_is_that_of_resampled_questions():
     first, second = (np.array(list(side.values())) for side in verdicts(150, 90, 60, 583))
     low, high = statistics.bootstrap_difference(first, second)
     # The plain bootstrap, index by index.
@@ -59,14 +59,14 @@ def test_bootstrap_interval_is_not_that_of_resampled_questions():
     assert (low, high) == pytest.approx(((b - c) / n - half, (b - c) / n + half), abs=0.002)
 
 
-def test_bootstrap_ignores_that_the_questions_are_paired():
+def test_bootstrap_uses_that_the_questions_are_paired():
     """Two runs of 25 % that agree on nearly everything are told apart far better than two that agree by chance."""
     alike, unlike = verdicts(215, 8, 1, 659), verdicts(60, 163, 156, 504)
     width = [np.subtract(*statistics.compare(*pair)["interval"][::-1]) for pair in (alike, unlike)]
     assert width[0] < 0.2 * width[1]
 
 
-def test_interval_covers_the_truth_too_rarely():
+def test_the_interval_covers_the_truth_as_often_as_it_says():
     generator = np.random.default_rng(0)
     covered = 0
     for trial in range(400):
@@ -77,7 +77,7 @@ def test_interval_covers_the_truth_too_rarely():
     assert 0.91 <= covered / 400 <= 0.98
 
 
-def test_same_seed_gives_other_numbers_or_another_seed_far_ones():
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_near_ones():
     pair = verdicts(100, 40, 30, 300)
     once = statistics.compare(*pair, seed=3)
     assert once == statistics.compare(*pair, seed=3)
@@ -85,14 +85,14 @@ def test_same_seed_gives_other_numbers_or_another_seed_far_ones():
     assert once["interval"] == pytest.approx(other["interval"], abs=0.005)
 
 
-def test_wider_confidence_gives_a_narrower_interval():
+def test_higher_confidence_gives_a_wider_interval():
     first, second = (np.array(list(side.values())) for side in verdicts(100, 40, 30, 300))
     low, high = statistics.bootstrap_difference(first, second)
     lower, higher = statistics.bootstrap_difference(first, second, confidence=0.995)
     assert lower < low < 0.0213 < high < higher
 
 
-def test_compare_has_the_wrong_sign_or_counts():
+def test_compare_counts_the_first_run_against_the_second():
     first, second = verdicts(10, 5, 2, 3)
     found = statistics.compare(first, second)
     assert (found["questions"], found["only_first"], found["only_second"]) == (20, 5, 2)
@@ -104,19 +104,19 @@ def test_compare_has_the_wrong_sign_or_counts():
     assert (found["resamples"], found["confidence"], found["seed"]) == (10_000, 0.95, 0)
 
 
-def test_order_of_the_questions_matters():
+def test_order_of_the_questions_does_not_matter():
     first, second = verdicts(10, 5, 2, 3)
     assert statistics.compare(first, dict(reversed(second.items()))) == statistics.compare(first, second)
 
 
-def test_runs_that_never_differ_get_a_difference():
+def test_an_interval_has_no_width_where_every_question_differs_alike():
     same = statistics.compare(*verdicts(5, 0, 0, 5))
     assert (same["difference"], same["interval"], same["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
     apart = statistics.compare(*verdicts(0, 4, 0, 0))
     assert (apart["difference"], apart["interval"]) == (1.0, [1.0, 1.0])
 
 
-def test_other_questions_are_compared():
+def test_runs_on_other_questions_are_not_compared():
     first, second = verdicts(3, 1, 1, 1)
     second.pop("AAA/2001/page_2.pdf-1")
     with pytest.raises(UserError, match=r"same questions \(6 and 5; 1 are in one only, such as AAA/2001/page_2"):
@@ -128,7 +128,7 @@ def test_other_questions_are_compared():
         statistics.compare({}, {})
 
 
-def test_verdicts_are_misread(tmp_path):
+def test_verdicts_are_read_as_they_were_written(tmp_path):
     path = tmp_path / "predictions_dev.jsonl"
     rows = [
         {"id": "a\u2028b", "output": "x", "execution_correct": True, "program_correct": False},
@@ -150,19 +150,19 @@ def test_verdicts_are_misread(tmp_path):
         ('{"id": "first", "execution_correct": true}', "line 2: first stands twice"),
     ],
 )
-def test_bad_record_passes(tmp_path, line, said):
+def test_a_bad_record_is_refused_with_its_line(tmp_path, line, said):
     path = tmp_path / "predictions_dev.jsonl"
     path.write_text('{"id": "first", "execution_correct": true}\n' + line + "\n")
     with pytest.raises(UserError, match=said):
         statistics.read_verdicts(path)
 
 
-def test_missing_file_is_not_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"none\.jsonl cannot be read"):
         statistics.read_verdicts(tmp_path / "none.jsonl")
 
 
-def test_wilson_interval_differs_from_newcombes():
+def test_wilson_interval_is_newcombes():
     # Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
     for counts, interval in {
         (81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)
@@ -170,7 +170,7 @@ def test_wilson_interval_differs_from_newcombes():
         assert wilson_interval(*counts) == pytest.approx(interval, abs=5e-5)
 
 
-def test_ratio_interval_is_not_students():
+def test_ratio_interval_is_students():
     # Logs of the ratios are log 2 + (-0.1, 0, 0.1): mean log 2, standard deviation 0.1, t(2) = 4.302653.
     first = [2 * math.exp(-0.1), 20.0, 200 * math.exp(0.1)]
     half = 4.302653 * 0.1 / math.sqrt(3)
@@ -181,7 +181,7 @@ def test_ratio_interval_is_not_students():
     assert statistics.ratio_interval([3.0] * 40, [2.0] * 40) == pytest.approx((1.5, 1.5, 1.5))
 
 
-def test_ratio_interval_of_one_round_or_of_unlike_rounds():
+def test_ratio_interval_of_one_round_or_of_unlike_rounds_is_refused():
     for rounds in (([1.0], [1.0]), ([1.0, 2.0], [1.0]), ([], [])):
         with pytest.raises(ValueError, match="rounds"):
             statistics.ratio_interval(*rounds)
@@ -192,5 +192,5 @@ def test_ratio_interval_of_one_round_or_of_unlike_rounds():
     [((50, 60, 20, 200), 1), ((50, 20, 60, 200), -1), ((50, 30, 28, 200), 0), ((50, 0, 0, 200), 0),
      ((50, 4, 0, 200), 0), ((0, 0, 6, 0), -1)],
 )  # fmt: skip
-def test_a_winner_is_named_too_early_or_not_at_all(counts, better):
+def test_a_winner_is_named_only_where_interval_and_exact_test_agree(counts, better):
     assert statistics.favours(statistics.compare(*verdicts(*counts))) == better

@@ -321,7 +321,7 @@ def test_named_runs_bring_their_base_model_and_must_agree(finished):
             throughput.find_subjects(str(finished), names, "shape:tiny", "speed_data", [])
 
 
-def test_variants_of_a_shape(finished):
+def test_variants_of_a_shape_are_nf4_gptq_and_a_single_block(finished):
     found = throughput.find_subjects(str(finished), [], "shape:tiny", "speed_data", None)
     assert [s.run for s in found] == ["base", "base-nf4", "base-gptq", "base-blocks1"]
     dense, nf4, gptq, one = found
@@ -422,7 +422,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, arguments, says):
     assert not list(tmp_path.rglob("throughput*"))
 
 
-def test_a_record_of_another_version_takes_the_table_with_it(tmp_path, capsys):
+def test_a_record_of_another_version_is_left_out_of_the_table(tmp_path, capsys):
     for run, record in {"a": '{"run": "a", "device": "cpu"}', "b": "[]", "c": "{"}.items():
         (tmp_path / run).mkdir()
         (tmp_path / run / "throughput_cpu.json").write_text(record)

@@ -87,7 +87,7 @@ def test_sampler_groups_like_lengths():
 
 
 @pytest.mark.parametrize(("start", "count"), [(0, 500), (0, 200), (70, 500), (150, 40)])
-def test_copies_of_an_example_meet_in_a_batch_of_several_passes(start, count):
+def test_copies_of_an_example_do_not_meet_in_a_whole_batch_of_a_pass(start, count):
     rows = training.shuffled_stream(200, start, count, seed=0)
     passes = training.stream_passes(200, start, count)
     first = 0
@@ -144,7 +144,7 @@ def test_every_adapter_still_has_a_gradient_after_an_evaluation_on_nf4(nf4):
     assert [name for name, grad in grads.items() if grad is None or not grad.abs().sum() > 0] == []
 
 
-def test_nf4_weights_are_lost_by_evaluation_saving_and_loading(tiny_base, tmp_path):
+def test_nf4_weights_survive_evaluation_saving_and_loading(tiny_base, tmp_path):
     batch = targets.TargetCollator(PAD)(make_rows(4))
     base = models.load_base(tiny_base, "nf4", CPU, torch.bfloat16, packed=True).eval()
     with torch.no_grad():

@@ -41,7 +41,7 @@ def rows(found):
 @pytest.mark.parametrize(
     ("runs", "said"), [(("gptq",), ["SAPLING"]), (("sapling",), ["GPTQ"]), ((), ["GPTQ", "SAPLING"])]
 )
-def test_missing_run_is_not_named(tmp_path, runs, said):
+def test_a_missing_run_is_named(tmp_path, runs, said):
     made.settings(tmp_path / "base", "evaluate.py")
     made.settings(tmp_path / "qlora_4bit", "train_qlora_4bit.py")
     made.evaluation(tmp_path, "base", N < 100)
@@ -57,7 +57,7 @@ def test_missing_run_is_not_named(tmp_path, runs, said):
         assert (f"run of {'4-bit ' * (name == 'GPTQ')}{name}" in one.summary) == (name in said)
 
 
-def test_baseline_pruning_passes_for_sapling(tmp_path):
+def test_baseline_pruning_does_not_pass_for_sapling(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {})
     made.settings(tmp_path / "last", "sapling_train.py", {"CRITERION": "last", "SCHEDULE": "successive"})
     made.evaluation(tmp_path, "last", N < 300, 0.43)
@@ -76,14 +76,14 @@ def test_hypothesis_holds_when_sapling_is_better_in_everything(tmp_path):
     assert "`sapling/20`, 22.7% against 22.7%, +0.0 points" in texts[0]
 
 
-def test_one_loss_does_not_refute(tmp_path):
+def test_one_loss_refutes(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)})
     text = verdict.judge(found)[0].summary
     assert text.startswith("**The hypothesis does not hold.**")
     assert "accuracy GPTQ (22.7% against 34.0%, -11.3 points" in text and "decode throughput SAPLING" in text
 
 
-def test_small_difference_is_decided(tmp_path):
+def test_a_small_difference_is_not_decided(tmp_path):
     right = N < 200
     shifted = (N < 195) | (N >= QUESTIONS - 4)  # 5 against 4
     found = section(tmp_path, (right, 0.50), {30: (shifted, 0.50)})
@@ -91,14 +91,14 @@ def test_small_difference_is_decided(tmp_path):
     assert winners(part)["accuracy"] == "not decided"
 
 
-def test_a_single_checkpoint_refutes_at_95_per_cent(tmp_path):
+def test_a_single_checkpoint_does_not_refute_at_95_per_cent(tmp_path):
     """12 against 25 right alone, p = 0.047: neither at equal size nor at equal accuracy is that enough."""
     found = section(tmp_path, ((N < 188) | (N >= 858), 0.50), {30: (N < 200, 0.50)})
     text = verdict.judge(found)[0].summary
     assert text.startswith("**Not decided.**") and "size not decided" in text
 
 
-def test_larger_checkpoint_wins_in_accuracy_or_smaller_in_speed(tmp_path):
+def test_a_larger_checkpoint_wins_in_speed_but_not_in_accuracy(tmp_path):
     """A SAPLING checkpoint of 60 % is more accurate and faster than GPTQ of 43 %: only its speed counts."""
     found = section(tmp_path, (N < 200, 0.43), {40: (N < 300, 0.60), 60: (N < 310, 1.0)})
     part = verdict.at_equal_size(*rows(found))
@@ -107,7 +107,7 @@ def test_larger_checkpoint_wins_in_accuracy_or_smaller_in_speed(tmp_path):
                              "prefill throughput": "SAPLING", "inference memory": "SAPLING"}  # fmt: skip
 
 
-def test_smaller_checkpoint_wins_in_speed_but_may_in_accuracy(tmp_path):
+def test_a_smaller_checkpoint_wins_in_accuracy_but_not_in_speed(tmp_path):
     found = section(tmp_path, (N < 200, 0.60), {20: (N < 300, 0.43)})
     assert winners(verdict.at_equal_size(*rows(found))) == {
         "accuracy": "SAPLING", "decode throughput": "not decided", "prefill throughput": "not decided",
@@ -115,12 +115,12 @@ def test_smaller_checkpoint_wins_in_speed_but_may_in_accuracy(tmp_path):
     }  # fmt: skip
 
 
-def test_nearest_size_is_chosen_by_accuracy(tmp_path):
+def test_nearest_size_is_chosen_whatever_the_accuracy(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {50: (N < 290, 0.80), 22: (N < 10, 0.44), 20: (N < 300, 0.41)})
     assert "`sapling/22`" in verdict.at_equal_size(*rows(found)).shown
 
 
-def test_equal_accuracy_takes_a_checkpoint_that_is_worse(tmp_path):
+def test_equal_accuracy_takes_the_smallest_checkpoint_that_is_not_worse(tmp_path):
     """Of 90, 60 and 50 %, the smallest is significantly worse, the next differs by 9 questions of 883."""
     noise = (N >= 200) & (N < 205)
     found = section(tmp_path, (N < 200, 0.43), {50: (N < 210, 0.9), 40: ((N < 186) | noise, 0.6), 30: (N < 100, 0.5)})
@@ -132,7 +132,7 @@ def test_equal_accuracy_takes_a_checkpoint_that_is_worse(tmp_path):
     assert part.shown == "no checkpoint" and winners(part) == {"size": "GPTQ"}
 
 
-def test_checkpoints_all_smaller_than_gptq_refute_equal_accuracy(tmp_path):
+def test_checkpoints_all_smaller_than_gptq_do_not_refute_equal_accuracy(tmp_path):
     """Significantly worse, but at 30 % of the bytes against 43: a checkpoint of GPTQ's size was not evaluated."""
     for share, winner in ((0.30, "not decided"), (0.43, "GPTQ"), (0.60, "GPTQ")):
         found = section(tmp_path / str(share), (N < 200, 0.43), {8: (N < 60, share)})
@@ -140,7 +140,7 @@ def test_checkpoints_all_smaller_than_gptq_refute_equal_accuracy(tmp_path):
         assert part.shown == "no checkpoint" and winners(part) == {"size": winner}
 
 
-def test_few_questions_make_everything_equal(tmp_path):
+def test_few_questions_do_not_show_equality(tmp_path):
     """20 questions, 5 against 4 right: no significant difference, and nothing shown either."""
     few = np.arange(20)
     found = section(tmp_path, (few < 5, 0.43), {30: (few < 4, 0.5)})
@@ -151,7 +151,7 @@ def test_few_questions_make_everything_equal(tmp_path):
     assert winners(verdict.at_equal_accuracy(*rows(found), equal_within=0.03)) == {"size": "not decided"}
 
 
-def test_wide_interval_is_taken_for_equality(tmp_path):
+def test_a_wide_interval_is_not_taken_for_equality(tmp_path):
     """883 questions on which 200 differ either way: not told apart, not shown to be within 3 points."""
     found = section(tmp_path, ((N < 200), 0.43), {30: ((N >= 100) & (N < 300), 0.5)})
     gptq, (row,) = rows(found)
@@ -162,7 +162,7 @@ def test_wide_interval_is_taken_for_equality(tmp_path):
     assert "`sapling/30`" in verdict.at_equal_accuracy(gptq, [row], equal_within=0.05).shown
 
 
-def test_intervals_are_not_widened_for_many_checkpoints(tmp_path):
+def test_intervals_are_widened_for_many_checkpoints(tmp_path):
     """One checkpoint 7 questions behind passes alone at 3 points; as one of forty it does not."""
     gptq = (N < 200, 0.43)
     worse = ((N < 172) | ((N >= 200) & (N < 221)), 0.5)
@@ -174,7 +174,7 @@ def test_intervals_are_not_widened_for_many_checkpoints(tmp_path):
     assert part.shown == "no checkpoint" and "99.88% intervals, for 40 checkpoints" in part.remark
 
 
-def test_throughput_without_common_rounds_or_device_is_decided(tmp_path):
+def test_throughput_without_common_rounds_or_device_is_not_decided(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
     part = verdict.at_equal_size(*rows(found))
     assert winners(part) == {
@@ -188,7 +188,7 @@ def test_throughput_without_common_rounds_or_device_is_decided(tmp_path):
     assert winners(part)["decode throughput"] == "not decided" and "no rounds of one call" in str(part)
 
 
-def test_noise_of_throughput_decides(tmp_path):
+def test_a_difference_within_the_noise_of_throughput_is_not_decided(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
     made.throughput(tmp_path, "sapling/30", 20.2, prefill=800.0, memory=0.50, spread=0.1)
     made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=790.0, memory=0.51, spread=0.1, seed=1)
@@ -199,7 +199,7 @@ def test_noise_of_throughput_decides(tmp_path):
     ] * 3
 
 
-def test_section_without_predictions_or_size(tmp_path):
+def test_a_section_without_predictions_or_size_is_not_decided(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
     (tmp_path / "gptq_4bit" / "predictions_dev.jsonl").unlink()
     (one,) = verdict.judge(found)
@@ -210,7 +210,7 @@ def test_section_without_predictions_or_size(tmp_path):
     assert one.summary.startswith("**Not decided.**") and "the size of GPTQ was not recorded" in one.summary
 
 
-def test_sections_share_a_verdict(tmp_path):
+def test_each_section_has_a_verdict_of_its_own(tmp_path):
     section(tmp_path, (N < 300, 0.43), {30: (N < 200, 0.43)})
     made.evaluation(tmp_path, "gptq_4bit", N < 100, 0.43, split="test")
     found = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev", "test"])[0])
@@ -267,7 +267,7 @@ def pruned(tmp_path, run, criterion, right, share, left=20):
     made.evaluation(tmp_path, f"{run}/{left}", right, share)
 
 
-def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(tmp_path):
+def test_another_way_to_drop_layers_is_compared_at_its_last_depth(tmp_path):
     section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60), 20: (N < 250, 0.43)}, speed=False)
     pruned(tmp_path, "last", "last", N < 150, 0.60, left=15)
     pruned(tmp_path, "last", "last", N < 100, 0.43, left=10)
@@ -286,7 +286,7 @@ def test_another_way_to_drop_layers_is_compared_at_another_depth_than_its_last(t
     assert "in a 98.33% interval, of unrecorded training" in verdict.judge_pruning(found)[0].summary
 
 
-def test_what_a_run_started_from_is_left_out_of_its_tokens(tmp_path):
+def test_what_a_run_started_from_counts_among_its_tokens(tmp_path):
     section(tmp_path, (N < 200, 0.43), {20: (N < 250, 0.43)}, speed=False)
     pruned(tmp_path, "last", "last", N < 100, 0.43, left=10)
     made.settings(tmp_path / "lora", "train_qlora_4bit.py", {"LORA_RANK": 8})
@@ -298,21 +298,21 @@ def test_what_a_run_started_from_is_left_out_of_its_tokens(tmp_path):
     assert "trained on 4.00 and 2.00 million tokens" in verdict.judge_pruning(found)[0].summary
 
 
-def test_the_model_before_any_drop_stands_against_another_way_to_drop_layers(tmp_path):
+def test_the_model_before_any_drop_is_not_judged_against_other_pruning(tmp_path):
     section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0)}, speed=False)
     pruned(tmp_path, "last", "last", N < 100, 0.43)
     (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
     assert verdict.judge_pruning(found) == []
 
 
-def test_a_larger_checkpoint_is_better_than_another_way_to_drop_layers(tmp_path):
+def test_a_larger_checkpoint_is_not_called_better_than_other_pruning(tmp_path):
     section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60)}, speed=False)
     pruned(tmp_path, "last", "last", N < 100, 0.43)
     (found,) = comparison.make_sections(comparison.read_rows(str(tmp_path), ["dev"])[0])
     assert verdict.judge_pruning(found)[0].summary.startswith("**Not decided.**")
 
 
-def test_gptq_wins_while_a_smaller_checkpoint_is_undecided(tmp_path):
+def test_gptq_does_not_win_while_a_smaller_checkpoint_is_undecided(tmp_path):
     """3 questions fewer, of 27 that differ, at GPTQ's bytes: not shown to be equal, and not worse."""
     undecided = (N < 235) | ((N >= 400) & (N < 412))
     found = section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.43)})
@@ -325,7 +325,7 @@ def test_gptq_wins_while_a_smaller_checkpoint_is_undecided(tmp_path):
     assert winners(part)["size"] == "GPTQ" and "not shown to be worse" not in part.remark
 
 
-def test_margin_is_no_smaller_than_gptqs_own_accuracy(tmp_path):
+def test_a_margin_above_gptqs_own_accuracy_decides_nothing(tmp_path):
     found = section(tmp_path, (N < 20, 0.43), {50: (N < 12, 0.90)})
     part = verdict.at_equal_accuracy(*rows(found), 0.03)
     assert winners(part) == {"size": "not decided"}
@@ -341,7 +341,7 @@ def test_margin_is_no_smaller_than_gptqs_own_accuracy(tmp_path):
         ("cpu", "TorchAtenLinear", 0.1, "SAPLING", "SAPLING"),
     ],
 )
-def test_speed_that_a_gpu_does_not_owe_to_the_model(tmp_path, device, kernel, bandwidth, decode, prefill):
+def test_speed_not_owed_to_the_model_on_a_gpu_decides_nothing(tmp_path, device, kernel, bandwidth, decode, prefill):
     section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50)}, speed=False)
     hardware = {"gpu": "a card", "cpu": "x", "threads": 2}
     common = {"device": device, "hardware": hardware}

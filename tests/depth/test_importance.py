@@ -91,7 +91,7 @@ def test_elimination_drops_what_the_exact_scan_drops_or_one_within_its_error(see
     assert not importance.behind(ours_exact.nll, theirs.nll, errors=2)
 
 
-def test_enough_finalists_for_the_drops_that_follow():
+def test_enough_finalists_stay_for_the_drops_that_follow():
     # Pairs of neighbours in a row: the best ones overlap, and of two that share a sub-layer only one can be dropped.
     row = [SubLayer(block, kind) for block in range(20) for kind in ("attention", "mlp")]
     pairs = list(itertools.pairwise(row))
@@ -107,7 +107,7 @@ def test_enough_finalists_for_the_drops_that_follow():
         assert race.alive == pairs[: max(4, 2 * drops + 1)]  # every other one of them, and one to spare
 
 
-def test_earlier_scores_are_ignored_or_blind():
+def test_a_unit_that_was_bad_earlier_goes_only_if_it_is_clearly_behind_now():
     """16 units on 8 questions, in standard errors behind the leader: 0.6 and, for unit 1, 1.7. An earlier scan found
     units 1 and 2 bad: the one that is now clearly behind goes, the one that is not stays."""
     units = [(SubLayer(block, "mlp"),) for block in range(16)]
@@ -129,7 +129,7 @@ def test_earlier_scores_are_ignored_or_blind():
     assert survivors(found)[-1] == units[2]  # tried last
 
 
-def test_what_is_no_number_wins():
+def test_what_is_no_number_loses():
     good, broken = ((SubLayer(block, "mlp"),) for block in range(2))
     scores = {unit: Score(unit) for unit in (broken, good)}
     scores[broken].add(torch.tensor([float("nan"), float("inf")] * 8), torch.zeros(16), 1.0)
@@ -138,7 +138,7 @@ def test_what_is_no_number_wins():
     assert importance.behind(scores[broken].nll, scores[good].nll, errors=3)
 
 
-def test_what_has_the_highest_accuracy_is_given_up():
+def test_what_has_the_highest_accuracy_is_not_given_up():
     """Accuracy decides first, so as many units as will be dropped stay for it, however their NLL looks."""
     units = [(SubLayer(block, "mlp"),) for block in range(20)]
     exact = {16: 0.75, 17: 0.75, 18: 1.0}
@@ -202,7 +202,7 @@ def test_paired_differences_see_what_unpaired_ones_cannot():
     assert importance.standard_error(torch.tensor([1.0])) == math.inf
 
 
-def test_block_influence_angular_and_norm_by_hand(model, batches):
+def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, batches):
     units = sub.units(model, "block")
     with torch.no_grad():
         hidden = [
@@ -231,7 +231,7 @@ def test_block_influence_angular_and_norm_by_hand(model, batches):
     assert window == units[:5][spans.index(min(spans)) :][:3]
 
 
-def test_last_first_and_random_by_seed(model, batches):
+def test_the_last_come_first_and_a_random_order_follows_its_seed(model, batches):
     units = sub.units(model, "sublayer")
     assert [unit for unit, _ in importance.rank(model, units, [], "last")] == units[::-1]
     orders = [[unit for unit, _ in importance.rank(model, units, [], "random", seed)] for seed in (0, 0, 1)]
