@@ -3,7 +3,8 @@
 Reads results/<RUN>/ and the split that the run's data run holds. Writes results/<RUN>/predictions_<SPLIT>.jsonl (one
 verdict a question) and eval_<SPLIT>.json, rebuilds results/accuracy.csv, and ends with five predictions in full.
 
-    python evaluate.py --RUN=qlora_4bit --SPLIT=test
+    python evaluate.py --RUN=qlora_4bit
+    python evaluate.py --RUN=sapling                                   every depth, sapling/40 and the others
     python evaluate.py --RUN=base                                      BASE_MODEL as it comes
     python evaluate.py --PREDICTIONS=file.json --SPLIT=dev             no model: official format, or JSONL (id, program)
 """
@@ -12,7 +13,7 @@ from fincompress.settings import check_choice, check_positive, configure
 
 # -----------------------------------------------------------------------------
 # What
-RUN = "qlora_4bit"  # a finished run; "base" or "base_<anything>" is BASE_MODEL without any training
+RUN = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": BASE_MODEL, not trained
 SPLIT = "dev"  # "dev" or "test" to report, "calibration" to tune on
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
 # Where
@@ -44,7 +45,8 @@ def main() -> None:
         check_choice("SPLIT", SPLIT, examples.SPLITS)  # calibration is carved out of train, and is no file
         score_file()
     else:
-        score_run()
+        for run in runs.with_depths(RESULTS_DIR, RUN):
+            score_run(run)
 
 
 def score_file() -> None:
@@ -76,36 +78,36 @@ def score_file() -> None:
     write_and_show(runs.run_directory(RESULTS_DIR, facts["run"]), facts, verdicts, questions)
 
 
-def score_run() -> None:
-    """Decode SPLIT with the model of RUN, greedily, and score what it writes."""
+def score_run(run: str) -> None:
+    """Decode SPLIT with the model of a run, greedily, and score what it writes."""
     from fincompress import generation, memory, models
 
     models.quiet_libraries()
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    untuned = runs.is_untuned(RUN)
+    untuned = runs.is_untuned(run)
     if untuned:
         _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
         runs.check_tokenised_for(BASE_MODEL, DATA_RUN, data)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
-        directory = runs.start_run(RESULTS_DIR, RUN, "evaluate.py", settings, facts)
+        directory = runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts)
     else:
-        directory = runs.finished_run(RESULTS_DIR, RUN)
+        directory = runs.finished_run(RESULTS_DIR, run)
     record = runs.read_json(directory / "settings.json")
     data_run = record["settings"]["DATA_RUN"]
     dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
     if data["data"] != record["data"]:
-        raise UserError(f"data run {data_run!r} holds other data than {RUN} was trained on: preprocess it again")
+        raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
     prepared = runs.fingerprint(data["settings"])
     done = directory / f"eval_{SPLIT}.json"
     before = runs.read_json(done) if done.exists() else {}
     if (before.get("decoding"), before.get("prepared")) == (decoding, prepared):
-        print(f"{RUN}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
+        print(f"{run}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
         show_table()
         return
-    print(f"{RUN} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
+    print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
     options = {}
     if untuned or (directory / "config.json").exists():
@@ -120,25 +122,20 @@ def score_run() -> None:
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS)
     seconds = clock.seconds()
 
-    target = data["settings"]["TARGET"]
     questions, verdicts = [], []
     for row, output in zip(dataset.remove_columns("input_ids"), outputs, strict=True):
         question = row | {"exe_ans": json.loads(row["exe_ans"]), "table": json.loads(row["table"])}
-        if target == "program":
-            verdict = scoring.score_program(program.tokenize(program.extract_program(output["output"])), question)
-        else:
-            verdict = scoring.score_answer(output["output"], question)
+        verdict = scoring.score_program(program.tokenize(program.extract_program(output["output"])), question)
         questions.append(question)
         verdicts.append({"id": row["id"], **output, **verdict})
     size = models.size_gb(None if untuned else directory, record["base_model"], RESULTS_DIR)
     facts = {
-        "run": RUN,
+        "run": run,
         "base_model": record["base_model"],
         "base_precision": record["base_precision"],
         "size_gb": round(size, 4),
         "share_of_base": round(size / models.size_gb(None, record["base_model"], RESULTS_DIR), 4),
         "data": record["data"],
-        "target": target,
         "evidence_mode": data["settings"]["EVIDENCE"],  # "evidence" is the breakdown by where it lies
         "prepared": prepared,
         "decoding": decoding,

@@ -1,13 +1,12 @@
 """Phase 0: FinQA pages to tokenised prompts and programs.
 
-Reads FinQA's official JSON from DATA_DIR (train.json, dev.json, test.json); what is absent is downloaded, and without a
-network the synthetic set stands in (DATA_DIR=synthetic asks for it). Writes results/<RUN>/: one memory-mapped split
-each for train, calibration (whole pages carved out of train), dev and test, data_report.json and settings.json.
+Reads FinQA's official JSON (train.json, dev.json, test.json) from DATA_DIR, or generates the synthetic set. Writes
+results/<RUN>/: one memory-mapped split each for train, calibration (whole pages carved out of train), dev and test,
+data_report.json and settings.json.
 
-    python preprocess_data.py                                          embedded SmolLM2, FinQA from data/ or downloaded
-    python preprocess_data.py --DATA_DIR=synthetic                     no data, no network
-    python preprocess_data.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --RUN=data_llama --EVIDENCE_TOKENS=400 \\
-        --MAX_PROMPT_TOKENS=640                                        for a 10 GB GPU
+    python preprocess_data.py                                          the synthetic set: no data, no network
+    python preprocess_data.py --DATA_DIR=data --RUN=finqa_data --TRAIN_EXAMPLES=None --EVAL_EXAMPLES=None \\
+        --EVIDENCE_TOKENS=160                                          FinQA, all of it; downloaded where it is absent
 """
 
 from fincompress.settings import check_choice, check_positive, configure
@@ -15,20 +14,19 @@ from fincompress.settings import check_choice, check_positive, configure
 # -----------------------------------------------------------------------------
 # Where
 BASE_MODEL = "smollm2-135m"  # whose tokenizer: smollm2-135m (embedded), a folder, a hub id, or shape:<name>
-DATA_DIR = "data"  # folder with train.json, dev.json, test.json; "synthetic" for the generated set
+DATA_DIR = "synthetic"  # the generated set, or a folder of FinQA's JSON; into "data" it is downloaded
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 # What a prompt shows
 EVIDENCE = (
     "retrieved"  # "retrieved" (best lines by BM25), "page" (all that fits) or "gold" (an upper bound, not a result)
 )
-EVIDENCE_TOKENS: int | None = 160  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
-MAX_PROMPT_TOKENS = 512  # longest prompt; the least relevant lines go first, never the question or the table's header
-TARGET = "program"  # "program" (executed afterwards) or "answer" (the model must do the arithmetic itself)
+EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
+MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
 # Splits
-CALIBRATION_EXAMPLES = 256  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
-TRAIN_EXAMPLES: int | None = None  # keep only so many training examples; None: all
-EVAL_EXAMPLES: int | None = None  # keep only so many of dev and test; None: all
+CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
+TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
+EVAL_EXAMPLES: int | None = 200  # keep only so many of dev and test; None: all
 SEED = 0  # of the calibration draw and of the synthetic set
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
@@ -46,7 +44,6 @@ from fincompress.finqa import evidence, examples, prompts  # noqa: E402
 
 def main() -> None:
     check_choice("EVIDENCE", EVIDENCE, evidence.MODES)
-    check_choice("TARGET", TARGET, prompts.TARGETS)
     check_positive(
         EVIDENCE_TOKENS=EVIDENCE_TOKENS, MAX_PROMPT_TOKENS=MAX_PROMPT_TOKENS, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         TRAIN_EXAMPLES=TRAIN_EXAMPLES, EVAL_EXAMPLES=EVAL_EXAMPLES,
@@ -81,11 +78,11 @@ def main() -> None:
 def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
     prompt = prompts.build_prompt(
-        example, EVIDENCE, TARGET, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
+        example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
         lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
     )  # fmt: skip
     prompt_ids = tokenizer(prompt.text).input_ids
-    target_ids = [*tokenizer(prompt.target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    target_ids = [*tokenizer(example.program, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return {
         "id": example.id,
         "input_ids": prompt_ids + target_ids,

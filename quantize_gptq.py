@@ -23,7 +23,7 @@ DESC_ACT = False  # quantize columns in the order of their activations: a little
 DAMPING: float = 0.05  # what is added to the Hessian's diagonal, as a share of its mean
 # Calibration
 CALIBRATION = "prompts"  # "prompts" of the training split with their targets, or "general" text: Python's own manual
-CALIBRATION_EXAMPLES = 256  # texts, at least 128 for a result that counts
+CALIBRATION_EXAMPLES = 128  # texts, at least so many for a result that counts
 BATCH_SIZE = 8  # texts at once; lower it when memory is short
 SEED = 0  # of the choice of texts
 # -----------------------------------------------------------------------------

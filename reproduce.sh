@@ -3,20 +3,19 @@
 # LoRA, quantize with GPTQ, shrink with SAPLING, shrink and quantize; evaluate every model on the way, measure its speed
 # and memory, and end with the table, the charts and the verdict.
 #
-#   ./reproduce.sh           the recipe
+#   ./reproduce.sh           the recipe: the constants at the top of the scripts
 #   ./reproduce.sh --quick   the same pipeline on a sliver of the data: a smoke test, its numbers mean nothing
 #
-# Finished phases are skipped; a killed run goes on. BASE_MODEL, DATA_DIR and RESULTS_DIR from the environment or .env are
-# honoured: DATA_DIR=path/to/finqa ./reproduce.sh runs this same short recipe on real FinQA; the long one is
-# benchmarks/finqa_record.sh.
+# Finished phases are skipped; a killed run resumes. BASE_MODEL, DATA_DIR and RESULTS_DIR are read from the environment
+# and from .env. Other recipes are in recipes/.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-case "${1:-}" in
+case "$*" in
     "") quick=no ;;
     --quick) quick=yes ;;
     *)
-        echo "error: $0 takes --quick or nothing, not $1" >&2
+        echo "error: $0 takes --quick or nothing, not $*" >&2
         exit 2
         ;;
 esac
@@ -24,40 +23,27 @@ source ./setup_env.sh
 # Phases come one after another: threads that wait longer before they sleep suit a lone job, and hold up a second one.
 export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000}
 SECONDS=0 # times are those of the phases, after the install
-setting() { # setting NAME default: from the environment, else .env, else the default
-    python -c 'import os, sys, dotenv; name, default = sys.argv[1:]
-print(os.environ.get(name) or dotenv.dotenv_values(".env").get(name) or default)' "$@"
-}
-DATA_DIR=$(setting DATA_DIR synthetic)
-RESULTS_DIR=$(setting RESULTS_DIR results)
+RESULTS_DIR=$(python -c 'import os, dotenv
+print(os.environ.get("RESULTS_DIR") or dotenv.dotenv_values(".env").get("RESULTS_DIR") or "results")')
 RESULTS_DIR=${RESULTS_DIR%/}
-# The synthetic set has a test split to report on, and shorter programs; on real FinQA development is reported on dev.
-evaluation=(--SPLIT=dev)
-if [ "$DATA_DIR" = synthetic ]; then evaluation=(--SPLIT=test --MAX_NEW_TOKENS=64); fi
 
-data=(--EVIDENCE_TOKENS=64 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=1400 --CALIBRATION_EXAMPLES=128 --EVAL_EXAMPLES=200)
-training=(--LEARNING_RATE=8e-4 --BATCH_SIZE=4 --EPOCHS=1 --MERGE_INTO=dequantized)
-training_8bit=("${training[@]}" --EPOCHS=0.7) # for the clock's sake; the table shows its minutes
-gptq=(--GROUP_SIZE=64 --CALIBRATION_EXAMPLES=128)
-sapling=() # the constants at the top of the script
-benchmark=(--ROUNDS=5 --BATCH_SIZES=[4]) # of three rounds no 99 % interval decides anything
+data=() training=() gptq=() sapling=() benchmark=() # overrides of the scripts' constants, which each script prints
 if [ "$quick" = yes ]; then
     RESULTS_DIR=$RESULTS_DIR-quick
-    data+=(--TRAIN_EXAMPLES=48 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=8)
-    training+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
-    training_8bit+=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
-    gptq+=(--CALIBRATION_EXAMPLES=16)
-    sapling+=(--CALIBRATION_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2 --SAVE_STEPS=4)
-    benchmark+=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
+    data=(--TRAIN_EXAMPLES=48 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=8)
+    training=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
+    gptq=(--CALIBRATION_EXAMPLES=16)
+    sapling=(--CALIBRATION_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2 --SAVE_STEPS=4)
+    benchmark=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
 fi
-export DATA_DIR RESULTS_DIR
+export RESULTS_DIR
 
 phases=(preprocess
     "base model: evaluate" "QLoRA: train" "QLoRA: evaluate on its 4-bit base"
     "8-bit LoRA: train" "8-bit LoRA: evaluate"
     "GPTQ: quantize" "GPTQ: evaluate, and the merged model it is made of"
-    "SAPLING: train and shrink" "SAPLING: evaluate every depth" "SAPLING + GPTQ: quantize and evaluate"
-    "speed and memory" "table, charts, verdict")
+    "SAPLING: train and shrink" "SAPLING: evaluate every depth" "SAPLING + GPTQ: quantize every depth"
+    "SAPLING + GPTQ: evaluate" "speed and memory" "table, charts, verdict")
 phase=0
 run() { # run command...: the next phase, one line before and one after with its minutes and what is left
     local began=$SECONDS name=${phases[phase]} left=
@@ -70,17 +56,7 @@ run() { # run command...: the next phase, one line before and one after with its
 }
 evaluate() { # evaluate run...
     local name
-    for name in "$@"; do python evaluate.py --RUN="$name" "${evaluation[@]}"; done
-}
-depths() { # the depths that SAPLING kept, the smallest model last
-    (cd "$RESULTS_DIR/sapling" && printf 'sapling/%s\n' [0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn)
-}
-list() { # a list of names as a constant takes it
-    printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'
-}
-quantize_every_depth() {
-    python quantize_gptq.py --SOURCE_RUN="$(list $(depths))" --RUN=sapling_gptq "${gptq[@]}"
-    evaluate $(depths | sed 's,^sapling,sapling_gptq,')
+    for name in "$@"; do python evaluate.py --RUN="$name"; done
 }
 measured() { # measured run...: whether the speed of each was measured since it was made
     local name found
@@ -91,29 +67,31 @@ measured() { # measured run...: whether the speed of each was measured since it 
     done
 }
 measure() { # six models beside the base, three with --quick: 8-bit LoRA is as fast as QLoRA on a CPU
-    local names
-    names=(qlora_4bit gptq_4bit "$(depths | tail -n 1)")
+    local names depths largest
+    depths=$(cd "$RESULTS_DIR/sapling" && printf '%s\n' [0-9]*/ | sed 's,/$,,' | sort -rn)
+    names=(qlora_4bit gptq_4bit "sapling/$(tail -n 1 <<<"$depths")")
     if [ "$quick" = no ]; then
-        largest=$(depths | head -n 1)
-        names+=(qlora_4bit/merged "$largest" "sapling_gptq/${largest#sapling/}")
+        largest=$(head -n 1 <<<"$depths")
+        names+=(qlora_4bit/merged "sapling/$largest" "sapling_gptq/$largest")
     fi
     if measured "${names[@]}"; then
         echo "measured already, skipped (remove throughput_*.json of a run to measure all of them again)"
         return
     fi
-    python benchmark_throughput.py --RUNS="$(list "${names[@]}")" "${benchmark[@]}"
+    python benchmark_throughput.py --RUNS="[$(printf "'%s', " "${names[@]}")]" "${benchmark[@]}"
 }
 run python preprocess_data.py "${data[@]}"
 run evaluate base
 run python train_qlora_4bit.py "${training[@]}"
 run evaluate qlora_4bit
-run python train_lora_8bit.py "${training_8bit[@]}"
+run python train_lora_8bit.py "${training[@]}"
 run evaluate lora_8bit
 run python quantize_gptq.py "${gptq[@]}"
 run evaluate gptq_4bit qlora_4bit/merged
 run python sapling_train.py "${sapling[@]}"
-run evaluate $(depths)
-run quantize_every_depth
+run evaluate sapling
+run python quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq "${gptq[@]}"
+run evaluate sapling_gptq
 run measure
 run python plot_pareto.py
 

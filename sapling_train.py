@@ -5,12 +5,9 @@ finished run START_FROM. Writes results/<RUN>/<units left>/ for every depth of H
 trace of the pruning, and trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv, train_metrics.json.
 A killed run, started again with the same command, resumes with the same drops.
 
-    python sapling_train.py                                            phase 1's model, half of its layers, of its bytes
+    python sapling_train.py                                            phase 1's model, to half of its bytes
     python sapling_train.py --RUN=sapling_paper --RECOVERY=paper       without a teacher, as the paper trains
     python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline, as healed
-    python sapling_train.py --BASE_MODEL=meta-llama/Llama-2-7b-hf --DATA_RUN=data_llama --START_FROM=qlora_llama \\
-        --UPDATE=qlora --TARGET_SIZE=0.29 --HEAL_AT=[56,44,32] --SCAN_BATCH_SIZE=1 --LEARNING_RATE=2e-4 \\
-        --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16                   a 10 GB GPU
 """
 
 from fincompress.settings import check_choice, check_positive, configure

@@ -122,6 +122,13 @@ def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Pa
     return directory
 
 
+def with_depths(results_dir: str, run: str) -> list[str]:
+    """``[run]``, or one run a depth where its folder holds depths, as SAPLING's does; the largest model first."""
+    folders = run_directory(results_dir, run).glob("*/settings.json")
+    depths = sorted((int(path.parent.name) for path in folders if path.parent.name.isdigit()), reverse=True)
+    return [f"{run}/{depth}" for depth in depths] or [run]
+
+
 def load_processed(results_dir: str, data_run: str, split: str) -> tuple[datasets.Dataset, dict]:
     """A split that ``preprocess_data.py`` wrote (memory-mapped), and the record of that run."""
     import datasets
@@ -177,7 +184,9 @@ def start_run(
             raise UserError(
                 f"{directory}/ holds a run of {before['script']}: choose another RUN, or remove that folder"
             )
-        differing = changed(*map(_deciding, (before.get("settings", {}), record["settings"])))
+        known = {*DEFAULTS, *record["settings"]}  # a constant that a script no longer has decides nothing
+        settings_before = {name: value for name, value in before.get("settings", {}).items() if name in known}
+        differing = changed(*map(_deciding, (settings_before, record["settings"])))
         differing += changed({name: before.get(name) for name in facts}, facts)
         if differing:
             raise UserError(

@@ -194,8 +194,8 @@ def test_two_recipes_share_a_folder(tmp_path, settings, facts, said, finished):
     assert tree(tmp_path) == before
 
 
-def test_record_keeping_and_constants_an_older_run_did_not_have_are_no_other_settings(tmp_path, monkeypatch):
-    directory = start(tmp_path, {"SAVE_STEPS": 100})
+def test_record_keeping_and_constants_that_one_of_two_runs_does_not_have_are_no_other_settings(tmp_path, monkeypatch):
+    directory = start(tmp_path, {"SAVE_STEPS": 100, "DELETED": 3})
     (directory / "done.json").write_text("{}")
     monkeypatch.setitem(runs.DEFAULTS, "ADDED", 1)
     monkeypatch.setitem(runs.DEFAULTS, "RUN", "lora")

@@ -12,7 +12,7 @@ import pytest
 from fincompress.settings import ENVIRONMENT, parse_overrides, read_constants
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPTS = [path for where in ("*.sh", "benchmarks/*.sh", ".ci/*") for path in sorted(REPOSITORY.glob(where))]
+SCRIPTS = [path for where in ("*.sh", "recipes/*.sh", ".ci/*") for path in sorted(REPOSITORY.glob(where))]
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def copy(tmp_path):
     """A folder with the shell scripts and what they read, and nothing else."""
     for path in [*REPOSITORY.glob("*.sh"), *REPOSITORY.glob("requirements*.txt")]:
         shutil.copy(path, tmp_path)
-    shutil.copytree(REPOSITORY / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("*.py", "__*"))
+    shutil.copytree(REPOSITORY / "recipes", tmp_path / "recipes")
     return tmp_path
 
 
@@ -36,10 +36,10 @@ def phases(copy):
     python = copy / ".venv" / "bin" / "python"
     python.write_text(
         f'#!/bin/sh\ncase "$1" in -c|-m) exec "{sys.executable}" "$@" ;; esac\n'
-        'printf "%s\\n" "$# DATA_DIR=${DATA_DIR:-} RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
+        'printf "%s\\n" "$# RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
         'case "$1" in "${FAIL:-none}") exit 3 ;; esac\n'
         'run=sapling; for a in "$@"; do case "$a" in --RUN=*) run=${a#--RUN=} ;; esac; done\n'
-        'case "$1" in sapling_train.py) mkdir -p "$RESULTS_DIR/$run/9" "$RESULTS_DIR/$run/22" ;; esac\n'
+        'case "$1 $run" in *" sapling"*) mkdir -p "$RESULTS_DIR/$run/9" "$RESULTS_DIR/$run/22" ;; esac\n'
     )
     python.chmod(0o755)
     stamp = "cat requirements.txt requirements-dev.txt | cksum > .venv/installed"
@@ -50,8 +50,8 @@ def phases(copy):
         lines = (copy / "calls").read_text().splitlines()
         calls = []
         while lines:
-            count, data, results = lines.pop(0).split()
-            calls.append((lines[: int(count)], data, results))
+            count, results = lines.pop(0).split()
+            calls.append((lines[: int(count)], results))
             del lines[: int(count)]
         return done, calls
 
@@ -93,72 +93,84 @@ def test_a_wrong_python_is_refused_in_one_line(copy, script, python):
 def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, results):
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    made = [call[0] for call in calls if call[0][0] != "evaluate.py"]
+    made = [call for call, _ in calls if call[0] != "evaluate.py"]
     assert [call[0] for call in made] == [
         "preprocess_data.py", "train_qlora_4bit.py", "train_lora_8bit.py", "quantize_gptq.py", "sapling_train.py",
         "quantize_gptq.py", "benchmark_throughput.py", "plot_pareto.py",
     ]  # fmt: skip
-    assert [call[0][1] for call in calls if call[0][0] == "evaluate.py"] == [
-        f"--RUN={run}" for run in ("base", "qlora_4bit", "lora_8bit", "gptq_4bit", "qlora_4bit/merged", "sapling/22",
-                                   "sapling/9", "sapling_gptq/22", "sapling_gptq/9")
+    assert [call[1:] for call, _ in calls if call[0] == "evaluate.py"] == [
+        [f"--RUN={run}"] for run in ("base", "qlora_4bit", "lora_8bit", "gptq_4bit", "qlora_4bit/merged", "sapling",
+                                     "sapling_gptq")
     ]  # fmt: skip
-    assert "--SOURCE_RUN=['sapling/22', 'sapling/9']" in made[5]
-    measured = parse_overrides(made[6][1:], read_constants(REPOSITORY / made[6][0]), {})["RUNS"][0]
+    measured = overrides(made[6])["RUNS"]
     few = {"qlora_4bit", "gptq_4bit", "sapling/9"}
     assert set(measured) == (few if arguments else few | {"qlora_4bit/merged", "sapling/22", "sapling_gptq/22"})
-    for call, data, folder in calls:
-        assert (data, folder) == ("DATA_DIR=synthetic", f"RESULTS_DIR={results}")
-        parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})  # raises on an unknown or ill-typed one
+    assert {folder for _, folder in calls} == {f"RESULTS_DIR={results}"}
+    names = {name for call, _ in calls for name in overrides(call)}
+    assert arguments or names == {"RUN", "SOURCE_RUN", "RUNS"}  # what is edited in a script takes effect
 
 
-def test_the_record_s_commands_take_the_settings_they_are_given(phases, copy):
+def overrides(call):
+    """The constants that a command sets, by name; raises on an unknown or ill-typed one."""
+    found = parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})
+    return {name: value for name, (value, origin) in found.items() if origin == "command line"}
+
+
+def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
-    done, calls = phases(script="benchmarks/finqa_record.sh", DATA_DIR="finqa")
+    done, calls = phases(script="recipes/finqa_smollm2.sh", DATA_DIR="finqa")
     assert (done.returncode, done.stderr) == (0, "")
-    for call, data, folder in calls:
-        assert (data, folder) == ("DATA_DIR=finqa", "RESULTS_DIR=results-finqa")
-        parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})
-    evaluated = [call[0][1].partition("=")[2] for call in calls if call[0][0] == "evaluate.py"]
+    assert {folder for _, folder in calls} == {"RESULTS_DIR=results-finqa"}
+    calls = [(call[0], overrides(call)) for call, _ in calls]
+    evaluated = [constants["RUN"] for script, constants in calls if script == "evaluate.py"]
     assert len(evaluated) == len(set(evaluated))
-    assert {"base", "sapling/22", "sapling_gptq/9", "longer/9"} <= set(evaluated)
-    started = [dict(argument[2:].split("=", 1) for argument in call[0][1:]) for call in calls
-               if call[0][0] == "sapling_train.py"]  # fmt: skip
+    assert {"base", "sapling", "sapling_gptq", "longer", "longer_gptq"} <= set(evaluated)
+    started = [constants for script, constants in calls if script == "sapling_train.py"]
     # What half of the bytes has seen, after four cycles and its healing, the others see in healing alone.
-    budgets = {one["RUN"]: 4 * float(one.get("CYCLE_EPOCHS", 0)) + float(one["HEALING_EPOCHS"]) for one in started}
+    budgets = {one["RUN"]: 4 * one.get("CYCLE_EPOCHS", 0) + one["HEALING_EPOCHS"] for one in started}
     assert budgets.pop("sapling_paper") == 6.5  # not healed at that depth: 4 there, as many as the record before
     assert len(budgets) == 10 and set(budgets.values()) == {2.0}
-    quantized = [call[0][1] for call in calls if call[0][0] == "quantize_gptq.py"]
-    assert quantized == [
-        "--SOURCE_RUN=finqa_qlora/merged", "--SOURCE_RUN=['sapling/22', 'sapling/9']", "--SOURCE_RUN=longer/60",
-        "--SOURCE_RUN=longer_taught/60",
-    ]  # fmt: skip
-    (measured,) = [call[0] for call in calls if call[0][0] == "benchmarks/throughput_repeats.py"]
-    overrides = parse_overrides(measured[1:], read_constants(REPOSITORY / measured[0]), {})
+    quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
+    assert quantized == ["finqa_qlora/merged", "sapling", "longer", "longer_taught"]
+    (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
     phases_1_to_3 = {"finqa_qlora", "finqa_qlora/merged", "finqa_lora_8bit", "finqa_gptq", "sapling/22", "sapling/9"}
-    assert set(overrides["RUNS"][0]) == phases_1_to_3 | {"sapling_gptq/22", "sapling_gptq/9"}
+    assert set(measured) == phases_1_to_3 | {"sapling_gptq/22", "sapling_gptq/9"}
+
+
+@pytest.mark.parametrize("shell_name", [name for name in ("bash", "zsh") if shutil.which(name)])
+def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_name):
+    done, calls = phases("recipes/llama2_7b_10gb.sh", script=shell_name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {folder for _, folder in calls} == {"RESULTS_DIR=results-llama"}
+    assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16, 16, 16]
+    assert [call[0] for call, _ in calls][-2:] == ["benchmark_throughput.py", "plot_pareto.py"]
+
+
+def test_the_commands_for_llama_stop_at_the_first_failure(phases):
+    done, calls = phases(script="recipes/llama2_7b_10gb.sh", FAIL="train_qlora_4bit.py")
+    assert (done.returncode, len(calls)) == (3, 2)
 
 
 def test_the_record_is_made_of_no_other_data_than_finqa(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "synthetic"\n}\n')
-    done, calls = phases(script="benchmarks/finqa_record.sh")
+    done, calls = phases(script="recipes/finqa_smollm2.sh")
     assert (done.returncode, done.stderr) == (2, "error: DATA_DIR does not hold FinQA's train.json and dev.json\n")
     assert [call[0][0] for call in calls] == ["preprocess_data.py"]
 
 
 def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     done, quick = phases("--quick")
-    assert any(argument.startswith("--TRAIN_EXAMPLES=") for argument in quick[0][0])
-    assert any(argument.startswith("--EPOCHS=") for argument in quick[2][0])
-    assert "[13 of 13] table, charts, verdict took 0m" in done.stdout
+    assert overrides(quick[0][0])["TRAIN_EXAMPLES"] < 100
+    assert "[14 of 14] table, charts, verdict took 0m" in done.stdout
     assert "left: speed and memory; table, charts, verdict\n" in done.stdout
     assert "QUICK RUN" in done.stdout
 
 
 def test_what_was_measured_is_not_measured_again_unless_it_was_made_anew(phases, copy):
     _, calls = phases()
-    measured = parse_overrides(calls[-2][0][1:], read_constants(REPOSITORY / calls[-2][0][0]), {})["RUNS"][0]
+    measured = overrides(calls[-2][0])["RUNS"]
     for run in ["base", *measured]:
         folder = copy / "results" / run
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,25 +186,17 @@ def test_what_was_measured_is_not_measured_again_unless_it_was_made_anew(phases,
     assert [call[0][0] for call in calls].count("benchmark_throughput.py") == 2
 
 
-def test_folders_set_in_the_environment_are_used(phases):
-    _, calls = phases(DATA_DIR="finqa", RESULTS_DIR="elsewhere")
-    assert {call[1:] for call in calls} == {("DATA_DIR=finqa", "RESULTS_DIR=elsewhere")}
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 9
+def test_a_folder_for_results_set_in_the_environment_is_used(phases):
+    _, calls = phases(RESULTS_DIR="elsewhere")
+    assert {folder for _, folder in calls} == {"RESULTS_DIR=elsewhere"}
 
 
 @pytest.mark.parametrize(("arguments", "results"), [([], "elsewhere"), (["--quick"], "elsewhere-quick")])
-def test_folders_set_in_dotenv_are_used(phases, copy, arguments, results):
+def test_a_folder_for_results_set_in_dotenv_is_used(phases, copy, arguments, results):
     (copy / ".env").write_text("DATA_DIR=finqa  # the real one\nexport RESULTS_DIR='elsewhere/'\n")
     done, calls = phases(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {call[1:] for call in calls} == {("DATA_DIR=finqa", f"RESULTS_DIR={results}")}
-    assert [call[0][-1] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=dev"] * 9
-
-
-def test_the_synthetic_set_is_reported_on_test_also_when_dotenv_asks_for_it(phases, copy):
-    (copy / ".env").write_text("DATA_DIR=synthetic\n")
-    _, calls = phases()
-    assert [call[0][2] for call in calls if call[0][0] == "evaluate.py"] == ["--SPLIT=test"] * 9
+    assert {folder for _, folder in calls} == {f"RESULTS_DIR={results}"}
 
 
 def test_a_phase_that_fails_ends_the_main_job(phases):

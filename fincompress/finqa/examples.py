@@ -38,7 +38,6 @@ class Example:
     question: str
     program: str
     exe_ans: float | str
-    answer: str
     gold_inds: dict[str, str]
 
 
@@ -154,8 +153,8 @@ def validate_split(split: str, records: list[dict]) -> tuple[list[Example], list
 def parse_example(record: dict) -> Example:
     """One record of the official schema; raises ValueError with the reason it is broken.
 
-    ``answer`` may be empty and ``gold_inds`` empty or absent (the release has both); rows may be ragged. A gold
-    program that does not execute is broken; one that gives something other than ``exe_ans`` is scored as released.
+    ``gold_inds`` may be empty or absent (the release has both); rows may be ragged. A gold program that does not
+    execute is broken; one that gives something other than ``exe_ans`` is scored as released.
     """
     if not isinstance(record, dict):
         raise ValueError("not an object")
@@ -198,7 +197,6 @@ def parse_example(record: dict) -> Example:
         question=qa["question"],
         program=qa["program"],
         exe_ans=exe_ans if isinstance(exe_ans, str) else float(exe_ans),
-        answer=str(qa.get("answer", "")),
         gold_inds=gold_inds,
     )
 

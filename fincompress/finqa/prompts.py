@@ -8,24 +8,21 @@ from dataclasses import dataclass
 from fincompress.finqa import evidence
 from fincompress.finqa.examples import Example
 
-TARGETS = ("program", "answer")
 QUESTION = "Question: "
-CUE = {"program": "Program:", "answer": "Answer:"}  # the last words of a prompt; the target follows on a new line
+CUE = "Program:"  # the last word of a prompt; the gold program follows on a new line
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """``text`` ends where the model is to go on with ``target``; ``lines`` is the evidence on show."""
+    """``text`` ends where the model is to continue with the program; ``lines`` is the evidence on show."""
 
     text: str
-    target: str
     lines: list[evidence.Line]
 
 
 def build_prompt(
     example: Example,
     mode: str,
-    target: str,
     evidence_tokens: int | None,
     max_prompt_tokens: int,
     count_tokens: Callable[[list[str]], list[int]],
@@ -34,18 +31,11 @@ def build_prompt(
 
     ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for retrieved evidence
     (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
-    ``max_prompt_tokens``, the least relevant lines go first; the question, the table's header and the target
-    are never cut. ``count_tokens`` maps texts to token counts.
+    ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
+    cut. ``count_tokens`` maps texts to token counts.
     """
-    question = QUESTION + " ".join(example.question.split()) + "\n" + CUE[target] + "\n"
+    question = QUESTION + " ".join(example.question.split()) + "\n" + CUE + "\n"
     room = max(0, max_prompt_tokens - count_tokens([question])[0])
     budget = min(room, evidence_tokens) if mode == "retrieved" and evidence_tokens is not None else room
     lines = evidence.select(example, mode, budget, count_tokens)
-    return Prompt(evidence.render(lines) + "\n" + question, target_text(example, target), lines)
-
-
-def target_text(example: Example, target: str) -> str:
-    """What the model must write: the gold program, or the bare answer as ``exe_ans`` where the release has none."""
-    if target == "program":
-        return example.program
-    return example.answer.strip() or (example.exe_ans if isinstance(example.exe_ans, str) else f"{example.exe_ans:g}")
+    return Prompt(evidence.render(lines) + "\n" + question, lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,13 +11,6 @@ from scipy import stats
 
 from fincompress.errors import UserError
 from fincompress.finqa import program
-
-SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9}
-NUMBER = re.compile(
-    r"(?P<open>\()?\s*(?P<sign>-)?\s*\$?\s*(?P<digits>\d[\d,]*(?:\.\d*)?|\.\d+)\s*(?P<close>\))?"
-    r"\s*(?P<percent>%|percent)?\s*(?P<scale>thousand|million|billion)?\.?",
-    re.ASCII,
-)
 
 
 def score_program(tokens: list[str], example: dict) -> dict:
@@ -38,67 +30,6 @@ def score_program(tokens: list[str], example: dict) -> dict:
         "execution_correct": program.execution_correct(execution, example["exe_ans"]),
         "program_correct": program.program_correct(tokens, program.tokenize(example["program"])),
     }
-
-
-def score_answer(text: str, example: dict) -> dict:
-    """The verdict on a bare answer (``TARGET = "answer"``); ``rule`` says how it matched, None if it did not."""
-    number = read_number(text)
-    yes_no = text.strip().lower().rstrip(".")
-    rule = match_answer(text, example["exe_ans"])
-    value = yes_no if yes_no in ("yes", "no") else number and number[0]
-    return {
-        "program": None,
-        "value": value,
-        "invalid": value is None,
-        "execution_correct": rule is not None,
-        "program_correct": None,
-        "rule": rule,
-    }
-
-
-def read_number(text: str) -> tuple[float, int, bool] | None:
-    """``(value as written, decimals, whether a percent sign follows)`` where the whole text is one number, else None.
-
-    A number somewhere in a sentence does not count: that would reward a model for writing many.
-    """
-    match = NUMBER.fullmatch(" ".join(text.lower().split()))  # the pattern takes for ever on long runs of spaces
-    if match is None or bool(match["open"]) != bool(match["close"]) or len(match["digits"]) > 40:
-        return None
-    digits = match["digits"].replace(",", "")
-    value = float(digits) * SCALES.get(match["scale"], 1.0)
-    negative = bool(match["sign"]) != bool(match["open"])
-    decimals = len(digits.partition(".")[2]) - round(math.log10(SCALES.get(match["scale"], 1.0)))
-    return (-value if negative else value), decimals, bool(match["percent"])
-
-
-def match_answer(text: str, exe_ans: float | str) -> str | None:
-    """How a bare answer matches ``exe_ans``: ``exact``, ``rounded``, ``percent`` or ``scale``; None where it does not.
-
-    Tried in that order. Rounding counts only as far as the answer shows digits, and needs two significant ones.
-    ``percent`` allows 1.6% or 1.6 for 0.016, ``scale`` a factor of 10^3, 10^6 or 10^9 (FinQA leaves units open).
-    """
-    if isinstance(exe_ans, str):
-        return "exact" if text.strip().lower().rstrip(".") == exe_ans else None
-    number = read_number(text)
-    if number is None:
-        return None
-    value, decimals, percent = number
-    if percent:
-        value, decimals = value / 100, decimals + 2
-    if round(value, 5) == round(exe_ans, 5):
-        return "exact"
-
-    def rounds_to(target: float) -> bool:
-        significant = len(str(abs(round(value * 10**decimals))))
-        return significant >= 2 and math.isclose(round(target, decimals), value, rel_tol=1e-9, abs_tol=1e-12)
-
-    if rounds_to(exe_ans):
-        return "percent" if percent else "rounded"
-    if not percent and rounds_to(exe_ans * 100):
-        return "percent"
-    if any(rounds_to(exe_ans * factor) or rounds_to(exe_ans / factor) for factor in SCALES.values()):
-        return "scale"
-    return None
 
 
 def wilson_interval(successes: int, total: int) -> tuple[float, float]:
@@ -139,18 +70,12 @@ def breakdown(verdicts: list[dict], examples: list[dict]) -> dict:
 
 def summarize(verdicts: list[dict], examples: list[dict]) -> dict:
     """What ``eval_<split>.json`` says of a list of verdicts, one a gold question."""
-    summary = {
+    return {
         "questions": len(examples),
         "execution_accuracy": accuracy([verdict["execution_correct"] for verdict in verdicts]),
-        "program_accuracy": None,
+        "program_accuracy": accuracy([verdict["program_correct"] for verdict in verdicts]),
         "invalid": accuracy([verdict["invalid"] for verdict in verdicts]),
-    }
-    if all(verdict["program_correct"] is not None for verdict in verdicts):
-        summary["program_accuracy"] = accuracy([verdict["program_correct"] for verdict in verdicts])
-    rules = [verdict["rule"] for verdict in verdicts if verdict.get("rule")]
-    if rules:
-        summary["answer_rules"] = {rule: rules.count(rule) for rule in sorted(set(rules))}
-    return summary | breakdown(verdicts, examples)
+    } | breakdown(verdicts, examples)
 
 
 def read_predictions(path: Path) -> dict[str, list[str]]:

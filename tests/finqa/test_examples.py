@@ -33,7 +33,7 @@ def record(page="A/2010/page_1.pdf", number=1, **changes):
         "table": [["", "2010", "2009"], ["revenue", "30", "20"]],
         "qa": {
             "question": "by how much did revenue grow?", "program": "subtract(30, 20), divide(#0, 20)", "exe_ans": 0.5,
-            "answer": "50%", "gold_inds": {"table_1": "revenue 30 20"},
+            "gold_inds": {"table_1": "revenue 30 20"},
         },
     }  # fmt: skip
     for name, value in changes.items():
@@ -122,8 +122,6 @@ def test_broken_record_is_used_or_its_reason_is_wrong(changes, reason):
 @pytest.mark.parametrize(
     ("changes", "attribute", "value"),
     [
-        ({"answer": ""}, "answer", ""),
-        ({"answer": MISSING}, "answer", ""),
         ({"gold_inds": {}}, "gold_inds", {}),
         ({"gold_inds": MISSING}, "gold_inds", {}),
         ({"gold_inds": None}, "gold_inds", {}),

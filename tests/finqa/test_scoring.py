@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,6 @@ DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa
 needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
 
 TABLE = [["", "2010", "2009"], ["revenue", "30", "20"]]
-PATIENCE_S = 2  # for one answer; most take microseconds
 
 
 def question(text="subtract(30, 20), divide(#0, 20)", exe_ans=0.5, where="table"):
@@ -93,16 +91,6 @@ def test_summary_of_programs_miscounts():
     summary = scoring.summarize(verdicts, asked)
     assert summary["questions"] == 4
     assert [summary[x]["correct"] for x in ("execution_accuracy", "program_accuracy", "invalid")] == [2, 1, 1]
-    assert "answer_rules" not in summary
-
-
-def test_summary_of_answers_miscounts():
-    asked = [question(exe_ans=0.0159), question(exe_ans=0.0159), question(exe_ans="yes"), question(exe_ans=3.0)]
-    verdicts = [scoring.score_answer(x, q) for x, q in zip(["1.6%", "1.59", "Yes", "no idea"], asked, strict=True)]
-    summary = scoring.summarize(verdicts, asked)
-    assert summary["program_accuracy"] is None
-    assert summary["answer_rules"] == {"exact": 1, "percent": 2}
-    assert (summary["execution_accuracy"]["correct"], summary["invalid"]["correct"]) == (3, 1)
 
 
 # --- one verdict ----------------------------------------------------------------------------------------------------
@@ -132,120 +120,6 @@ def test_verdict_holds_a_number_that_json_has_not(text):
     verdict = scoring.score_program(program.tokenize(text), question())
     assert strict_json(json.dumps(verdict)) == verdict
     assert (verdict["value"], verdict["execution_correct"]) == (None, False)
-
-
-@pytest.mark.parametrize(
-    ("text", "value", "decimals", "percent"),
-    [
-        ("14", 14.0, 0, False),
-        ("( 14 )", -14.0, 0, False),
-        ("(14)", -14.0, 0, False),
-        ("-14", -14.0, 0, False),
-        ("$ 1,234.50", 1234.5, 2, False),
-        (".5", 0.5, 1, False),
-        ("14.", 14.0, 0, False),
-        ("1.6 %", 1.6, 1, True),
-        ("1.6 percent", 1.6, 1, True),
-        ("-1.6%", -1.6, 1, True),
-        ("2.5 million", 2.5e6, -5, False),
-        ("$ 3 Billion", 3e9, -9, False),
-        ("\u00a014\u00a0%", 14.0, 0, True),
-    ],
-)
-def test_number_is_misread(text, value, decimals, percent):
-    assert scoring.read_number(text) == (value, decimals, percent)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", " ", "-", "%", ".", ",", "( 14", "14 )", "the answer is 14", "14 dollars", "1 2", "14, 15", "1e5", "nan",
-        "inf", "#0", "divide(14, 2)", "1.2.3", "--5", "$", "٣", "५", "１４", "²", "\u221214", "9" * 41, "9" * 100_000,
-        "yes", "\0",
-    ],
-)  # fmt: skip
-def test_text_that_is_no_number_is_read_as_one(text):
-    assert scoring.read_number(text) is None
-    assert scoring.match_answer(text, 14.0) is None
-
-
-@pytest.mark.parametrize("text", ["(" + " " * 5000 + "x", "5" + " " * 5000 + "x", "5" + "," * 5000 + "x"])
-def test_junk_takes_for_ever(text):
-    began = time.perf_counter()
-    assert scoring.read_number(text) is None
-    assert time.perf_counter() - began < PATIENCE_S
-
-
-@pytest.mark.parametrize(
-    ("text", "exe_ans", "rule"),
-    [
-        ("14", 14.0, "exact"),
-        ("14.0", 14.0, "exact"),
-        ("0.01588", 0.01588, "exact"),
-        ("5%", 0.05, "exact"),
-        ("1.59%", 0.0159, "exact"),
-        ("( 14 )", -14.0, "exact"),
-        ("( 14 )", 14.0, None),
-        ("14", -14.0, None),
-        ("$ 1,234", 1234.0, "exact"),
-        ("2 million", 2e6, "exact"),
-        ("0", 0.0, "exact"),
-        ("0", 0.004, None),
-        ("0.016", 0.0159, "rounded"),
-        ("94.1", 94.0625, "rounded"),
-        ("94.2", 94.0625, None),
-        ("94", 94.0625, "rounded"),
-        ("9", 9.4, None),  # one digit is right too easily
-        ("1.6 million", 1_623_000.0, "rounded"),
-        ("2 million", 1_600_000.0, None),  # one digit, whatever the word behind it
-        ("1.6%", 0.0159, "percent"),
-        ("1.60%", 0.0159, None),
-        ("2%", 0.0159, None),
-        ("1.6", 0.0159, "percent"),
-        ("1.59", 0.0159, "percent"),
-        ("16", 0.0159, "scale"),
-        ("16", 1.59, None),
-        ("-1.6%", 0.0159, None),
-        ("-1.6%", -0.0159, "percent"),
-        ("1234", 1.234, "scale"),
-        ("1.234", 1234.0, "scale"),
-        ("1.23", 1234.0, "scale"),
-        ("2.5 million", 2.5, "scale"),
-        ("25", 2_500_000.0, None),
-        ("2", 1_600_000.0, None),
-        ("2 million", 1.6, None),
-        ("yes", "yes", "exact"),
-        (" Yes. ", "yes", "exact"),
-        ("no", "yes", None),
-        ("yes, it did", "yes", None),
-        ("1", "yes", None),
-        ("yes", 1.0, None),
-        ("it is 14", 14.0, None),
-        ("14 14", 14.0, None),
-        ("9" * 40, 1e300, None),
-        ("9" * 400, 14.0, None),
-        ("14", 1e308, None),
-    ],
-)
-def test_answer_matches_by_another_rule(text, exe_ans, rule):
-    assert scoring.match_answer(text, exe_ans) == rule
-
-
-@pytest.mark.parametrize(
-    ("text", "exe_ans", "value", "invalid", "correct"),
-    [
-        ("1.6%", 0.0159, 1.6, False, True),
-        ("17", 14.0, 17.0, False, False),
-        ("YES.", "yes", "yes", False, True),
-        ("no", "yes", "no", False, False),
-        ("about 14", 14.0, None, True, False),
-        ("0", 0.0, 0.0, False, True),
-    ],
-)
-def test_verdict_on_an_answer_is_wrong(text, exe_ans, value, invalid, correct):
-    verdict = scoring.score_answer(text, question(exe_ans=exe_ans))
-    assert (verdict["value"], verdict["invalid"], verdict["execution_correct"]) == (value, invalid, correct)
-    assert verdict["program"] is None and (verdict["rule"] is not None) == correct
 
 
 # --- prediction files -----------------------------------------------------------------------------------------------

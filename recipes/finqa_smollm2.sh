@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The record on real FinQA that the README shows: every run, evaluated on all of dev once, and measured. What is finished
-# is skipped, and a killed run goes on. The README's is of 1,964 training examples, by estimate twelve hours on two cores
-# that multiply bf16; all 6,251 of the release take three times as long, and give other numbers. Speeds are ratios of one
-# idle machine: nothing else should run during the last step.
+# The record on real FinQA with SmolLM2-135M: every run, evaluated on all of dev once, and measured. Finished runs are
+# skipped, a killed run resumes. By estimate eight hours on two cores that multiply bf16, with 1,964 training examples;
+# all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle machine:
+# nothing else should run during the last step.
 #
-#   DATA_DIR=path/to/finqa benchmarks/finqa_record.sh
+#   DATA_DIR=path/to/finqa recipes/finqa_smollm2.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
@@ -17,22 +17,25 @@ run() {
 }
 evaluate() {
     local name
-    for name in "$@"; do run evaluate.py --RUN="$name" --DATA_RUN=finqa_data --SPLIT=dev; done
+    for name in "$@"; do run evaluate.py --RUN="$name" --DATA_RUN=finqa_data; done
 }
+list() { printf '['; printf "'%s', " "$@"; printf ']'; }
 
-run preprocess_data.py --RUN=finqa_data --EVIDENCE_TOKENS=160
+run preprocess_data.py --RUN=finqa_data --EVIDENCE_TOKENS=160 --MAX_PROMPT_TOKENS=512 --CALIBRATION_EXAMPLES=256 \
+    --TRAIN_EXAMPLES=None --EVAL_EXAMPLES=None
 if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; then
     echo "error: DATA_DIR does not hold FinQA's train.json and dev.json" >&2
     exit 2
 fi
 
 # Phase 1: the ceiling, and 8-bit LoRA beside it
-recipe=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --BATCH_SIZE=4 --EPOCHS=3)
-run train_qlora_4bit.py --RUN=finqa_qlora "${recipe[@]}"
-run train_lora_8bit.py --RUN=finqa_lora_8bit "${recipe[@]}"
+lora=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --MERGE_INTO=better)
+run train_qlora_4bit.py --RUN=finqa_qlora "${lora[@]}"
+run train_lora_8bit.py --RUN=finqa_lora_8bit "${lora[@]}"
 
 # Phase 2
-run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq
+gptq=(--CALIBRATION_EXAMPLES=256)
+run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
 
 # Phase 3 with its teacher, healed at five depths, the last one of the bytes of GPTQ's checkpoint (43 %)
 start=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --CALIBRATION_EXAMPLES=128)
@@ -46,35 +49,36 @@ run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${schedule[@]}" --HEAL_A
 run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 \
     --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
 # Other ways to drop layers, one shot, with the same teacher and as many examples as SAPLING's depth has seen
+pruned=()
 for criterion in last block_influence taylor random; do
     run sapling_train.py --RUN=one_shot_$criterion "${start[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
         --DROP_UNIT=block --HEAL_AT=[30,22] --HEALING_EPOCHS=2
+    pruned+=(one_shot_$criterion)
 done
 # Phase 1 trained on for as many examples, no layer dropped: with itself as teacher, and without
 longer=("${start[@]}" --TARGET_SIZE=1 --HEAL_AT=[] --HEALING_EPOCHS=2)
 run sapling_train.py --RUN=longer_taught "${longer[@]}"
 run sapling_train.py --RUN=longer "${longer[@]}" --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 
-depths() { (cd "$RESULTS_DIR" && printf '%s\n' "$1"/[0-9]*/ | sed 's,/$,,' | sort -t/ -k2 -rn); }
-list() { printf "['%s'" "$1" && shift && printf ", '%s'" "$@" && printf ']'; }
-run quantize_gptq.py --SOURCE_RUN="$(list $(depths sapling))" --RUN=sapling_gptq
-in_4_bits=($(depths sapling | sed 's,^sapling,sapling_gptq,'))
-run quantize_gptq.py --SOURCE_RUN=longer/60 --RUN=longer_gptq
-run quantize_gptq.py --SOURCE_RUN=longer_taught/60 --RUN=longer_taught_gptq
+quantized=()
+for name in sapling longer longer_taught; do
+    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq "${gptq[@]}"
+    quantized+=(${name}_gptq)
+done
 
-pruned=(one_shot_last one_shot_block_influence one_shot_taylor one_shot_random)
 others=(sapling_seed_1 sapling_seed_2 sapling_qlora sapling_paper longer longer_taught "${pruned[@]}")
-models=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq $(depths sapling) "${in_4_bits[@]}")
-evaluate base "${models[@]}" longer_gptq longer_taught_gptq $(for name in "${others[@]}"; do depths "$name"; done)
+phases=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
+evaluate base "${phases[@]}" sapling "${quantized[@]}" "${others[@]}"
 
 published=results/published/finqa-smollm2-135m
 mkdir -p $published
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
-run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${models[@]}")" \
+depths=($(cd "$RESULTS_DIR" && printf '%s\n' sapling/[0-9]*/ sapling_gptq/[0-9]*/ | sed 's,/$,,'))
+run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${phases[@]}" "${depths[@]}")" \
     --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 --BATCH_SIZES=[] |
     tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
-run benchmarks/publish.py --TO=$published --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling \
-    "${in_4_bits[@]}" longer_gptq longer_taught_gptq "${others[@]}")"
+run benchmarks/publish.py --TO=$published \
+    --RUNS="$(list finqa_data base finqa_qlora finqa_lora_8bit finqa_gptq sapling "${quantized[@]}" "${others[@]}")"
 run plot_pareto.py --RESULTS_DIR=$published --README=README.md

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Llama-2-7B on FinQA with a 10 GB GPU: written for such a card and not run on one. Needs the licence accepted on the Hub
+# and a token in .env, 32 GB of main memory and about 100 GB of disk. Finished runs are skipped, a killed run resumes.
+#
+#   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source ./setup_env.sh
+export BASE_MODEL=${BASE_MODEL:-meta-llama/Llama-2-7b-hf} RESULTS_DIR=${RESULTS_DIR:-results-llama}
+if [ -z "${DATA_DIR:-}" ] && ! grep -Eqs '^(export )?DATA_DIR=.' .env; then export DATA_DIR=data; fi
+
+run() {
+    printf '\n%s\n' "$*"
+    python "$@"
+}
+lora=(--LEARNING_RATE=2e-4 --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16)
+
+run preprocess_data.py --EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=256 --TRAIN_EXAMPLES=None \
+    --EVAL_EXAMPLES=None
+run train_qlora_4bit.py "${lora[@]}" --EPOCHS=3
+run train_lora_8bit.py "${lora[@]}" --EPOCHS=3
+run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
+# Down to the bytes of GPTQ's checkpoint
+run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 --HEAL_AT=[56,44,32] --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \
+    --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}"
+run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
+
+for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq; do
+    run evaluate.py --RUN=$name --BATCH_SIZE=2
+done
+for name in base qlora_4bit/merged sapling; do # what does not fit is read again for every token of a batch
+    run evaluate.py --RUN=$name --BATCH_SIZE=8
+done
+run benchmark_throughput.py
+run plot_pareto.py
