@@ -40,11 +40,11 @@ run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]
 # Phase 3 with its teacher, healed at five depths, the last one of the bytes of GPTQ's checkpoint (43 %)
 start=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --CALIBRATION_EXAMPLES=128)
 schedule=(--CYCLE_EPOCHS=0.25 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=1)
-run sapling_train.py --RUN=sapling "${start[@]}" "${schedule[@]}" --TARGET_SIZE=0.43 --HEAL_AT=[50,40,30,22]
+run sapling_train.py --RUN=sapling "${start[@]}" "${schedule[@]}" --TARGET_SIZE=0.43 "--HEAL_AT=[50,40,30,22]"
 for seed in 1 2; do
-    run sapling_train.py --RUN=sapling_seed_$seed "${start[@]}" "${schedule[@]}" --HEAL_AT=[30,22] --SEED=$seed
+    run sapling_train.py --RUN=sapling_seed_$seed "${start[@]}" "${schedule[@]}" "--HEAL_AT=[30,22]" --SEED=$seed
 done
-run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${schedule[@]}" --HEAL_AT=[30,22] --UPDATE=qlora
+run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${schedule[@]}" "--HEAL_AT=[30,22]" --UPDATE=qlora
 # As the paper trains: no teacher, a quarter of the layers
 run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 \
     --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
@@ -52,11 +52,11 @@ run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_
 pruned=()
 for criterion in last block_influence taylor random; do
     run sapling_train.py --RUN=one_shot_$criterion "${start[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
-        --DROP_UNIT=block --HEAL_AT=[30,22] --HEALING_EPOCHS=2
+        --DROP_UNIT=block "--HEAL_AT=[30,22]" --HEALING_EPOCHS=2
     pruned+=(one_shot_$criterion)
 done
 # Phase 1 trained on for as many examples, no layer dropped: with itself as teacher, and without
-longer=("${start[@]}" --TARGET_SIZE=1 --HEAL_AT=[] --HEALING_EPOCHS=2)
+longer=("${start[@]}" --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=2)
 run sapling_train.py --RUN=longer_taught "${longer[@]}"
 run sapling_train.py --RUN=longer "${longer[@]}" --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 
@@ -76,7 +76,7 @@ mkdir -p $published
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 depths=($(cd "$RESULTS_DIR" && printf '%s\n' sapling/[0-9]*/ sapling_gptq/[0-9]*/ | sed 's,/$,,'))
 run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${phases[@]}" "${depths[@]}")" \
-    --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 --BATCH_SIZES=[] |
+    --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 "--BATCH_SIZES=[]" |
     tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 run benchmarks/publish.py --TO=$published \

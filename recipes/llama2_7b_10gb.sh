@@ -21,7 +21,7 @@ run train_qlora_4bit.py "${lora[@]}" --EPOCHS=3
 run train_lora_8bit.py "${lora[@]}" --EPOCHS=3
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
 # Down to the bytes of GPTQ's checkpoint
-run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 --HEAL_AT=[56,44,32] --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \
+run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 "--HEAL_AT=[56,44,32]" --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \
     --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}"
 run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
 
