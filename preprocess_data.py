@@ -19,9 +19,7 @@ DATA_DIR = "data"  # folder with train.json, dev.json, test.json; "synthetic" fo
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 # What a prompt shows
-EVIDENCE = (
-    "retrieved"  # "retrieved" (best lines by BM25), "page" (all that fits) or "gold" (an upper bound, not a result)
-)
+EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound, no result)
 EVIDENCE_TOKENS: int | None = 160  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 512  # longest prompt; the least relevant lines go first, never the question or the table's header
 TARGET = "program"  # "program" (executed afterwards) or "answer" (the model must do the arithmetic itself)
