@@ -22,8 +22,8 @@ DATA_RUN = "data"  # only for a base
 DATA_DIR = "data"  # only for PREDICTIONS: folder of the official JSON, or "synthetic"
 RESULTS_DIR = "results"  # every run has a folder in here
 # How
-BATCH_SIZE = 128  # questions decoded at once; lower it when memory is short (4 for 7B on a 10 GB GPU)
-MAX_NEW_TOKENS = 96  # longest output; the longest gold program of FinQA's dev split has 75 tokens
+BATCH_SIZE = 128  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
+MAX_NEW_TOKENS = 96  # longest output; the longest gold program of FinQA's dev split has 67 tokens (SmolLM2)
 SEED = 0  # only for the synthetic set
 # -----------------------------------------------------------------------------
 configure(globals())

@@ -18,9 +18,7 @@ DATA_DIR = "synthetic"  # the generated set, or a folder of FinQA's JSON; into "
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 # What a prompt shows
-EVIDENCE = (
-    "retrieved"  # "retrieved" (best lines by BM25), "page" (all that fits) or "gold" (an upper bound, not a result)
-)
+EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound, no result)
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
 # Splits

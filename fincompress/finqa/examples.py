@@ -104,11 +104,13 @@ def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Exam
 
 
 def find_records(data_dir: str, split: str) -> list[dict] | None:
-    """The raw records of a split in ``data_dir``, downloaded where they are absent; None without file and network."""
+    """The raw records of a split; None where there are none. Into ``data``, and only there, they are downloaded."""
     if data_dir != DEFAULT_DIR and not Path(data_dir).is_dir():
         raise UserError(f"DATA_DIR={data_dir} is no folder; it should hold FinQA's train.json, dev.json and test.json")
     path = Path(data_dir) / f"{split}.json"
-    return read_json_list(path) if path.exists() or download(split, path) else None
+    if path.exists() or (data_dir == DEFAULT_DIR and download(split, path)):  # never mixed with a person's own files
+        return read_json_list(path)
+    return None
 
 
 def read_json_list(path: Path) -> list[dict]:

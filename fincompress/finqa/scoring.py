@@ -1,4 +1,4 @@
-"""Verdicts on predictions and accuracies with intervals; README, section Scoring, explains them to a reader."""
+"""Verdicts on predictions and accuracies with intervals; docs/scoring-and-evidence.md explains them to a reader."""
 
 from __future__ import annotations
 
