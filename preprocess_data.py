@@ -120,7 +120,7 @@ def print_report(report: dict) -> None:
     for skipped in report["skipped"][:5]:
         print(f"  skipped {skipped['id']} ({skipped['split']}): {skipped['reason']}")
     for split in report["missing_splits"]:
-        print(f"  no {split} split: {split}.json is not in DATA_DIR and could not be downloaded")
+        print(f"  no {split} split: there is no {split}.json in {DATA_DIR}/")
     print(f"{'split':<12}{'examples':>9}{'prompt p50':>11}{'p95':>6}{'max':>6}{'evidence recall':>17}")
     for name, split in report["splits"].items():
         p = split["prompt_tokens"]

@@ -70,8 +70,8 @@ def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
                 missing.append(split)
             else:
                 records[split] = found
-        if records and "train" in missing:
-            raise UserError(f"{data_dir}/ has {', '.join(records)} but no train.json, and it could not be downloaded")
+        if "train" in missing and (records or data_dir != DEFAULT_DIR):
+            raise UserError(f"there is no train.json in {data_dir}/")
     source = "FinQA"
     if not records:
         if data_dir != SYNTHETIC:
@@ -95,7 +95,7 @@ def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Exam
         return "synthetic", validate_split(split, synthetic.generate(split, seed=seed))[0]
     records = find_records(data_dir, split)
     if records is None:
-        raise UserError(f"there is no {split}.json in {data_dir}/ and no network to fetch it")
+        raise UserError(f"there is no {split}.json in {data_dir}/")
     examples, skipped = validate_split(split, records)
     if skipped:
         first = skipped[0]
