@@ -1,11 +1,12 @@
-"""Phase 2: GPTQ (Frantar et al. 2023), 4-bit quantization of a finished run, one layer after another.
+"""Phase 2: 4-bit quantization of a finished run, one layer after another, by GPTQ (Frantar et al. 2023) or a baseline.
 
 Reads the 16-bit weights of results/<SOURCE_RUN>/ and, for calibration, training prompts with their targets. Writes
-results/<RUN>/: a standard GPTQ checkpoint (auto-gptq's format, which vLLM and transformers read), quant_log.csv (the
-error of every layer) and quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py does later.
+results/<RUN>/: a standard checkpoint, which transformers and vLLM read, quant_log.csv (the error of every layer) and
+quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py does later.
 
     python quantize_gptq.py                                            the merged QLoRA model, on a CPU or a GPU
     python quantize_gptq.py --SOURCE_RUN="['sapling/30','sapling/22']" --RUN=sapling_gptq     SAPLING, then GPTQ
+    python quantize_gptq.py --METHOD=rtn --RUN=rtn_4bit                round-to-nearest, the baseline
     python quantize_gptq.py --CALIBRATION=general --RUN=gptq_general   what other text does to it
 """
 
@@ -16,11 +17,12 @@ from fincompress.settings import check_choice, check_positive, configure
 SOURCE_RUN: str | list = "qlora_4bit/merged"  # a finished run with weights in 16 bits, such as "sapling/22", or several
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "gptq_4bit"  # name of this run; of several sources each gets a folder in it: RUN/22
-# Format
-BITS = 4  # 2, 3, 4 or 8 a weight
+# Method and format
+METHOD = "gptq"  # or "rtn" (round-to-nearest, no calibration), "awq" (activation-aware scales)
+BITS = 4  # 2, 3, 4 or 8 a weight; "awq": 4
 GROUP_SIZE = 128  # weights that share a scale (-1: a whole row); the largest size up to this that divides all widths
-DESC_ACT = False  # quantize columns in the order of their activations: a little more accurate, slower to run
-DAMPING: float = 0.05  # what is added to the Hessian's diagonal, as a share of its mean
+DESC_ACT = False  # "gptq": quantize columns in the order of their activations: more accurate, slower to run
+DAMPING: float = 0.05  # "gptq": what is added to the Hessian's diagonal, as a share of its mean
 # Calibration
 CALIBRATION = "prompts"  # "prompts" of the training split with their targets, or "general" text: Python's own manual
 CALIBRATION_EXAMPLES = 128  # texts, at least so many for a result that counts
@@ -36,7 +38,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from fincompress import comparison, gptq, memory, models, runs  # noqa: E402
+from fincompress import comparison, memory, models, quantization, runs  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 
 GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
@@ -46,13 +48,12 @@ def main() -> None:
     """Quantize each source, check that the result predicts where a kernel runs it, record the cost, and report."""
     check_choice("CALIBRATION", CALIBRATION, ("prompts", "general"))
     check_positive(CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES, BATCH_SIZE=BATCH_SIZE)
-    if BITS not in gptq.BITS:
-        raise UserError(f"BITS is one of {', '.join(map(str, gptq.BITS))}, not {BITS}")
     if not 0 < DAMPING < 1:
         raise UserError(f"DAMPING is a share, above 0 and below 1, not {DAMPING}")
-    gptq.require()
+    method = quantization.method_named(METHOD)
+    quantization.require()
     models.quiet_libraries()
-    sources = [Source(name, run) for name, run in named_runs().items()]  # all are checked before one is begun
+    sources = [Source(method, name, run) for name, run in named_runs().items()]  # all are checked before one is begun
     for source in sources:
         source.quantize()
     comparison.write_quantization_report(RESULTS_DIR)
@@ -73,13 +74,14 @@ def named_runs() -> dict[str, str]:
 class Source:
     """A finished run to quantize, checked as far as that takes no time."""
 
-    def __init__(self, name: str, run: str):
-        self.name, self.run = name, run
+    def __init__(self, method: quantization.Method, name: str, run: str):
+        self.method, self.name, self.run = method, name, run
         self.folder = models.dense_checkpoint(name, RESULTS_DIR)
         self.record = runs.read_json(self.folder / "settings.json")
         with models.explain_loading(str(self.folder)):
             memory.checkpoint_bytes(self.folder)  # reads what a torn file lacks, before anything is begun
-        self.group_size = gptq.group_size_for(AutoConfig.from_pretrained(self.folder), GROUP_SIZE)
+        recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE)
+        self.recipe = self.method.fit(recipe, AutoConfig.from_pretrained(self.folder))
         self.tokenizer = models.load_tokenizer(str(self.folder))
         self.texts = calibration_texts(self.tokenizer, self.record["settings"]["DATA_RUN"], self.record, name)
 
@@ -87,7 +89,7 @@ class Source:
         record = self.record
         facts = {
             "base_model": record["base_model"],
-            "base_precision": f"gptq-{BITS}bit",
+            "base_precision": f"{METHOD}-{BITS}bit",
             "data": record["data"],
             # A source that was trained again is another one, whatever its name.
             "source": runs.fingerprint(
@@ -128,28 +130,28 @@ def calibration_texts(tokenizer, data_run: str, record: dict, source: str) -> li
 
 def quantize(directory: Path, source: Source) -> None:
     """Write the quantized checkpoint and its metrics into the run's folder."""
-    texts, group_size = source.texts, source.group_size
+    method, texts, group_size = source.method, source.texts, source.recipe.group_size
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     asked = "" if group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"
-    print(f"{device.type}, {reason}; {BITS} bits, groups of {group_size}{asked}, {len(texts)} texts ({CALIBRATION})")
+    read = f"{len(texts)} texts ({CALIBRATION})" if method.calibrates else "no calibration"
+    print(f"{device.type}, {reason}; {METHOD}, {BITS} bits, groups of {group_size}{asked}, {read}")
     clock = runs.Stopwatch()
     partial, log = directory / ".checkpoint.partial", directory / "gptqmodel.log"
     runs.remove_partials(directory)
-    for left in directory.glob(f"{gptq.OFFLOAD}*"):  # by a kill, as they
+    for left in directory.glob(f"{quantization.OFFLOAD}*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     log.unlink(missing_ok=True)
     try:
-        options = (BITS, group_size, DESC_ACT, DAMPING, BATCH_SIZE, device, dtype, log)
-        gptq.quantize(source.folder, partial, texts, *options)
+        method.quantize(source.folder, partial, texts, source.recipe, device, dtype, log)
         seconds = clock.seconds()
         models.save_tokenizer(source.tokenizer, partial)
         models.write_model_card(
             partial,
             source.record["base_model"],
-            f"Run `{source.name}`, quantized by GPTQ to {BITS} bits in groups of {group_size}.",
+            f"Run `{source.name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {group_size}.",
         )
-        kernel = try_out(partial, texts[0], device, dtype)
+        kernel = try_out(method, partial, texts[0], device, dtype)
         for path in partial.iterdir():
             os.replace(path, directory / path.name)
     finally:
@@ -161,7 +163,7 @@ def quantize(directory: Path, source: Source) -> None:
         "group_size": group_size,
         "kernel": kernel,
         "quantization_seconds": round(seconds, 1),
-        "calibration_tokens": sum(map(len, texts)),
+        "calibration_tokens": sum(map(len, texts)) if method.calibrates else 0,
         "peak_memory_gb": memory.peak_memory_gb(),
         "size_before_gb": round(sum(before.values()) / 1e9, 6),
         "size_after_gb": round(sum(after.values()) / 1e9, 6),
@@ -177,7 +179,9 @@ def quantize(directory: Path, source: Source) -> None:
     )
 
 
-def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
+def try_out(
+    method: quantization.Method, checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype
+) -> str | None:
     """The kernel that runs the quantized model here; None, which is said, where none does: another machine may.
 
     Raises UserError where the checkpoint is not whole, or computes no numbers.
@@ -191,7 +195,7 @@ def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: to
         logits = model(torch.tensor([tokens], device=device)).logits
     if not torch.isfinite(logits).all():
         raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
-    return gptq.kernel(model)
+    return method.kernel(model)
 
 
 if __name__ == "__main__":

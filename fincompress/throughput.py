@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fincompress import gptq, memory, models, runs
+from fincompress import memory, models, quantization, runs
 from fincompress.errors import UserError, why_it_ended
 
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
@@ -127,7 +127,7 @@ class Worker:
         self.read(1)  # until then weights may be mapped, not read, and GPTQ's kernel packs its own anew only now
         seconds = self.now() - began
         loading = self.peak()
-        if subject.precision == "gptq" and self.device.type == "cpu":
+        if subject.precision in quantization.METHODS and self.device.type == "cpu":
             memory.release_files(self.model)  # the weights that were read are dead, and both would count
         memory.release_unused()
         memory.reset_peak()
@@ -147,12 +147,13 @@ class Worker:
     @torch.inference_mode()
     def wake(self, subject: Subject) -> None:
         """Run a tiny model once: what the libraries take when they are first used is not the model's memory."""
-        needed = {"nf4": ["bitsandbytes"], "int8": ["bitsandbytes"], "gptq": ["optimum.gptq", "gptqmodel"]}
+        needed = {"nf4": ["bitsandbytes"], "int8": ["bitsandbytes"]}
+        needed |= dict.fromkeys(quantization.METHODS, ["optimum.gptq", "gptqmodel"])
         for library in needed.get(subject.precision, []) + ["peft"] * bool(subject.lora_rank):
             with contextlib.suppress(ImportError):  # loading says it better
                 importlib.import_module(library)
-        if subject.precision == "gptq":
-            gptq.backends(subject.path, self.device, self.dtype)  # compiles what is to be compiled, once
+        if method := quantization.METHODS.get(subject.precision):
+            method.kernels(subject.path, self.device, self.dtype)  # compiles what is to be compiled, once
         config = LlamaConfig(
             vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
         )
@@ -160,7 +161,7 @@ class Worker:
         if subject.lora_rank:  # peft imports more, gptqmodel with it, once it is used
             from peft import LoraConfig, get_peft_model
 
-            with gptq.quiet():
+            with quantization.quiet():
                 model = get_peft_model(model, LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM"))
         for tokens in (64, 1):
             model(torch.ones(1, tokens, dtype=torch.long, device=self.device))
@@ -187,7 +188,9 @@ class Worker:
         if subject.lora_rank:
             return models.load_run(Path(subject.path), results_dir, self.device, self.dtype)[0]
         precision = "nf4" if subject.placement == "nf4" else subject.precision
-        if precision == "gptq":  # the checkpoint says so itself; measured is the kernel, also where it is slow
+        if (
+            precision in quantization.METHODS
+        ):  # the checkpoint says so itself; measured is the kernel, also where it is slow
             return models.load_base(subject.path, "auto", self.device, self.dtype, packed=True, **options).eval()
         return models.load_base(subject.path, precision, self.device, self.dtype, **options).eval()
 
@@ -367,10 +370,9 @@ def run_subject(results_dir: str, run: str) -> Subject:
         "run": run, "base_model": record["base_model"], "path": str(directory), "data_run": settings.get("DATA_RUN")
     }  # fmt: skip
     if (directory / "config.json").exists():
-        config = models.read_config(str(directory))
-        quantized = getattr(config, "quantization_config", None)
+        method = quantization.method_of(directory)
         return Subject(
-            **common, files=weight_files(str(directory)), precision=quantized["quant_method"] if quantized else "auto",
+            **common, files=weight_files(str(directory)), precision=method.name if method else "auto",
             size_gb=models.size_gb(directory, record["base_model"], results_dir),
         )  # fmt: skip
     if not (directory / "adapter").exists():

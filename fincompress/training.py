@@ -29,7 +29,7 @@ from transformers import (
 )
 from transformers.training_args import OptimizerNames
 
-from fincompress import charts, gptq, memory, models, runs
+from fincompress import charts, memory, models, quantization, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice, check_positive, check_seed
 from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
@@ -342,7 +342,7 @@ def train_adapter(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with gptq.quiet():  # peft imports gptqmodel, which greets
+    with quantization.quiet():  # peft imports gptqmodel, which greets
         model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
 
-from fincompress import charts, generation, gptq, memory, models, runs, training
+from fincompress import charts, generation, memory, models, quantization, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
@@ -357,7 +357,7 @@ class Run:
             r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
         )
         if targets:  # none where a killed run resumes after all that was trained had been dropped
-            with gptq.quiet():  # peft imports gptqmodel, which greets
+            with quantization.quiet():  # peft imports gptqmodel, which greets
                 self.model = get_peft_model(self.model, adapters)
             models.compute_in_model_dtype(self.model)
 

@@ -1,0 +1,44 @@
+"""AWQ (Lin et al. 2024, arXiv 2306.00978): channels with large activations are scaled up before all is rounded."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AwqConfig
+
+from fincompress.errors import UserError
+from fincompress.quantization.method import Method, Recipe, linear_shapes
+
+CLIPPED_ROWS = 64  # rows that gptqmodel searches a clipping range for at once
+
+
+class AWQ(Method):
+    """Scales and clipping ranges are searched on calibration texts. Written in AutoAWQ's GEMM format, 4 bits alone."""
+
+    name = quant_method = "awq"
+    bits = (4,)
+    group_sizes = (128, 64, 32, 16)
+    gpu_kernels = ("marlin", "gemm_triton", "torch_awq")
+    kernel_config = AwqConfig
+
+    def gptqmodel_config(self, recipe: Recipe, **common):
+        from gptqmodel.quantization import AWQConfig
+
+        return AWQConfig(sym=False, **common)
+
+    def fit(self, recipe: Recipe, config) -> Recipe:
+        widths = sorted({outputs for _, outputs in linear_shapes(config)})
+        if any(width % CLIPPED_ROWS for width in widths):
+            raise UserError(
+                f"METHOD = 'awq': the output widths {widths} must be multiples of {CLIPPED_ROWS}; choose another METHOD"
+            )
+        return super().fit(recipe, config)
+
+    def run(self, model, calibration: list[dict], batch_size: int) -> None:
+        from gptqmodel import BACKEND
+
+        model.quantize(calibration, batch_size=batch_size, backend=BACKEND.AWQ_TORCH)  # packs on every device
+
+    def dense_weight(self, layer: torch.nn.Module) -> torch.Tensor:
+        from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+        return dequantize_gemm(layer.qweight, layer.qzeros, layer.scales, layer.bits, layer.group_size)

@@ -1,0 +1,215 @@
+"""quantize_gptq.py: runs it leaves, texts it calibrates on, a kill, and what it refuses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import pytest
+import torch
+from conftest import REPOSITORY, run_script
+from safetensors.torch import load_file
+
+import evaluate
+import preprocess_data
+import quantize_gptq
+import train_lora_8bit
+import train_qlora_4bit
+from fincompress import comparison, models, quantization, runs
+from fincompress.errors import UserError
+
+LORA = {"BASE_MODEL": "shape:tiny", "DATA_RUN": "quantization_data", "BATCH_SIZE": 4, "LOGGING_STEPS": 1,
+        "SAVE_STEPS": 1, "LORA_RANK": 4, "MAX_STEPS": 4}  # fmt: skip
+
+
+def run_main(script, **constants):
+    """A script's ``main`` with these constants, as if they stood at its top."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in constants.items():
+            patch.setattr(script, name, value)
+        if hasattr(script, "SETTINGS"):
+            patch.setattr(runs, "DEFAULTS", script.SETTINGS)
+            patch.setattr(script, "SETTINGS", script.SETTINGS | constants)
+        script.main()
+
+
+@pytest.fixture(scope="module")
+def results(results_dir, tiny_base):
+    """A results directory with an 8-bit LoRA run of shape:tiny, ``source``, and its merged weights."""
+    run_main(
+        preprocess_data, BASE_MODEL="shape:tiny", DATA_DIR="synthetic", RESULTS_DIR=str(results_dir),
+        RUN="quantization_data", TRAIN_EXAMPLES=48, CALIBRATION_EXAMPLES=8, EVAL_EXAMPLES=8, EVIDENCE_TOKENS=64,
+        MAX_PROMPT_TOKENS=200,
+    )  # fmt: skip
+    run_main(train_lora_8bit, RESULTS_DIR=str(results_dir), RUN="source", **LORA)
+    return results_dir
+
+
+@pytest.fixture
+def quantize(results):
+    """Run quantize_gptq.py on ``source`` with overrides."""
+
+    def call(**constants):
+        common = {"RESULTS_DIR": str(results), "SOURCE_RUN": "source/merged", "CALIBRATION_EXAMPLES": 16}
+        run_main(quantize_gptq, **(common | constants))
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def q4(results):
+    """A run of GPTQ as the command line makes it, and what it printed."""
+    done = run_script(
+        "quantize_gptq.py", "--SOURCE_RUN=source/merged", "--RUN=q4", "--CALIBRATION_EXAMPLES=16", RESULTS_DIR=results
+    )
+    assert done.returncode == 0, done.stderr
+    return results / "q4", done.stdout + done.stderr
+
+
+def test_a_run_is_quantized_evaluated_and_reported(results, q4, capsys):
+    folder, printed = q4
+    assert len(printed.splitlines()) < 30  # and not gptqmodel's thousands
+    metrics = runs.read_json(folder / "quantize_metrics.json")
+    assert metrics["group_size"] == 64 and metrics["kernel"] and metrics["quantization_seconds"] > 0
+    assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"] and metrics["calibration_tokens"] > 0
+    assert (folder / "quant_log.csv").read_text().count("\n") == 15  # 14 layers
+    record = runs.read_json(folder / "settings.json")
+    assert (record["settings"]["METHOD"], record["base_precision"]) == ("gptq", "gptq-4bit")
+    for run in ("source/merged", "q4"):
+        run_main(evaluate, RESULTS_DIR=str(results), BASE_MODEL="shape:tiny", RUN=run, MAX_NEW_TOKENS=8)
+    assert "drop in points" in capsys.readouterr().out
+    row = next(row for row in comparison.quantization_report(str(results)) if row["run"] == "q4")
+    assert row["source_run"] == "source/merged" and row["split"] == "dev" and row["questions"] == 8
+    assert row["drop_points"] == 100 * (row["accuracy_before"] - row["accuracy_after"])
+    assert (results / "quantization_report.csv").exists()
+
+
+def test_a_finished_run_that_does_not_know_METHOD_is_one_of_gptq(q4, quantize, capsys):
+    folder, _ = q4
+    record = runs.read_json(folder / "settings.json")
+    del record["settings"]["METHOD"]
+    runs.write_json(folder / "settings.json", record)
+    command_line = {"RUN": "q4", "SOURCE_RUN": "source/merged"}
+    quantize(**command_line)
+    assert "finished already, skipped" in capsys.readouterr().out
+    with pytest.raises(UserError, match="METHOD 'gptq' -> 'rtn'"):
+        quantize(**command_line, METHOD="rtn")
+
+
+def test_rounding_to_nearest_reads_no_texts_and_is_no_run_of_gptq(results, quantize, capsys):
+    quantize(RUN="q4_rtn", METHOD="rtn")
+    printed = capsys.readouterr().out
+    assert "rtn, 4 bits, groups of 64 (128 does not divide every input width), no calibration" in printed
+    record = runs.read_json(results / "q4_rtn" / "settings.json")
+    assert (record["settings"]["METHOD"], record["base_precision"]) == ("rtn", "rtn-4bit")
+    metrics = runs.read_json(results / "q4_rtn" / "quantize_metrics.json")
+    assert metrics["calibration_tokens"] == 0 and metrics["kernel"]
+    kind, method = comparison.describe(results / "q4_rtn", results)
+    assert kind == "other" and method.endswith("base) + RTN 4-bit")
+
+
+@pytest.mark.parametrize(("script", "precision"), [(train_lora_8bit, "8bit"), (train_qlora_4bit, "4bit")])
+def test_recomputing_activations_trains_the_same(results, script, precision):
+    """As on a GPU by default; int8 takes another kind of checkpointing than NF4, in which gradients can get lost."""
+    names = ["source", "recomputed_8bit"] if precision == "8bit" else ["source_4bit", "recomputed_4bit"]
+    for run, recompute in zip(names, (False, True), strict=True):
+        if run != "source":  # which is there
+            run_main(script, RESULTS_DIR=str(results), RUN=run, GRADIENT_CHECKPOINTING=recompute, **LORA)
+    found = [load_file(results / run / "adapter" / "adapter_model.safetensors") for run in names]
+    assert all(torch.allclose(found[0][name], value, atol=1e-6) for name, value in found[1].items())
+    assert any(value.abs().max() > 0 for name, value in found[1].items() if "lora_B" in name)
+
+
+def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again(results, quantize):
+    constants = {"SOURCE_RUN": "source", "RUN": "killed", "CALIBRATION_EXAMPLES": 16}
+    command = [sys.executable, "quantize_gptq.py", *(f"--{name}={value}" for name, value in constants.items())]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"RESULTS_DIR": str(results)},
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not list((results / "killed").glob(f"{quantization.OFFLOAD}*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list((results / "killed").glob(f"{quantization.OFFLOAD}*")), "the run ended before it could be killed"
+    (results / "killed" / ".checkpoint.partial").mkdir(exist_ok=True)
+    quantize(**constants)
+    assert not [path.name for path in (results / "killed").iterdir() if path.name.startswith(".")]
+    assert (results / "killed" / "quantize_metrics.json").exists()
+
+
+def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results, quantize, monkeypatch):
+    def fail(*arguments):
+        raise UserError("no kernel")
+
+    monkeypatch.setattr(quantization.Method, "quantize", fail)
+    with pytest.raises(UserError, match="no kernel"):
+        quantize(RUN="bad")
+    assert not (results / "bad").exists()
+
+
+def test_a_damaged_source_is_one_line_and_begins_nothing(results, quantize):
+    weights = results / "source" / "merged" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    try:
+        with pytest.raises(UserError, match="is damaged"):
+            quantize(RUN="bad")
+    finally:
+        weights.write_bytes(whole)
+    assert not (results / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("constants", "message"),
+    [
+        ({"SOURCE_RUN": "nowhere"}, "does not exist"),
+        ({"SOURCE_RUN": "quantization_data"}, "is not finished"),
+        ({"SOURCE_RUN": "unmerged"}, "no weights in 16 bits"),
+        ({"SOURCE_RUN": "already"}, "quantized already"),
+        ({"METHOD": "gptx"}, "METHOD is one of 'awq', 'gptq', 'rtn', not 'gptx'"),
+        ({"METHOD": "awq"}, "output widths .* must be multiples of 64; choose another METHOD"),
+        ({"METHOD": "rtn", "DESC_ACT": True}, "DESC_ACT"),
+        ({"BITS": 5}, "BITS = 5: is one of"),
+        ({"GROUP_SIZE": 7}, "GROUP_SIZE = 7: is"),
+        ({"DAMPING": 0.0}, "DAMPING"),
+        ({"CALIBRATION_EXAMPLES": 49}, "there are 48 texts"),
+        ({"CALIBRATION_EXAMPLES": 0}, "above 0"),
+        ({"CALIBRATION": "wikitext"}, "'prompts', 'general'"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(results, quantize, constants, message):
+    runs.write_json(results / "unmerged" / "train_metrics.json", {})
+    runs.write_json(results / "already" / "train_metrics.json", {})
+    runs.write_json(results / "already" / "config.json", {"quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(UserError, match=message) as refusal:
+        quantize(RUN="bad", **constants)
+    assert "\n" not in str(refusal.value)
+    assert not (results / "bad").exists()
+
+
+def calibration_texts(results, monkeypatch, record, **constants):
+    constants |= {"RESULTS_DIR": str(results), "CALIBRATION_EXAMPLES": 40}
+    for name, value in constants.items():
+        monkeypatch.setattr(quantize_gptq, name, value)
+    tokenizer = models.load_tokenizer(str(results / "source" / "merged"))
+    return {tuple(ids) for ids in quantize_gptq.calibration_texts(tokenizer, "quantization_data", record, "source")}
+
+
+def split_texts(results, split):
+    rows = datasets.load_from_disk(str(results / "quantization_data" / split))
+    return {tuple(ids) for ids in rows["input_ids"]}
+
+
+def test_calibration_texts_are_training_prompts_with_their_targets(results, monkeypatch):
+    texts = calibration_texts(results, monkeypatch, runs.read_json(results / "source" / "settings.json"))
+    assert len(texts) == 40 and texts <= split_texts(results, "train")
+    assert not any(texts & split_texts(results, split) for split in ("calibration", "dev", "test"))
+
+
+def test_general_texts_are_of_one_length_and_no_training_prompts(results, monkeypatch):
+    texts = calibration_texts(results, monkeypatch, {}, CALIBRATION="general")
+    assert len(texts) == 40 and {len(ids) for ids in texts} == {quantize_gptq.GENERAL_TOKENS}
+    assert not texts & split_texts(results, "train")
