@@ -14,7 +14,9 @@ from conftest import REPOSITORY, run_script
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from fincompress import comparison, gptq, memory, models, runs, throughput
+from fincompress import comparison, gptq, memory, models, runs
+from fincompress.benchmark.subjects import Subject, weight_files
+from fincompress.benchmark.worker import Worker
 from fincompress.errors import NoKernel, UserError
 
 CPU = torch.device("cpu")
@@ -95,13 +97,14 @@ def test_kernel_and_unpacked_weights_compute_alike(tiny_base, quantized, texts):
 def test_what_is_benchmarked_is_the_kernel_and_not_unpacked_weights(tiny_base, quantized):
     found = {}
     for path, precision in ((tiny_base, "auto"), (quantized, "gptq")):
-        one = throughput.Subject(
-            "a", "shape:tiny", str(path), throughput.weight_files(str(path)), precision=precision
-        )  # fmt: skip
-        found[precision] = throughput.Worker().load(vars(one), "results", None)
+        one = Subject("a", "shape:tiny", str(path), weight_files(str(path)), precision=precision)
+        worker = Worker()
+        found[precision] = worker.load(vars(one), "results", None)
     assert found["auto"]["kernel"].startswith("Linear ")
     assert not found["gptq"]["kernel"].startswith("Linear ")
     assert found["gptq"]["in_memory_gb"] < found["auto"]["in_memory_gb"]
+    # The kernel has repacked its weights: the file they were read from is let go.
+    assert worker.model is not None and str(quantized) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_fresh_process_with_stock_transformers_loads_it_and_predicts(quantized, texts):
