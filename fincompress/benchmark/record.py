@@ -215,5 +215,8 @@ def table(results_dir: str) -> list[dict]:
             records.append(runs.read_json(path))
         except UserError as error:
             print(f"left out of throughput.csv: {error}")
+    if not records:
+        return []
     rows = pd.json_normalize(records, sep="_")
+    rows.columns = rows.columns.str.replace(" ", "_")
     return rows.loc[:, ~rows.columns.str.contains("_rounds$|^versions_|^settings_")].to_dict("records")

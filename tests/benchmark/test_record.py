@@ -72,6 +72,7 @@ def test_a_damaged_record_is_named_and_left_out_of_the_table(tmp_path, content, 
 
 
 def test_a_row_of_the_table_has_an_entry_of_the_record_in_every_column(tmp_path):
+    assert record.table(str(tmp_path)) == []
     made.throughput(tmp_path, "a", 20.0)
     written = runs.read_json(tmp_path / "a" / "throughput_cpu.json")
     (row,) = record.table(str(tmp_path))
