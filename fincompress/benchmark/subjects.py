@@ -108,9 +108,7 @@ def weight_files(path: str) -> list[str]:
 
 def subject_config(subject: Subject, results_dir: str):
     """The config that decides a subject's memory."""
-    if not subject.lora_rank and (Path(subject.path) / "config.json").exists():
-        return models.read_config(subject.path)
-    return models.base_config(subject.base_model, results_dir)
+    return models.base_config(subject.base_model if subject.lora_rank else subject.path, results_dir)
 
 
 def prompt_lengths(results_dir: str, data_run: str | None, longest: int) -> tuple[dict[str, int], dict | None]:
