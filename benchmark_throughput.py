@@ -1,26 +1,21 @@
 """Speed, memory and size of finished runs on this device, beside the base model in 16 bits.
 
-Every model has a fresh process of its own; in each round they take turns, the base model before and after every two
-others (once a round where they do not fit into memory together), so that the drift of a shared machine cancels: ratios
-are taken turn by turn to the base model close by. Decoding is greedy and never stops early.
-Writes results/<run>/throughput_<device>.json (device: cpu or cuda) and rebuilds results/throughput.csv. The last line
-printed is one JSON object.
+Every model has a process of its own and they take turns at every measure, so that the drift of a shared machine
+cancels in the ratios to the base model (docs/benchmarking.md). Writes results/<run>/throughput_<device>.json (device:
+cpu or cuda) and rebuilds results/throughput.csv. The last line printed is one JSON object.
 
     python benchmark_throughput.py                                     every finished run of BASE_MODEL
     python benchmark_throughput.py --RUNS="['qlora_4bit', 'sapling/30']"
-    python benchmark_throughput.py --BASE_MODEL=shape:llama-2-7b       no weights needed: dense, NF4, GPTQ, fewer blocks
-    python benchmark_throughput.py --BASE_MODEL=shape:llama-160m       the same on a CPU
     python benchmark_throughput.py --PREDICT=True --BASE_MODEL=shape:llama-2-7b    predicted memory, of the config alone
 """
 
-from fincompress.settings import check_choice, check_positive, configure
+from fincompress.settings import check_positive, configure
 
 # -----------------------------------------------------------------------------
 # What
 RUNS: list | None = None  # names of runs, such as ["qlora_4bit", "sapling/30"]; None: every finished one of BASE_MODEL
 BASE_MODEL = "smollm2-135m"  # the dense reference (runs that are named bring their own), or shape:<name>
 DATA_RUN = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
-VARIANTS: list | None = None  # forms of BASE_MODEL without a run: "nf4", "blocks:<n>", "gptq"; None: all, of a shape
 RESULTS_DIR = "results"  # every run has a folder in here
 # How long
 ROUNDS = 10  # rounds, each of which measures every model once; more of them narrow the spread
@@ -29,7 +24,6 @@ BATCH_SIZES = [4, 16]  # sequences decoded at once, beside batch 1
 MAX_SECONDS: float = 4.0  # of one measure over all rounds, each model's turn; a slower one is taken in fewer rounds
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = 10.0  # the card it is about, also on a larger one; None: the card that is there
-TOO_LARGE = "offload"  # how a 16-bit model that does not fit is measured: "offload" (rest on the CPU) or "nf4" (4 bits)
 # Prediction
 PREDICT = False  # print predicted peak memory on a card of VRAM_LIMIT_GB and on a CPU, and leave
 BATCH_SIZE = 1  # only for PREDICT: sequences at once, in training
@@ -41,11 +35,13 @@ TRAIN_RATIO: float = 0.25  # only for PREDICT: share of the layers that SAPLING 
 SETTINGS = configure(globals())
 
 import json  # noqa: E402
-import math  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import comparison, memory, models, runs, throughput  # noqa: E402
+from fincompress import comparison, memory, models, runs  # noqa: E402
+from fincompress.benchmark import record, rounds, subjects  # noqa: E402
+from fincompress.depth import repack  # noqa: E402
+from fincompress.depth.sublayers import SubLayer  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
@@ -56,68 +52,40 @@ def main() -> None:
         print_predictions()
         return
     clock = runs.Stopwatch()
-    subjects = throughput.find_subjects(RESULTS_DIR, RUNS, BASE_MODEL, DATA_RUN, VARIANTS)
-    base = subjects[0]
-    configs = {subject.run: throughput.subject_config(subject, RESULTS_DIR) for subject in subjects}
-    room = min(config.max_position_embeddings for config in configs.values()) - NEW_TOKENS - 1
-    lengths, data = throughput.prompt_lengths(RESULTS_DIR, base.data_run, room)
-    found = throughput.probe()
-    cuda = found["device"] == "cuda"
-    # The stated card, or what is free of this one where that is less.
-    limit = min(VRAM_LIMIT_GB or math.inf, found["free_gb"] + memory.CUDA_CONTEXT_GB) if cuda else None
-    print_card(found, base, lengths, data, limit)
-
-    longest, compute_bytes = max(lengths.values()), 4 if found["dtype"] == "float32" else 2
-
-    def predict(subject: throughput.Subject, precision: str) -> float:
-        return memory.inference_gb(
-            configs[subject.run], longest + NEW_TOKENS, 1, precision, longest, found["device"], compute_bytes,
-            subject.lora_rank,
-        )  # fmt: skip
-
-    labels, failed, fitting = {}, {}, []
-    for subject in subjects:
-        subject.predicted_gb = predict(subject, subject.precision)
-        try:
-            if limit:
-                labels[subject.run] = throughput.place(subject, limit, TOO_LARGE, predict)
-            elif subject.predicted_gb > found["free_gb"]:
-                raise UserError(f"needs {subject.predicted_gb:.1f} GB, {found['free_gb']:.1f} GB are free")
-            fitting.append(subject)
-        except UserError as error:
-            failed[subject.run] = str(error)
-            print(f"{subject.run}: not measured: {error}")
-    # Room for all of them at once? A margin for what is not predicted: batches, and the processes themselves.
-    resident = sum(1.2 * subject.predicted_gb + 0.7 for subject in fitting) < 0.8 * found["free_gb"]
-    if not resident:
-        print("not all models fit into memory at once: each is loaded anew in every round")
-    plan = throughput.Plan(lengths, BATCH_SIZES, ROUNDS, NEW_TOKENS, MAX_SECONDS, RESULTS_DIR, limit)
-    entrants, more = throughput.measure_all(fitting, plan, resident)
-    failed |= more
-    found["bandwidth_of_rounds"] = throughput.spread(entrants[base.run].bandwidth if base.run in entrants else [])
-
-    records, call = {}, runs.fingerprint(time.time_ns())
-    for run, entrant in entrants.items():
-        records[run] = throughput.record(entrant, entrants.get(base.run), found, configs[run]) | {
-            "call": call, "resident": resident, "label": labels.get(run), "vram_limit_gb": limit, "data": data,
-            "data_run": base.data_run,
-            "settings": {name: SETTINGS[name] for name in ("ROUNDS", "NEW_TOKENS", "BATCH_SIZES", "MAX_SECONDS")},
-        }  # fmt: skip
-        runs.write_json(runs.run_directory(RESULTS_DIR, run) / f"throughput_{found['device']}.json", records[run])
-    runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", throughput.table(RESULTS_DIR))
-    print_table(records, found)
+    chosen = subjects.find_subjects(RESULTS_DIR, RUNS, BASE_MODEL, DATA_RUN)
+    base = chosen[0]
+    configs = {subject.run: subjects.subject_config(subject, RESULTS_DIR) for subject in chosen}
+    positions = min(config.max_position_embeddings for config in configs.values()) - NEW_TOKENS - 1
+    lengths, data = subjects.prompt_lengths(RESULTS_DIR, base.data_run, positions)
+    card = rounds.probe()
+    limit = None
+    if card["device"] == "cuda":  # the stated card, or what is free of this one where that is less
+        limit = min(filter(None, (VRAM_LIMIT_GB, card["free_gb"] + memory.CUDA_CONTEXT_GB)))
+    print_card(card, base, lengths, data, limit)
+    fitting, failed = which_fit(chosen, configs, card, max(lengths.values()), limit)
+    plan = rounds.Plan(lengths, BATCH_SIZES, ROUNDS, NEW_TOKENS, MAX_SECONDS, RESULTS_DIR, limit)
+    entrants, broken = rounds.measure_all(fitting, plan)
+    failed |= broken
+    reference = base.run if base.run in entrants else None
+    card["bandwidth_of_rounds"] = record.spread(entrants[reference].bandwidth if reference else [])
+    common = {
+        "call": runs.fingerprint(time.time_ns()), "vram_limit_gb": limit, "data": data, "data_run": base.data_run,
+        "settings": {name: SETTINGS[name] for name in ("ROUNDS", "NEW_TOKENS", "BATCH_SIZES", "MAX_SECONDS")},
+    }  # fmt: skip
+    records = {run: record.write(RESULTS_DIR, entrant, reference, card, common) for run, entrant in entrants.items()}
+    runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", record.table(RESULTS_DIR))
+    print_table(records, card)
     comparison.write_quantization_report(RESULTS_DIR)  # which now has speeds
     print(
-        f"{len(records)} models in {clock.seconds() / 60:.1f} min; wrote throughput_{found['device']}.json of each run "
+        f"{len(records)} models in {clock.seconds() / 60:.1f} min; wrote throughput_{card['device']}.json of each run "
         f"and {RESULTS_DIR}/throughput.csv"
     )
-    print(json.dumps(summary(records, failed, found)))
+    print(json.dumps(summary(records, failed, card)))
     if failed and not records:
         raise UserError("not measured: " + "; ".join(f"{run} ({reason})" for run, reason in failed.items()))
 
 
 def check_settings() -> None:
-    check_choice("TOO_LARGE", TOO_LARGE, ("offload", "nf4"))
     check_positive(
         ROUNDS=ROUNDS, NEW_TOKENS=NEW_TOKENS, MAX_SECONDS=MAX_SECONDS, VRAM_LIMIT_GB=VRAM_LIMIT_GB,
         BATCH_SIZE=BATCH_SIZE, TRAIN_TOKENS=TRAIN_TOKENS, TARGET_TOKENS=TARGET_TOKENS, LORA_RANK=LORA_RANK,
@@ -131,24 +99,50 @@ def check_settings() -> None:
         raise UserError(f"TRAIN_RATIO is a share, above 0 and at most 1, not {TRAIN_RATIO}")
 
 
+def which_fit(
+    chosen: list[subjects.Subject], configs: dict, card: dict, longest: int, limit: float | None
+) -> tuple[list[subjects.Subject], dict[str, str]]:
+    """``(models to measure, reasons by run)``; raises UserError where they do not fit in memory together."""
+    fitting, failed = [], {}
+    for subject in chosen:
+        subject.predicted_gb = memory.inference_gb(
+            configs[subject.run], longest + NEW_TOKENS, 1, subject.precision, longest, card["device"],
+            4 if card["dtype"] == "float32" else 2, subject.lora_rank,
+        )  # fmt: skip
+        try:
+            subjects.place(subject, limit, card["free_gb"])
+            fitting.append(subject)
+        except UserError as error:
+            failed[subject.run] = str(error)
+            print(f"{subject.run}: not measured: {error}")
+    try:
+        subjects.check_fit_together(fitting, limit, card["free_gb"])
+    except UserError as error:
+        if not chosen[0].offload:
+            raise
+        # The base model alone fills the card: the others are measured without a ratio to it.
+        failed[subjects.BASE] = str(error)
+        print(f"{subjects.BASE}: not measured: {error}")
+        fitting = fitting[1:]
+        subjects.check_fit_together(fitting, limit, card["free_gb"])
+    return fitting, failed
+
+
 def print_card(
-    found: dict, base: throughput.Subject, lengths: dict[str, int], data: dict | None, limit: float | None
+    card: dict, base: subjects.Subject, lengths: dict[str, int], data: dict | None, limit: float | None
 ) -> None:
     """What all numbers share: device, ceilings, prompts."""
-    hardware = found["hardware"]
-    print(f"device     {found['device']}, {hardware.get('gpu', hardware['cpu'])}, {found['reason']}")
+    hardware = card["hardware"]
+    print(f"device     {card['device']}, {hardware.get('gpu', hardware['cpu'])}, {card['reason']}")
     print(f"threads    {hardware['threads']} on {hardware['cores']} cores, {hardware['memory_gb']} GB of memory")
-    print(
-        f"ceiling    {found['bandwidth_gb_per_s']:.1f} GB/s of memory, {found['matmul_tflop_per_s']:.2f} TFLOP/s of a "
-        f"{found['dtype']} matrix product"
-    )
+    print(f"ceiling    {card['bandwidth_gb_per_s']:.1f} GB/s of memory")
     source = f"of data run {base.data_run!r} ({data['source']})" if data else "no data run is here: a fixed length only"
     print(f"prompts    {', '.join(f'{name} {tokens}' for name, tokens in lengths.items())} tokens, {source}")
     print(f"rounds     {ROUNDS}, {NEW_TOKENS} new tokens each, batches 1 and {BATCH_SIZES}, models take turns")
     print("card       " + (f"as one of {limit:g} GB" if limit else "no GPU is used, so VRAM_LIMIT_GB does not apply"))
 
 
-def print_table(records: dict[str, dict], found: dict) -> None:
+def print_table(records: dict[str, dict], card: dict) -> None:
     """The medians of every model, one a line, and what is to be said of each below."""
     batches = [f"batch {size}" for size in BATCH_SIZES if size != 1]
     titles = ["size GB", "memory GB", "prefill/s", "x base", "decode/s", "x base", "p50 ms", "p95 ms", "TTFT ms",
@@ -166,12 +160,12 @@ def print_table(records: dict[str, dict], found: dict) -> None:
         ]  # fmt: skip
         print(f"{run:<{width}}" + "".join(f"{text:>11}" for text in cells))
     print()
-    if warning := throughput.unsteady(found["bandwidth_of_rounds"]):
+    if warning := record.unsteady(card["bandwidth_of_rounds"]):
         print(warning)
     for run, row in records.items():
         notes = [row["kernel"], row["label"], *(f"{name}: {why}" for name, why in row["not_measured"].items())]
         ratio = row["decode"]["1"]["ratio"]
-        if ratio and run != throughput.BASE:
+        if ratio and run != subjects.BASE:
             notes.insert(0, f"decodes at {ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}] times base")
         print(f"{run}: " + "; ".join(filter(None, notes)))
 
@@ -181,7 +175,7 @@ def cell(found: dict | None, form: str) -> str:
     return "-" if found is None else format(found["median"], form)
 
 
-def summary(records: dict[str, dict], failed: dict[str, str], found: dict) -> dict:
+def summary(records: dict[str, dict], failed: dict[str, str], card: dict) -> dict:
     """The medians, for the last line."""
 
     def median(measured: dict | None) -> float | None:
@@ -199,9 +193,9 @@ def summary(records: dict[str, dict], failed: dict[str, str], found: dict) -> di
             "size_gb": round(row["size_gb"], 4),
             "label": row["label"],
         }
-    bandwidth = found["bandwidth_of_rounds"]
+    bandwidth = card["bandwidth_of_rounds"]
     return {
-        "device": found["device"], "reference": throughput.BASE, "runs": rows, "not_measured": failed,
+        "device": card["device"], "reference": subjects.BASE, "runs": rows, "not_measured": failed,
         "bandwidth_gb_per_s": bandwidth and [bandwidth[name] for name in ("low", "median", "high")],
     }  # fmt: skip
 
@@ -209,7 +203,8 @@ def summary(records: dict[str, dict], failed: dict[str, str], found: dict) -> di
 def print_predictions() -> None:
     """Predicted peak memory of every method for BASE_MODEL, on a card and on a CPU, from its config alone."""
     config = models.base_config(BASE_MODEL, RESULTS_DIR)
-    half = throughput.cut_config(config, max(1, config.num_hidden_layers // 2))
+    blocks = range(max(1, config.num_hidden_layers // 2))
+    half = repack.packed_config(config, [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in blocks])
     on = {
         device: memory.predict_methods(
             config, half, BATCH_SIZE, TRAIN_TOKENS, TARGET_TOKENS, LORA_RANK, TRAIN_RATIO, device

@@ -39,7 +39,8 @@ import datasets  # noqa: E402
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 
-from fincompress import memory, models, throughput, training  # noqa: E402
+from fincompress import memory, models, training  # noqa: E402
+from fincompress.benchmark import rounds, subjects  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
 from fincompress.targets import TargetCollator  # noqa: E402
@@ -136,10 +137,10 @@ def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, 
 def decode() -> dict[str, float]:
     """Predicted and measured peak of a prompt and some tokens after it, in a worker of benchmark_throughput.py."""
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
-    subject = throughput.Subject("base", BASE_MODEL, path, throughput.weight_files(path))
-    found = throughput.probe(0.1)
-    plan = throughput.Plan({"fixed": CONTEXT}, [], 1, 8, 1.0, RESULTS_DIR, None)
-    entrant = throughput.Entrant(subject, plan)
+    subject = subjects.Subject("base", BASE_MODEL, path, subjects.weight_files(path))
+    found = rounds.probe(0.1)
+    plan = rounds.Plan({"fixed": CONTEXT}, [], 1, 8, 1.0, RESULTS_DIR, None)
+    entrant = rounds.Entrant(subject, plan)
     entrant.warm_up()
     entrant.close()
     predicted = memory.inference_gb(

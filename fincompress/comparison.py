@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fincompress import runs, statistics
+from fincompress.benchmark.record import hardware_name, read_throughput
 from fincompress.errors import UserError
 from fincompress.finqa import examples
 
@@ -112,80 +113,6 @@ class Section:
         if self.source != source or self.split is None:
             return False
         return source != "FinQA" or self.questions == examples.RELEASE.get(self.split)
-
-
-def read_throughput(path: Path) -> dict:
-    """What the tables need of a ``throughput_<device>.json`` (benchmark_throughput.py): the one place that knows it.
-
-    Returns ``prefill_tokens_per_s`` (prompts of the data set's median length, of the fixed one where there is no data),
-    ``decode_tokens_per_s`` (batch 1) and ``inference_memory_gb``, ``prefill_ratio`` and ``decode_ratio`` to the base
-    model, each None where the file does not say; ``device`` ("cpu", "cuda") and ``hardware`` in words;
-    ``prompt_tokens`` of the prefill, ``kernel`` and ``label`` (None, or how a model that does not fit was run);
-    ``rounds``, ``{measure: tokens/s of each round}``, ``ratios``, the same in relation to the base model's turns close
-    by, and the benchmark ``call`` that they are of; ``share_of_bandwidth`` that decoding at batch 1 reaches. Raises
-    UserError where the file is damaged.
-    """
-    try:
-        return _throughput(path, runs.read_json(path))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no record of benchmark_throughput.py ({error!r})") from None
-
-
-def _throughput(path: Path, found: dict) -> dict:
-    prefill, decode = found.get("prefill") or {}, found.get("decode") or {}
-    measured = {"prefill": prefill.get("median") or prefill.get("fixed") or {}, "decode": decode.get("1") or {}}
-    out = {
-        "device": str(found.get("device") or path.stem.partition("_")[2]),
-        "inference_memory_gb": _positive(found.get("inference_memory_gb")),
-        "size_gb": _positive(found.get("size_gb")),
-        "prompt_tokens": measured["prefill"].get("prompt_tokens"),
-        "kernel": found.get("kernel"),
-        "label": found.get("label"),
-        "call": found.get("call"),
-        "share_of_bandwidth": _positive((found.get("ceiling") or {}).get("share_of_bandwidth")),
-        "rounds": {},
-        "ratios": {},
-    }
-    out["hardware"] = hardware_name(found.get("hardware"), out["device"])
-    for name, entry in measured.items():
-        rates, ratios = entry.get("tokens_per_s") or {}, entry.get("ratio") or {}
-        out[f"{name}_tokens_per_s"], out[f"{name}_ratio"] = (
-            _positive(rates.get("median")),
-            _positive(ratios.get("median")),
-        )
-        out["rounds"][f"{name}_tokens_per_s"] = rates.get("rounds") or []
-        out["ratios"][f"{name}_tokens_per_s"] = ratios.get("rounds") or []
-    return out
-
-
-def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float], list[float]] | None:
-    """The rounds that two models took in turns, as many of each; None where they are not of one benchmark call.
-
-    As ratios to the base model's turns close by: between the turns of the two themselves lie those of others, and time
-    in which a shared machine changes its speed. As tokens/s where the base model, the slowest, took fewer rounds than
-    the two. A slow model may have taken fewer rounds than the other, the first ones.
-    """
-    count, of_ratios = (min(len(one[kind][measure]) for one in (first, second)) for kind in ("rounds", "ratios"))
-    kind = "ratios" if of_ratios >= count else "rounds"
-    rounds = [one[kind][measure][:count] for one in (first, second)]
-    together = first["call"] is not None and first["call"] == second["call"]
-    if count < 2 or not together or not all(map(_positive, rounds[0] + rounds[1])):
-        return None
-    return rounds[0], rounds[1]
-
-
-def hardware_name(hardware: dict | str | None, device: str = "cpu") -> str:
-    """The hardware of a record in words: the GPU, or the processor and its threads."""
-    if not isinstance(hardware, dict):
-        return hardware or "unknown hardware"
-    if device.startswith("cuda") and hardware.get("gpu"):
-        return str(hardware["gpu"])
-    threads = hardware.get("threads", "?")
-    return f"{hardware.get('cpu', 'unknown processor')}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def _positive(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and value > 0 else None
 
 
 # ------------------------------------------------------------------------------------------------ what each run is
@@ -364,10 +291,10 @@ def read_rows(results_dir: str, splits: list[str]) -> tuple[list[Row], list[str]
 def make_row(folder: Path, root: Path, evaluation: dict | None, devices: dict, splits: list[str]) -> Row:
     """One run on one split from its files; ``evaluation`` is None where it has only been benchmarked."""
     described, found = settings_of(folder, root), evaluation or {}
-    record = described[1] if described else next(record_of(folder, path.name) for path in folder.glob("throughput_*"))
+    record = described[1] if described else next(iter(devices.values()))
     data = found.get("data") or record.get("data") or {}
     kind, method = describe(folder, root, found.get("base_precision"))
-    if described is None:  # a form of the base model that was only benchmarked
+    if described is None:  # only benchmarked
         kind, method = (
             ("base", "base model") if record.get("run") == record.get("reference") else ("other", record["run"])
         )

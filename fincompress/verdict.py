@@ -23,6 +23,7 @@ import math
 from dataclasses import dataclass, field
 
 from fincompress import comparison, statistics
+from fincompress.benchmark.record import paired_rounds
 from fincompress.comparison import Row, Section
 
 EQUAL_WITHIN = 0.03  # execution accuracy that may be lost and still be called equal
@@ -278,7 +279,7 @@ def compare_speed(sapling: Row, gptq: Row) -> list[Measure]:
         if unfair:
             found.append(Measure(name, OPEN, unfair))
             continue
-        rounds = comparison.paired_rounds(sapling.speed, gptq.speed, key)
+        rounds = paired_rounds(sapling.speed, gptq.speed, key)
         if rounds:
             ratio, low, high = statistics.ratio_interval(*rounds, CONFIDENCE)
             winner = OPEN

@@ -339,24 +339,6 @@ def test_predictions_of_another_evaluation_are_refused(tmp_path):
 # --- speed ----------------------------------------------------------------------------------------------------------
 
 
-def test_only_rounds_of_one_call_are_paired(tmp_path):
-    made.throughput(tmp_path, "aa", 20.0, base=23.0)
-    made.throughput(tmp_path, "bbb", 40.0, base=23.0)
-    made.throughput(tmp_path, "c", 40.0, base=23.5)
-    one, same, other = (
-        comparison.read_throughput(tmp_path / run / "throughput_cpu.json") for run in ("aa", "bbb", "c")
-    )
-    first, second = comparison.paired_rounds(one, same, "decode_tokens_per_s")
-    assert len(first) == 5 and all(b / a == pytest.approx(2, rel=0.1) for a, b in zip(first, second, strict=True))
-    recorded = runs.read_json(tmp_path / "aa" / "throughput_cpu.json")["decode"]["1"]
-    assert first == recorded["ratio"]["rounds"]
-    assert comparison.paired_rounds(one, other, "decode_tokens_per_s") is None
-    same["rounds"]["decode_tokens_per_s"] = same["rounds"]["decode_tokens_per_s"][:3]  # a slow model: fewer rounds
-    assert len(comparison.paired_rounds(one, same, "decode_tokens_per_s")[0]) == 3
-    one["ratios"]["decode_tokens_per_s"] = one["ratios"]["decode_tokens_per_s"][:2]  # a slow base model: fewer still
-    assert comparison.paired_rounds(one, same, "decode_tokens_per_s")[0] == recorded["tokens_per_s"]["rounds"][:3]
-
-
 @pytest.mark.parametrize("record", [{}, {"decode": {}, "prefill": None}, {"decode": {"1": {"tokens_per_s": None}}}])
 def test_an_incomplete_benchmark_does_not_stop_the_table(tmp_path, record):
     evaluated(tmp_path, "a")

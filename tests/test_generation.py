@@ -50,6 +50,27 @@ def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_
         }  # fmt: skip
 
 
+@torch.no_grad()
+def test_timed_decoding_is_greedy_as_generate_does_it_and_not_stopped_by_eos(parts, monkeypatch):
+    model, _, _ = parts
+    steps = []
+    original = type(model).forward
+
+    def forward(self, *arguments, **named):
+        steps.append(named["input_ids"])
+        return original(self, *arguments, **named)
+
+    cache, token, seconds = generation.time_prefill(model, 64)
+    monkeypatch.setattr(type(model), "forward", forward)
+    assert seconds > 0 and len(generation.time_decoding(model, cache, token, NEW, batch=2)) == NEW
+    assert generation.decode_latency_ms(model, NEW) > 0
+    monkeypatch.undo()
+    prompt, written = steps[NEW + 1], torch.cat(steps[: NEW + 1], 1)
+    expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
+                              max_new_tokens=NEW + 1, eos_token_id=None)  # fmt: skip
+    assert written.tolist() == [expected[0, 64:].tolist()] * 2 and len(steps) == NEW + 1 + 1 + NEW + 1
+
+
 def test_a_full_gpu_names_the_constant_to_lower(parts, monkeypatch):
     model, tokenizer, rows = parts
 

@@ -184,7 +184,7 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
 def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     results, environment = pipeline
     script = ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]")
-    done = run_script(*script, "--VARIANTS=[]", **environment)
+    done = run_script(*script, **environment)
     assert done.returncode == 0, done.stderr
     base, adapter = (read(results / run / "throughput_cpu.json") for run in ("base", "qlora_4bit"))
     assert adapter["precision"] == "nf4" and "LoRA on" in adapter["kernel"] and "LoRA" not in base["kernel"]

@@ -614,7 +614,7 @@ class Run:
                 return f"{needed:.2f} GB of memory, at most {s['TARGET_MEMORY_GB']} wanted"
         if s["TARGET_LATENCY_MS"] is not None:
             with self.scoring_model() as model:
-                found = generation.decode_latency_ms(repack.packed_model(model), self.tokenizer)
+                found = generation.decode_latency_ms(repack.packed_model(model))
             if found <= s["TARGET_LATENCY_MS"]:
                 return f"{found:.1f} ms a token, at most {s['TARGET_LATENCY_MS']} wanted"
         if not self.allowed():

@@ -14,7 +14,9 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from fincompress import memory, models, quantization, runs, throughput
+from fincompress import memory, models, quantization, runs
+from fincompress.benchmark.subjects import Subject, weight_files
+from fincompress.benchmark.worker import Worker
 from fincompress.errors import NoKernel, UserError
 from fincompress.quantization import METHODS, Recipe
 from fincompress.quantization import method as shared
@@ -222,12 +224,13 @@ def test_kernel_and_dequantized_weights_compute_alike(base, quantized, texts, na
 def test_what_is_benchmarked_is_the_kernel_and_not_dequantized_weights(base, quantized, name):
     found = {}
     for path, precision in ((base, "auto"), (quantized[name], name)):
-        subject = throughput.Subject(
-            "a", "shape:tiny", str(path), throughput.weight_files(str(path)), precision=precision
-        )  # fmt: skip
-        found[precision] = throughput.Worker().load(vars(subject), "results", None)
+        subject = Subject("a", "shape:tiny", str(path), weight_files(str(path)), precision=precision)
+        worker = Worker()
+        found[precision] = worker.load(vars(subject), "results", None)
     assert found["auto"]["kernel"].startswith("Linear ") and not found[name]["kernel"].startswith("Linear ")
     assert found[name]["in_memory_gb"] < found["auto"]["in_memory_gb"]
+    # The kernel has repacked its weights: the file they were read from is let go.
+    assert worker.model is not None and str(quantized[name]) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize(("name", "backend"), [("gptq", "gptq_torch"), ("rtn", "gptq_torch"), ("awq", "torch_awq")])

@@ -1,0 +1,1 @@
+"""Speed, memory and size of models on this device, each in a process of its own and all in interleaved rounds."""
