@@ -45,8 +45,9 @@ import math  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import comparison, memory, models, runs, throughput  # noqa: E402
+from fincompress import memory, models, runs, throughput  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.report import tables  # noqa: E402
 
 
 def main() -> None:
@@ -106,7 +107,7 @@ def main() -> None:
         runs.write_json(runs.run_directory(RESULTS_DIR, run) / f"throughput_{found['device']}.json", records[run])
     runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", throughput.table(RESULTS_DIR))
     print_table(records, found)
-    comparison.write_quantization_report(RESULTS_DIR)  # which now has speeds
+    tables.write_quantization_report(RESULTS_DIR)  # which now has speeds
     print(
         f"{len(records)} models in {clock.seconds() / 60:.1f} min; wrote throughput_{found['device']}.json of each run "
         f"and {RESULTS_DIR}/throughput.csv"

@@ -14,8 +14,9 @@ from conftest import REPOSITORY, run_script
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig
 
-from fincompress import comparison, gptq, memory, models, runs, throughput
+from fincompress import gptq, memory, models, runs, throughput
 from fincompress.errors import NoKernel, UserError
+from fincompress.report import tables
 
 CPU = torch.device("cpu")
 
@@ -260,11 +261,12 @@ def test_a_run_is_quantized_evaluated_and_reported(finished):
     for run in ("source/merged", "q4"):
         done = run_script("evaluate.py", f"--RUN={run}", **environment)
         assert done.returncode == 0, done.stderr
-    report = comparison.quantization_report(str(results))
+    report = tables.quantization_report(str(results))
     row = next(row for row in report if row["run"] == "q4")
     assert row["source_run"] == "source/merged" and row["split"] == "dev" and row["questions"] == 8
-    assert row["drop_points"] == 100 * (row["accuracy_before"] - row["accuracy_after"])
-    assert (results / "quantization_report.csv").exists() and "drop in points" in done.stdout
+    before, after = (row[f"execution_accuracy_{side}"] for side in ("before", "after"))
+    assert row["accuracy_lost"] == pytest.approx(before - after, abs=1e-4)
+    assert (results / "quantization_report.csv").exists() and "accuracy lost, points" in done.stdout
     assert "skipped" in run_script(*quantize, **environment).stdout
 
 

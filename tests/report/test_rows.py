@@ -5,11 +5,11 @@ import json
 import made_up_runs as made
 import numpy as np
 import pytest
+from fincompress.comparison import frontier
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fincompress import comparison, runs, tables
-from fincompress.comparison import frontier
 from fincompress.errors import UserError
 
 QUESTIONS = 200
