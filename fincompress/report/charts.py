@@ -28,14 +28,15 @@ STYLES = {
 }  # fmt: skip
 LINES = ("-", "--", ":", "-.")
 STEPS = ("1", "2", "3+")  # columns of accuracy_by_steps
-plt.rcParams |= {"svg.hashsalt": "fincompress", "axes.spines.top": False, "axes.spines.right": False}
+plt.rcParams |= {"svg.hashsalt": "fincompress", "axes.spines.top": False, "axes.spines.right": False,
+                 "figure.constrained_layout.use": True}  # fmt: skip
 
 
 def save(figure, path: Path) -> None:
     """Write a figure whole or not at all, the same bytes each time, and release it."""
     with runs.atomic_path(path) as partial:
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        figure.savefig(partial, format=path.suffix[1:], dpi=150, bbox_inches="tight", metadata=metadata)
+        figure.savefig(partial, format=path.suffix[1:], dpi=150, metadata=metadata)
     plt.close(figure)
 
 
@@ -103,7 +104,7 @@ def layer_importance(path: Path, scores: list[dict], drops: list[dict]) -> None:
     table = frame.explode("layer").pivot_table(index="layer", columns="scan", values="value", aggfunc="min")
     layers = sorted(table.index, key=lambda name: (int(name.partition(".")[2]), name))
     table = table.reindex(layers)
-    figure, axes = plt.subplots(figsize=(2 + 0.35 * table.shape[1], 1.5 + 0.14 * len(layers)))
+    figure, axes = plt.subplots(figsize=(3 + 0.35 * table.shape[1], 1.5 + 0.14 * len(layers)))
     axes.set_facecolor("#222222")
     image = axes.imshow(np.ma.masked_invalid(table.to_numpy()), aspect="auto", cmap="cividis", norm=scale)
     axes.set_yticks(range(len(layers)), layers, fontsize=5)
@@ -134,7 +135,7 @@ def pareto(path: Path, rows: list, title: str) -> None:
         "time per question (s, batch 1)": lambda row: row.seconds_per_question,
         "peak memory of inference (GB)": lambda row: row.memory_gb,
     }
-    figure, all_axes = plt.subplots(1, 3, figsize=(13, 6), sharey=True, layout="constrained")
+    figure, all_axes = plt.subplots(1, 3, figsize=(13, 6), sharey=True)
     looks, handles = styles(rows), {}
     for place, (axes, (name, cost)) in enumerate(zip(all_axes, panels.items(), strict=True)):
         axes.set_xlabel(f"← better      {name}")
@@ -159,9 +160,9 @@ def pareto(path: Path, rows: list, title: str) -> None:
                 markeredgecolor="white", markeredgewidth=0.5, zorder=3,
             )  # fmt: skip
             for x, y, row in members:
-                if row.sublayers_left and place:
+                if row.sublayers_left and place and "quantized" not in row.kind:
                     axes.annotate(
-                        row.sublayers_left, (x, y), xytext=(5, -2), textcoords="offset points", fontsize=7, zorder=4,
+                        row.sublayers_left, (x, y), xytext=(6, -8), textcoords="offset points", fontsize=7, zorder=4,
                         color=look["color"], path_effects=[withStroke(linewidth=2, foreground="white")],
                     )  # fmt: skip
         axes.set_xlim(left=0)
@@ -197,7 +198,7 @@ def loss_curves(path: Path, rows: list, curves: dict[str, list[dict]], title: st
 
     Losses are smoothed over five points, against a share of the run's own steps: recipes differ in their number.
     """
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 5))
     looks = styles(rows)
     for label, curve in curves.items():
         frame = pd.DataFrame(curve)
@@ -229,7 +230,7 @@ def accuracy_by_steps(path: Path, rows: list, title: str) -> None:
         for steps, score in row.steps.items():
             counts[place, min(int(steps), len(STEPS)) - 1] += score["correct"], score["of"]
     shares = counts[:, :, 0] / np.maximum(counts[:, :, 1], 1)
-    figure, axes = plt.subplots(figsize=(5.5, 1.2 + 0.4 * len(rows)))
+    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.4 * len(rows)))
     axes.imshow(shares, aspect="auto", cmap="cividis", vmin=0, vmax=max(0.01, shares.max(initial=0)))
     for line, column in np.ndindex(shares.shape):
         correct, of = counts[line, column]

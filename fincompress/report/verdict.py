@@ -261,10 +261,10 @@ def table(pairs: list[Pair]) -> Table:
 def sentence(section: Section, pairs: list[Pair]) -> str:
     """The verdict on a section in one sentence."""
     families, quantized, _ = contenders(section)
-    lacking = [] if quantized else [f"a run of {BITS}-bit quantization (quantize_gptq.py)"]
-    lacking += [] if families else ["a run of SAPLING (sapling_train.py)"]
+    lacking = [] if quantized else [f"{BITS}-bit quantization (quantize_gptq.py)"]
+    lacking += [] if families else ["SAPLING (sapling_train.py)"]
     if lacking:
-        return f"Not decided: there is no evaluated {' and no '.join(lacking)} here with its size."
+        return f"Not decided: there is no evaluated run of {' and none of '.join(lacking)}."
     said = []
     for name, group in itertools.groupby(pairs, key=lambda pair: rival_name(pair.other)):
         decisions = [pair.decision for pair in group]
