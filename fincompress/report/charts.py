@@ -97,7 +97,7 @@ def layer_importance(path: Path, scores: list[dict], drops: list[dict]) -> None:
         frame["value"] = (frame["nll"] - frame["nll_whole"]).clip(lower=1e-3)
         label, scale = "rise in NLL without it (nats per token)", matplotlib.colors.LogNorm(1e-3, 10)
     else:
-        frame["value"] = frame["score"].rank(pct=True)
+        frame["value"] = frame.groupby("scan").cumcount() + 1  # rows stand in the order of dropping
         label, scale = "place in the criterion's order", None
     pairs = frame["unit"].str.contains("+", regex=False).any()  # then a block is a pair too
     frame["layer"] = frame["unit"].map(lambda unit: _parts(unit) if pairs else [unit])

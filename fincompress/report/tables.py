@@ -184,7 +184,11 @@ def quantization_report(results_dir: str) -> list[dict]:
             for other in section.rows
             if (one.run, other.run) == (source, run)
         ]
-        out += [common | effect(*pair) for pair in pairs] or [common | effect(None, None, None)]
+        effects = [effect(*pair) for pair in pairs] or [effect(None, None, None)]
+        measured = {one["split"] for one in effects if one["device"]}
+        for place, one in enumerate(effects):  # a section of a device that measured neither says nothing more
+            if one not in effects[:place] and (one["device"] or one["split"] not in measured):
+                out.append(common | one)
     return out
 
 

@@ -22,7 +22,7 @@ COLUMNS = ("SAPLING", "the other", "equal", "accuracy, points", "decode", "prefi
            "s per question", "SAPLING better in", "the other better in", "SAPLING beats it")  # fmt: skip
 LEGEND = (
     f"Accuracy is SAPLING's minus the other's, in points; all else is SAPLING's over the other's. Brackets: intervals "
-    f"of {CONFIDENCE:.0%} or wider. Time per question is shown and decides nothing."
+    f"of {100 * CONFIDENCE:g} % or wider. Time per question is shown and decides nothing."
 )
 
 
@@ -117,25 +117,23 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
         return undecided(best, f"{questions} questions cannot show a difference to be below {margin}")
     if rival.execution["interval"][0] <= equal_within:  # a model that answers nothing would be as accurate
         return undecided(best, f"the other answers too little for a margin of {margin}")
-    worse = [one.winners["accuracy"] == OTHER for one in found]
-    equal = [
-        one
-        for one, lost in zip(found, worse, strict=True)
-        if one.difference["interval"][0] >= -equal_within and not lost
-    ]
+    all_worse = all(one.winners["accuracy"] == OTHER for one in found)
+    near = [one for one in found if one.difference["interval"][0] >= -equal_within]
+    equal = [one for one in near if one.winners["accuracy"] != OTHER]
     if not equal:
         smaller = max(row.size_gb for row in checkpoints) < (1 - TOLERANCE) * rival.size_gb
         note = f"the most accurate depth, not shown to be within {margin}"
-        undecided(best, note + ("; every depth is smaller than the other" if all(worse) and smaller else ""))
-        best.winners = {"accuracy": OTHER if all(worse) and not smaller else OPEN}
+        undecided(best, note + ("; every depth is smaller than the other" if all_worse and smaller else ""))
+        best.winners["accuracy"] = OTHER if all_worse and not smaller else OPEN
         return best
-    taken, winners = equal[0], compare_cost(equal[0])
+    taken = equal[0]
+    compare_cost(taken)
     del taken.winners["accuracy"]
     for one in found[: found.index(taken)]:
         # With more questions a smaller one may be shown to be equal, and then it is the one that counts.
         if one.winners["accuracy"] != OTHER:
-            there = compare_cost(one)
-            lost = [name for name in winners if taken.winners.get(name) == OTHER and there.get(name) != OTHER]
+            compare_cost(one)
+            lost = [name for name, won in taken.winners.items() if won == OTHER and one.winners[name] != OTHER]
             taken.winners |= dict.fromkeys(lost, OPEN)
             if lost:
                 taken.notes.append(f"{one.sapling.run}, smaller, may be as accurate: {', '.join(lost)} not decided")
@@ -158,6 +156,7 @@ def against_pruning(sapling: Row, other: Row, confidence: float) -> Comparison:
     if abs(relative) > TOLERANCE and found.winners["accuracy"] == (SAPLING if relative > 0 else OTHER):
         found.winners["accuracy"] = OPEN
         found.notes.append("the nearest in bytes; the larger one cannot win in accuracy")
+    found.notes += [f"{row.run} was not healed as a last depth is" for row in (sapling, other) if row.healed is False]
     tokens = [row.tokens_seen for row in (sapling, other)]
     if None not in tokens and max(tokens) > (1 + TOLERANCE) * min(tokens):
         found.notes.append("trained on {:.2f} and {:.2f} million tokens".format(*(count / 1e6 for count in tokens)))
@@ -175,11 +174,10 @@ def compare_accuracy(comparison: Comparison, confidence: float) -> None:
         comparison.notes.append(reason)
 
 
-def compare_cost(comparison: Comparison) -> dict[str, str]:
-    """Decode and prefill throughput, memory and bytes; returns who is better in each."""
+def compare_cost(comparison: Comparison) -> None:
+    """Bytes, memory, and decode and prefill throughput."""
     sapling, other = comparison.sapling, comparison.other
-    speeds, notes = (sapling.speed, other.speed), comparison.notes
-    won = comparison.winners
+    speeds, notes, won = (sapling.speed, other.speed), comparison.notes, comparison.winners
     won["bytes"] = ratio(comparison, "bytes", sapling.size_gb, other.size_gb)
     won |= dict.fromkeys(("decode", "prefill", "memory"), OPEN)
     for row in (sapling, other):
@@ -188,7 +186,7 @@ def compare_cost(comparison: Comparison) -> dict[str, str]:
         elif row.speed["label"]:
             notes.append(f"{row.run}: {row.speed['label']}, so its speed and memory decide nothing")
     if any(speed is None or speed["label"] for speed in speeds):
-        return won
+        return
     won["memory"] = ratio(comparison, "memory", sapling.memory_gb, other.memory_gb)
     ratio(comparison, "seconds", sapling.seconds_per_question, other.seconds_per_question)
     for name in ("decode", "prefill"):
@@ -203,7 +201,6 @@ def compare_cost(comparison: Comparison) -> dict[str, str]:
             notes.append(f"{name} decides nothing: {unfair}")
         elif max(centre, 1 / centre) > 1 + TOLERANCE and not low <= 1 <= high:
             won[name] = SAPLING if centre > 1 else OTHER
-    return won
 
 
 def ratio(comparison: Comparison, name: str, one: float | None, other: float | None) -> str:
@@ -288,12 +285,10 @@ def answers(section: Section, pairs: list[Pair]) -> list[str]:
     chosen = max(pairs, key=lambda pair: ("seconds" in pair.comparisons[0].ratios, pair.comparisons[1].shown))
     (size, equal), rival, name = chosen.comparisons, chosen.other, rival_name(chosen.other)
     losses = sum(pair.comparisons[0].winners["accuracy"] == OTHER for pair in pairs)
-    right, share = ([f"{100 * value:.1f} %" if value else "?" for value in values] for values in (
-        [row.execution["accuracy"] for row in (size.sapling, rival)],
-        [row.share_of_bytes for row in (size.sapling, rival)],
-    ))  # fmt: skip
+    shares = [f"{100 * (row.share_of_bytes or math.nan):.1f} %" for row in (size.sapling, rival)]
+    right = [f"{100 * row.execution['accuracy']:.1f} %" for row in (size.sapling, rival)]
     first = (
-        f"**At equal size** ({share[0]} of the bytes against {share[1]}) SAPLING answers {right[0]} and {name} "
+        f"**At equal size** ({shares[0]} of the bytes against {shares[1]}) SAPLING answers {right[0]} and {name} "
         f"{right[1]}: {size.ratios.get('accuracy', '?')} points. It is less accurate in {losses} of {len(pairs)} pairs."
     )
     shown = sum(pair.comparisons[1].shown for pair in pairs)

@@ -49,8 +49,7 @@ def test_every_column_of_a_freshly_written_csv_is_described_and_none_too_many(tm
 
 def test_every_file_of_the_published_records_is_in_the_guide():
     guide = SECTIONS[-1].partition("## published/")[2]
-    names = [path.name for path in (REPOSITORY / "results" / "published").iterdir()]
-    names += [
-        path.name for path in Path(REPOSITORY / "results/published/finqa-smollm2-135m").iterdir() if path.is_dir()
-    ]
+    published = REPOSITORY / "results" / "published"
+    names = [path.name for path in published.iterdir()]
+    names += [path.name for path in (published / "finqa-smollm2-135m").iterdir() if path.is_dir()]
     assert [name for name in names if name not in guide and name not in ("base", "finqa_data")] == []

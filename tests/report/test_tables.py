@@ -147,6 +147,15 @@ def test_speeds_of_two_benchmark_calls_are_not_set_against_each_other(tmp_path):
     assert row["decode_tokens_per_s_before"] is None and row["accuracy_lost"] is not None
 
 
+def test_a_device_that_measured_neither_run_adds_no_row(tmp_path):
+    made.everything(tmp_path, questions=50)
+    sizes = {"size_before_gb": 0.4, "size_after_gb": 0.1, "blocks_before_gb": 0.2, "blocks_after_gb": 0.05}
+    metrics = {"source_run": "qlora_4bit", "group_size": 64, "quantization_seconds": 9.0, **sizes}
+    runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics)
+    made.throughput(tmp_path, "base", 50.0, device="cuda", hardware=made.HARDWARE | {"gpu": "Some GPU"})
+    assert [row["device"] for row in tables.quantization_report(str(tmp_path))] == ["cpu"]
+
+
 def test_a_damaged_record_of_another_run_leaves_the_quantization_report_as_it_is(tmp_path, capsys):
     made.everything(tmp_path, questions=50)
     (tmp_path / "lora_8bit" / "eval_dev.json").write_text("{")

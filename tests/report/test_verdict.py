@@ -147,6 +147,11 @@ def test_answers_say_what_was_not_measured_or_not_shown(tmp_path):
     assert "was not measured" in time
 
 
+def test_an_accuracy_of_0_is_answered_as_0(tmp_path):
+    found = section(tmp_path, (N < 300, 0.50), {30: (N < 0, 0.50)})
+    assert "SAPLING answers 0.0 % and" in verdict.answers(found, verdict.judge(found))[0]
+
+
 # --- at equal size --------------------------------------------------------------------------------------------------
 
 
