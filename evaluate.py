@@ -31,9 +31,10 @@ configure(globals())
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import comparison, runs  # noqa: E402
+from fincompress import runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
+from fincompress.report import tables  # noqa: E402
 
 SPLITS = ("train", "calibration", "dev", "test")
 
@@ -163,7 +164,7 @@ def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions
         print(f"{sum(not verdict['invalid'] for verdict in verdicts)} could be executed")
     show_table()
     if (directory / "quantize_metrics.json").exists():
-        comparison.write_quantization_report(RESULTS_DIR)
+        tables.write_quantization_report(RESULTS_DIR)
     print(f"wrote {directory}/eval_{SPLIT}.json and predictions_{SPLIT}.jsonl, {RESULTS_DIR}/accuracy.csv")
 
 
@@ -180,7 +181,7 @@ def show_table() -> None:
         for i, name in enumerate(("execution_accuracy", "program_accuracy")):
             if row[name] is not None:
                 shown[i] = f"{row[name]:.1%} [{row[name + '_low']:.1%}, {row[name + '_high']:.1%}]"
-        size = "-" if row["share_of_base"] is None else f"{row['share_of_base']:.0%}"
+        size = "-" if row["share_of_bytes"] is None else f"{row['share_of_bytes']:.0%}"
         model = str(row["base_model"])[-13:]
         print(line.format(row["run"], model, row["data"], SPLIT, row["questions"], size, *shown))
 

@@ -38,8 +38,9 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from fincompress import comparison, memory, models, quantization, runs  # noqa: E402
+from fincompress import memory, models, quantization, runs  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
+from fincompress.report import tables  # noqa: E402
 
 GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
 
@@ -56,7 +57,7 @@ def main() -> None:
     sources = [Source(method, name, run) for name, run in named_runs().items()]  # all are checked before one is begun
     for source in sources:
         source.quantize()
-    comparison.write_quantization_report(RESULTS_DIR)
+    tables.write_quantization_report(RESULTS_DIR)
 
 
 def named_runs() -> dict[str, str]:

@@ -26,8 +26,9 @@ configure(globals())
 import json  # noqa: E402
 import shutil  # noqa: E402
 
-from fincompress import comparison, runs  # noqa: E402
+from fincompress import runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress.report import tables  # noqa: E402
 
 RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json", "throughput_*.json", "loss_curve.*",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
@@ -52,7 +53,7 @@ def main() -> None:
         for folder in folders:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
             print(f"{folder}: {copied} files")
-    comparison.write_quantization_report(TO)
+    tables.write_quantization_report(TO)
 
 
 def publish(source: Path, target: Path) -> int:

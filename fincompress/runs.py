@@ -337,7 +337,7 @@ def accuracy_table(results_dir: str) -> list[dict]:
             "split": found["split"],
             "questions": found["questions"],
             "size_gb": found.get("size_gb"),
-            "share_of_base": found.get("share_of_base"),
+            "share_of_bytes": found.get("share_of_base"),
         }
         for name in ("execution_accuracy", "program_accuracy"):
             scores = found[name]

@@ -29,8 +29,9 @@ from transformers import (
 )
 from transformers.training_args import OptimizerNames
 
-from fincompress import charts, memory, models, quantization, runs
+from fincompress import memory, models, quantization, runs
 from fincompress.errors import UserError
+from fincompress.report import charts
 from fincompress.settings import check_choice, check_positive, check_seed
 from fincompress.targets import IGNORE, TargetCollator, score_targets, target_logits
 
@@ -449,7 +450,8 @@ def finish(directory: Path, trainer, tokenizer, settings, predicted_gb, trainabl
     """Write a run's adapter and loss curve, and return its metrics."""
     history = trainer.state.log_history
     curve = [
-        {k: row[k] for k in ("step", "epoch", "loss", "learning_rate", "grad_norm", "seconds")}
+        {k: row[k] for k in ("step", "epoch", "loss", "learning_rate", "grad_norm")}
+        | {"training_seconds": row["seconds"]}
         for row in history
         if "loss" in row
     ]

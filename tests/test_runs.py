@@ -278,11 +278,11 @@ def test_accuracy_table_mixes_up_its_columns(tmp_path):
     execution = {"execution_accuracy": 0.5, "execution_accuracy_low": 0.25, "execution_accuracy_high": 0.75}
     assert runs.accuracy_table(str(tmp_path)) == [
         {"run": "lora", "base_model": "m", "data": "FinQA", "data_fingerprint": "f0", "split": "dev", "questions": 10,
-         "size_gb": None, "share_of_base": None,
+         "size_gb": None, "share_of_bytes": None,
          **execution, "program_accuracy": 0.5, "program_accuracy_low": 0.25, "program_accuracy_high": 0.75,
          "invalid": 0.1},
         {"run": "sapling/40", "base_model": None, "data": "synthetic", "data_fingerprint": None, "split": "test",
-         "questions": 10, "size_gb": None, "share_of_base": None,
+         "questions": 10, "size_gb": None, "share_of_bytes": None,
          **execution, "program_accuracy": None, "program_accuracy_low": None,
          "program_accuracy_high": None, "invalid": 0.1},
     ]  # fmt: skip

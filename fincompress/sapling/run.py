@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
 
-from fincompress import charts, generation, memory, models, quantization, runs, training
+from fincompress import generation, memory, models, quantization, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
+from fincompress.report import charts
 from fincompress.sapling.gates import CloseGate, Gate
 from fincompress.sapling.losses import TOP_K
 from fincompress.sapling.recovery import (
@@ -535,8 +536,8 @@ class Run:
         if not self.drops:
             self.state["reference"] = found
         for row in self.drops:  # what training made of the last drops
-            for name, value in found.items():
-                row.setdefault(f"{name}_after_training", value)
+            row.setdefault("exact_match_after_training", found["accuracy"])
+            row.setdefault("nll_after_training", found["nll"])
         print(
             f"{self.left} of {self.full} units, {self.share:.1%} of the bytes: calibration exact match "
             f"{found['accuracy']:.1%}, NLL {found['nll']:.3f}"
@@ -577,7 +578,7 @@ class Run:
             if isinstance(entry, importance.Score):
                 seen = entry.questions
                 row = {
-                    "unit": sub.unit_name(entry.unit), "questions": seen, "accuracy": float(entry.exact.mean()),
+                    "unit": sub.unit_name(entry.unit), "questions": seen, "exact_match": float(entry.exact.mean()),
                     "nll": float(entry.nll.mean()), "nll_whole": float(whole.nll[:seen].mean()), "norm": entry.norm,
                 }  # fmt: skip
             else:
@@ -676,7 +677,7 @@ class Run:
                 unit = score.unit
                 row |= {
                     "decided_by": reason, "questions": score.questions, "norm": score.norm,
-                    "accuracy_alone": float(score.exact.mean()), "nll_alone": float(score.nll.mean()),
+                    "exact_match_alone": float(score.exact.mean()), "nll_alone": float(score.nll.mean()),
                 }  # fmt: skip
             else:
                 unit = next((unit for unit, _ in ranking if unit in allowed), None)
@@ -697,7 +698,7 @@ class Run:
                     "trained_units_left": self.trained_units_left,
                     "share_of_bytes": round(self.share, 5),
                     "share_of_parameters": round(self.parameters_left / self.full_size, 5),
-                    "accuracy_before": float(whole.exact.mean()),
+                    "exact_match_before": float(whole.exact.mean()),
                     "nll_before": float(whole.nll.mean()),
                     **row,
                     "training_seconds": round(self.state["training_seconds"], 1),

@@ -17,8 +17,9 @@ import preprocess_data
 import quantize_gptq
 import train_lora_8bit
 import train_qlora_4bit
-from fincompress import comparison, models, quantization, runs
+from fincompress import models, quantization, runs
 from fincompress.errors import UserError
+from fincompress.report import methods, tables
 
 LORA = {"BASE_MODEL": "shape:tiny", "DATA_RUN": "quantization_data", "BATCH_SIZE": 4, "LOGGING_STEPS": 1,
         "SAVE_STEPS": 1, "LORA_RANK": 4, "MAX_STEPS": 4}  # fmt: skip
@@ -79,10 +80,11 @@ def test_a_run_is_quantized_evaluated_and_reported(results, q4, capsys):
     assert (record["settings"]["METHOD"], record["base_precision"]) == ("gptq", "gptq-4bit")
     for run in ("source/merged", "q4"):
         run_main(evaluate, RESULTS_DIR=str(results), BASE_MODEL="shape:tiny", RUN=run, MAX_NEW_TOKENS=8)
-    assert "drop in points" in capsys.readouterr().out
-    row = next(row for row in comparison.quantization_report(str(results)) if row["run"] == "q4")
+    assert "accuracy lost, points" in capsys.readouterr().out
+    row = next(row for row in tables.quantization_report(str(results)) if row["run"] == "q4")
     assert row["source_run"] == "source/merged" and row["split"] == "dev" and row["questions"] == 8
-    assert row["drop_points"] == 100 * (row["accuracy_before"] - row["accuracy_after"])
+    before, after = (row[f"execution_accuracy_{side}"] for side in ("before", "after"))
+    assert row["accuracy_lost"] == pytest.approx(before - after, abs=1e-4)
     assert (results / "quantization_report.csv").exists()
 
 
@@ -98,7 +100,7 @@ def test_a_finished_run_that_does_not_know_METHOD_is_one_of_gptq(q4, quantize, c
         quantize(**command_line, METHOD="rtn")
 
 
-def test_rounding_to_nearest_reads_no_texts_and_is_no_run_of_gptq(results, quantize, capsys):
+def test_rounding_to_nearest_reads_no_texts_and_is_reported_as_such(results, quantize, capsys):
     quantize(RUN="q4_rtn", METHOD="rtn")
     printed = capsys.readouterr().out
     assert "rtn, 4 bits, groups of 64 (128 does not divide every input width), no calibration" in printed
@@ -106,8 +108,8 @@ def test_rounding_to_nearest_reads_no_texts_and_is_no_run_of_gptq(results, quant
     assert (record["settings"]["METHOD"], record["base_precision"]) == ("rtn", "rtn-4bit")
     metrics = runs.read_json(results / "q4_rtn" / "quantize_metrics.json")
     assert metrics["calibration_tokens"] == 0 and metrics["kernel"]
-    kind, method = comparison.describe(results / "q4_rtn", results)
-    assert kind == "other" and method.endswith("base) + RTN 4-bit")
+    kind, method = methods.describe(results / "q4_rtn", results)
+    assert kind == "quantized" and method.endswith(" + RTN 4-bit")
 
 
 @pytest.mark.parametrize(("script", "precision"), [(train_lora_8bit, "8bit"), (train_qlora_4bit, "4bit")])

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fincompress import statistics
 from fincompress.errors import UserError
-from fincompress.finqa.scoring import wilson_interval
+from fincompress.report import statistics
+from fincompress.report.statistics import frontier, wilson_interval
 
 
 def verdicts(both, only_first, only_second, neither):
@@ -79,10 +79,10 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_near_ones():
     pair = verdicts(100, 40, 30, 300)
-    once = statistics.compare(*pair, seed=3)
-    assert once == statistics.compare(*pair, seed=3)
-    other = statistics.compare(*pair, seed=4)
-    assert once["interval"] == pytest.approx(other["interval"], abs=0.005)
+    assert statistics.compare(*pair) == statistics.compare(*pair)
+    first, second = (np.array(list(side.values())) for side in pair)
+    once, other = (statistics.bootstrap_difference(first, second, seed=seed) for seed in (3, 4))
+    assert once != other and once == pytest.approx(other, abs=0.005)
 
 
 def test_higher_confidence_gives_a_wider_interval():
@@ -101,7 +101,7 @@ def test_compare_counts_the_first_run_against_the_second():
     assert found["mcnemar_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
     turned = statistics.compare(second, first)
     assert turned["difference"] == -found["difference"] and turned["only_first"] == 2
-    assert (found["resamples"], found["confidence"], found["seed"]) == (10_000, 0.95, 0)
+    assert found["confidence"] == 0.95 and statistics.RESAMPLES == 10_000
 
 
 def test_order_of_the_questions_does_not_matter():
@@ -194,3 +194,36 @@ def test_ratio_interval_of_one_round_or_of_unlike_rounds_is_refused():
 )  # fmt: skip
 def test_a_winner_is_named_only_where_interval_and_exact_test_agree(counts, better):
     assert statistics.favours(statistics.compare(*verdicts(*counts))) == better
+
+
+# --- frontier -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([], []),
+        ([(1.0, 0.5)], [True]),
+        ([(1.0, 0.5), (2.0, 0.5)], [True, False]),  # dearer, no better
+        ([(1.0, 0.5), (1.0, 0.4)], [True, False]),
+        ([(1.0, 0.5), (2.0, 0.6)], [True, True]),
+        ([(1.0, 0.5), (1.0, 0.5), (1.0, 0.4)], [True, True, False]),  # a tie dominates neither of the two
+        ([(1.0, 0.5), (1.0, 0.5), (0.9, 0.5)], [False, False, True]),
+        ([(None, 0.9), (1.0, None), (1.0, 0.5), (None, None)], [False, False, True, False]),
+        ([(0.0, 0.0), (1.0, 0.0)], [True, False]),  # 0 is a value
+        ([(3, 3), (1, 1), (2, 2), (2, 1)], [True, True, True, False]),
+    ],
+)
+def test_ties_are_on_the_frontier_and_points_without_a_value_off_it(points, expected):
+    assert frontier(points) == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_the_frontier_is_every_point_that_no_other_dominates(points):
+    flags = frontier(points)
+    best = [point for point, flag in zip(points, flags, strict=True) if flag]
+    assert not points or best
+    for x, y in points:
+        better = any(a <= x and b >= y and (a < x or b > y) for a, b in points)
+        assert better != ((x, y) in best)
+        assert any(a <= x and b >= y for a, b in best)  # every point is matched by one of the frontier

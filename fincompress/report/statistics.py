@@ -1,8 +1,4 @@
-"""Two runs on the same questions: the difference of their accuracies with a paired interval, and McNemar's test.
-
-Both runs answer the same questions, so what tells them apart is the questions on which they differ. Intervals of a
-single accuracy are in ``finqa/scoring.py`` (Wilson).
-"""
+"""Intervals and tests of the report: one accuracy, two runs on the same questions, a ratio of throughputs."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from fincompress.errors import UserError
+from fincompress.finqa.scoring import wilson_interval  # noqa: F401  of one accuracy; the others are below
 
 RESAMPLES = 10_000
 
@@ -44,28 +41,8 @@ def read_verdicts(path: Path, verdict: str = "execution_correct") -> dict[str, b
     return verdicts
 
 
-def pair(first: dict[str, bool], second: dict[str, bool]) -> tuple[np.ndarray, np.ndarray]:
-    """The verdicts of two runs as boolean arrays, question by question, in one order.
-
-    Raises UserError where the questions are not the same, or there is none: then nothing is paired.
-    """
-    if set(first) != set(second):
-        alone = sorted(set(first) ^ set(second))
-        raise UserError(
-            f"the two runs did not answer the same questions ({len(first)} and {len(second)}; {len(alone)} are in one "
-            f"only, such as {alone[0]}): evaluate both on the same split"
-        )
-    if not first:
-        raise UserError("no question was answered: there is nothing to compare")
-    ids = sorted(first)
-    return np.array([first[i] for i in ids], dtype=bool), np.array([second[i] for i in ids], dtype=bool)
-
-
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided p of McNemar's exact test, from how many questions only one of two runs has right.
-
-    Under equal accuracy each such question is a fair coin (McNemar 1947): twice the smaller binomial tail, at most 1.
-    """
+    """Two-sided p of McNemar's exact test (1947), from how many questions only one of two runs has right."""
     differing = only_first + only_second
     return float(stats.binomtest(only_first, differing).pvalue) if differing else 1.0
 
@@ -73,11 +50,10 @@ def mcnemar(only_first: int, only_second: int) -> float:
 def bootstrap_difference(
     first: np.ndarray, second: np.ndarray, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of accuracy(first) - accuracy(second), questions resampled with both verdicts (Efron 1979).
+    """Percentile interval of accuracy(first) - accuracy(second), questions resampled in pairs (Efron 1979).
 
-    A question contributes -1, 0 or 1, so a resample of n questions is one draw of three counts from a multinomial
-    distribution: the same bootstrap without 10,000 times n indices. Where no question differs the interval has no
-    width, however few the questions are.
+    ``first`` and ``second`` are boolean, shape (questions,). A question contributes -1, 0 or 1, so one resample is one
+    draw of three counts from a multinomial distribution.
     """
     questions, better, worse = len(first), int(np.sum(first & ~second)), int(np.sum(second & ~first))
     shares = np.array([better, worse, questions - better - worse]) / questions
@@ -88,38 +64,49 @@ def bootstrap_difference(
     return float(low), float(high)
 
 
-def compare(
-    first: dict[str, bool],
-    second: dict[str, bool],
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> dict:
-    """What two runs' verdicts say of the difference of their accuracies (``first`` minus ``second``, as shares).
+def compare(first: dict[str, bool], second: dict[str, bool], confidence: float = 0.95) -> dict:
+    """Accuracy of ``first`` minus that of ``second`` (shares) on the same questions, ``{question id: verdict}`` each.
 
-    Raises UserError where the questions differ. ``interval`` is the paired bootstrap's, ``mcnemar_p`` the exact test's.
+    Returns ``difference``, ``interval`` (paired bootstrap), ``mcnemar_p``, ``only_first`` and ``only_second``
+    (questions that one alone has right), ``questions`` and ``confidence``. Raises UserError where the questions differ.
     """
-    one, other = pair(first, second)
+    if set(first) != set(second):
+        alone = sorted(set(first) ^ set(second))
+        raise UserError(
+            f"the two runs did not answer the same questions ({len(first)} and {len(second)}; {len(alone)} are in one "
+            f"only, such as {alone[0]}): evaluate both on the same split"
+        )
+    if not first:
+        raise UserError("no question was answered: there is nothing to compare")
+    one, other = (np.array([side[question] for question in sorted(first)], dtype=bool) for side in (first, second))
     only_first, only_second = int(np.sum(one & ~other)), int(np.sum(other & ~one))
-    low, high = bootstrap_difference(one, other, confidence, resamples, seed)
     return {
         "questions": len(one),
         "difference": (only_first - only_second) / len(one),
-        "interval": [low, high],
+        "interval": list(bootstrap_difference(one, other, confidence)),
         "confidence": confidence,
         "only_first": only_first,
         "only_second": only_second,
         "mcnemar_p": mcnemar(only_first, only_second),
-        "resamples": resamples,
-        "seed": seed,
     }
+
+
+def favours(comparison: dict) -> int:
+    """1 where the first run of a ``compare`` is the better one, -1 where the second is, 0 where it is not decided.
+
+    Bootstrap and exact test must agree: with a handful of differing questions the bootstrap alone is too sure.
+    """
+    low, high = comparison["interval"]
+    if comparison["mcnemar_p"] >= 1 - comparison["confidence"]:
+        return 0
+    return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def ratio_interval(first: list[float], second: list[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """``(ratio, low, high)`` of two measurements taken in turns, ``first`` over ``second`` round by round.
 
-    The geometric mean of the rounds' ratios and Student's interval of their logarithms: what drifts between rounds of a
-    shared machine is the same for both and cancels. Needs two rounds or more, as many of each, all above zero.
+    The geometric mean of the rounds' ratios and Student's interval of their logarithms. Needs two rounds or more, as
+    many of each, all above zero.
     """
     if len(first) != len(second) or len(first) < 2:
         raise ValueError(f"{len(first)} and {len(second)} rounds: as many of each are needed, two at least")
@@ -129,13 +116,14 @@ def ratio_interval(first: list[float], second: list[float], confidence: float = 
     return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 
 
-def favours(comparison: dict) -> int:
-    """1 where the first run of a ``compare`` is the better one, -1 where the second is, 0 where it is not decided.
+def frontier(points: list[tuple[float | None, float | None]]) -> list[bool]:
+    """Which of ``(cost, gain)`` points no other dominates: none costs at most as much and gains at least as much.
 
-    The bootstrap interval must exclude zero and the exact test must agree at the same level: with a handful of
-    differing questions the bootstrap alone is too sure (4 against 0 would do; McNemar's p is 0.125).
+    Of equal points all are on the frontier or none. A point that lacks a value is not on it and dominates nothing.
     """
-    low, high = comparison["interval"]
-    if comparison["mcnemar_p"] >= 1 - comparison["confidence"]:
-        return 0
-    return 1 if low > 0 else -1 if high < 0 else 0
+    whole = [point for point in points if None not in point]
+
+    def dominated(point: tuple[float, float]) -> bool:
+        return any(x <= point[0] and y >= point[1] and (x, y) != point for x, y in whole)
+
+    return [None not in point and not dominated(point) for point in points]

@@ -1,0 +1,143 @@
+"""Figures: whatever is in them is drawn, odd values too, and nothing overlaps that must be read."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import made_up_runs as made
+import matplotlib.figure
+import matplotlib.image
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from fincompress.finqa import scoring
+from fincompress.report import charts
+from fincompress.report.rows import Row, make_sections, read_rows
+
+SPEED = {"prefill_tokens_per_s": 100.0, "decode_tokens_per_s": 20.0, "prompt_tokens": 180, "label": None,
+         "inference_memory_gb": 0.3}  # fmt: skip
+
+
+def row(correct=12, of=40, label="QLoRA", **changes):
+    defaults = {"run": label, "directory": Path("none"), "kind": "qlora", "method": label, "label": label,
+                "execution": scoring.accuracy([n < correct for n in range(of)]), "share_of_bytes": 0.5,
+                "speed": SPEED, "answer_tokens": 18}  # fmt: skip
+    return Row(**defaults | changes)
+
+
+def path_of(count, label="SAPLING"):
+    """Checkpoints of one run."""
+    return [row(correct=n, run=f"s/{n}", label=label, kind="sapling", sublayers_left=n, sublayers=60,
+                share_of_bytes=n / 60) for n in range(1, count)]  # fmt: skip
+
+
+def drawn(path):
+    """Whether a PNG holds a drawing: its size, and that it is not of one colour."""
+    image = matplotlib.image.imread(path)
+    return min(image.shape[:2]) > 100 and max(image.shape[:2]) < 4000 and image[..., :3].std() > 0.01
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved, laid out."""
+    found, save = [], matplotlib.figure.Figure.savefig
+
+    def keep(figure, *arguments, **options):
+        done = save(figure, *arguments, **options)
+        found.append(figure)
+        return done
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    return found
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+ODD = {
+    "nothing": [],
+    "one method": [row()],
+    "none and all right": [row(correct=0), row(correct=40, label="other")],
+    "no speed": [row(speed=None), row(speed=None, share_of_bytes=1.0, kind="base", label="base")],
+    "no size": [row(share_of_bytes=None)],
+    "the same point twice": [row(), row(kind="quantized", label="GPTQ")],
+    "a path": path_of(30),
+    "a name too long": [row(label="pruning (" + "a very long criterion " * 6 + ")")],
+    "dollars": [row(label="costs $5 and $6, 50 % of _it_ ^2 {x}")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", ODD.values(), ids=ODD)
+def test_pareto_draws_every_measured_row_and_names_each_method_once(tmp_path, rows, figures):
+    charts.pareto(tmp_path / "pareto.png", rows, "title with $5 in it")
+    assert drawn(tmp_path / "pareto.png")
+    costs = ("share_of_bytes", "seconds_per_question", "memory_gb")
+    for axes, cost in zip(figures[0].axes, costs, strict=True):
+        there = [one for one in rows if getattr(one, cost) is not None]
+        assert sum(len(bars.lines[0].get_xdata()) for bars in axes.containers) == len(there)
+        assert ("not measured" in [text.get_text() for text in axes.texts]) == (not there)
+    named = [text.get_text() for legend in figures[0].legends for text in legend.get_texts()]
+    assert sorted(named) == sorted({one.label for one in rows})  # whole names: none is broken
+    text = (tmp_path / "pareto.svg").read_text()
+    ElementTree.fromstring(text)
+    assert str(tmp_path) not in text
+    assert {path.name for path in tmp_path.iterdir()} == {"pareto.png", "pareto.svg"}
+
+
+def test_the_same_rows_give_the_same_figure(tmp_path):
+    for name in "ab":
+        charts.pareto(tmp_path / f"{name}.png", ODD["a path"] + ODD["one method"], "title")
+    for kind in ("png", "svg"):
+        assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
+
+
+def test_a_method_has_one_hue_and_each_of_its_runs_a_style(tmp_path):
+    rows = [row(label=label, kind="sapling") for label in "abc"] + [row(label="GPTQ", kind="quantized")]
+    looks = charts.styles(rows)
+    assert len({look["color"] for look in looks.values()}) == 2 and looks["a"]["color"] == looks["c"]["color"]
+    assert len({(look["marker"], look["linestyle"]) for label, look in looks.items() if label != "GPTQ"}) == 3
+
+
+def test_the_legend_lies_outside_the_panels_and_says_which_way_is_better(tmp_path, figures):
+    """Every method of the made-up record, with SAPLING at eleven depths."""
+    made.everything(tmp_path, questions=200)
+    (section,) = make_sections(read_rows(str(tmp_path), ["dev"])[0])
+    charts.pareto(tmp_path / "pareto.png", section.rows, section.title)
+    (figure, _) = figures
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    legend = figure.legends[0].get_window_extent(renderer)
+    assert not any(legend.overlaps(axes.get_tightbbox(renderer)) for axes in figure.axes)
+    names = [text.get_window_extent(renderer) for text in figure.legends[0].get_texts()]
+    assert len(names) >= 9 and not any(a.overlaps(b) for n, a in enumerate(names) for b in names[:n])
+    assert sum("better" in text for text in texts(figure)) == 4
+    assert "sub-layers left of 60" in texts(figure)
+
+
+def test_accuracy_by_steps_counts_three_and_more_together(tmp_path, figures):
+    steps = {"1": {"correct": 0, "of": 9}, "2": {"correct": 3, "of": 3}, "3": {"correct": 1, "of": 2},
+             "7": {"correct": 1, "of": 4}}  # fmt: skip
+    charts.accuracy_by_steps(tmp_path / "steps.png", [row(steps=steps), row(label="$b")], "title")
+    assert drawn(tmp_path / "steps.png")
+    found = texts(figures[0])
+    assert {"0 %  (0 of 9)", "100 %  (3 of 3)", "33 %  (2 of 6)", "none", "3+"} <= set(found)
+
+
+def test_loss_curves_are_drawn_however_odd_the_runs(tmp_path, figures):
+    nan = float("nan")
+    for losses in ([0.5], [0.5, 0.0, 0.0], [nan] * 3, [nan, 0.5, 0.1]):
+        curve = [{"step": 10 * n, "loss": loss} for n, loss in enumerate(losses, 1)]
+        charts.loss_curves(tmp_path / "loss.png", [row()], {"QLoRA": curve}, "title")
+        assert drawn(tmp_path / "loss.png")
+        assert ("diverged" in " ".join(texts(figures[-1]))) == (0.0 in losses or losses[0] != 0.5)
+    charts.loss_curves(tmp_path / "loss.png", [], {}, "title")
+    assert drawn(tmp_path / "loss.png")
+
+
+def test_drops_are_marked_where_a_run_has_fewer_units(tmp_path, figures):
+    curve = [{"step": 10 * n, "loss": 1 / n, "units_left": 60 - 10 * (n > 3) - 10 * (n > 6)} for n in range(1, 10)]
+    charts.loss_curve(tmp_path / "loss.png", curve, [])
+    (axes,) = figures[0].axes
+    assert [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"] == [30, 60]
+    assert [text.get_text() for text in axes.texts] == ["60 units", "50 units", "40 units"]
+    charts.loss_curve(tmp_path / "loss.png", [{"step": 1, "loss": 0.5}], [{"step": 1, "calibration_nll": 0.4}])
+    assert not figures[1].axes[0].texts

@@ -1,0 +1,359 @@
+"""What a run is, which rows share a table, and what accuracy is lost against phase 1, on hand-made records."""
+
+import json
+
+import made_up_runs as made
+import numpy as np
+import pytest
+
+from fincompress import runs
+from fincompress.errors import UserError
+from fincompress.report import rows
+
+QUESTIONS = 200
+SAPLING = {"CRITERION": "calibration", "SCHEDULE": "successive"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A results folder with one run of each method; tests only read it."""
+    folder = tmp_path_factory.mktemp("everything")
+    made.everything(folder, questions=QUESTIONS)
+    return folder
+
+
+def read(folder, split="dev"):
+    """``{run: row}`` of one split."""
+    return {row.run: row for row in rows.read_rows(str(folder), [split])[0]}
+
+
+def sections(folder, splits=("dev", "test"), **more):
+    return rows.make_sections(rows.read_rows(str(folder), list(splits))[0], **more)
+
+
+def evaluated(folder, run="a", script="train_qlora_4bit.py", accuracy=0.3, **changes):
+    """One evaluated run; ``changes`` go to both records."""
+    common = {name: value for name, value in changes.items() if name in ("data", "base_model")}
+    made.settings(folder / run, script, precision="nf4", **common)
+    questions = changes.pop("questions", 40)
+    made.evaluation(folder, run, made.answers(accuracy, questions), precision="nf4", **changes)
+
+
+def pruned(folder, run, values, **metrics):
+    """An evaluated checkpoint of sapling_train.py."""
+    made.settings(folder / run, "sapling_train.py", values)
+    made.evaluation(folder, run, made.answers(0.3, 20))
+    runs.write_json(folder / run / "train_metrics.json", {"training_seconds": 60.0, **metrics})
+
+
+# --- what a run is --------------------------------------------------------------------------------------------------
+
+
+def test_methods_are_told_by_their_settings(root):
+    found = {run: (row.kind, row.description) for run, row in read(root).items()}
+    assert found["base"] == ("base", "base model, untuned")
+    assert found["qlora_4bit"] == ("qlora", "QLoRA (NF4 base)")
+    assert found["qlora_4bit/merged"] == ("merged", "QLoRA, merged")
+    assert found["lora_8bit"] == ("lora_8bit", "8-bit LoRA (int8 base)")
+    assert found["gptq_4bit"] == ("quantized", "QLoRA + GPTQ 4-bit")
+    assert found["sapling/24"] == ("sapling", "SAPLING, 24 of 60 sub-layers")
+    assert found["sapling_gptq"] == ("sapling_quantized", "SAPLING + GPTQ 4-bit, 24 of 60 sub-layers")
+    assert found["last/12"] == ("pruning", "pruning (last), one shot, 24 of 60 sub-layers")
+    assert found["shortgpt/12"][1] == "pruning (block influence), one shot, 24 of 60 sub-layers"
+
+
+def test_settings_decide_what_a_run_is_whatever_its_name(tmp_path):
+    for run, criterion, schedule in (("sapling", "last", "successive"), ("qlora_4bit", "calibration", "successive"),
+                                     ("gptq", "calibration", "one_shot")):  # fmt: skip
+        pruned(tmp_path, f"{run}/9", {"CRITERION": criterion, "SCHEDULE": schedule})
+    found = {run: row.kind for run, row in read(tmp_path).items()}
+    assert found == {"sapling/9": "pruning", "qlora_4bit/9": "sapling", "gptq/9": "pruning"}
+
+
+@pytest.mark.parametrize("method", [None, "gptq", "awq", "rtn"])
+def test_a_quantized_run_is_named_after_its_method_and_gptq_is_the_default(tmp_path, method):
+    evaluated(tmp_path, "q")
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "q"} | ({"METHOD": method} if method else {}))
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    row = read(tmp_path)["g"]
+    assert (row.kind, row.quantizer, row.method) == ("quantized", method or "gptq",
+                                                     f"QLoRA + {(method or 'gptq').upper()} 4-bit")  # fmt: skip
+
+
+def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
+    taught = SAPLING | {"KL": 1.0, "HIDDEN_STATES": 1.0, "UPDATE": "full"}
+    evaluated(tmp_path, "q")
+    pruned(tmp_path, "s/30", taught, units_left=30, dropped=["block.3"])
+    pruned(tmp_path, "a/30", taught | {"UPDATE": "qlora"}, dropped=["block.3"])
+    pruned(tmp_path, "k/30", taught | {"CRITERION": "kl"}, dropped=["block.3"])
+    pruned(tmp_path, "t/30", taught | {"CRITERION": "taylor", "SCHEDULE": "one_shot"}, dropped=["block.3"])
+    pruned(tmp_path, "l/60", taught | {"START_FROM": "q"}, dropped=[])
+    pruned(tmp_path, "m/60", SAPLING | {"START_FROM": "q"}, dropped=[])
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "m/60", "BITS": 4})
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    found = {run: (row.kind, row.description) for run, row in read(tmp_path).items()}
+    assert found["s/30"] == ("sapling", "SAPLING with a teacher, 30 of 32 sub-layers")
+    assert found["a/30"] == ("sapling", "SAPLING with a teacher, adapters on NF4")
+    assert found["k/30"][0] == "sapling"
+    assert found["t/30"] == ("pruning", "pruning (taylor), one shot with a teacher")
+    assert found["l/60"] == ("longer", "phase 1 trained on with a teacher")
+    assert found["g"] == ("quantized", "phase 1 trained on + GPTQ 4-bit")  # a rival like GPTQ of phase 1
+
+
+def test_depth_counts_sub_layers_of_blocks_pairs_and_single_drops(tmp_path):
+    blocks = {"CRITERION": "last", "SCHEDULE": "one_shot", "DROP_UNIT": "block"}
+    pruned(tmp_path, "b/3", blocks, units_left=3, dropped=["block.3"])
+    pruned(tmp_path, "s/4", SAPLING, units_left=4, dropped=["mlp.1+attention.2", "block.3"])
+    pruned(tmp_path, "one/7", SAPLING, units_left=7, dropped=["mlp.3"])
+    pruned(tmp_path, "unknown/7", SAPLING, units_left=7)
+    found = {run: row.depth for run, row in read(tmp_path).items()}
+    assert found == {"b/3": "6 of 8", "s/4": "4 of 8", "one/7": "7 of 8", "unknown/7": "7"}
+
+
+def test_a_merged_checkpoint_is_a_row_of_its_own_with_its_runs_training_time(tmp_path):
+    """As train_qlora_4bit.py leaves it: settings of the run, but 16 bits, and no training time."""
+    evaluated(tmp_path, "q")
+    runs.write_json(tmp_path / "q" / "train_metrics.json", {"training_seconds": 600.0})
+    made.settings(tmp_path / "q" / "merged", "train_qlora_4bit.py", precision="auto")
+    runs.write_json(tmp_path / "q" / "merged" / "train_metrics.json", {"merged_into": "original"})
+    made.evaluation(tmp_path, "q/merged", made.answers(0.3, 40))
+    found = read(tmp_path)
+    assert (found["q"].kind, found["q/merged"].kind) == ("qlora", "merged")
+    assert found["q/merged"].training_seconds == 600.0
+
+
+def test_quantization_of_a_run_that_is_gone_is_not_guessed(tmp_path):
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "sapling/30", "BITS": 4})
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    row = read(tmp_path)["g"]
+    assert (row.kind, row.method) == ("other", "GPTQ 4-bit (of a run that is not here)")
+    assert row.training_seconds is None and "no record of its training time" in row.missing["training_seconds"]
+
+
+def test_a_quantized_untuned_model_is_no_rival_of_saplings(tmp_path):
+    made.settings(tmp_path / "base", "evaluate.py")
+    made.evaluation(tmp_path, "base", made.answers(0.3, 20))
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "base", "BITS": 4})
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    row = read(tmp_path)["g"]
+    assert (row.kind, row.method) == ("other", "base model, untuned + GPTQ 4-bit")
+
+
+def test_training_time_includes_what_a_run_started_from(root):
+    seconds = {run: row.training_seconds for run, row in read(root).items()}
+    assert seconds["base"] == 0
+    assert seconds["qlora_4bit"] == seconds["qlora_4bit/merged"] == 4000
+    assert seconds["gptq_4bit"] == 4000 + 150
+    assert seconds["sapling/24"] == 4000 + 1000 + 50 * 36 + 300  # to that depth, not to the end
+    assert seconds["sapling_gptq"] == seconds["sapling/24"] + 100
+
+
+def test_tokens_of_what_a_run_started_from_are_counted(tmp_path):
+    evaluated(tmp_path, "lora")
+    runs.write_json(tmp_path / "lora" / "train_metrics.json", {"training_seconds": 5.0, "tokens_seen": 3})
+    pruned(tmp_path, "s/20", SAPLING | {"START_FROM": "lora"}, tokens_seen=1)
+    pruned(tmp_path, "unrecorded/20", SAPLING | {"START_FROM": "lora"})
+    found = read(tmp_path)
+    assert (found["s/20"].tokens_seen, found["unrecorded/20"].tokens_seen) == (4, None)
+
+
+# --- speed ----------------------------------------------------------------------------------------------------------
+
+
+def test_seconds_per_question_are_those_of_a_median_prompt_and_answer(tmp_path):
+    evaluated(tmp_path, "a")
+    made.data_report(tmp_path)
+    made.throughput(tmp_path, "a", 10.0, prefill=186.0, spread=0.0)
+    (section,) = sections(tmp_path)
+    speed = section.rows[0].speed
+    expected = 186 / speed["prefill_tokens_per_s"] + 17 / speed["decode_tokens_per_s"]
+    assert section.rows[0].seconds_per_question == pytest.approx(expected)
+    assert expected == pytest.approx(1 + 1.7, rel=0.15)
+
+
+def test_another_form_of_a_model_has_no_memory_and_no_time_of_its_own(tmp_path):
+    evaluated(tmp_path, "a")
+    made.data_report(tmp_path)
+    made.throughput(tmp_path, "a", 10.0, label="half of it on the CPU")
+    (section,) = sections(tmp_path)
+    assert section.rows[0].seconds_per_question is None and section.rows[0].memory_gb is None
+
+
+@pytest.mark.parametrize("record", [{}, {"decode": {}, "prefill": None}, {"decode": {"1": {"tokens_per_s": None}}}])
+def test_an_incomplete_benchmark_is_read_as_not_measured(tmp_path, record):
+    evaluated(tmp_path, "a")
+    runs.write_json(tmp_path / "a" / "throughput_cpu.json", {"device": "cpu", "hardware": made.HARDWARE} | record)
+    (section,) = sections(tmp_path)
+    assert section.rows[0].speed["decode_tokens_per_s"] is None and section.rows[0].seconds_per_question is None
+
+
+# --- sections -------------------------------------------------------------------------------------------------------
+
+
+OTHER = {
+    "data": {"data": {"source": "synthetic", "fingerprint": "s0"}},
+    "fingerprint": {"data": {"source": "FinQA", "fingerprint": "f1"}},
+    "split": {"split": "test"},
+    "base model": {"base_model": "meta-llama/Llama-2-7b-hf"},
+    "number of questions": {"questions": 41},
+    "longest output": {"decoding": {"MAX_NEW_TOKENS": 8}},
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
+    evaluated(tmp_path, "a")
+    evaluated(tmp_path, "b", **OTHER[what])
+    found = sections(tmp_path)
+    assert sorted([row.run for row in section.rows] for section in found) == [["a"], ["b"]]
+    assert len({section.slug for section in found}) == 2
+    assert len({section.title for section in found}) == 2
+
+
+def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
+    for run, prepared in (("a", "p1"), ("b", "p2"), ("c", "p1")):
+        evaluated(tmp_path, run)
+        path = tmp_path / run / "eval_dev.json"
+        runs.write_json(path, json.loads(path.read_text()) | {"prepared": prepared})
+    found = sections(tmp_path)
+    assert sorted(sorted(row.run for row in section.rows) for section in found) == [["a", "c"], ["b"]]
+    assert len({section.title for section in found}) == len({section.slug for section in found}) == 2
+
+
+def test_devices_stand_in_tables_of_their_own(tmp_path):
+    gpu = made.HARDWARE | {"gpu": "Some GPU"}
+    for run in ("a", "b", "c"):
+        evaluated(tmp_path, run)
+    made.throughput(tmp_path, "a", 10.0)
+    made.throughput(tmp_path, "a", 99.0, device="cuda", hardware=gpu)
+    made.throughput(tmp_path, "b", 98.0, device="cuda", hardware=gpu)
+    made.throughput(tmp_path, "c", 20.0, hardware=made.HARDWARE | {"cpu": "Another CPU"})
+    found = {section.hardware: section for section in sections(tmp_path)}
+    assert set(found) == {"Some CPU, 2 threads", "Another CPU, 2 threads", "Some GPU"}
+    speeds = {
+        name: {row.run: row.speed and round(row.speed["decode_tokens_per_s"]) for row in section.rows}
+        for name, section in found.items()
+    }
+    assert speeds["Some CPU, 2 threads"] == {"a": 10, "b": None, "c": None}
+    assert speeds["Another CPU, 2 threads"] == {"a": None, "b": None, "c": 20}
+    assert speeds["Some GPU"]["c"] is None and min(speeds["Some GPU"][run] for run in "ab") > 90
+
+
+def test_splits_that_recipes_are_tuned_on_are_left_out(tmp_path):
+    evaluated(tmp_path, "a", split="calibration")
+    found, left_out = rows.read_rows(str(tmp_path), ["dev"])
+    assert found == [] and "split calibration" in left_out[0]
+
+
+def test_published_records_do_not_count_as_runs_of_this_machine(tmp_path):
+    evaluated(tmp_path / "published" / "finqa", "a")
+    evaluated(tmp_path, "b")
+    assert list(read(tmp_path)) == ["b"]
+    assert [row["run"] for row in runs.accuracy_table(str(tmp_path))] == ["b"]
+    assert list(read(tmp_path / "published")) == ["a"]
+
+
+def test_a_run_without_settings_is_left_out(tmp_path):
+    made.evaluation(tmp_path, "predictions/theirs", made.answers(0.3, 20))
+    found, left_out = rows.read_rows(str(tmp_path), ["dev"])
+    assert found == [] and left_out == ["predictions/theirs: no settings.json, so nothing says what it is"]
+
+
+def test_a_missing_results_folder_is_refused_with_what_to_run_first(tmp_path):
+    with pytest.raises(UserError, match="does not exist: run evaluate.py first"):
+        rows.read_rows(str(tmp_path / "none"), ["dev"])
+
+
+@pytest.mark.parametrize("name", ["eval_dev.json", "throughput_cpu.json"])
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"split": "dev", "prefill": 3, "decode": 3}'])
+def test_a_damaged_record_is_named(tmp_path, name, content):
+    evaluated(tmp_path, "a")
+    made.throughput(tmp_path, "a", 10.0)
+    (tmp_path / "a" / name).write_text(content)
+    if (name, content) == ("throughput_cpu.json", "{}"):  # nothing was measured
+        assert list(read(tmp_path)) == ["a"]
+    else:
+        with pytest.raises(UserError, match=f"a/{name}"):
+            read(tmp_path)
+
+
+def test_two_runs_of_one_method_are_told_apart_by_their_names(tmp_path):
+    for run in ("first/40", "first/20", "second/40"):
+        pruned(tmp_path, run, SAPLING)
+    evaluated(tmp_path, "q", questions=20)
+    (section,) = sections(tmp_path)
+    assert {row.run: row.label for row in section.rows} == {
+        "q": "QLoRA (NF4 base)", "first/40": "SAPLING (first)", "first/20": "SAPLING (first)",
+        "second/40": "SAPLING (second)",
+    }  # fmt: skip
+
+
+def test_runs_of_one_folder_name_in_two_places_stay_apart(tmp_path):
+    for where in ("first", "second"):
+        for left in (40, 20):
+            made.settings(tmp_path / where / "sapling" / str(left), "sapling_train.py", SAPLING)
+            made.evaluation(tmp_path, f"{where}/sapling/{left}", np.arange(50) < left, left / 60)
+    (section,) = sections(tmp_path)
+    assert len({row.label for row in section.rows}) == len({row.family for row in section.rows}) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "split", "questions", "whole"),
+    [("FinQA", "dev", 883, True), ("FinQA", "dev", 16, False), ("FinQA", "test", 1147, True),
+     ("synthetic", "dev", 883, False)],
+)  # fmt: skip
+def test_only_every_question_of_a_finqa_split_is_the_whole_split(source, split, questions, whole):
+    section = rows.Section("m", source, "f", split, questions, None, None, None, [])
+    assert section.is_whole("FinQA") is whole
+
+
+# --- accuracy lost --------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_lost_is_counted_from_phase_1(root):
+    (section,) = sections(root)
+    found = {row.run: row for row in section.rows}
+    assert section.reference == "qlora_4bit" and found["qlora_4bit"].lost is None
+    lost = found["last/12"].lost
+    exact = found["qlora_4bit"].execution["correct"] - found["last/12"].execution["correct"]
+    assert lost["difference"] == pytest.approx(exact / QUESTIONS) and lost["difference"] > 0.05
+    assert lost["interval"][0] <= lost["difference"] <= lost["interval"][1]
+    (section,) = sections(root, reference="lora_8bit")
+    assert section.reference == "lora_8bit"
+
+
+def test_without_predictions_or_phase_1_there_is_a_reason(tmp_path):
+    evaluated(tmp_path, "b", script="quantize_gptq.py")
+    (section,) = sections(tmp_path)
+    assert section.rows[0].lost is None and section.rows[0].missing["lost"] == "no run of phase 1 here"
+    evaluated(tmp_path, "a")
+    (tmp_path / "b" / "predictions_dev.jsonl").unlink()
+    (section,) = sections(tmp_path)
+    row = next(row for row in section.rows if row.run == "b")
+    assert row.lost is None and row.missing["lost"] == "the predictions of b are not here, so nothing can be paired"
+
+
+def test_the_reference_is_the_run_of_lowest_calibration_nll(tmp_path):
+    for run, accuracy, nll in (("lucky", 0.4, 0.5), ("better", 0.3, 0.4)):
+        evaluated(tmp_path, run, accuracy=accuracy)
+        runs.write_json(tmp_path / run / "train_metrics.json", {"calibration": [{"calibration_nll": nll}]})
+    (section,) = sections(tmp_path)
+    assert section.reference == "better"
+
+
+def test_other_questions_are_not_paired(tmp_path):
+    evaluated(tmp_path, "a")
+    evaluated(tmp_path, "b")
+    path = tmp_path / "b" / "predictions_dev.jsonl"
+    path.write_text(path.read_text().replace('"P/0"', '"Q/0"'))
+    (section,) = sections(tmp_path)
+    assert any("did not answer the same questions" in row.missing["lost"] for row in section.rows)
+
+
+def test_predictions_of_another_evaluation_are_refused(tmp_path):
+    evaluated(tmp_path, "a")
+    evaluated(tmp_path, "b")
+    path = tmp_path / "b" / "predictions_dev.jsonl"
+    path.write_text(path.read_text().replace('"execution_correct": false', '"execution_correct": true'))
+    with pytest.raises(UserError, match=r"b/predictions_dev\.jsonl does not belong to eval_dev\.json"):
+        sections(tmp_path)

@@ -1,0 +1,183 @@
+"""Tables for readers, the CSVs, and the part of a README between its markers, on hand-made records."""
+
+import json
+
+import made_up_runs as made
+import numpy as np
+import pytest
+
+from fincompress import runs
+from fincompress.errors import UserError
+from fincompress.report import rows, tables
+
+
+@pytest.fixture(scope="module")
+def section(tmp_path_factory):
+    """One run of each method; tests only read it."""
+    folder = tmp_path_factory.mktemp("everything")
+    made.everything(folder, questions=200)
+    return sections(folder)[0]
+
+
+def sections(folder):
+    return rows.make_sections(rows.read_rows(str(folder), ["dev"])[0])
+
+
+def cells(table):
+    """Lines of a table by column."""
+    return [dict(zip(table.columns, line, strict=True)) for line in table.lines]
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_that_was_not_measured_is_a_dash_with_a_reason(tmp_path):
+    made.settings(tmp_path / "a", "train_qlora_4bit.py")
+    made.evaluation(tmp_path, "a", made.answers(0.3, 40))
+    record = json.loads((tmp_path / "a" / "eval_dev.json").read_text())
+    del record["size_gb"], record["share_of_base"]
+    runs.write_json(tmp_path / "a" / "eval_dev.json", record | {"program_accuracy": None})
+    table = tables.results_table(sections(tmp_path)[0].rows, tables.FULL)
+    dashes = [text for text in table.lines[0] if text.startswith("-")]
+    assert len(dashes) == 9 and all(text[2:].strip("()").isdigit() for text in dashes)
+    text = table.markdown()
+    assert "speed not measured on this device." in text and "the reference run." in text
+    assert "size not recorded." in text and "no record of its training time." in text
+
+
+def test_an_accuracy_of_0_is_not_taken_for_missing(tmp_path):
+    made.settings(tmp_path / "base", "evaluate.py")
+    made.evaluation(tmp_path, "base", [False] * 40)
+    (section,) = sections(tmp_path)
+    (line,) = cells(tables.results_table(section.rows, tables.FULL))
+    assert line["Execution accuracy %"] == "0.0 [0.0, 8.8]" and line["Program accuracy %"] == "0.0"
+    assert line["Training min"] == "0" and section.rows[0].on_frontier
+
+
+def test_a_depth_that_was_not_healed_is_noted(tmp_path):
+    for left, healed, final in ((30, False, False), (22, True, True), (20, False, True)):
+        values = {"CRITERION": "calibration", "SCHEDULE": "successive"}
+        made.settings(tmp_path / "s" / str(left), "sapling_train.py", values)
+        made.evaluation(tmp_path, f"s/{left}", made.answers(0.3, 40))
+        metrics = {"units_left": left, "healed": healed, "final": final}
+        runs.write_json(tmp_path / "s" / str(left) / "train_metrics.json", metrics)
+    table = tables.results_table(sections(tmp_path)[0].rows, tables.SHORT)
+    assert [line["Method"] for line in cells(table)] == ["SAPLING (1)", "SAPLING", "SAPLING"]
+    assert next(iter(table.notes)).startswith("saved on the way down")
+
+
+def test_a_model_measured_in_another_form_is_noted(tmp_path):
+    made.settings(tmp_path / "a", "train_qlora_4bit.py")
+    made.evaluation(tmp_path, "a", made.answers(0.3, 40))
+    made.throughput(tmp_path, "a", 10.0, label="half of it on the CPU")
+    table = tables.results_table(sections(tmp_path)[0].rows, tables.FULL)
+    (line,) = cells(table)
+    number = table.notes["half of it on the CPU"]
+    assert line["Decode tokens/s"].endswith(f" ({number})") and line["Memory GB"] == f"- ({number})"
+
+
+def test_a_table_reads_the_same_in_markdown_and_in_a_terminal():
+    table = tables.Table(("a", "b"))
+    table.lines.append(["x|y", table.noted("-", "not measured")])
+    assert table.markdown() == "| a | b |\n| --- | ---: |\n| x\\|y | - (1) |\n\n1: not measured.<br>\n"
+    assert table.plain() == "a    b\nx|y  - (1)\n1: not measured."
+
+
+@pytest.mark.parametrize("count", [1, 3, 6, 8])
+def test_the_table_for_readers_answers_the_question_in_few_rows(section, count):
+    found = [row.run for row in tables.headline_rows(section, count)]
+    assert len(found) == count and "qlora_4bit" in found
+    assert ("gptq_4bit" in found) == (count > 1)
+    assert ("sapling/20" in found) == (count > 2)  # of its depths the nearest to GPTQ's 43 %
+
+
+# --- CSVs -----------------------------------------------------------------------------------------------------------
+
+
+def test_results_csv_has_the_columns_that_keep_unlike_rows_apart(section):
+    found = tables.csv_rows([section])
+    assert len(found) == len(section.rows) and len({tuple(row) for row in found}) == 1
+    assert {"base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware"} <= set(found[0])
+    line = next(row for row in found if row["run"] == "gptq_4bit")
+    assert line["method"] == "gptq" and line["share_of_bytes"] == 0.43 and line["total_training_seconds"] == 4150.0
+    assert line["accuracy_lost_low"] <= line["accuracy_lost"] <= line["accuracy_lost_high"]
+    line = next(row for row in found if row["run"] == "sapling_gptq")
+    assert (line["method"], line["sublayers_left"], line["sublayers"]) == ("sapling_gptq", 24, 60)
+
+
+def test_the_quantization_report_counts_the_same_questions(tmp_path):
+    made.settings(tmp_path / "q", "train_qlora_4bit.py")
+    values = {"SOURCE_RUN": "q", "BITS": 4, "DESC_ACT": False, "CALIBRATION": "prompts", "CALIBRATION_EXAMPLES": 256}
+    made.settings(tmp_path / "g", "quantize_gptq.py", values)
+    sizes = {"size_before_gb": 0.4, "size_after_gb": 0.1, "blocks_before_gb": 0.2, "blocks_after_gb": 0.05}
+    runs.write_json(
+        tmp_path / "g" / "quantize_metrics.json",
+        {"source_run": "q", "group_size": 64, "quantization_seconds": 9.0, **sizes},
+    )
+    questions = np.arange(200)
+    made.evaluation(tmp_path, "q", questions < 80)
+    made.evaluation(tmp_path, "g", (questions >= 20) & (questions < 84))  # 20 lost, 4 won
+    made.throughput(tmp_path, "q", 20.0)
+    made.throughput(tmp_path, "g", 30.0)
+    (row,) = tables.quantization_report(str(tmp_path))
+    assert (row["execution_accuracy_before"], row["execution_accuracy_after"]) == (0.4, 0.32)
+    assert row["accuracy_lost_low"] < row["accuracy_lost"] == 0.08 < row["accuracy_lost_high"]
+    assert row["mcnemar_p"] == 0.001544 and row["quantizer"] == "gptq"
+    assert (row["size_gb_before"], row["size_gb_after"], row["blocks_size_ratio"]) == (0.4, 0.1, 0.25)
+    assert row["decode_tokens_per_s_after"] / row["decode_tokens_per_s_before"] == pytest.approx(1.5, rel=0.05)
+    path = tmp_path / "g" / "eval_dev.json"
+    whole = runs.read_json(path)
+    runs.write_json(path, whole | {"decoding": {"MAX_NEW_TOKENS": 8}})  # answers cut short are no loss by quantization
+    assert tables.quantization_report(str(tmp_path))[0]["accuracy_lost"] is None
+    runs.write_json(path, whole)
+    made.evaluation(tmp_path, "g", questions < 80, split="test")  # not evaluated before: no drop to report
+    assert len(tables.quantization_report(str(tmp_path))) == 1
+
+
+def test_speeds_of_two_benchmark_calls_are_not_set_against_each_other(tmp_path):
+    made.everything(tmp_path, questions=50)
+    sizes = {"size_before_gb": 0.4, "size_after_gb": 0.1, "blocks_before_gb": 0.2, "blocks_after_gb": 0.05}
+    metrics = {"source_run": "qlora_4bit", "group_size": 64, "quantization_seconds": 9.0, **sizes}
+    runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics)
+    (tmp_path / "sapling_gptq" / "quantize_metrics.json").unlink(missing_ok=True)
+    (row,) = tables.quantization_report(str(tmp_path))
+    assert row["decode_tokens_per_s_before"] > 20 and row["device"] == "cpu"
+    made.throughput(tmp_path, "gptq_4bit", 20.0, base=24.0)
+    (row,) = tables.quantization_report(str(tmp_path))
+    assert row["decode_tokens_per_s_before"] is None and row["accuracy_lost"] is not None
+
+
+def test_a_device_that_measured_neither_run_adds_no_row(tmp_path):
+    made.everything(tmp_path, questions=50)
+    sizes = {"size_before_gb": 0.4, "size_after_gb": 0.1, "blocks_before_gb": 0.2, "blocks_after_gb": 0.05}
+    metrics = {"source_run": "qlora_4bit", "group_size": 64, "quantization_seconds": 9.0, **sizes}
+    runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics)
+    made.throughput(tmp_path, "base", 50.0, device="cuda", hardware=made.HARDWARE | {"gpu": "Some GPU"})
+    assert [row["device"] for row in tables.quantization_report(str(tmp_path))] == ["cpu"]
+
+
+def test_a_damaged_record_of_another_run_leaves_the_quantization_report_as_it_is(tmp_path, capsys):
+    made.everything(tmp_path, questions=50)
+    (tmp_path / "lora_8bit" / "eval_dev.json").write_text("{")
+    tables.write_quantization_report(str(tmp_path))
+    assert "quantization_report.csv stays as it is: " in capsys.readouterr().out
+    assert not (tmp_path / "quantization_report.csv").exists()
+
+
+# --- README ---------------------------------------------------------------------------------------------------------
+
+
+def test_new_results_replace_the_old_ones_and_the_markers_stay():
+    text = f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n"
+    once = tables.replace_between_markers(text, "new | table\n")
+    assert once == f"# Title\n\n{tables.BEGIN}\nnew | table\n{tables.END}\n\nafter\n"
+    assert tables.replace_between_markers(once, "new | table\n") == once
+    assert tables.replace_between_markers(once, "other") == text.replace("old", "other")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{b}", "{e}", "{e} {b}", "{b} {b} {e}", "{b} {e} {e}"], ids=lambda text: text or "nothing"
+)
+def test_text_without_a_pair_of_markers_is_refused(text):
+    with pytest.raises(UserError, match=r"README\.md needs the lines"):
+        tables.replace_between_markers(text.format(b=tables.BEGIN, e=tables.END), "new")

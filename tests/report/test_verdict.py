@@ -1,0 +1,386 @@
+"""The verdict on made-up runs: who wins, what is not decided, and what is missing."""
+
+import made_up_runs as made
+import numpy as np
+import pytest
+
+from fincompress import runs
+from fincompress.report import rows as report_rows
+from fincompress.report import statistics, verdict
+
+QUESTIONS = 883
+N = np.arange(QUESTIONS)
+OPEN = "not decided"
+SAPLING = {"CRITERION": "calibration", "SCHEDULE": "successive"}
+
+
+def section(tmp_path, gptq, sapling, speed=True):
+    """GPTQ and SAPLING checkpoints given as ``(verdicts, share of the base)``, ``{units left: ...}`` for SAPLING."""
+    made.settings(tmp_path / "qlora_4bit", "train_qlora_4bit.py")
+    made.settings(tmp_path / "gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit"})
+    made.evaluation(tmp_path, "gptq_4bit", *gptq)
+    made.data_report(tmp_path)
+    for left, one in sapling.items():
+        made.settings(tmp_path / "sapling" / str(left), "sapling_train.py", SAPLING)
+        made.evaluation(tmp_path, f"sapling/{left}", *one)
+        if speed:
+            made.throughput(tmp_path, f"sapling/{left}", 40.0, memory=0.3)
+    if speed:
+        made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=100.0, memory=0.5)
+    return read(tmp_path)
+
+
+def read(tmp_path):
+    (found,) = report_rows.make_sections(report_rows.read_rows(str(tmp_path), ["dev"])[0])
+    return found
+
+
+def rows(found):
+    gptq = next(row for row in found.rows if row.kind == "quantized")
+    return gptq, [row for row in found.rows if row.kind == "sapling"]
+
+
+def equal_size(found):
+    return verdict.at_equal_size(*rows(found))
+
+
+def equal_accuracy(found, equal_within=0.03):
+    return verdict.at_equal_accuracy(*rows(found), equal_within)
+
+
+def notes(comparison):
+    return "; ".join(comparison.notes)
+
+
+# --- the whole verdict ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "said"), [(("gptq",), (True, False)), (("sapling",), (False, True)), ((), (True, True))]
+)
+def test_a_missing_run_is_named(tmp_path, runs, said):
+    made.settings(tmp_path / "base", "evaluate.py")
+    made.settings(tmp_path / "qlora_4bit", "train_qlora_4bit.py")
+    made.evaluation(tmp_path, "base", N < 100)
+    for run, script in (("gptq", "quantize_gptq.py"), ("sapling", "sapling_train.py")):
+        if run in runs:
+            made.settings(tmp_path / run, script, SAPLING | {"SOURCE_RUN": "qlora_4bit"})
+            made.evaluation(tmp_path, run, N < 200, 0.5)
+    found = read(tmp_path)
+    text = verdict.sentence(found, verdict.judge(found))
+    assert text.startswith("Not decided: there is no evaluated run of ")
+    assert ("sapling_train.py" in text, "quantize_gptq.py" in text) == said
+
+
+def test_baseline_pruning_does_not_pass_for_sapling(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {})
+    made.settings(tmp_path / "last", "sapling_train.py", {"CRITERION": "last", "SCHEDULE": "successive"})
+    made.evaluation(tmp_path, "last", N < 300, 0.43)
+    found = read(tmp_path)
+    assert "no evaluated run of SAPLING (sapling_train.py)" in verdict.sentence(found, verdict.judge(found))
+
+
+def test_sapling_beats_gptq_where_it_is_better_in_everything(tmp_path):
+    found = section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50), 20: (N < 200, 0.40)})
+    (pair,) = verdict.judge(found)
+    size, equal = pair.comparisons
+    assert pair.decision == "yes"
+    assert (size.sapling.run, equal.sapling.run) == ("sapling/30", "sapling/20")
+    assert size.winners == dict.fromkeys(("accuracy", "decode", "prefill", "memory"), "SAPLING")
+    assert equal.winners == dict.fromkeys(("decode", "prefill", "memory", "bytes"), "SAPLING")
+    assert size.ratios["accuracy"].startswith("+11.3 [") and size.ratios["memory"] == "0.60"
+    assert verdict.sentence(found, [pair]) == "SAPLING beats GPTQ 4-bit in 1 of 1 pairs."
+
+
+def test_one_loss_refutes(tmp_path):
+    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)})
+    (pair,) = verdict.judge(found)
+    winners = pair.comparisons[0].winners
+    assert (winners["accuracy"], winners["decode"]) == ("the other", "SAPLING")
+    assert pair.decision == "no"
+    assert verdict.sentence(found, [pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 pairs."
+
+
+def test_only_4_bit_quantization_of_a_known_run_is_judged_and_every_pair_is(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
+    for run, values in {
+        "gptq_8bit": {"SOURCE_RUN": "qlora_4bit", "BITS": 8}, "second": {"SOURCE_RUN": "qlora_4bit", "BITS": 4},
+        "orphan": {"SOURCE_RUN": "removed since", "BITS": 4}, "awq": {"SOURCE_RUN": "qlora_4bit", "METHOD": "awq"},
+    }.items():  # fmt: skip
+        made.settings(tmp_path / run, "quantize_gptq.py", values)
+        made.evaluation(tmp_path, run, N < 250, 0.43)
+    pairs = verdict.judge(read(tmp_path))
+    assert {pair.other.run for pair in pairs} == {"gptq_4bit", "second", "awq"}
+    assert {verdict.rival_name(pair.other) for pair in pairs} == {"GPTQ 4-bit", "AWQ 4-bit"}
+
+
+def test_the_model_before_any_drop_is_no_checkpoint_of_saplings(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0), 30: (N < 100, 0.5)})
+    (pair,) = verdict.judge(found)
+    assert {one.sapling.run for one in pair.comparisons} == {"sapling/30"}
+
+
+def test_the_table_has_a_line_a_comparison_and_says_why_something_is_open(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    table = verdict.table(verdict.judge(found))
+    assert len(table.lines) == 2 and all(len(line) == len(verdict.COLUMNS) for line in table.lines)
+    assert table.lines[0][:2] == ["sapling/30", "gptq_4bit"] and table.lines[0][-1] == OPEN
+    assert "speed and memory of sapling/30 were not measured" in " ".join(table.notes)
+
+
+def test_answers_are_three_sentences(tmp_path):
+    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50), 50: (N < 300, 0.9)})
+    size, accuracy, time = verdict.answers(found, verdict.judge(found))
+    assert size.startswith(
+        "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit"
+    )
+    assert accuracy.startswith("**At equal accuracy** (+0.0 [+0.0, +0.0] points) SAPLING takes 1.80 times the bytes")
+    assert (
+        time.startswith("**Time per question** (186 tokens in, 18 out): SAPLING takes 0.") and "GPTQ 4-bit 2." in time
+    )
+
+
+def test_answers_say_what_was_not_measured_or_not_shown(tmp_path):
+    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
+    _, accuracy, time = verdict.answers(found, verdict.judge(found))
+    assert "nothing is compared: sapling/30 is the most accurate depth, not shown to be within 3 points" in accuracy
+    assert "was not measured" in time
+
+
+def test_an_accuracy_of_0_is_answered_as_0(tmp_path):
+    found = section(tmp_path, (N < 300, 0.50), {30: (N < 0, 0.50)})
+    assert "SAPLING answers 0.0 % and" in verdict.answers(found, verdict.judge(found))[0]
+
+
+# --- at equal size --------------------------------------------------------------------------------------------------
+
+
+def test_a_small_difference_is_not_decided(tmp_path):
+    right = N < 200
+    shifted = (N < 195) | (N >= QUESTIONS - 4)  # 5 against 4
+    assert equal_size(section(tmp_path, (right, 0.50), {30: (shifted, 0.50)})).winners["accuracy"] == OPEN
+
+
+def test_a_single_checkpoint_does_not_refute_at_95_per_cent(tmp_path):
+    """12 against 25 right alone, p = 0.047: neither at equal size nor at equal accuracy is that enough."""
+    found = section(tmp_path, ((N < 188) | (N >= 858), 0.50), {30: (N < 200, 0.50)})
+    assert verdict.judge(found)[0].decision == OPEN
+
+
+def test_a_larger_checkpoint_wins_in_speed_but_not_in_accuracy(tmp_path):
+    """A SAPLING checkpoint of 60 % is more accurate and faster than GPTQ of 43 %: only its speed counts."""
+    found = equal_size(section(tmp_path, (N < 200, 0.43), {40: (N < 300, 0.60), 60: (N < 310, 1.0)}))
+    assert found.sapling.run == "sapling/40" and "SAPLING, larger, cannot win in accuracy" in notes(found)
+    assert found.winners == {"accuracy": OPEN, "decode": "SAPLING", "prefill": "SAPLING", "memory": "SAPLING"}
+
+
+def test_a_smaller_checkpoint_wins_in_accuracy_but_not_in_cost(tmp_path):
+    found = equal_size(section(tmp_path, (N < 200, 0.60), {20: (N < 300, 0.43)}))
+    assert found.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
+
+
+def test_the_nearest_size_is_chosen_whatever_the_accuracy(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {50: (N < 290, 0.80), 22: (N < 10, 0.44), 20: (N < 300, 0.41)})
+    assert equal_size(found).sapling.run == "sapling/22"
+
+
+# --- at equal accuracy ----------------------------------------------------------------------------------------------
+
+
+def test_equal_accuracy_takes_the_smallest_checkpoint_that_is_not_worse(tmp_path):
+    """Of 90, 60 and 50 %, the smallest is significantly worse, the next differs by 9 questions of 883."""
+    noise = (N >= 200) & (N < 205)
+    depths = {50: (N < 210, 0.9), 40: ((N < 186) | noise, 0.6), 30: (N < 100, 0.5)}
+    found = equal_accuracy(section(tmp_path, (N < 200, 0.43), depths))
+    assert found.shown and found.sapling.run == "sapling/40" and found.winners["bytes"] == "the other"
+    # Significantly worse by a little: inside the margin, and still not equal.
+    found = equal_accuracy(section(tmp_path / "b", (N < 200, 0.43), {40: (N < 186, 0.6)}))
+    assert not found.shown and found.winners == {"accuracy": "the other"}
+
+
+@pytest.mark.parametrize(("share", "winner"), [(0.30, OPEN), (0.43, "the other"), (0.60, "the other")])
+def test_checkpoints_all_smaller_than_gptq_do_not_refute_equal_accuracy(tmp_path, share, winner):
+    """Significantly worse, but at 30 % of the bytes against 43: a checkpoint of GPTQ's size was not evaluated."""
+    found = equal_accuracy(section(tmp_path, (N < 200, 0.43), {8: (N < 60, share)}))
+    assert not found.shown and found.winners == {"accuracy": winner}
+
+
+def test_few_questions_do_not_show_equality(tmp_path):
+    """20 questions, 5 against 4 right: no significant difference, and nothing shown either."""
+    few = np.arange(20)
+    found = equal_accuracy(section(tmp_path, (few < 5, 0.43), {30: (few < 4, 0.5)}))
+    assert not found.shown and found.winners == {"accuracy": OPEN}
+    assert "20 questions cannot show a difference to be below 3 points" in notes(found)
+    found = section(tmp_path / "same", (few < 5, 0.43), {30: (few < 5, 0.5)})  # a bootstrap without any width
+    assert equal_accuracy(found).winners == {"accuracy": OPEN}
+
+
+def test_a_wide_interval_does_not_show_equality(tmp_path):
+    """883 questions on which 200 differ either way: not told apart, not shown to be within 3 points."""
+    found = section(tmp_path, ((N < 200), 0.43), {30: ((N >= 100) & (N < 300), 0.5)})
+    gptq, (row,) = rows(found)
+    compared, _ = report_rows.compare_rows(row, gptq)
+    assert statistics.favours(compared) == 0 and compared["interval"][0] < -0.03
+    assert not equal_accuracy(found).shown and equal_accuracy(found, 0.05).shown
+
+
+def test_intervals_are_widened_for_many_checkpoints(tmp_path):
+    """One checkpoint 7 questions behind passes alone at 3 points; as one of forty it does not."""
+    gptq = (N < 200, 0.43)
+    worse = ((N < 172) | ((N >= 200) & (N < 221)), 0.5)
+    alone = equal_accuracy(section(tmp_path, gptq, {30: worse}))
+    assert alone.shown and alone.difference["confidence"] == 0.99
+    many = equal_accuracy(section(tmp_path / "many", gptq, dict.fromkeys(range(30, 70), worse), speed=False))
+    assert not many.shown and many.difference["confidence"] == pytest.approx(1 - 0.05 / 40)
+
+
+def test_gptq_does_not_win_while_a_smaller_checkpoint_is_undecided(tmp_path):
+    """3 questions fewer, of 27 that differ, at GPTQ's bytes: not shown to be equal, and not worse."""
+    undecided = (N < 235) | ((N >= 400) & (N < 412))
+    found = equal_accuracy(section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.43)}), 0.01)
+    assert found.sapling.run == "sapling/50" and found.winners["bytes"] == OPEN
+    assert "sapling/16, smaller, may be as accurate: bytes not decided" in notes(found)
+    found = equal_accuracy(section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.80)}), 0.01)
+    assert found.winners["bytes"] == "the other" and "may be as accurate" not in notes(found)
+
+
+def test_a_margin_above_gptqs_own_accuracy_decides_nothing(tmp_path):
+    found = equal_accuracy(section(tmp_path, (N < 20, 0.43), {50: (N < 12, 0.90)}))
+    assert found.winners == {"accuracy": OPEN}
+    assert "the other answers too little for a margin of 3 points" in notes(found)
+
+
+# --- speed and memory -----------------------------------------------------------------------------------------------
+
+
+def test_throughput_without_common_rounds_or_device_is_not_decided(tmp_path):
+    found = equal_size(section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False))
+    assert found.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
+    assert "speed and memory of gptq_4bit were not measured" in notes(found)
+    made.throughput(tmp_path, "sapling/30", 40.0, base=23.0)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, base=24.0)  # another call
+    found = equal_size(read(tmp_path))
+    assert found.winners["decode"] == OPEN and "decode: no rounds of one benchmark call" in notes(found)
+
+
+def test_a_difference_within_the_noise_of_throughput_is_not_decided(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    made.throughput(tmp_path, "sapling/30", 20.2, prefill=800.0, memory=0.50, spread=0.1)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=790.0, memory=0.51, spread=0.1, seed=1)
+    winners = equal_size(read(tmp_path)).winners
+    assert [winners[name] for name in ("decode", "prefill", "memory")] == [OPEN] * 3
+
+
+@pytest.mark.parametrize(("decode", "winner"), [(20.8, OPEN), (21.6, "SAPLING")])
+def test_a_ratio_within_the_benchmarks_own_spread_decides_nothing(tmp_path, decode, winner):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, spread=0.001)
+    made.throughput(tmp_path, "sapling/30", decode, spread=0.001)
+    assert equal_size(read(tmp_path)).winners["decode"] == winner
+
+
+def test_a_model_measured_in_another_form_decides_no_speed_and_no_memory(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, memory=0.9)
+    made.throughput(tmp_path, "sapling/30", 40.0, memory=0.3, label="does not fit a 10 GB card: measured in 4 bits")
+    found = equal_size(read(tmp_path))
+    assert found.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
+    assert "measured in 4 bits" in notes(found)
+
+
+@pytest.mark.parametrize(
+    ("device", "kernel", "bandwidth", "decode", "prefill"),
+    [
+        ("cuda", "MarlinLinear", 0.5, "SAPLING", "SAPLING"),
+        ("cuda", "MarlinLinear", 0.2, OPEN, "SAPLING"),
+        ("cuda", "TritonV2Linear", 0.5, OPEN, OPEN),
+        ("cpu", "TorchAtenLinear", 0.1, "SAPLING", "SAPLING"),
+    ],
+)
+def test_speed_not_owed_to_the_model_on_a_gpu_decides_nothing(tmp_path, device, kernel, bandwidth, decode, prefill):
+    section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50)}, speed=False)
+    common = {"device": device, "hardware": {"gpu": "a card", "cpu": "x", "threads": 2}}
+    made.throughput(tmp_path, "sapling/30", 40.0, memory=0.3, **common)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=100.0, kernel=kernel, bandwidth=bandwidth, **common)
+    winners = equal_size(read(tmp_path)).winners
+    assert (winners["decode"], winners["prefill"], winners["memory"]) == (decode, prefill, "SAPLING")
+
+
+def test_only_rounds_of_one_call_are_paired(tmp_path):
+    made.throughput(tmp_path, "aa", 20.0, base=23.0)
+    made.throughput(tmp_path, "bbb", 40.0, base=23.0)
+    made.throughput(tmp_path, "c", 40.0, base=23.5)
+    paths = [tmp_path / run / "throughput_cpu.json" for run in ("aa", "bbb", "c")]
+    one, same, other = map(report_rows.read_throughput, paths)
+    name = "decode_tokens_per_s"
+    first, second = verdict.paired_rounds(one, same, name)
+    assert len(first) == 5 and all(b / a == pytest.approx(2, rel=0.1) for a, b in zip(first, second, strict=True))
+    recorded = runs.read_json(paths[0])["decode"]["1"]
+    assert first == recorded["ratio"]["rounds"]
+    assert verdict.paired_rounds(one, other, name) is None
+    same["rounds"][name] = same["rounds"][name][:3]  # a slow model: fewer rounds
+    assert len(verdict.paired_rounds(one, same, name)[0]) == 3
+    one["ratios"][name] = one["ratios"][name][:2]  # a slow base model: fewer still
+    assert verdict.paired_rounds(one, same, name)[0] == recorded["tokens_per_s"]["rounds"][:3]
+
+
+def test_without_predictions_nothing_is_decided_and_without_a_size_a_run_is_missing(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
+    (tmp_path / "gptq_4bit" / "predictions_dev.jsonl").unlink()
+    (pair,) = verdict.judge(found)
+    assert pair.decision == OPEN and "predictions of gptq_4bit are not here" in notes(pair.comparisons[0])
+    rows(found)[0].size_gb = None
+    assert "no evaluated run of 4-bit quantization" in verdict.sentence(found, verdict.judge(found))
+
+
+# --- other ways to drop layers --------------------------------------------------------------------------------------
+
+
+def drop_layers(tmp_path, run, criterion, right, share, left=20, tokens=None):
+    values = {"CRITERION": criterion, "SCHEDULE": "one_shot", "DROP_UNIT": "block"}
+    made.settings(tmp_path / run / str(left), "sapling_train.py", values)
+    made.evaluation(tmp_path, f"{run}/{left}", right, share)
+    if tokens:
+        metrics = {"tokens_seen": tokens, "training_seconds": 1.0}
+        runs.write_json(tmp_path / run / str(left) / "train_metrics.json", metrics)
+
+
+def against(tmp_path):
+    """``{other run: the only comparison}`` of the pairs with other pruning."""
+    pairs = verdict.judge(read(tmp_path))
+    return {pair.other.run: (pair.decision, pair.comparisons[0]) for pair in pairs if pair.other.kind == "pruning"}
+
+
+def test_another_way_to_drop_layers_is_compared_at_its_last_depth(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60), 20: (N < 250, 0.43)}, speed=False)
+    drop_layers(tmp_path, "last", "last", N < 150, 0.60, left=15)
+    drop_layers(tmp_path, "last", "last", N < 100, 0.43, left=10)
+    drop_layers(tmp_path, "random", "random", N < 249, 0.43)
+    drop_layers(tmp_path, "angular", "angular", N < 400, 0.43)
+    found = against(tmp_path)
+    assert {run: decision for run, (decision, _) in found.items()} == {
+        "last/10": "yes", "random/20": OPEN, "angular/20": "no"
+    }  # fmt: skip
+    comparison = found["last/10"][1]
+    assert comparison.sapling.run == "sapling/20" and comparison.ratios["accuracy"].startswith("+17.0 [")
+    assert comparison.difference["confidence"] == pytest.approx(1 - 0.05 / 3)
+
+
+def test_unlike_training_is_noted(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {20: (N < 250, 0.43)}, speed=False)
+    metrics = {"tokens_seen": 4_000_000, "training_seconds": 1.0}
+    runs.write_json(tmp_path / "sapling" / "20" / "train_metrics.json", metrics)
+    drop_layers(tmp_path, "last", "last", N < 100, 0.43, tokens=2_000_000)
+    assert "trained on 4.00 and 2.00 million tokens" in notes(against(tmp_path)["last/20"][1])
+
+
+def test_the_model_before_any_drop_is_not_judged_against_other_pruning(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0)}, speed=False)
+    drop_layers(tmp_path, "last", "last", N < 100, 0.43)
+    assert against(tmp_path) == {}
+
+
+def test_a_larger_checkpoint_does_not_beat_other_pruning(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60)}, speed=False)
+    drop_layers(tmp_path, "last", "last", N < 100, 0.43)
+    assert against(tmp_path)["last/20"][0] == OPEN
