@@ -45,7 +45,7 @@ import math  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import comparison, memory, models, runs, throughput  # noqa: E402
+from fincompress import comparison, memory, models, provenance, runs, throughput  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
@@ -96,7 +96,7 @@ def main() -> None:
     failed |= more
     found["bandwidth_of_rounds"] = throughput.spread(entrants[base.run].bandwidth if base.run in entrants else [])
 
-    records, call = {}, runs.fingerprint(time.time_ns())
+    records, call = {}, provenance.fingerprint(time.time_ns())
     for run, entrant in entrants.items():
         records[run] = throughput.record(entrant, entrants.get(base.run), found, configs[run]) | {
             "call": call, "resident": resident, "label": labels.get(run), "vram_limit_gb": limit, "data": data,

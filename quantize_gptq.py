@@ -36,7 +36,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from fincompress import comparison, gptq, memory, models, runs  # noqa: E402
+from fincompress import comparison, gptq, memory, models, provenance, runs  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 
 GENERAL_TOKENS = 256  # length of a text of CALIBRATION = "general"
@@ -90,7 +90,7 @@ class Source:
             "base_precision": f"gptq-{BITS}bit",
             "data": record["data"],
             # A source that was trained again is another one, whatever its name.
-            "source": runs.fingerprint(
+            "source": provenance.fingerprint(
                 record["settings"], record.get("prepared"), runs.read_json(self.folder / "train_metrics.json")
             ),
         }

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fincompress import runs, statistics
+from fincompress import provenance, runs, statistics
 from fincompress.errors import UserError
 from fincompress.finqa import examples
 
@@ -105,7 +105,7 @@ class Section:
         parts = (self.source, self.split, Path(self.base_model).name, self.device)
         name = "-".join(part for part in parts if part)
         unlike = (self.base_model, self.fingerprint, self.prepared, self.target, self.questions, self.hardware)
-        return "".join(c if c.isalnum() else "-" for c in name.lower()) + "-" + runs.fingerprint(unlike)[:4]
+        return "".join(c if c.isalnum() else "-" for c in name.lower()) + "-" + provenance.fingerprint(unlike)[:4]
 
     def is_whole(self, source: str) -> bool:
         """Whether this is all of a split of ``source``, as released where the data is FinQA; a sliver is not."""

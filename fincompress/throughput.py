@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fincompress import gptq, memory, models, runs
+from fincompress import gptq, memory, models, provenance, runs
 from fincompress.errors import UserError, why_it_ended
 
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
@@ -71,7 +71,7 @@ class Worker:
             "device": self.device.type,
             "dtype": str(self.dtype).partition(".")[2],
             "reason": self.reason,
-            "hardware": runs.hardware(),
+            "hardware": provenance.hardware(),
             "free_gb": round(free / 1e9, 2),
             "matmul_tflop_per_s": round(2 * width**3 / product / 1e12, 4),
             **self.bandwidth(2 * seconds / 3),
@@ -134,7 +134,7 @@ class Worker:
         head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         unread = 0 if head.weight is table.weight else tensor_bytes(table.weight)
         held = sum(map(tensor_bytes, unique_tensors(self.model)))
-        adapters = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+        adapters = memory.count_parameters(p for name, p in self.model.named_parameters() if "lora_" in name)
         return {
             "load_seconds": seconds,
             "kernel": self.unpacked(subject) + kernel(self.model),
@@ -477,15 +477,6 @@ def subject_config(subject: Subject, results_dir: str):
     return cut_config(config, subject.blocks) if subject.blocks else config
 
 
-def parameters(config) -> int:
-    """Parameters of a config's model as if dense: what packed weights count says nothing of it."""
-    config = copy.deepcopy(config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
-
-
 def place(subject: Subject, limit_gb: float, too_large: str, predict) -> str | None:
     """Decide how a subject runs on a card of ``limit_gb``; returns the label where it does not fit as it is.
 
@@ -781,7 +772,7 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
     """Everything that was measured of one subject; ``found`` is the probe's reply and bandwidth_of_rounds."""
     subject, plan = entrant.subject, entrant.plan
     loaded = entrant.loads[0]
-    count = parameters(config) + loaded["adapter_parameters"]
+    count = memory.parameter_sizes(config)["total"] + loaded["adapter_parameters"]
     prefill, decode = {}, {}
     for name, tokens in plan.lengths.items():
         key = f"prefill {tokens}"
@@ -817,7 +808,7 @@ def record(entrant: Entrant, reference: Entrant | None, found: dict, config) -> 
         "kernel": loaded["kernel"],
         "threads": found["hardware"]["threads"],
         "threads_wait": "as OpenMP's default",
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
         "reference": reference and reference.subject.run,
         "prefill": prefill,
         "decode": decode,

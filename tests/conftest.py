@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub library is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test at once share the cores
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])

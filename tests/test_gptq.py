@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_script
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import comparison, gptq, memory, models, runs, throughput
 from fincompress.errors import NoKernel, UserError
@@ -152,7 +152,7 @@ def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatc
         asked.append(options["quantization_config"])
         raise {1: ImportError, 2: subprocess.SubprocessError}.get(len(asked), RuntimeError)("far enough")
 
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(gptq, "backends", lambda *_: ["gptq_marlin", "gptq_triton", "gptq_torch"])
     with pytest.raises(NoKernel, match=r"no kernel on this machine runs .* \(far enough\)"):
         models.load_base(str(quantized), "auto", CPU, torch.bfloat16)
