@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, run_in_process
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -175,7 +175,7 @@ def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
     # In fp32 glibc keeps a fifth of what was freed, which is no part of the prediction; in bf16 far less.
     in_fp32 = models.pick_dtype(torch.device("cpu"))[0] == torch.float32
     give_back = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if in_fp32 else {}
-    done = run_script(
+    done = run_in_process(  # which starts a process for each case
         "benchmarks/predicted_memory.py", f"--BASE_MODEL={tmp_path / 'model'}", "--STEPS=2", "--BATCH_SIZE=16",
         "--CASES=['qlora', 'sapling', 'decode']", RESULTS_DIR=tmp_path, **give_back,
     )  # fmt: skip

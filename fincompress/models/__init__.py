@@ -24,11 +24,4 @@ from fincompress.models.load import (
     offloading,
     size_gb,
 )
-from fincompress.models.save import (
-    merged_tensors,
-    save_tokenizer,
-    write_checkpoint,
-    write_configs,
-    write_model_card,
-    write_weights,
-)
+from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_weights

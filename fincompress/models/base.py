@@ -13,6 +13,8 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -38,7 +40,6 @@ SHAPES = {
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
     },
 }  # fmt: skip
-GATED = "{} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
 
 
 def quiet_libraries() -> None:
@@ -214,30 +215,24 @@ def first_line(error: Exception) -> str:
 @contextlib.contextmanager
 def explain_loading(path: str):
     """Turn the many ways a model can fail to load into one line that says what to do."""
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-    from safetensors import SafetensorError
-
     try:
         yield
-    except GatedRepoError:
-        raise UserError(GATED.format(path)) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise UserError(f"{path} is no folder here and no model on the Hub that this token may see") from None
     except SafetensorError as error:
         raise UserError(f"the checkpoint in {path} is damaged ({error}); make it again") from None
-    except (OSError, ValueError) as error:
-        # transformers wraps what the Hub says in an OSError of several lines; its cause tells what it was.
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, GatedRepoError):
-                raise UserError(GATED.format(path)) from None
-            cause = cause.__cause__ or cause.__context__
-        first = first_line(error)
-        if Path(path).exists():
-            raise UserError(f"the checkpoint in {path} cannot be read: {first}") from None
-        raise UserError(
-            f"{path} is no folder here and cannot be had from the Hub ({first}); check name, network and HF_TOKEN"
-        ) from None
+    except (OSError, ValueError) as error:  # the Hub's own errors are such, or their cause
+        causes: list[BaseException | None] = [error]
+        while causes[-1] is not None:
+            causes.append(causes[-1].__cause__ or causes[-1].__context__)
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            text = f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
+        elif isinstance(error, (RepositoryNotFoundError, HFValidationError)):
+            text = f"{path} is no folder here and no model on the Hub that this token may see"
+        elif Path(path).exists():
+            text = f"the checkpoint in {path} cannot be read: {first_line(error)}"
+        else:
+            text = f"{path} is no folder here and cannot be had from the Hub ({first_line(error)}); "
+            text += "check name, network and HF_TOKEN"
+        raise UserError(text) from None
 
 
 @contextlib.contextmanager

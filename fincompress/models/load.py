@@ -10,15 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPTQConfig
 
 from fincompress import gptq, memory, runs
 from fincompress.errors import NoKernel, UserError
-from fincompress.models.base import (
-    base_config,
-    base_model_path,
-    explain_loading,
-    first_line,
-    load_tokenizer,
-    no_progress_bars,
-    read_config,
-)
+from fincompress.models import base
 
 OFFLOAD_RESERVE_GB = 1.0  # of the GPU, for activations and the KV cache of a model that is partly offloaded
 
@@ -53,7 +45,7 @@ def load_base(
     elif precision == "int8":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     options |= {"dtype": dtype, "low_cpu_mem_usage": True, "output_loading_info": True}
-    with explain_loading(path), no_progress_bars(), gptq.quiet() if from_gptq else contextlib.nullcontext():
+    with base.explain_loading(path), base.no_progress_bars(), gptq.quiet() if from_gptq else contextlib.nullcontext():
         if from_gptq:
             model, info = _load_gptq(path, gptq.backends(path, device, dtype), options)
         else:
@@ -92,7 +84,7 @@ def _load_gptq(path: str, backends: list[str | None], options: dict) -> tuple:
         except Exception as error:  # of any kind, from compilers and their builders
             failure = error.with_traceback(None)  # whose frames hold what was loaded so far
     if isinstance(failure, (ImportError, RuntimeError)):
-        raise NoKernel(f"no kernel on this machine runs {path} ({first_line(failure)})")
+        raise NoKernel(f"no kernel on this machine runs {path} ({base.first_line(failure)})")
     raise failure
 
 
@@ -125,7 +117,7 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
     ``options`` are for the checkpoint, as in ``load_base``.
     """
     if (directory / "config.json").exists():
-        return load_base(str(directory), "auto", device, dtype, **options).eval(), load_tokenizer(str(directory))
+        return load_base(str(directory), "auto", device, dtype, **options).eval(), base.load_tokenizer(str(directory))
     model, tokenizer = load_adapter(directory, results_dir, device, dtype)
     for parameter in model.parameters():  # the adapter was trained in float32; the products were computed in dtype
         if parameter.dtype == torch.float32:
@@ -134,11 +126,12 @@ def load_run(directory: Path, results_dir: str, device: torch.device, dtype: tor
 
 
 def load_adapter(
-    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None
-):
+    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None,
+    precision: str | None = None,
+):  # fmt: skip
     """``(model, tokenizer)``: the adapter of a run, in float32, on the base it was trained against.
 
-    ``packed`` is for ``load_base``.
+    ``packed`` and ``precision``, by default the one of the training, are for ``load_base``.
     """
     from peft import PeftModel
 
@@ -146,10 +139,10 @@ def load_adapter(
     adapter = directory / "adapter"
     if not adapter.exists():
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
-    path = base_model_path(record["base_model"], results_dir)
-    model = load_base(path, record["base_precision"], device, dtype, packed)
-    with explain_loading(str(adapter)), gptq.quiet():  # peft imports gptqmodel, which greets
-        return PeftModel.from_pretrained(model, adapter), load_tokenizer(str(adapter))
+    path = base.base_model_path(record["base_model"], results_dir)
+    model = load_base(path, precision or record["base_precision"], device, dtype, packed)
+    with base.explain_loading(str(adapter)), gptq.quiet():  # peft imports gptqmodel, which greets
+        return PeftModel.from_pretrained(model, adapter), base.load_tokenizer(str(adapter))
 
 
 def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
@@ -165,7 +158,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     """
     if device.type != "cuda" or gptq.is_gptq(path):
         return {}
-    config, free = read_config(path), torch.cuda.mem_get_info()[0] / 1e9
+    config, free = base.read_config(path), torch.cuda.mem_get_info()[0] / 1e9
     weights = memory.weights_gb(config, "bf16")
     reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
     if weights + reserve <= free:
@@ -196,7 +189,7 @@ def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> fl
     """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base in 16 bits."""
     if run_directory is not None and (run_directory / "config.json").exists():
         return sum(path.stat().st_size for path in run_directory.glob("*.safetensors")) / 1e9
-    config = base_config(base_model, results_dir)
+    config = base.base_config(base_model, results_dir)
     if run_directory is None:
         return memory.weights_gb(config, "bf16")
     precision = runs.read_json(run_directory / "settings.json")["base_precision"]

@@ -11,28 +11,16 @@ import datasets
 import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import GenerationConfig, TrainerState, set_seed
+from transformers import TrainerState, set_seed
 
-from fincompress import charts, gptq, memory, models, runs
+from fincompress import charts, gptq, memory, models, runs, training
 from fincompress.errors import UserError
 from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import TargetCollator, score_targets
-from fincompress.training.trainer import (
-    TRAINING_COLUMNS,
-    Progress,
-    TargetTrainer,
-    check_settings,
-    explain_out_of_memory,
-    explain_resuming,
-    last_checkpoint,
-    print_prediction,
-    run_facts,
-    training_arguments,
-)
+from fincompress.training.trainer import Progress, TargetTrainer
 
 MERGE_INTO = ("dequantized", "original")  # the base as the adapter was trained against it, or as it was before
 BETTER = "better"  # of the two, by the calibration split
-TOO_LARGE = "not compared: the merged model does not fit this GPU"
 
 
 class ProgressAndCalibration(Progress):
@@ -79,7 +67,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     s = settings
     check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
     check_positive(EPOCHS=s["EPOCHS"], MAX_STEPS=s["MAX_STEPS"])
-    check_settings(s)
+    training.check_settings(s)
     if not 0 <= s["LORA_DROPOUT"] < 1:
         raise UserError(f"LORA_DROPOUT is a share, from 0 to below 1, not {s['LORA_DROPOUT']}")
     train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
@@ -87,7 +75,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    facts = run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
+    facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return
@@ -122,8 +110,8 @@ def train_adapter(
         models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), base_precision, s["LORA_RANK"], s["BATCH_SIZE"],
         max(train_set["length"]), 1 + max(train_set["target_tokens"]), checkpointing, device.type, dtype.itemsize,
     )  # fmt: skip
-    print_prediction(predicted_gb, device)
-    with explain_out_of_memory(predicted_gb):
+    training.print_prediction(predicted_gb, device)
+    with training.explain_out_of_memory(predicted_gb):
         model = models.load_base(path, base_precision, device, dtype)
     adapters = LoraConfig(
         r=s["LORA_RANK"],
@@ -141,7 +129,7 @@ def train_adapter(
         f"{trainable / 1e6:.1f} M of {memory.count_parameters(model.parameters()) / 1e6:.1f} M parameters are trained"
     )
     checkpoints = directory / "checkpoints"
-    arguments = training_arguments(
+    arguments = training.training_arguments(
         s, checkpoints, device, dtype, num_train_epochs=s["EPOCHS"], max_steps=s["MAX_STEPS"] or -1,
         gradient_checkpointing=checkpointing, save_steps=s["SAVE_STEPS"], save_total_limit=1,
         # bitsandbytes' int8 product keeps its input outside of what the other kind of checkpointing can discard.
@@ -152,20 +140,20 @@ def train_adapter(
     trainer = TargetTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_set.select_columns(TRAINING_COLUMNS),
+        train_dataset=train_set.select_columns(training.TRAINING_COLUMNS),
         data_collator=collator,
         processing_class=tokenizer,
         callbacks=[progress],
     )
-    checkpoint = last_checkpoint(checkpoints)
+    checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
         print(f"resuming from {checkpoint.name}")
     try:
-        with explain_out_of_memory(predicted_gb), explain_resuming(checkpoint):
+        with training.explain_out_of_memory(predicted_gb), training.explain_resuming(checkpoint):
             if not (checkpoint and load_trained(trainer, checkpoint, progress)):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except UserError:
-        if last_checkpoint(checkpoints) is None:  # nothing to resume: lower constants must not be refused
+        if training.last_checkpoint(checkpoints) is None:  # nothing to resume: lower constants must not be refused
             shutil.rmtree(checkpoints, ignore_errors=True)
         raise
     return finish(directory, trainer, tokenizer, s, predicted_gb, trainable, progress.clock.seconds())
@@ -234,7 +222,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         ways, reason = list(MERGE_INTO), "lower NLL on the calibration split"
         config = models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"])
         if device.type == "cuda" and memory.inference_gb(config, 2048) > torch.cuda.mem_get_info()[0] / 1e9:
-            ways, reason = ["dequantized"], TOO_LARGE
+            ways, reason = ["dequantized"], "not compared: the merged model does not fit this GPU"
     half = torch.float16 if dtype == torch.float16 else torch.bfloat16
     collator = TargetCollator(models.load_tokenizer(str(directory / "adapter")).pad_token_id)
     folders = {way: directory / f".merged-{way}.partial" for way in ways}
@@ -242,17 +230,10 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     try:
         for way, folder in folders.items():
             merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, half)
-            if len(ways) == 1:
-                continue
-            model = None
-            try:
+            if len(ways) > 1:
                 model = models.load_base(str(folder), "auto", device, dtype).eval()
                 scores[way] = calibration_scores(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
-            except torch.cuda.OutOfMemoryError:  # dequantized comes first and is there
-                ways, scores, reason = ways[:1], {}, TOO_LARGE
-                break
-            finally:
-                del model
+                del model  # or it would stay beside the next
         kept = min(ways, key=lambda way: scores[way]["calibration_nll"]) if scores else ways[0]
         adapter = hashlib.sha256((directory / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
         # The adapter's hash tells one training from another of the same settings.
@@ -276,24 +257,13 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
 def merge_adapter(directory: Path, results_dir: str, original: bool, target: Path, dtype: torch.dtype) -> None:
     """Write a run's adapter, merged into 16-bit weights on the CPU, as a standard checkpoint in the folder ``target``.
 
-    Into the base before it was quantized where ``original``, read weight by weight from its files, else into the
-    quantized weights, each dequantized in turn: neither way holds the whole model in 16 bits.
+    Into the base before it was quantized where ``original``, whose weights stay in their file until one after another
+    is merged; else into the quantized weights, each dequantized in turn.
     """
     record = runs.read_json(directory / "settings.json")
-    if original:
-        source = models.checkpoint_folder(models.base_model_path(record["base_model"], results_dir))
-        config, adapter = models.read_config(str(source)), directory / "adapter"
-        with models.explain_loading(str(adapter)):
-            models.write_weights(target, models.merged_tensors(source, config, adapter, dtype))
-        if (source / "generation_config.json").exists():
-            generation = GenerationConfig.from_pretrained(source)
-        else:
-            generation = GenerationConfig.from_model_config(config)
-        models.write_configs(target, config, generation, models.load_tokenizer(str(adapter)), dtype)
-        into = "its base"
-    else:
-        model, tokenizer = models.load_adapter(directory, results_dir, torch.device("cpu"), dtype, packed=True)
-        models.write_checkpoint(target, model, tokenizer, dtype)
-        into = f"its base, quantized to {record['base_precision']} and unpacked"
+    into = "its base" if original else f"its base, quantized to {record['base_precision']} and dequantized"
+    options = {"dtype": "auto", "precision": "auto"} if original else {"dtype": dtype, "packed": True}
+    model, tokenizer = models.load_adapter(directory, results_dir, torch.device("cpu"), **options)
+    models.write_checkpoint(target, model, tokenizer, dtype)
     text = f"LoRA adapter of run `{directory.name}`, merged into {into}."
     models.write_model_card(target, record["base_model"], text)
