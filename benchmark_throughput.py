@@ -38,7 +38,7 @@ import json  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import memory, models, runs  # noqa: E402
+from fincompress import memory, models, provenance, runs  # noqa: E402
 from fincompress.benchmark import record, rounds, subjects  # noqa: E402
 from fincompress.depth import repack  # noqa: E402
 from fincompress.depth.sublayers import SubLayer  # noqa: E402
@@ -70,7 +70,7 @@ def main() -> None:
     reference = base.run if base.run in entrants else None
     card["bandwidth_of_rounds"] = record.spread(entrants[reference].bandwidth if reference else [])
     common = {
-        "call": runs.fingerprint(time.time_ns()), "vram_limit_gb": limit, "data": data, "data_run": base.data_run,
+        "call": provenance.fingerprint(time.time_ns()), "vram_limit_gb": limit, "data": data, "data_run": base.data_run,
         "settings": {name: SETTINGS[name] for name in ("ROUNDS", "NEW_TOKENS", "BATCH_SIZES", "MAX_SECONDS")},
     }  # fmt: skip
     records = {run: record.write(RESULTS_DIR, entrant, reference, card, common) for run, entrant in entrants.items()}

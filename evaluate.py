@@ -31,7 +31,7 @@ configure(globals())
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from fincompress import runs  # noqa: E402
+from fincompress import provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
@@ -101,7 +101,7 @@ def score_run(run: str) -> None:
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
-    prepared = runs.fingerprint(data["settings"])
+    prepared = provenance.fingerprint(data["settings"])
     done = directory / f"eval_{SPLIT}.json"
     before = runs.read_json(done) if done.exists() else {}
     if (before.get("decoding"), before.get("prepared")) == (decoding, prepared):

@@ -38,7 +38,7 @@ from pathlib import Path  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
-from fincompress import memory, models, quantization, runs  # noqa: E402
+from fincompress import memory, models, provenance, quantization, runs  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 from fincompress.report import tables  # noqa: E402
 
@@ -93,7 +93,7 @@ class Source:
             "base_precision": f"{METHOD}-{BITS}bit",
             "data": record["data"],
             # A source that was trained again is another one, whatever its name.
-            "source": runs.fingerprint(
+            "source": provenance.fingerprint(
                 record["settings"], record.get("prepared"), runs.read_json(self.folder / "train_metrics.json")
             ),
         }

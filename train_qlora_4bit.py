@@ -43,12 +43,12 @@ SEED = 0  # of the adapters' initial weights, dropout and the order of examples
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-from fincompress import training  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
+from fincompress.training import lora  # noqa: E402
 
 
 def main() -> None:
-    training.train_lora(SETTINGS, base_precision="nf4", script="train_qlora_4bit.py")
+    lora.train(SETTINGS, base_precision="nf4", script="train_qlora_4bit.py")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ def train() -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from fincompress import models, targets
+    from fincompress import models
+    from fincompress.training import loss
 
     models.quiet_libraries()
     path = models.base_model_path(models.EMBEDDED, os.environ.get("RESULTS_DIR", "results"))
@@ -62,12 +63,12 @@ def train() -> None:
     model = get_peft_model(model, LoraConfig(r=32, target_modules="all-linear", task_type="CAUSAL_LM"))
     models.compute_in_model_dtype(model)
     ids = torch.randint(100, 40000, (BATCH, TOKENS)).tolist()
-    batch = targets.TargetCollator(0)([{"input_ids": row, "prompt_tokens": TOKENS - 20} for row in ids])
+    batch = loss.TargetCollator(0)([{"input_ids": row, "prompt_tokens": TOKENS - 20} for row in ids])
     for step in range(STEPS + 1):
         if step == 1:
             began = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, labels = targets.target_logits(model, batch)
+            logits, labels = loss.target_logits(model, batch)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten()).backward()
         model.zero_grad()
     print(STEPS * BATCH * TOKENS / (time.perf_counter() - began))

@@ -38,12 +38,13 @@ import tempfile  # noqa: E402
 import datasets  # noqa: E402
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fincompress import memory, models, training  # noqa: E402
 from fincompress.benchmark import rounds, subjects  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
-from fincompress.targets import TargetCollator  # noqa: E402
+from fincompress.training.loss import TargetCollator  # noqa: E402
 
 TRAINING = {
     "LEARNING_RATE": 1e-4, "LR_SCHEDULE": "cosine", "WARMUP": 0.0, "WEIGHT_DECAY": 0.0, "MAX_GRAD_NORM": 1.0,
@@ -111,7 +112,7 @@ def train_some(model, ratio: float) -> None:
 
 
 def tiny_model():
-    return models.AutoModelForCausalLM.from_config(models.shape_config("shape:tiny"))
+    return AutoModelForCausalLM.from_config(models.shape_config("shape:tiny"))
 
 
 def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, count: int) -> None:
@@ -130,7 +131,6 @@ def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, 
         trainer = training.TargetTrainer(
             model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0)
         )
-        trainer.remove_callback(training.PrinterCallback)
         trainer.train()
 
 

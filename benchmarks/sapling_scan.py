@@ -38,10 +38,11 @@ import time  # noqa: E402
 
 import torch  # noqa: E402
 
-from fincompress import models, runs, targets  # noqa: E402
+from fincompress import models, runs  # noqa: E402
 from fincompress.depth import importance  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
+from fincompress.training import loss  # noqa: E402
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
     record = runs.read_json(runs.run_directory(RESULTS_DIR, RUN) / "settings.json")
     rows, _ = runs.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], "calibration")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()[:QUESTIONS]
-    collator = targets.TargetCollator(tokenizer.pad_token_id)
+    collator = loss.TargetCollator(tokenizer.pad_token_id)
     batches = [
         collator([rows[i] for i in part]) for part in importance.nested_batches(order, rows["length"], BATCH_SIZE)
     ]

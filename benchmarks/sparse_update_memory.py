@@ -26,9 +26,10 @@ QUARTER: float = 0.25
 
 import torch  # noqa: E402
 
-from fincompress import memory, models, targets  # noqa: E402
+from fincompress import memory, models  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
+from fincompress.training import loss  # noqa: E402
 
 
 def main() -> None:
@@ -67,16 +68,16 @@ def train(ratio: float) -> None:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)  # as the Trainer is told to on a CPU
     ids = torch.randint(100, 40000, (BATCH_SIZE, TOKENS)).tolist()
-    batch = targets.TargetCollator(0)([{"input_ids": row, "prompt_tokens": TOKENS - 20} for row in ids])
+    batch = loss.TargetCollator(0)([{"input_ids": row, "prompt_tokens": TOKENS - 20} for row in ids])
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
     for _ in range(STEPS):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits, labels = targets.target_logits(model, batch)
+            logits, labels = loss.target_logits(model, batch)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100).backward()
         optimizer.step()
         optimizer.zero_grad()
     peak = memory.peak_memory_gb()
-    print(peak.get("vram_allocated", peak["rss"]), sum(p.numel() for p in trained))
+    print(peak.get("vram_allocated", peak["rss"]), memory.count_parameters(trained))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ configure(globals())
 import json  # noqa: E402
 import subprocess  # noqa: E402
 
-from fincompress import runs  # noqa: E402
+from fincompress import provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
@@ -46,8 +46,8 @@ def main() -> None:
         calls.append(last["runs"])
         bandwidths.append(" ".join(f"{value:.0f}" for value in last["bandwidth_gb_per_s"] or []) or "not measured")
         minutes.append(f"{clock.seconds() / 60:.1f}")
-    found = runs.hardware()
-    print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {runs.code_version()}")
+    found = provenance.hardware()
+    print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {provenance.code_version()}")
     print(
         f"{'run':<28}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
     )

@@ -7,12 +7,15 @@ import ctypes
 import gc
 import resource
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
 import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
+from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
 from fincompress.quantization import METHODS
 
@@ -103,7 +106,7 @@ def predict_lora_training_gb(
     ``frozen_adapters``. Not in it: the CUDA context (``CUDA_CONTEXT_GB``), and on a CPU what Python and its libraries
     take.
     """
-    linear, ends = _parameters(config)
+    linear, ends = _matrices(config)
     hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     every = _adapter_parameters(config, rank)
     adapter = ratio * every
@@ -137,7 +140,7 @@ def predict_training_gb(
     is trained is held in float32 with its gradient, AdamW's moments and a copy for autocast; what is frozen is not. Of
     gradients and activations the larger counts: one grows while the other is given back.
     """
-    linear, ends = _parameters(config)
+    linear, ends = _matrices(config)
     hidden, inner, blocks = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     trained = ratio * linear + train_ends * ends
     weights = (linear + ends - trained) * compute_bytes
@@ -171,7 +174,7 @@ def predict_teacher_gb(
     A model of its own is held in ``compute_bytes`` a weight. With ``adapter_rank`` it shares the student's base and
     adds a float32 adapter. Hidden states are one a block, for ``batch`` sequences of ``tokens`` tokens.
     """
-    linear, ends = _parameters(config)
+    linear, ends = _matrices(config)
     own = (linear + ends) * compute_bytes if adapter_rank is None else 4 * _adapter_parameters(config, adapter_rank)
     # The teacher's states, and float32 copies of both models' where they are compared, one block after another.
     states = batch * tokens * config.hidden_size * (compute_bytes * (config.num_hidden_layers + 1) + 4 * 4)
@@ -211,7 +214,7 @@ def predict_methods(
 
 def weights_gb(config, precision: str) -> float:
     """GB of a Llama-like model's weights, the blocks' linear layers in ``precision`` and the ends in 16 bits."""
-    linear, ends = _parameters(config)
+    linear, ends = _matrices(config)
     return (linear * BASE_BYTES[precision] + ends * 2) / 1e9
 
 
@@ -230,7 +233,7 @@ def inference_gb(
     ``prompt`` tokens a sequence are prefilled at once; 0 leaves that out. Activations, and an adapter of ``rank`` on
     every linear layer, are in ``compute_bytes`` bytes.
     """
-    linear, ends = _parameters(config)
+    linear, ends = _matrices(config)
     hidden, inner = config.hidden_size, config.intermediate_size
     stored = _stored_bytes(precision, device, compute_bytes)
     adapter = _adapter_parameters(config, rank) * compute_bytes
@@ -269,16 +272,38 @@ def _query_width(config) -> int:
     return config.num_attention_heads * head
 
 
-def _parameters(config) -> tuple[int, int]:
+def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """How many there are once dense: the ``numel`` of a packed 4-bit parameter counts its bytes."""
+    states = ((parameter, getattr(parameter, "quant_state", None)) for parameter in parameters)
+    return sum(parameter.numel() if state is None else state.shape.numel() for parameter, state in states)
+
+
+def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:
+    """Parameters of one ``attention`` and one ``mlp`` (each with its norm), of the ``ends`` (embeddings, last norm,
+    head), and in ``total``, of a model of this config once dense. ``matrices_only`` leaves out norms and biases.
+
+    Raises UserError for a model that is not built of Llama-like blocks.
+    """
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+
+    def count(parameters: Iterable[torch.nn.Parameter]) -> int:
+        return count_parameters(p for p in parameters if p.dim() > 1 or not matrices_only)
+
+    sizes = {kind: count(sub.parameters(model, sub.SubLayer(0, kind))) for kind in sub.KINDS}
+    total = count(model.parameters())
+    return sizes | {"ends": total - config.num_hidden_layers * sum(sizes.values()), "total": total}
+
+
+def _matrices(config) -> tuple[int, int]:
     """Parameters of the blocks' linear layers, and of embeddings and head; refuses what is not built like a Llama."""
     needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     if not all(hasattr(config, name) for name in (*needed, "vocab_size")):
         raise UserError(f"sizes are computed for Llama-like models; a {config.model_type} is not built like one")
     if any(getattr(config, name, None) for name in ("num_local_experts", "num_experts")):
         raise UserError(f"sizes are computed for models without experts; a {config.model_type} has them")
-    hidden, inner = config.hidden_size, config.intermediate_size
-    linear = 2 * hidden * (_query_width(config) + _key_value_width(config)) + 3 * hidden * inner
-    return config.num_hidden_layers * linear, config.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    sizes = parameter_sizes(config, matrices_only=True)
+    return sizes["total"] - sizes["ends"], sizes["ends"]
 
 
 def _adapter_parameters(config, rank: int) -> int:

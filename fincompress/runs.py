@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fincompress import provenance
 from fincompress.errors import UserError
 from fincompress.settings import DEFAULTS
 
 if TYPE_CHECKING:
     import datasets
 
-LIBRARIES = (
-    "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
-)  # fmt: skip
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "RUN")  # constants that say where things lie
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS")  # constants that change what is written on the way, and no result
-BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bf16 natively
 PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
 
@@ -159,53 +151,67 @@ def start_run(
     """Open ``results_dir/run`` for a script and write ``settings.json``; None where the same run is finished already.
 
     ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
-    ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that
-    holds a run with other settings is refused: results of two recipes are never mixed in one folder. A resumed run
-    keeps the commit, versions and hardware that it began with; others are added under ``resumed``.
+    ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that holds a run
+    with other settings is refused: results of two recipes are never mixed in one folder. A resumed run keeps the
+    commit, versions and hardware that it began with; others are added under ``resumed``.
     """
     if is_untuned(run) and script != "evaluate.py":
         raise UserError(f"RUN = {run!r}: names that start with base_ are those of untuned models; choose another RUN")
     directory = run_directory(results_dir, run)
-    record = {"script": script, "settings": _comparable(settings), **facts}
-    path = directory / "settings.json"
-    # Hidden files are left of a kill, and the benchmark measures a base model before it is evaluated.
-    known = (".*", "throughput_*.json")
-    if (
-        directory.is_dir()
-        and not path.exists()
-        and any(not any(map(found.match, known)) for found in directory.iterdir())
-    ):
-        raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
-    # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
-    before: dict = {}
-    if path.exists() and any(other.name != path.name for other in directory.iterdir()):
-        before = read_json(path)
-        if before.get("script", script) != script:
-            raise UserError(
-                f"{directory}/ holds a run of {before['script']}: choose another RUN, or remove that folder"
-            )
-        known = {*DEFAULTS, *record["settings"]}  # a constant that a script no longer has decides nothing
-        settings_before = {name: value for name, value in before.get("settings", {}).items() if name in known}
-        differing = changed(*map(_deciding, (settings_before, record["settings"])))
-        differing += changed({name: before.get(name) for name in facts}, facts)
-        if differing:
-            raise UserError(
-                f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
-                "choose another RUN, or remove that folder"
-            )
+    settings = {name: value for name, value in settings.items() if name not in LOCATIONS}
+    before = _record_to_resume(directory)
+    if before:
+        _check_same_recipe(directory, before, script, settings, facts)
         if done and (directory / done).exists():
             print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
             return None
     directory.mkdir(parents=True, exist_ok=True)
-    made_by = {"code": code_version(), "versions": versions(), "hardware": hardware(), "command": _command()}
-    if before:  # goes on: who began it stays, and who went on is added where that is another
+    made_by = provenance.provenance()
+    if before:
         begun = {name: before.get(name) for name in made_by}
-        since, last = before.get("resumed", []), (before.get("resumed") or [begun])[-1]
+        resumed = before.get("resumed", [])
+        last = resumed[-1] if resumed else begun
         if any(last[name] != made_by[name] for name in ("code", "versions", "hardware")):
-            since = [*since, made_by]
-        made_by = begun | ({"resumed": since} if since else {})
-    write_json(path, record | made_by)
+            resumed = [*resumed, made_by]
+        made_by = begun | ({"resumed": resumed} if resumed else {})
+    write_json(directory / "settings.json", {"script": script, "settings": settings, **facts, **made_by})
     return directory
+
+
+def _record_to_resume(directory: Path) -> dict:
+    """What ``settings.json`` of an earlier start says; empty where there is nothing to resume.
+
+    Raises UserError where the folder holds something else than a run.
+    """
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    if "settings.json" in names:
+        # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
+        return read_json(directory / "settings.json") if len(names) > 1 else {}
+    # Hidden files are left of a kill, and the benchmark measures a base model before it is evaluated.
+    if not all(name.startswith((".", "throughput_")) for name in names):
+        raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
+    return {}
+
+
+def _check_same_recipe(directory: Path, before: dict, script: str, settings: dict, facts: dict) -> None:
+    """Raise UserError where a folder's run is one of another script, or of other settings or facts."""
+    if before.get("script", script) != script:
+        raise UserError(f"{directory}/ holds a run of {before['script']}: choose another RUN, or remove that folder")
+    known = {*DEFAULTS, *settings}  # a constant that a script no longer has decides nothing
+    earlier = {name: value for name, value in before.get("settings", {}).items() if name in known}
+    differing = changed(_deciding(earlier), _deciding(settings))
+    differing += changed({name: before.get(name) for name in facts}, facts)
+    if differing:
+        raise UserError(
+            f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
+            "choose another RUN, or remove that folder"
+        )
+
+
+def _deciding(settings: dict) -> dict:
+    """The constants that decide a result; one that an older run did not have yet had the script's default."""
+    every = DEFAULTS | settings
+    return {name: value for name, value in every.items() if name not in LOCATIONS + RECORD_KEEPING}
 
 
 def changed(before: dict, now: dict) -> list[str]:
@@ -220,85 +226,6 @@ def changed(before: dict, now: dict) -> list[str]:
 def is_untuned(run: str) -> bool:
     """Whether a run's name says that it is BASE_MODEL without any training."""
     return run == "base" or run.startswith("base_")
-
-
-def _deciding(settings: dict) -> dict:
-    """The constants that decide a result; one that an older run did not have yet had the script's default."""
-    defaults = {name: value for name, value in DEFAULTS.items() if name not in LOCATIONS}
-    return {name: value for name, value in (defaults | settings).items() if name not in RECORD_KEEPING}
-
-
-def _comparable(settings: dict) -> dict:
-    """The constants that decide a result: not where things lie on this disk."""
-    return {name: value for name, value in settings.items() if name not in LOCATIONS}
-
-
-def _command() -> str:
-    """The command line as typed, of this machine's folders the last part alone."""
-    shown = ["python", Path(sys.argv[0]).name]
-    for name, equals, value in (argument.partition("=") for argument in sys.argv[1:]):
-        shown.append(name + equals + (Path(value).name if os.path.isabs(value) else value))
-    return " ".join(shown)
-
-
-def code_version() -> str | None:
-    """The commit of this code, with ``+`` where files were changed since; None outside a git checkout."""
-    root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root)]
-    try:
-        if not (root / ".git").exists():  # installed somewhere inside another repository
-            return None
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changes.stdout.strip() else "")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def hardware() -> dict[str, object]:
-    """Processor, cores, memory in GB, and the GPU where torch sees one."""
-    import psutil
-    import torch
-
-    found: dict[str, object] = {
-        "cpu": cpu_name(),
-        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-    }
-    if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name(0)
-        found["vram_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
-    return found
-
-
-def cpu_name() -> str:
-    """The processor's name, its generation, which clouds leave out of the name, and its instructions for bf16: they
-    decide the compute type, and the speed.
-    """
-    name, found = platform.processor() or platform.machine(), {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            found[key.strip()] = value.strip()
-    generation = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
-    special = [flag for flag in BF16_FLAGS if flag in found.get("flags", "").split()] or ["no bf16"]
-    return f"{found.get('model name', name)} ({', '.join(generation + special)})"
-
-
-def fingerprint(*parts: object) -> str:
-    """A short hash (16 hex digits) of JSON-serialisable values, to tell whether two runs saw the same thing."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Stopwatch:

@@ -1,7 +1,10 @@
 """Fixtures: a tiny random Llama for fast tests, and real FinQA where it lies at hand."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub library is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test at once share the cores
     workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -25,6 +29,28 @@ def run_script(*arguments, cwd=REPOSITORY, **environment):
         text=True,
         timeout=900,
     )
+
+
+def run_in_process(script, *arguments, **environment):
+    """``run_script`` without a process of its own, for a test to which the seconds of imports show nothing more."""
+    from fincompress.settings import DEFAULTS
+
+    out, err, before = io.StringIO(), io.StringIO(), dict(DEFAULTS)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        DEFAULTS.clear()
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            status = 0
+        except SystemExit as left:
+            status = left.code
+        finally:
+            DEFAULTS.clear()
+            DEFAULTS.update(before)
+    return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
 
 
 def is_whole(path):

@@ -5,7 +5,7 @@ import copy
 import datasets
 import pytest
 import torch
-from test_training import make_rows
+from training_rows import make_rows
 
 from fincompress import generation, models
 from fincompress.errors import UserError

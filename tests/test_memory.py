@@ -3,16 +3,16 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_script
+from conftest import REPOSITORY, run_in_process
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fincompress import memory, models, targets
+from fincompress import memory, models
 from fincompress.errors import UserError
+from fincompress.training import loss
 
 SHAPE = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
          "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}  # fmt: skip
@@ -39,6 +39,19 @@ def test_a_model_that_is_no_llama_is_one_line(kind):
 
     with pytest.raises(UserError, match=kind):
         memory.weights_gb(AutoConfig.for_model(kind), "bf16")
+
+
+def test_parameters_are_counted_as_if_dense_and_by_their_part(tiny_base):
+    cpu = torch.device("cpu")
+    dense, packed = (models.load_base(tiny_base, kind, cpu, torch.bfloat16, packed=True) for kind in ("bf16", "nf4"))
+    count = sum(p.numel() for p in dense.parameters())
+    assert sum(p.numel() for p in packed.parameters()) < memory.count_parameters(packed.parameters()) == count
+    for config in (dense.config, packed.config):
+        sizes = memory.parameter_sizes(config)
+        assert sizes["total"] == count == sizes["ends"] + 2 * (sizes["attention"] + sizes["mlp"])
+    block = dense.model.layers[0]
+    mlp = [*block.mlp.parameters(), *block.post_attention_layernorm.parameters()]
+    assert sizes["mlp"] == sum(p.numel() for p in mlp)
 
 
 def model_to_train(kind, dtype):
@@ -72,7 +85,7 @@ def bytes_kept(model, dtype, batch):
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        logits, _ = targets.target_logits(model, targets.TargetCollator(0)(rows))
+        logits, _ = loss.target_logits(model, loss.TargetCollator(0)(rows))
     assert logits.requires_grad
     return sum(kept.values())
 
@@ -162,7 +175,7 @@ def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
     # In fp32 glibc keeps a fifth of what was freed, which is no part of the prediction; in bf16 far less.
     in_fp32 = models.pick_dtype(torch.device("cpu"))[0] == torch.float32
     give_back = {"MALLOC_MMAP_THRESHOLD_": str(2**20)} if in_fp32 else {}
-    done = run_script(
+    done = run_in_process(  # which starts a process for each case
         "benchmarks/predicted_memory.py", f"--BASE_MODEL={tmp_path / 'model'}", "--STEPS=2", "--BATCH_SIZE=16",
         "--CASES=['qlora', 'sapling', 'decode']", RESULTS_DIR=tmp_path, **give_back,
     )  # fmt: skip
@@ -179,7 +192,7 @@ def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
 
 
 def test_methods_are_predicted_from_the_config_alone():
-    half = SimpleNamespace(**(LLAMA.to_dict() | {"num_hidden_layers": 16}))
+    half = LlamaConfig(**(LLAMA.to_dict() | {"num_hidden_layers": 16}))
     on_gpu = memory.predict_methods(LLAMA, half, 1, 736, 96, 16, 0.25, "cuda")
     assert on_gpu["decode SAPLING, 16 of 32 blocks"] < 0.6 * on_gpu["decode in 16 bits"]
     assert on_gpu["train QLoRA (NF4 base)"] < 10 < on_gpu["train in full"]

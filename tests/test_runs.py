@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress import runs
+from fincompress import provenance, runs
 from fincompress.errors import UserError
 
 SETTINGS = {"LEARNING_RATE": 1e-3, "RUN": "lora", "RESULTS_DIR": "results", "DATA_DIR": "data", "RANK": None}
@@ -23,21 +23,10 @@ def tree(folder):
     return {str(p.relative_to(folder)): p.read_text() for p in Path(folder).rglob("*") if p.is_file()}
 
 
-# --- what made it ---------------------------------------------------------------------------------------------------
-
-
-def test_a_record_does_not_say_which_code_and_arithmetic_made_it(tmp_path, monkeypatch):
-    record = json.loads((start(tmp_path) / "settings.json").read_text())
-    assert len(record["code"].rstrip("+")) == 40
-    assert record["hardware"]["cpu"].endswith(")")  # its bf16 instructions, or that there are none
-    monkeypatch.setattr(runs.subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")))
-    assert runs.code_version() is None
-
-
 # --- whole or nothing -----------------------------------------------------------------------------------------------
 
 
-def test_failed_write_damages_the_old_file_or_leaves_a_partial(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path):
     path = tmp_path / "metrics.json"
     path.write_text("old")
     with pytest.raises(KeyboardInterrupt), runs.atomic_path(path) as partial:
@@ -47,7 +36,7 @@ def test_failed_write_damages_the_old_file_or_leaves_a_partial(tmp_path):
     assert tree(tmp_path) == {"metrics.json": "old"}
 
 
-def test_failed_write_damages_the_old_folder_or_leaves_a_partial(tmp_path):
+def test_a_failed_write_leaves_the_old_folder_and_no_partial(tmp_path):
     path = tmp_path / "adapter"
     path.mkdir()
     (path / "config.json").write_text("old")
@@ -59,7 +48,7 @@ def test_failed_write_damages_the_old_folder_or_leaves_a_partial(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_reader_sees_a_file_before_it_is_whole(tmp_path):
+def test_a_reader_sees_only_whole_files(tmp_path):
     path = tmp_path / "new" / "metrics.json"
     with runs.atomic_path(path) as partial:
         partial.write_text("first")
@@ -71,7 +60,7 @@ def test_reader_sees_a_file_before_it_is_whole(tmp_path):
     assert tree(tmp_path) == {"new/metrics.json": "second"}
 
 
-def test_new_folder_keeps_files_of_the_old_one(tmp_path):
+def test_a_new_folder_replaces_the_old_one_whole(tmp_path):
     path = tmp_path / "adapter"
     path.mkdir()
     (path / "stale.json").write_text("old")
@@ -82,7 +71,7 @@ def test_new_folder_keeps_files_of_the_old_one(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [-float("inf")]}, {"a": object()}])
-def test_json_that_others_cannot_read_is_written(tmp_path, value):
+def test_json_that_others_cannot_read_is_refused_and_the_old_file_stays(tmp_path, value):
     path = tmp_path / "x.json"
     runs.write_json(path, {"old": 1})
     for write in (lambda: runs.write_json(path, value), lambda: runs.write_jsonl(path, [{"ok": 1}, {"value": value}])):
@@ -91,7 +80,7 @@ def test_json_that_others_cannot_read_is_written(tmp_path, value):
         assert tree(tmp_path) == {"x.json": '{\n  "old": 1\n}\n'}
 
 
-def test_json_does_not_come_back_as_it_was_written(tmp_path):
+def test_json_comes_back_as_it_was_written(tmp_path):
     value = {"name": "€ \u2028 \n", "list": [1, 2.5, None, True]}
     runs.write_json(tmp_path / "x.json", value)
     assert runs.read_json(tmp_path / "x.json") == value
@@ -99,24 +88,24 @@ def test_json_does_not_come_back_as_it_was_written(tmp_path):
     assert [json.loads(line) for line in (tmp_path / "x.jsonl").read_text("utf-8").split("\n")[:-1]] == [value, {}]
 
 
-def test_half_a_surrogate_pair_in_a_prediction_is_a_traceback(tmp_path):
+def test_half_a_surrogate_pair_in_a_prediction_is_written_escaped(tmp_path):
     runs.write_jsonl(tmp_path / "x.jsonl", [{"program": "add(1, \ud800"}])
     assert json.loads((tmp_path / "x.jsonl").read_text("utf-8")) == {"program": "add(1, \ud800"}
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": ', b"\xff\xfe"])
-def test_broken_json_is_not_named(tmp_path, content):
+def test_broken_json_is_named(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match=r"x\.json is not readable as JSON"):
         runs.read_json(tmp_path / "x.json")
 
 
-def test_missing_json_is_not_named(tmp_path):
+def test_missing_json_is_named(tmp_path):
     with pytest.raises(UserError, match=r"x\.json does not exist"):
         runs.read_json(tmp_path / "x.json")
 
 
-def test_csv_has_other_columns_or_values(tmp_path):
+def test_csv_has_the_columns_and_values_of_the_rows(tmp_path):
     runs.write_csv(tmp_path / "x.csv", [{"run": "a,b", "accuracy": 0.5}, {"run": "c", "accuracy": None}])
     assert (tmp_path / "x.csv").read_text() == 'run,accuracy\n"a,b",0.5\nc,\n'
 
@@ -125,17 +114,17 @@ def test_csv_has_other_columns_or_values(tmp_path):
 
 
 @pytest.mark.parametrize("run", ["", ".", "..", "../x", "a/../b", "a/..", "/abs", "a//b", "a/", "./a", "a\\b"])
-def test_run_name_leads_out_of_the_results_folder(run):
+def test_run_names_that_lead_out_of_the_results_folder_are_refused(run):
     with pytest.raises(UserError, match="is no run name"):
         runs.run_directory("results", run)
 
 
 @pytest.mark.parametrize("run", ["lora", "sapling/40", "a.b", "..a", "run 1"])
-def test_good_run_name_is_refused(run):
+def test_plain_run_names_are_folders_of_the_results(run):
     assert runs.run_directory("results", run) == Path("results") / run
 
 
-def test_unfinished_run_does_not_go_on_or_its_settings_are_not_written(tmp_path):
+def test_an_unfinished_run_resumes_with_its_settings_written(tmp_path):
     directory = start(tmp_path)
     assert directory == tmp_path / "lora"
     record = runs.read_json(directory / "settings.json")
@@ -150,12 +139,12 @@ def test_unfinished_run_does_not_go_on_or_its_settings_are_not_written(tmp_path)
     assert runs.read_json(directory / "settings.json") == record
 
 
-def test_what_began_a_run_is_forgotten_when_it_goes_on_elsewhere(tmp_path, monkeypatch):
+def test_a_run_resumed_elsewhere_keeps_who_began_it_and_adds_who_resumed_it(tmp_path, monkeypatch):
     directory = start(tmp_path)
     first = runs.read_json(directory / "settings.json")
     (directory / "checkpoint.txt").write_text("kept")
     for threads in (7, 7, 8):
-        monkeypatch.setattr(runs, "hardware", lambda threads=threads: first["hardware"] | {"threads": threads})
+        monkeypatch.setattr(provenance, "hardware", lambda threads=threads: first["hardware"] | {"threads": threads})
         start(tmp_path)
     record = runs.read_json(directory / "settings.json")
     resumed = record.pop("resumed")
@@ -163,7 +152,7 @@ def test_what_began_a_run_is_forgotten_when_it_goes_on_elsewhere(tmp_path, monke
     assert [one["hardware"]["threads"] for one in resumed] == [7, 8]  # and not once more for the same machine
 
 
-def test_finished_run_is_done_again(tmp_path, capsys):
+def test_a_finished_run_is_skipped_wherever_it_lies(tmp_path, capsys):
     directory = start(tmp_path)
     (directory / "done.json").write_text("{}")
     before = tree(tmp_path)
@@ -185,7 +174,7 @@ def test_finished_run_is_done_again(tmp_path, capsys):
         ({}, {"data": {"source": "synthetic", "fingerprint": "f0"}}, "data .*'FinQA'.* -> .*'synthetic'.*"),
     ],
 )
-def test_two_recipes_share_a_folder(tmp_path, settings, facts, said, finished):
+def test_a_second_recipe_in_one_folder_is_refused_by_what_differs(tmp_path, settings, facts, said, finished):
     directory = start(tmp_path)
     (directory / ("done.json" if finished else "checkpoint.txt")).write_text("{}")
     before = tree(tmp_path)
@@ -217,7 +206,7 @@ def test_a_run_of_another_script_is_named_by_its_script(tmp_path):
         runs.start_run(str(tmp_path), "lora", "quantize_gptq.py", {"BITS": 4}, {})
 
 
-def test_run_that_left_nothing_but_settings_blocks_a_corrected_one(tmp_path):
+def test_a_run_that_left_only_settings_gives_way_to_a_corrected_one(tmp_path):
     start(tmp_path)
     assert start(tmp_path, {"RANK": 8}) is not None
     assert runs.read_json(tmp_path / "lora" / "settings.json")["settings"]["RANK"] == 8
@@ -229,14 +218,14 @@ def test_a_base_model_that_was_measured_can_be_evaluated(tmp_path):
     assert runs.start_run(str(tmp_path), "base", "evaluate.py", SETTINGS, FACTS) == tmp_path / "base"
 
 
-def test_folder_of_other_runs_is_taken_for_a_new_one(tmp_path):
+def test_a_folder_of_other_runs_is_refused_as_a_run(tmp_path):
     start(tmp_path, run="group/lora")
     with pytest.raises(UserError, match="holds no run"):
         start(tmp_path, run="group")
     assert (tmp_path / "group" / "lora" / "settings.json").exists()
 
 
-def test_settings_file_tells_of_this_machine_or_of_the_token(tmp_path, monkeypatch):
+def test_settings_name_no_folder_of_this_machine_and_no_token(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_doNotShowThis")
     results, data = tmp_path / "results", tmp_path / "data"
     arguments = ["--RANK=8", f"--RESULTS_DIR={results}", f"--DATA_DIR={data}/", "--RUN=sapling/40"]
@@ -249,7 +238,7 @@ def test_settings_file_tells_of_this_machine_or_of_the_token(tmp_path, monkeypat
     assert json.loads(text)["command"] == command
 
 
-def test_finished_run_is_not_found_or_the_others_are_not_listed(tmp_path):
+def test_a_finished_run_is_found_and_an_unfinished_one_names_the_others(tmp_path):
     for run in ("b", "sapling/40", "a"):
         runs.write_json(tmp_path / run / "train_metrics.json", {})
     (tmp_path / "begun").mkdir()
@@ -270,7 +259,7 @@ def evaluation(run, split, program_accuracy, **changes):
     } | changes  # fmt: skip
 
 
-def test_accuracy_table_mixes_up_its_columns(tmp_path):
+def test_the_accuracy_table_has_a_row_for_every_evaluation(tmp_path):
     runs.write_json(tmp_path / "lora" / "eval_dev.json", evaluation("lora", "dev", True))
     other = evaluation("sapling/40", "test", None, data={"source": "synthetic", "fingerprint": None}, base_model=None)
     runs.write_json(tmp_path / "sapling" / "40" / "eval_test.json", other)
@@ -286,21 +275,3 @@ def test_accuracy_table_mixes_up_its_columns(tmp_path):
          **execution, "program_accuracy": None, "program_accuracy_low": None,
          "program_accuracy_high": None, "invalid": 0.1},
     ]  # fmt: skip
-
-
-def test_fingerprint_depends_on_the_order_of_keys_or_misses_a_change():
-    assert runs.fingerprint({"a": 1, "b": 2}) == runs.fingerprint({"b": 2, "a": 1})
-    assert len({runs.fingerprint(x) for x in ({"a": 1}, {"a": 2}, {"a": "1"}, ["a", 1])}) == 4
-
-
-@pytest.mark.parametrize(
-    ("family", "model", "flags", "name"),
-    [
-        (26, 2, "fpu avx512_bf16", "AMD EPYC (family 26, model 2, avx512_bf16)"),
-        (25, 17, "fpu avx512f", "AMD EPYC (family 25, model 17, no bf16)"),
-    ],
-)
-def test_two_generations_that_a_cloud_calls_alike_are_two_processors(monkeypatch, family, model, flags, name):
-    lines = f"cpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: AMD EPYC\nflags\t\t: {flags}\n"
-    monkeypatch.setattr(runs.Path, "read_text", lambda path: f"processor\t: 0\n{lines}\nprocessor\t: 1\n{lines}")
-    assert runs.cpu_name() == name

@@ -454,7 +454,7 @@ def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
 
 def test_adapters_go_on_from_phase_1_without_quantizing_what_it_learnt(six, phase_1, monkeypatch):
     from fincompress import sapling
-    from fincompress.targets import TargetCollator, target_logits
+    from fincompress.training.loss import TargetCollator, target_logits
 
     for name, value in six[1].items():
         monkeypatch.setenv(name, value)

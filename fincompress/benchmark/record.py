@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fincompress import runs
+from fincompress import provenance, runs
 from fincompress.errors import UserError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def make_record(entrant: Entrant, reference: str | None, card: dict) -> dict:
         "kernel": loaded["kernel"],
         "threads": card["hardware"]["threads"],
         "threads_wait": "as OpenMP's default",
-        "versions": runs.versions(),
+        "versions": provenance.versions(),
         "reference": reference,
         "label": subject.label,
         "prefill": prefill,

@@ -19,7 +19,7 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fincompress import generation, memory, models, quantization, runs
+from fincompress import generation, memory, models, provenance, quantization
 from fincompress.benchmark.subjects import Subject
 from fincompress.errors import UserError
 
@@ -51,7 +51,7 @@ class Worker:
             "device": self.device.type,
             "dtype": str(self.dtype).partition(".")[2],
             "reason": self.reason,
-            "hardware": runs.hardware(),
+            "hardware": provenance.hardware(),
             "free_gb": round(self.free_bytes() / 1e9, 2),
             **self.bandwidth(seconds),
         }

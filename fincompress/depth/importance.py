@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.targets import IGNORE, packed_scores, target_logits
+from fincompress.training.loss import IGNORE, packed_scores, target_logits
 
 FIRST_CUT = 8  # questions before which no unit is given up, whatever the batch: fewer say nothing
 FINALISTS = 4  # units, at least, that see every question

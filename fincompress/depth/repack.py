@@ -15,7 +15,7 @@ from torch import nn
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import PARTS, SubLayer
-from fincompress.targets import target_logits
+from fincompress.training.loss import target_logits
 
 
 class Block(NamedTuple):

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fincompress import runs
+from fincompress import provenance, runs
 from fincompress.benchmark.record import read_throughput
 from fincompress.errors import UserError
 from fincompress.finqa import examples
@@ -117,7 +117,7 @@ class Section:
         """The part of a file name that tells this section's figures from those of the others."""
         name = "-".join(filter(None, (self.source, self.split, Path(self.base_model).name, self.device)))
         unlike = (self.base_model, self.fingerprint, self.prepared, self.questions, self.hardware)
-        return re.sub(r"[^a-z0-9]", "-", name.lower()) + "-" + runs.fingerprint(unlike)[:4]
+        return re.sub(r"[^a-z0-9]", "-", name.lower()) + "-" + provenance.fingerprint(unlike)[:4]
 
     def is_whole(self, source: str) -> bool:
         """Whether this is all of a split of ``source``, as released where the data is FinQA; a sliver is not."""

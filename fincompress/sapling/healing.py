@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fincompress.sapling.branch import branch
 from fincompress.sapling.recovery import KeepBest
-from fincompress.targets import score_targets
+from fincompress.training.loss import score_targets
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
-from fincompress.targets import IGNORE
+from fincompress.training.loss import IGNORE
 
 TOP_K = 128  # tokens of the teacher's distribution that are matched one by one; the others are matched as a sum
 LEAST_PROBABILITY = 1e-7  # of all other tokens together: keeps the logarithm of what float32 rounds to 0

@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from fincompress import runs
 from fincompress.sapling import losses
 from fincompress.sapling.teacher import Teacher, TeachingCache
-from fincompress.targets import IGNORE, score_targets, target_outputs
 from fincompress.training import TargetTrainer
+from fincompress.training.loss import IGNORE, score_targets, target_outputs
 
 Moments = dict[str, dict[str, torch.Tensor | int]]  # name of a parameter -> what the optimizer keeps of it
 PREFIX = "moments:"  # before the name of a parameter in a file that holds weights too

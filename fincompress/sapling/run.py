@@ -13,9 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 
-from fincompress import generation, memory, models, quantization, runs, training
+from fincompress import generation, memory, models, provenance, quantization, runs, training
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
@@ -30,7 +30,7 @@ from fincompress.sapling.recovery import (
     moments_to_tensors,
 )
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache, WriteCache, needs_teacher
-from fincompress.targets import TargetCollator, score_targets
+from fincompress.training.loss import TargetCollator, score_targets
 
 STATE = "state.json"
 FRESH = {
@@ -69,13 +69,13 @@ class Run:
         self.dtype, _ = models.pick_dtype(self.device)
         self.tokenizer = models.load_tokenizer(source)
         config = models.read_config(source)
-        self.sizes = parameter_sizes(config)  # refuses an architecture whose layers cannot be dropped
+        self.sizes = memory.parameter_sizes(config)  # refuses an architecture whose layers cannot be dropped
         self.adapter = self.find_adapter()
         self.predicted_gb = self.predict(config)
         training.print_prediction(self.predicted_gb, self.device)
         self.load_model()
         self.full = self.left  # units at the start
-        if len({sum(p.numel() for p in block.parameters()) for block in sub.decoder(self.model).layers}) > 1:
+        if len({memory.count_parameters(block.parameters()) for block in sub.decoder(self.model).layers}) > 1:
             raise UserError("the blocks of this model differ in size (experts?): it cannot be repacked")
         self.full_size = repack.checkpoint_parameters(self.model, self.sizes)
         smallest = (self.sizes["ends"] + self.sizes["attention"] + self.sizes["mlp"]) / self.full_size
@@ -336,7 +336,7 @@ class Run:
                 parameter.data = parameter.data.float()
             if not healing:
                 memory.release_files(self.model)
-        trained = sum(p.numel() for _, p in self.trained_parameters())
+        trained = memory.count_parameters(p for _, p in self.trained_parameters())
         print(
             f"{len(names)} of {self.full} units are trained: {trained / 1e6:.1f} M of "
             f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "
@@ -465,7 +465,7 @@ class Run:
         if self.cache is None:
             if "row" not in self.train_set.column_names:
                 self.train_set = self.train_set.add_column("row", list(range(len(self.train_set))))
-            identity = runs.fingerprint(self.facts, s["TEACHER"], s["TEMPERATURE"], TOP_K)
+            identity = provenance.fingerprint(self.facts, s["TEACHER"], s["TEMPERATURE"], TOP_K)
             path = self.directory / "teaching.safetensors"
             self.cache = TeachingCache(path, identity, self.teacher, s["TEMPERATURE"])
         return self.cache
@@ -807,13 +807,3 @@ class Run:
             f"NLL {metrics['calibration_nll']:.3f}; wrote {self.directory}/{self.left}/ and other depths, "
             "trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv and .png"
         )
-
-
-def parameter_sizes(config) -> dict[str, int]:
-    """Parameters of one attention, one MLP (each with its norm) and of the ends (embeddings, last norm, head)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    found = {kind: sum(p.numel() for p in sub.parameters(model, sub.SubLayer(0, kind))) for kind in sub.KINDS}
-    blocks = config.num_hidden_layers
-    ends = sum(p.numel() for p in model.parameters()) - blocks * sum(found.values())
-    return found | {"ends": ends}

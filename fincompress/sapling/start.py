@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from fincompress import models, runs, training
+from fincompress import models, provenance, runs, training
 from fincompress.errors import UserError
 from fincompress.sapling.run import Run
 from fincompress.sapling.teacher import needs_teacher
@@ -82,7 +82,7 @@ def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
             "seen some of these questions"
         )
     # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
-    return runs.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+    return provenance.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
 
 
 def apply_recovery(s: dict) -> None:

@@ -15,7 +15,7 @@ from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
 from fincompress.sapling.losses import Teaching
-from fincompress.targets import IGNORE, target_outputs
+from fincompress.training.loss import IGNORE, target_outputs
 
 ADAPTER = "teacher"  # name of phase 1's adapter beside the one that is trained
 

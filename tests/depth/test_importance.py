@@ -12,7 +12,7 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.importance import Score
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.targets import IGNORE, target_logits
+from fincompress.training.loss import IGNORE, target_logits
 
 
 @pytest.fixture(params=sorted(CONFIGS))

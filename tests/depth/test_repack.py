@@ -14,7 +14,7 @@ from fincompress import models
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
-from fincompress.targets import target_logits
+from fincompress.training.loss import target_logits
 
 
 @pytest.fixture(params=sorted(CONFIGS))

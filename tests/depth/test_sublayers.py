@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.targets import target_logits
+from fincompress.training.loss import target_logits
 
 
 @pytest.fixture(params=sorted(CONFIGS))

@@ -5,7 +5,8 @@ import pytest
 import torch
 from conftest import run_script
 
-from fincompress import models, runs, targets
+from fincompress import models, runs
+from fincompress.training import loss
 
 pytestmark = pytest.mark.real
 CPU = torch.device("cpu")
@@ -47,15 +48,15 @@ def test_a_few_steps_teach_it_the_form_of_programs(smollm2, results_dir, finqa_d
     metrics = runs.read_json(results_dir / "real" / "train_metrics.json")
     calibration = datasets.load_from_disk(str(results_dir / "finqa" / "calibration"))
     tokenizer = models.load_tokenizer(smollm2)
-    collator = targets.TargetCollator(tokenizer.pad_token_id)
+    collator = loss.TargetCollator(tokenizer.pad_token_id)
     base = models.load_base(smollm2, "nf4", CPU, DTYPE)
-    before = targets.score_targets(base, calibration, collator, 12, DTYPE)[0].mean().item()
+    before = loss.score_targets(base, calibration, collator, 12, DTYPE)[0].mean().item()
     after = metrics["calibration"][-1]["calibration_nll"]
     assert after < 0.5 * before
 
     # What was trained is what is loaded: the same loss, though evaluation ran between the steps.
     model, _ = models.load_run(results_dir / "real", str(results_dir), CPU, DTYPE)
-    again = targets.score_targets(model, calibration, collator, 12, DTYPE)[0].mean().item()
+    again = loss.score_targets(model, calibration, collator, 12, DTYPE)[0].mean().item()
     assert again == pytest.approx(after, rel=0.02)
 
     done = run_script("evaluate.py", "--RUN=real", "--SPLIT=dev", "--MAX_NEW_TOKENS=48", **environment)

@@ -11,7 +11,7 @@ from fincompress import models
 from fincompress.depth import importance, repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
-from fincompress.targets import TargetCollator, target_logits
+from fincompress.training.loss import TargetCollator, target_logits
 
 pytestmark = pytest.mark.real
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from fincompress.sapling.recovery import (
     moments_to_tensors,
 )
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
-from fincompress.targets import IGNORE, target_outputs
+from fincompress.training.loss import IGNORE, target_outputs
 
 GONE = (SubLayer(2, "mlp"), SubLayer(3, "attention"))
 TEMPERATURE = 2.0
@@ -206,7 +206,7 @@ def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="
     rows = [{"input_ids": list(range(3, 12 + i)), "prompt_tokens": 4, "length": 9 + i} for i in range(8)]
     import datasets
 
-    from fincompress.targets import TargetCollator
+    from fincompress.training.loss import TargetCollator
 
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,

@@ -1,4 +1,4 @@
-"""Targets in a batch: padding, the logits that belong to target tokens, and how well they fit."""
+"""The loss on target tokens: batches and their padding, the logits that belong to targets, and how well they fit."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ class TargetCollator:
         return batch
 
 
+def target_loss(logits: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor | int | None = None) -> torch.Tensor:
+    """Mean cross-entropy in nats per target token, from aligned logits and labels.
+
+    ``tokens`` is the number to divide by where an optimizer step sees several batches.
+    """
+    total = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+    return total / (labels.ne(IGNORE).sum() if tokens is None else tokens)
+
+
 def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """``(logits, labels)``, aligned: (batch, K - 1, vocabulary) and (batch, K - 1)."""
     return target_outputs(model, batch)[:2]
@@ -51,7 +60,7 @@ def target_logits(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, 
 def target_outputs(
     model, batch: dict[str, torch.Tensor], hidden_states: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...] | None]:
-    """``(logits, labels, hidden_states)``: those of ``target_logits``, and the stream before and after every block.
+    """``target_logits``, and the residual stream before and after every block.
 
     The head runs on the last K positions alone. The positions are given as an index, not as a number: a slice of the
     hidden states is not contiguous, and the matrix product would then copy the whole head once per row of the batch.

@@ -1,0 +1,91 @@
+"""What made a result: commit, library versions, hardware, command line, and fingerprints of what it was made from."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = (
+    "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
+)  # fmt: skip
+BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bf16 natively
+
+
+def provenance() -> dict[str, object]:
+    """What a run's ``settings.json`` says of who made it."""
+    return {"code": code_version(), "versions": versions(), "hardware": hardware(), "command": command()}
+
+
+def command() -> str:
+    """The command line as typed, of this machine's folders the last part alone."""
+    shown = ["python", Path(sys.argv[0]).name]
+    for name, equals, value in (argument.partition("=") for argument in sys.argv[1:]):
+        shown.append(name + equals + (Path(value).name if os.path.isabs(value) else value))
+    return " ".join(shown)
+
+
+def code_version() -> str | None:
+    """The commit of this code, with ``+`` where files were changed since; None outside a git checkout."""
+    root = Path(__file__).parents[1]
+    git = ["git", "-C", str(root)]
+    try:
+        if not (root / ".git").exists():  # installed somewhere inside another repository
+            return None
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes.stdout.strip() else "")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def hardware() -> dict[str, object]:
+    """Processor, cores, memory in GB, and the GPU where torch sees one."""
+    import psutil
+    import torch
+
+    found: dict[str, object] = {
+        "cpu": cpu_name(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name(0)
+        found["vram_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's name, its generation, which clouds leave out of the name, and its instructions for bf16: they
+    decide the compute type, and the speed.
+    """
+    name, found = platform.processor() or platform.machine(), {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
+            key, _, value = line.partition(":")
+            found[key.strip()] = value.strip()
+    generation = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
+    special = [flag for flag in BF16_FLAGS if flag in found.get("flags", "").split()] or ["no bf16"]
+    return f"{found.get('model name', name)} ({', '.join(generation + special)})"
+
+
+def fingerprint(*parts: object) -> str:
+    """A short hash (16 hex digits) of JSON-serialisable values, to tell whether two runs saw the same thing."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

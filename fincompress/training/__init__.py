@@ -1,0 +1,16 @@
+"""Training: ``loss`` on target tokens, the ``trainer`` of every phase (its names are also here), and ``lora``."""
+
+from fincompress.training.trainer import (
+    TRAINING_COLUMNS,
+    Progress,
+    TargetTrainer,
+    check_settings,
+    explain_out_of_memory,
+    explain_resuming,
+    last_checkpoint,
+    print_prediction,
+    run_facts,
+    shuffled_stream,
+    stream_passes,
+    training_arguments,
+)

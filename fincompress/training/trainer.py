@@ -1,0 +1,265 @@
+"""The Trainer that every phase uses: loss on the target alone, batches of like length, one progress bar, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.training_args import OptimizerNames
+
+from fincompress import memory, provenance, runs
+from fincompress.errors import UserError
+from fincompress.settings import check_choice, check_positive, check_seed
+from fincompress.training.loss import target_logits, target_loss
+
+TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
+LR_SCHEDULES = ("cosine", "linear", "constant_with_warmup")
+WINDOW = 50  # batches that are sorted by length together
+
+
+class TargetTrainer(Trainer):
+    """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own.
+
+    ``passes`` are the lengths of the passes over the examples that stand one after another in the training set.
+    """
+
+    passes: list[int] | None = None  # None: one pass
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.remove_callback(PrinterCallback)  # it prints every log as a dictionary
+
+    def train(self, *arguments, **options):
+        with self.plain_attention():
+            return super().train(*arguments, **options)
+
+    @contextlib.contextmanager
+    def plain_attention(self):
+        """On a CPU, attention as plain products.
+
+        The backward pass of torch's flash attention takes a CPU several times as long as they do for prompts of some
+        hundred tokens: a seventh of a step.
+        """
+        before = self.model.config._attn_implementation
+        if self.args.use_cpu:
+            self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        logits, labels = target_logits(model, inputs)
+        loss = target_loss(logits, labels, num_items_in_batch)
+        return (loss, logits) if return_outputs else loss
+
+    def _get_train_sampler(self, train_dataset=None):
+        return LengthGroupedSampler(
+            self.train_dataset["length"],
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            self.args.seed,
+            self.passes,
+        )
+
+
+class LengthGroupedSampler(torch.utils.data.Sampler):
+    """Shuffled order in which neighbours have like lengths; epoch k's order depends on the seed and k alone.
+
+    transformers' own sampler draws from the global generator: a resumed run would see another order than an unbroken
+    one. Where the rows are several ``passes`` over the same examples, one pass comes after another: shuffled together,
+    copies of an example, which are of one length, would meet in a batch.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, passes: list[int] | None = None):
+        self.lengths = list(lengths)
+        self.passes = passes or [len(self.lengths)]  # rows of each, in order
+        assert sum(self.passes) == len(self.lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer at the start of each epoch, also of a resumed one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = _generator(self.seed, self.epoch)
+        size = WINDOW * self.batch_size
+        begin, short = 0, []
+        for rows in self.passes:
+            order = (begin + torch.randperm(rows, generator=generator)).tolist()
+            begin += rows
+            batches = []
+            for start in range(0, rows, size):
+                window = sorted(order[start : start + size], key=lambda i: -self.lengths[i])
+                batches += [window[i : i + self.batch_size] for i in range(0, len(window), self.batch_size)]
+            full = [batch for batch in batches if len(batch) == self.batch_size]
+            # Short batches come last, or the Trainer's batches would straddle two of these.
+            short += [batch for batch in batches if len(batch) < self.batch_size]
+            for i in torch.randperm(len(full), generator=generator).tolist():
+                yield from full[i]
+        for batch in short:
+            yield from batch
+
+
+def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[int]:
+    """Indices ``start`` to ``start + count`` of an endless stream over the examples, shuffled again at each pass."""
+    indices: list[int] = []
+    for epoch in range(start // examples, (start + count - 1) // examples + 1):
+        indices += torch.randperm(examples, generator=_generator(seed, epoch)).tolist()
+    begin = start % examples
+    return indices[begin : begin + count]
+
+
+def stream_passes(examples: int, start: int, count: int) -> list[int]:
+    """How many of the rows of ``shuffled_stream`` belong to each pass, in order."""
+    passes = range(start // examples, (start + count - 1) // examples + 1)
+    return [min(start + count, (i + 1) * examples) - max(start, i * examples) for i in passes]
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1000003 + epoch)
+
+
+class Progress(TrainerCallback):
+    """One progress bar for a stage of training; keeps the clock across restarts."""
+
+    def __init__(self, name: str = "training"):
+        self.name = name
+        self.bar: tqdm | None = None
+        self.clock = runs.Stopwatch()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.clock = runs.Stopwatch(max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0))
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", smoothing=0.05)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # the last steps too, and those of a run shorter than LOGGING_STEPS
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        # log_history is saved with each checkpoint, so a resumed run finds its clock there.
+        state.log_history[-1]["seconds"] = round(self.clock.seconds(), 1)
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def print_prediction(predicted_gb: float, device: torch.device) -> None:
+    """One line with the predicted peak memory, beside what there is of it."""
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(0).total_memory / 1e9
+        print(f"predicted peak: {predicted_gb + memory.CUDA_CONTEXT_GB:.1f} GB of the GPU's {card:.1f} GB")
+    else:
+        free = psutil.virtual_memory().available / 1e9
+        print(f"predicted peak: {predicted_gb:.1f} GB and what Python and its libraries take; {free:.1f} GB are free")
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(predicted_gb: float, lower: str = "BATCH_SIZE"):
+    """Turn a GPU that is too small into one line that says which constants to lower."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        card = torch.cuda.get_device_properties(0).total_memory / 1e9
+        raise UserError(
+            f"the GPU's {card:.1f} GB are not enough (predicted {predicted_gb:.1f} GB): lower {lower} (raise "
+            "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
+        ) from None
+
+
+@contextlib.contextmanager
+def explain_resuming(checkpoint: Path | None):
+    """Turn a damaged checkpoint to resume from into one line; ``None`` where nothing is resumed."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        torn = isinstance(error, SafetensorError) or "PytorchStreamReader" in str(error)  # torch.load's only sign of it
+        if checkpoint is None or not torn:
+            raise
+        raise UserError(f"{checkpoint}/ is damaged: remove it and run again") from None
+
+
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest checkpoint that was written to its end; half-written ones, left by a kill, are removed."""
+    whole = []
+    for path in directory.glob("checkpoint-*"):
+        try:  # the Trainer writes its state last
+            runs.read_json(path / "trainer_state.json")
+        except UserError:
+            shutil.rmtree(path)
+        else:
+            whole.append(path)
+    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+def check_settings(s: dict) -> None:
+    """Raise UserError for a constant that every training script has and that makes no sense."""
+    names = ("LORA_RANK", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION", "SAVE_STEPS", "LOGGING_STEPS")
+    check_positive(**{name: s[name] for name in names})
+    check_seed(s["SEED"])
+    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
+    optimizers = [name.value for name in OptimizerNames]
+    if s["OPTIMIZER"] is not None and s["OPTIMIZER"] not in optimizers:
+        near = difflib.get_close_matches(s["OPTIMIZER"], optimizers, n=1, cutoff=0)[0]
+        raise UserError(f"OPTIMIZER = {s['OPTIMIZER']!r} is none that transformers knows; did you mean {near!r}?")
+    if s["WARMUP"] < 0:
+        raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {s['WARMUP']}")
+    if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
+        raise UserError(
+            "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
+        )
+
+
+def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:
+    """What decides the result of a training beside its constants; ``data_record`` is that of the data run."""
+    return {
+        "base_model": base_model,
+        "base_precision": base_precision,
+        "data": data_record["data"],
+        "prepared": provenance.fingerprint(data_record["settings"]),
+        "dtype": str(dtype).removeprefix("torch."),  # a run must not be resumed in another one on another machine
+    }
+
+
+def training_arguments(
+    s: dict, directory: Path, device: torch.device, dtype: torch.dtype, reentrant: bool = False, **options
+) -> TrainingArguments:
+    """The Trainer's arguments from a script's constants ``s``; ``options`` is what the scripts do differently."""
+    return TrainingArguments(
+        output_dir=str(directory),
+        learning_rate=s["LEARNING_RATE"],
+        lr_scheduler_type=s["LR_SCHEDULE"],
+        warmup_steps=s["WARMUP"],
+        weight_decay=s["WEIGHT_DECAY"],
+        max_grad_norm=s["MAX_GRAD_NORM"],
+        per_device_train_batch_size=s["BATCH_SIZE"],
+        gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
+        gradient_checkpointing_kwargs={"use_reentrant": reentrant},
+        optim=s["OPTIMIZER"] or ("adamw_bnb_8bit" if device.type == "cuda" else "adamw_torch_fused"),
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=device.type == "cpu",
+        logging_steps=s["LOGGING_STEPS"],
+        include_num_input_tokens_seen="non_padding",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device.type == "cuda",
+        disable_tqdm=True,
+        seed=s["SEED"],
+        report_to="none",
+        **options,
+    )

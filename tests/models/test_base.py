@@ -1,0 +1,56 @@
+"""Base models: named shapes, tokenizers that pad with a token of their own, and errors that say what to do."""
+
+import pytest
+import torch
+
+from fincompress import memory, models
+from fincompress.errors import UserError
+
+
+def test_padding_has_a_token_of_its_own(tiny_base):
+    tokenizer = models.load_tokenizer(tiny_base)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_cut_tokenizer_stays_in_its_vocabulary_and_loses_no_text(tiny_base):
+    tokenizer = models.load_tokenizer(tiny_base)
+    text = "Net sales rose 12.5% to $5,829 — naïve ü\nProgram:\nsubtract(5829, 5735), divide(#0, 5735)"
+    ids = tokenizer(text).input_ids
+    assert max(ids) < 2048
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder", "../nowhere"])
+def test_a_model_that_is_nowhere_is_one_line(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match="no folder here") as raised:
+        models.load_tokenizer(name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_gated_model_says_what_to_do():
+    from huggingface_hub.errors import GatedRepoError
+
+    refusal = GatedRepoError.__new__(GatedRepoError)  # its constructor wants the hub's reply
+    with (
+        pytest.raises(UserError, match="accept its licence.*HF_TOKEN"),
+        models.explain_loading("meta-llama/Llama-2-7b-hf"),
+    ):
+        try:
+            raise refusal
+        except GatedRepoError as error:  # as transformers does it
+            raise OSError("You are trying to access a gated repo.\nMake sure ...") from error
+
+
+def test_an_unknown_shape_names_the_known_ones(results_dir):
+    with pytest.raises(UserError, match="llama-2-7b"):
+        models.base_model_path("shape:llama-3", str(results_dir))
+
+
+def test_shapes_have_the_size_they_are_named_for():
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**models.SHAPES["llama-2-7b"]))
+    assert memory.count_parameters(model.parameters()) == 6_738_415_616  # as published

@@ -1,0 +1,54 @@
+"""LoRA: an adapter merged into the weights it was trained against is the adapter on them."""
+
+import datasets
+import pytest
+import torch
+from training_rows import CPU, PAD, make_rows, write_adapter
+
+from fincompress import generation, models
+from fincompress.training import lora, loss
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8"])
+@pytest.mark.parametrize("into", ["dequantized", "original"])
+def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(precision, into, tiny_base, tmp_path):
+    weights = precision if into == "dequantized" else "bf16"
+    model = write_adapter(tmp_path / "run", tiny_base, precision, weights)
+    lora.merge_adapter(tmp_path / "run", str(tmp_path), into == "original", tmp_path / "merged", torch.bfloat16)
+    merged = models.load_base(str(tmp_path / "merged"), "bf16", CPU, torch.bfloat16)
+    batch = loss.TargetCollator(PAD)(make_rows(4))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = [loss.target_logits(m.eval(), batch)[0].float() for m in (model, merged)]
+        base = loss.target_logits(models.load_base(tiny_base, weights, CPU, torch.bfloat16), batch)[0].float()
+    # The sum is rounded to 16 bits once, after merging.
+    assert (logits[0] - logits[1]).norm() < 0.02 * (logits[0] - base).norm()
+
+
+@pytest.mark.parametrize("better", lora.MERGE_INTO)
+def test_the_merge_of_lower_calibration_nll_is_kept(better, tiny_base, tmp_path, monkeypatch):
+    write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
+    scored = []
+
+    def score(model, *arguments):  # of the two in turn
+        scored.append(model.get_decoder().layers[0].mlp.up_proj.weight.clone())
+        nll = 1.0 if lora.MERGE_INTO[len(scored) - 1] == better else 2.0
+        return torch.tensor([nll]), torch.tensor([True])
+
+    monkeypatch.setattr(lora, "score_targets", score)
+    settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
+    found = lora.merge(tmp_path / "run", settings, None, CPU, torch.bfloat16)
+    assert found["merged_into"] == better and len(found["scores"]) == 2
+    merged = models.load_base(str(tmp_path / "run" / "merged"), "auto", CPU, torch.bfloat16)
+    weight = merged.get_decoder().layers[0].mlp.up_proj.weight
+    assert [torch.equal(weight, one) for one in scored] == [way == better for way in lora.MERGE_INTO]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "merged", "settings.json"]
+
+
+def test_decoding_runs_the_head_for_the_last_position_alone_and_copies_it_for_no_row(tiny_base, tmp_path):
+    write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
+    model, tokenizer = models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
+    seen = []
+    head = model.get_output_embeddings()
+    head.register_forward_hook(lambda module, args, output: seen.append((output.shape[1], args[0].is_contiguous())))
+    generation.generate(model, tokenizer, datasets.Dataset.from_list(make_rows(4)), 4, 3)
+    assert seen and set(seen) == {(1, True)}

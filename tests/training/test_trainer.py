@@ -1,0 +1,91 @@
+"""Batches of like length in an order of their own, resume from the last whole checkpoint, one-line errors."""
+
+import pytest
+import torch
+from training_rows import CPU, make_rows
+from transformers import Trainer, TrainingArguments
+
+from fincompress import models
+from fincompress.errors import UserError
+from fincompress.training import trainer
+
+
+def test_sampler_visits_each_example_once_and_depends_on_seed_and_epoch_alone():
+    lengths = [row["length"] for row in make_rows(203)]
+    sampler = trainer.LengthGroupedSampler(lengths, 8, seed=1)
+    first = list(sampler)
+    assert sorted(first) == list(range(203))
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first != second
+    resumed = trainer.LengthGroupedSampler(lengths, 8, seed=1)
+    resumed.set_epoch(1)
+    assert list(resumed) == second
+
+
+def test_sampler_groups_like_lengths():
+    lengths = [row["length"] for row in make_rows(400)]
+
+    def padding(order):
+        batches = [[lengths[i] for i in order[k : k + 8]] for k in range(0, 400, 8)]
+        return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+    assert padding(list(trainer.LengthGroupedSampler(lengths, 8, seed=0))) < padding(list(range(400))) / 4
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 500), (0, 200), (70, 500), (150, 40)])
+def test_copies_of_an_example_do_not_meet_in_a_whole_batch_of_a_pass(start, count):
+    rows = trainer.shuffled_stream(200, start, count, seed=0)
+    passes = trainer.stream_passes(200, start, count)
+    first = 0
+    for part in passes:
+        assert len(set(rows[first : first + part])) == part  # no example twice within a pass
+        first += part
+    examples = make_rows(200)
+    lengths = [examples[i]["length"] for i in rows]
+    order = list(trainer.LengthGroupedSampler(lengths, 8, seed=1, passes=passes))
+    assert sorted(order) == list(range(count))
+    batches = [[rows[i] for i in order[k : k + 8]] for k in range(0, count, 8)]
+    whole = sum(part // 8 for part in passes)  # what is over of each pass comes last
+    assert all(len(set(batch)) == 8 for batch in batches[:whole])
+    assert set(order[: passes[0] // 8 * 8]) <= set(range(passes[0]))
+
+
+def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_is_taken(tmp_path):
+    for step, whole in ((9, True), (100, True), (200, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert trainer.last_checkpoint(tmp_path).name == "checkpoint-100"
+    assert not (tmp_path / "checkpoint-200").exists()
+    assert trainer.last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards(tiny_base, tmp_path, monkeypatch):
+    model, seen = models.load_base(tiny_base, "fp32", CPU, torch.float32), []
+    monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self.model.config._attn_implementation))
+    before = model.config._attn_implementation
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    trainer.TargetTrainer(model=model, args=arguments).train()
+    assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
+
+
+def test_a_gpu_that_is_too_small_names_the_need_and_the_constants_to_lower(monkeypatch):
+    card = type("Card", (), {"total_memory": 10e9})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+    with (
+        pytest.raises(UserError, match=r"10.0 GB are not enough \(predicted 12.3 GB\): lower BATCH_SIZE .*LORA_RANK"),
+        trainer.explain_out_of_memory(12.3),
+    ):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_damaged_checkpoint_is_one_line_and_a_bug_keeps_its_traceback(tmp_path):
+    torch.save({"a": torch.zeros(9)}, tmp_path / "optimizer.pt")
+    whole = (tmp_path / "optimizer.pt").read_bytes()
+    (tmp_path / "optimizer.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="is damaged: remove it"), trainer.explain_resuming(tmp_path):
+        torch.load(tmp_path / "optimizer.pt")
+    for checkpoint, error in ((tmp_path, RuntimeError("shapes differ")), (None, RuntimeError("PytorchStreamReader"))):
+        with pytest.raises(RuntimeError, match=str(error)), trainer.explain_resuming(checkpoint):
+            raise error
