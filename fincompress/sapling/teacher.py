@@ -10,7 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from fincompress import runs
+from fincompress import models, runs
+from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
@@ -22,7 +23,7 @@ ADAPTER = "teacher"  # name of phase 1's adapter beside the one that is trained
 
 def needs_teacher(s: dict) -> bool:
     """Whether these constants learn from the unpruned model, or drop by it."""
-    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or s["CRITERION"] == "kl"
+    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or "teacher" in criteria.get(s["CRITERION"]).needs
 
 
 class Teacher:
@@ -81,6 +82,18 @@ class SharedTeacher(Teacher):
             yield
         finally:
             self.model.base_model.set_adapter(student)
+
+
+def load_teacher(student) -> Teacher | None:
+    """The teacher that is a model of its own; None where none is needed, or it shares the student's NF4 base."""
+    s = student.settings
+    if not needs_teacher(s) or s["UPDATE"] == "qlora":
+        return None
+    run = s["TEACHER"] or s["START_FROM"]
+    path = str(models.dense_checkpoint(run, s["RESULTS_DIR"]))
+    if models.read_config(path).num_hidden_layers != student.config.num_hidden_layers:
+        raise UserError(f"the teacher {run!r} has another number of blocks than the model to shrink: name another")
+    return Teacher(models.load_base(path, "auto", student.device, student.dtype))
 
 
 class TeachingCache:
