@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from fincompress import runs
-from fincompress.sapling.branch import branch
 from fincompress.sapling.checkpoints import save_checkpoint
 from fincompress.sapling.recovery import train_stage
-from fincompress.targets import score_targets
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
 
-PATIENCE = 2  # passes without a better calibration NLL after which healing stops
+PATIENCE = 2  # scores without a better calibration NLL after which healing stops
 
 
 def heal(run: Run, last: bool = False) -> None:
@@ -39,9 +39,7 @@ def heal(run: Run, last: bool = False) -> None:
     with branch(student.model, lambda: run.make_trainable(healing=True)):
         if count and student.trained_parameters():
             steps = math.ceil(len(run.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
-            keep_best = KeepBest(
-                student.model, run.calibration, run.collator, s["SCAN_BATCH_SIZE"], student.dtype, steps, PATIENCE
-            )
+            keep_best = KeepBest(student.model, run.calibration_scores, steps)
             name = f"healing {student.left} of {student.full} units, {student.share:.0%} of bytes"
             trainer, row["training_seconds"] = train_stage(run, count, name, folder, "cosine", [keep_best], run.moments)
             best = keep_best.restore_best(trainer.args, trainer.state.log_history)
@@ -52,9 +50,8 @@ def heal(run: Run, last: bool = False) -> None:
             run.moments = state.read_weights(run.directory, student.device)[1]  # the run's: never both in memory
         else:
             with student.scoring_model() as model:
-                nll, exact = score_targets(model, run.calibration, run.collator, s["SCAN_BATCH_SIZE"], student.dtype)
-            best = {"calibration_nll": nll.mean().item(), "calibration_exact": exact.float().mean().item()}
-        row |= {key: round(best[key], 5) for key in ("calibration_nll", "calibration_exact")}
+                best = means(*run.calibration_scores(model))
+        row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
         save_checkpoint(run, row)
     state.healed.append(row)
     run.save_state(trained=True, weights=False)
@@ -66,20 +63,36 @@ def heal(run: Run, last: bool = False) -> None:
     )
 
 
-class KeepBest(TrainerCallback):
-    """Scores the calibration split along the way, keeps the weights of the best score and stops where it stays worse.
+@contextlib.contextmanager
+def branch(model: torch.nn.Module, make_trainable: Callable[[], None]) -> Iterator[None]:
+    """Train the model in here; afterwards its parameters have their values, types and ``requires_grad`` of before.
 
-    ``every`` optimizer steps, and after the last. The best weights lie beside the Trainer's checkpoints, so that a
-    killed run finds them. What was found stands in ``log_history``, as ``calibration_nll`` and ``calibration_exact``.
+    ``make_trainable`` chooses what is trained: only that is held twice.
+    """
+    before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    make_trainable()
+    kept = []
+    for parameter, data, required in before:
+        in_place = parameter.requires_grad and parameter.data_ptr() == data.data_ptr()
+        kept.append((parameter, data.clone() if in_place else data, required))
+    try:
+        yield
+    finally:
+        for parameter, data, required in kept:
+            parameter.data = data
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+class KeepBest(TrainerCallback):
+    """Scores the calibration split ``every`` so many steps, keeps the best weights and stops where it stays worse.
+
+    ``scores`` gives ``(nll, exact)`` of each question. The best weights lie beside the Trainer's checkpoints, where a
+    killed run finds them. The means stand in ``log_history``, as ``calibration_nll`` and ``calibration_exact``.
     """
 
-    def __init__(self, model, calibration, collator, batch_size: int, dtype: torch.dtype, every: int, patience: int):
-        self.model, self.calibration, self.collator = model, calibration, collator
-        self.batch_size, self.dtype, self.every, self.patience = batch_size, dtype, every, patience
-
-    @staticmethod
-    def scores(log_history: list[dict]) -> list[dict]:
-        return [row for row in log_history if "calibration_nll" in row]
+    def __init__(self, model, scores: Callable[[torch.nn.Module], tuple[torch.Tensor, torch.Tensor]], every: int):
+        self.model, self.scores, self.every = model, scores, every
 
     def path(self, args) -> Path:
         return Path(args.output_dir) / "best.safetensors"
@@ -91,31 +104,30 @@ class KeepBest(TrainerCallback):
         last = state.global_step >= state.max_steps
         if state.global_step % self.every and not last:
             return
-        nll, exact = score_targets(self.model, self.calibration, self.collator, self.batch_size, self.dtype)
-        before = [row["calibration_nll"] for row in self.scores(state.log_history)]
-        found = round(nll.mean().item(), 5)
-        state.log_history.append(
-            {
-                "step": state.global_step,
-                "calibration_nll": found,
-                "calibration_exact": round(exact.float().mean().item(), 5),
-            }
-        )
-        if found < min(before, default=float("inf")):
+        before = [row["calibration_nll"] for row in state.log_history if "calibration_nll" in row]
+        found = {"step": state.global_step, **means(*self.scores(self.model))}
+        state.log_history.append(found)
+        if found["calibration_nll"] < min(before, default=math.inf):
             if not last:  # the last weights are those in memory
                 with runs.atomic_path(self.path(args)) as partial:
                     save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
-            return
-        since = len(before) - before.index(min(before))
-        if since >= self.patience:
+        elif len(before) - before.index(min(before)) >= PATIENCE:
             control.should_training_stop = True
 
     def restore_best(self, args, log_history: list[dict]) -> dict:
         """Give the model its best weights, and return their scores."""
-        scores = self.scores(log_history)
+        scores = [row for row in log_history if "calibration_nll" in row]
         best = min(scores, key=lambda row: row["calibration_nll"])
         if best is not scores[-1]:
             weights = load_file(self.path(args))
             for name, parameter in self.trained().items():
                 parameter.data.copy_(weights[name])
         return best
+
+
+def means(nll: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
+    """The mean scores of the calibration split, from those of each question."""
+    return {
+        "calibration_nll": round(nll.mean().item(), 5),
+        "calibration_exact": round(exact.float().mean().item(), 5),
+    }

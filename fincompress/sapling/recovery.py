@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,27 +13,23 @@ from transformers import PrinterCallback
 from fincompress import runs, training
 from fincompress.sapling import losses
 from fincompress.sapling.state import Moments
-from fincompress.sapling.teacher import Teacher, TeachingCache, WriteCache
+from fincompress.sapling.teacher import Teacher, TeachingCache
 from fincompress.targets import IGNORE, target_outputs
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
 
 
+@dataclass
 class Recovery:
-    """The loss of one batch: ``kl`` * KL + ``cross_entropy`` * CE, and hidden states scaled by ``hidden_states``.
+    """The loss of one batch: ``kl`` * KL + ``cross_entropy`` * CE, and hidden states scaled by ``hidden_states``."""
 
-    ``teacher`` is None where both weights of what it says are 0. A ``cache`` asks it once an example, and not about
-    hidden states.
-    """
-
-    def __init__(
-        self, kl: float, cross_entropy: float, hidden_states: float, temperature: float,
-        teacher: Teacher | None = None, cache: TeachingCache | None = None,
-    ):  # fmt: skip
-        self.kl, self.cross_entropy, self.hidden_states = kl, cross_entropy, hidden_states
-        self.temperature = temperature
-        self.teacher, self.cache = teacher, cache
+    kl: float
+    cross_entropy: float
+    hidden_states: float
+    temperature: float
+    teacher: Teacher | None = None  # None where both weights of what it says are 0
+    cache: TeachingCache | None = None  # asks the teacher once an example, and not about hidden states
 
     def loss(self, model, batch: dict[str, torch.Tensor], targets: torch.Tensor | int | None = None) -> torch.Tensor:
         """Mean loss per target token; ``targets`` is their number where the optimizer's step sees several batches."""
@@ -74,6 +71,15 @@ class RecoveryTrainer(training.TargetTrainer):
                 optimizer.state[parameter] = self.moments[name]
         return optimizer
 
+    def _save_checkpoint(self, *arguments, **options):
+        super()._save_checkpoint(*arguments, **options)
+        self.write_cache()
+
+    def write_cache(self) -> None:
+        """Keep what the teacher said: a killed run would ask again in other batches."""
+        if self.recovery.cache is not None:
+            self.recovery.cache.write()
+
     def moments_by_name(self) -> Moments:
         """What the optimizer keeps of each trained parameter that is still in the model."""
         state = self.optimizer.state
@@ -93,11 +99,9 @@ def train_stage(
     checkpoints = run.directory / folder
     rows = run.train_set.select(training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"]))
     columns = training.TRAINING_COLUMNS + (["row"] if cache is not None else [])
-    recompute = s["GRADIENT_CHECKPOINTING"]
     arguments = training.training_arguments(
         s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
-        save_steps=s["SAVE_STEPS"], save_total_limit=1,
-        gradient_checkpointing=student.device.type == "cuda" if recompute is None else recompute,
+        save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,
     )  # fmt: skip
     progress = training.Progress(name)
     trainer = RecoveryTrainer(
@@ -106,7 +110,7 @@ def train_stage(
         train_dataset=rows.select_columns(columns),
         data_collator=run.collator,
         processing_class=run.tokenizer,
-        callbacks=[progress, *callbacks, *([WriteCache(cache)] if cache is not None else [])],
+        callbacks=[progress, *callbacks],
     )
     trainer.passes = training.stream_passes(len(run.train_set), state.examples_seen, count)
     trainer.moments = moments
@@ -117,6 +121,7 @@ def train_stage(
         print(f"going on from {checkpoint.name} of this stage")
     with run.explain_out_of_memory(), training.explain_resuming(checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.write_cache()
     student.model.eval()
     step = state.loss_curve[-1]["step"] if state.loss_curve else 0
     state.loss_curve += [

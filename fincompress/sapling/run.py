@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -89,8 +88,8 @@ class Run:
         clock = runs.Stopwatch()
         with self.explain_out_of_memory(), self.student.scoring_model() as model:
             scores, whole = scan(model, units, self.questions(s["FIRST_SCAN_EXAMPLES"]))
-        self.record_scores(Ranking(scores, whole), "trainable")
         self.state.scanning_seconds += clock.seconds()
+        self.record_scores(Ranking(scores, whole), "trainable")
         # Before any training hardly a program is exact, so what it costs is read from the NLL.
         return [score.unit for score in sorted(scores, key=lambda score: -score.nll.mean())]
 
@@ -126,28 +125,28 @@ class Run:
             with student.faded(state.fading):
                 self.train_cycle(fade, "fading", CloseGate(student.gate))
             state.fading = []
-            self.save_state()
-            self.remove_trainer_folders()
+            self.end_stage()
             left -= fade
         if left and student.trained_parameters():
             self.train_cycle(left, f"{student.left} of {student.full} units, {student.share:.0%} of bytes")
-            self.save_state(trained=True)
-            self.remove_trainer_folders()
+            self.end_stage(trained=True)
 
     def train_cycle(self, count: int, name: str, *callbacks) -> None:
         """Train the model itself, with the moments of the last cycle where they are kept."""
+        s, state = self.settings, self.state
         if not count or not self.student.trained_parameters():
             return
-        folder = f"trainer-{self.state.examples_seen}"
-        trainer, seconds = train_stage(self, count, name, folder, self.settings["LR_SCHEDULE"], callbacks, self.moments)
-        if self.settings["KEEP_MOMENTS"]:
+        folder = f"trainer-{state.examples_seen}"
+        trainer, seconds = train_stage(self, count, name, folder, s["LR_SCHEDULE"], callbacks, self.moments)
+        if s["KEEP_MOMENTS"]:
             self.moments = trainer.moments_by_name()
-        self.state.examples_seen += count
-        self.state.tokens_seen += int(trainer.state.num_input_tokens_seen)
-        self.state.training_seconds += seconds
+        state.examples_seen += count
+        state.tokens_seen += int(trainer.state.num_input_tokens_seen)
+        state.training_seconds += seconds
 
-    def remove_trainer_folders(self) -> None:
-        """Remove what a stage of training resumes from, once the state is past it."""
+    def end_stage(self, trained: bool = False) -> None:
+        """Note that a stage of training is over, and remove what a kill within it would have resumed from."""
+        self.save_state(trained)
         for path in self.directory.glob("trainer-*"):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -173,9 +172,7 @@ class Run:
                 ranking = rank(model, units, self.questions(len(self.calibration)), self.context())
             if ranking.whole is None:
                 ranking.whole = Score(())
-                ranking.whole.add(
-                    *score_targets(model, self.calibration, self.collator, s["SCAN_BATCH_SIZE"], student.dtype)
-                )
+                ranking.whole.add(*self.calibration_scores(model))
         state.scanning_seconds += clock.seconds()
         self.record_scores(ranking)
         if s["SCHEDULE"] == "one_shot":
@@ -194,12 +191,21 @@ class Run:
         )
         return ranking
 
-    def questions(self, count: int) -> Questions:
-        """So many calibration questions for a scan, in an order of its own.
+    def questions(self, count: int) -> list[dict[str, torch.Tensor]]:
+        """So many calibration questions, collated, in an order of each scan's own.
 
         In one order the same few would decide every time which units are eliminated first.
         """
-        return Questions(self, count, self.settings["SEED"] + self.state.scans)
+        generator = torch.Generator().manual_seed(self.settings["SEED"] + self.state.scans)
+        order = torch.randperm(len(self.calibration), generator=generator)[:count].tolist()
+        parts = nested_batches(order, self.calibration["length"], self.settings["SCAN_BATCH_SIZE"])
+        batches = [self.collator([self.calibration[i] for i in part]) for part in parts]
+        return [{name: tensor.to(self.student.device) for name, tensor in batch.items()} for batch in batches]
+
+    def calibration_scores(self, model) -> tuple[torch.Tensor, torch.Tensor]:
+        """``(nll, exact)`` of a model on each calibration question."""
+        size = self.settings["SCAN_BATCH_SIZE"]
+        return score_targets(model, self.calibration, self.collator, size, self.student.dtype)
 
     def context(self) -> criteria.Context:
         """What the criterion may want to know."""
@@ -288,17 +294,3 @@ class Run:
         row |= {name: round(getattr(state, name), 1) for name in ("training_seconds", "scanning_seconds")}
         row |= {f"peak_{device}_gb": value for device, value in memory.peak_memory_gb().items()}
         state.trajectory.append(row)
-
-
-class Questions:
-    """Calibration questions, collated for a scan: the same batches each time they are gone through."""
-
-    def __init__(self, run: Run, count: int, seed: int):
-        self.run = run
-        order = torch.randperm(len(run.calibration), generator=torch.Generator().manual_seed(seed))[:count].tolist()
-        self.batches = nested_batches(order, run.calibration["length"], run.settings["SCAN_BATCH_SIZE"])
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        for indices in self.batches:
-            batch = self.run.collator([self.run.calibration[i] for i in indices])
-            yield {name: tensor.to(self.run.student.device) for name, tensor in batch.items()}

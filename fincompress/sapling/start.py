@@ -98,7 +98,6 @@ def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
 def predict(student: Student, train_set) -> float:
     """Predicted peak memory of training in GB, before any drop."""
     s, config, device, bytes_each = student.settings, student.config, student.device.type, student.dtype.itemsize
-    checkpointing = device == "cuda" if s["GRADIENT_CHECKPOINTING"] is None else s["GRADIENT_CHECKPOINTING"]
     batch = (s["BATCH_SIZE"], max(train_set["length"]), 1 + max(train_set["target_tokens"]))
     qlora = s["UPDATE"] == "qlora"
     teacher = memory.predict_teacher_gb(
@@ -108,11 +107,11 @@ def predict(student: Student, train_set) -> float:
     ratio = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
     if qlora:
         return teacher + memory.predict_lora_training_gb(
-            config, "nf4", s["LORA_RANK"], *batch, checkpointing, device, bytes_each, ratio,
+            config, "nf4", s["LORA_RANK"], *batch, student.recomputes, device, bytes_each, ratio,
             frozen_adapters=student.adapter is not None,
         )  # fmt: skip
     return teacher + memory.predict_training_gb(
-        config, *batch, checkpointing, ratio, s["TRAIN_ENDS"], device, bytes_each
+        config, *batch, student.recomputes, ratio, s["TRAIN_ENDS"], device, bytes_each
     )
 
 

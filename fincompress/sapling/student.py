@@ -50,6 +50,12 @@ class Student:
             self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
         models.compute_in_model_dtype(self.model)
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether training recomputes activations."""
+        asked = self.settings["GRADIENT_CHECKPOINTING"]
+        return self.device.type == "cuda" if asked is None else asked
+
     # ------------------------------------------------------------ what is left
 
     @property
@@ -70,10 +76,8 @@ class Student:
     def shares(self) -> dict[str, float]:
         """What is left, for a record; a zero-filled slot counts in bytes, not in parameters."""
         parameters = self.sizes["ends"] + sum(self.sizes[one.kind] for one in sub.sublayers(self.model))
-        return {
-            "share_of_bytes": round(self.share, 5),
-            "share_of_parameters": round(parameters / self.full_size, 5),
-        }  # fmt: skip
+        share = round(parameters / self.full_size, 5)
+        return {"share_of_bytes": round(self.share, 5), "share_of_parameters": share}
 
     def blocks_above(self, share: float) -> int:
         """Whole blocks that must go to come down to a share of the bytes."""

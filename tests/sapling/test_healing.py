@@ -6,10 +6,10 @@ import torch
 from depth_models import make_batches, make_model
 from recovery_models import make_trainer, training_steps
 from sapling_runs import done, read
+from transformers import TrainerCallback
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
-from fincompress.sapling import healing
 from fincompress.sapling.healing import KeepBest, branch
 from fincompress.sapling.recovery import Recovery
 
@@ -66,19 +66,16 @@ def test_a_branch_leaves_the_model_as_it_was(dtype):
         assert parameter.requires_grad == required and parameter.grad is None
 
 
-def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path, monkeypatch):
+def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
     found = iter([0.5, 0.4, 0.6, 0.7, 0.1])
-    monkeypatch.setattr(
-        healing, "score_targets", lambda *_: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool))
-    )
     model, weights = make_model(), []
-    keep_best = KeepBest(model, None, None, 1, torch.float32, every=2, patience=2)
+    keep_best = KeepBest(model, lambda model: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool)), every=2)
 
-    class Watch(KeepBest):
+    class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
 
-    trainer = make_trainer(model, tmp_path, steps=20, callbacks=[keep_best, Watch(model, None, None, 1, None, 1, 1)])
+    trainer = make_trainer(model, tmp_path, steps=20, callbacks=[keep_best, Watch()])
     trainer.train()
     assert trainer.state.global_step == 8  # two scores of 2 steps each after the best one
     best = keep_best.restore_best(trainer.args, trainer.state.log_history)
