@@ -34,10 +34,10 @@ class Run:
         self.train_set, self.calibration = train_set, calibration
         self.moments: Moments = {}
         self.cache: TeachingCache | None = None
+        self.state = State.read(directory)
         with self.explain_out_of_memory():
             student.load()
             self.own_teacher = load_teacher(student)
-        self.state = State.read(directory)
         if self.state.trainable is not None:
             self.resume()
 
