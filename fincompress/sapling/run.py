@@ -273,8 +273,9 @@ class Run:
     def record_drop(self, name: str, score: Score, decided_by: str, whole: Score) -> None:
         """A row of trajectory.csv; what follows training is added by ``score``."""
         state, student = self.state, self.student
-        left = set(sub.sublayers(student.model))
-        trained = state.trainable and sum(bool(left & set(sub.parse_unit(one))) for one in state.trainable)
+        left, trained = set(sub.sublayers(student.model)), state.trainable  # None before one shot's choice
+        if trained is not None:
+            trained = sum(bool(left & set(sub.parse_unit(one))) for one in trained)
         row = {
             "dropped": name,
             "kind": "block" if name.startswith("block") else "+".join(one.kind for one in score.unit),

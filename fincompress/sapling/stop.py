@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import shutil
 from typing import TYPE_CHECKING
@@ -102,8 +101,7 @@ def return_above_floor(run: Run) -> None:
     state.healed = [row for row in state.healed if row["units_left"] >= above["units"]]
     state.weights, state.trained, state.fading = above["weights"], False, []
     state.write(run.directory)
-    run.cache = run.student.model = None  # never two models at once
-    gc.collect()
+    run.cache = None
     with run.explain_out_of_memory():
         run.student.load()
     run.resume()

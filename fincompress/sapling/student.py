@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import math
 from pathlib import Path
 
@@ -40,7 +41,8 @@ class Student:
         """
         self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
         self.fading: sub.Parts = {}  # what was dropped and is not faded out yet
-        self.gate = Gate()
+        self.gate, self.model = Gate(), None
+        gc.collect()  # never two models at once
         if self.adapter is None:
             self.model = models.load_base(self.source, self.precision, self.device, self.dtype).eval()
             return

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from depth_models import make_batches, make_model
 
 from fincompress.depth import criteria
@@ -38,6 +39,17 @@ def test_every_criterion_ranks_every_unit_once(model, batches, name):
     ranking = criteria.get(name).rank(model, units, batches, Context(teacher=teacher))
     assert sorted(ranking.order()) == units
     assert set(criteria.get(name).needs) <= {"gradients", "teacher", "blocks"}
+
+
+def test_the_example_in_contributing_md_is_a_criterion(model, batches, tmp_path, monkeypatch):
+    blocks = (REPOSITORY / "CONTRIBUTING.md").read_text().split("```")
+    (example,) = [block for block in blocks if "@criterion()\n" in block]
+    (tmp_path / "weight_norm.py").write_text(example.removeprefix("python\n"))
+    monkeypatch.setattr(criteria, "__path__", [*criteria.__path__, str(tmp_path)])
+    assert "weight_norm" in criteria.names()
+    for parameter in sub.parameters(model, sub.SubLayer(3, "mlp")):
+        parameter.data *= 0.1
+    assert ranked("weight_norm", model, sub.units(model, "block"), batches)[0][0] == sub.parse_unit("block.3")
 
 
 def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, batches):
