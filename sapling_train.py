@@ -10,7 +10,10 @@ A killed run, started again with the same command, resumes with the same drops.
     python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline, as healed
 """
 
+from fincompress.depth import criteria
 from fincompress.settings import check_choice, check_positive, configure
+
+__doc__ += f"\nCRITERION is one of {', '.join(criteria.names())}."
 
 # -----------------------------------------------------------------------------
 # Where
@@ -21,7 +24,7 @@ DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for th
 RUN = "sapling"  # name of this run
 # What is dropped
 DROP_UNIT = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
-CRITERION = "calibration"  # or "kl", "taylor", "activation_norm", "block_influence", "angular", "last", "random"
+CRITERION = "calibration"  # what decides which unit goes: a file of fincompress/depth/criteria/
 SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
 PROTECT = False  # never drop from the first and the last block
 PACKABLE_ONLY = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
@@ -29,7 +32,7 @@ DROPS_EARLY = 5  # drops per cycle in the first half of the way to the target (a
 DROPS_LATE = 5  # and in the second half
 CALIBRATION_EXAMPLES = 64  # questions of the calibration split that a scan may use; better 128 and more
 FIRST_SCAN_EXAMPLES = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
-EARLY_ELIMINATION = True  # give up clearly worse units after a few questions; False: the exact scan, many times slower
+EARLY_ELIMINATION = True  # eliminate clearly worse units after a few questions; False: the exact scan, far slower
 SCAN_BATCH_SIZE = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
 TARGET_SIZE: float = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
@@ -75,10 +78,7 @@ SEED = 0  # of the order of examples, of the adapters' initial weights, and of C
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import math  # noqa: E402
-
 from fincompress import sapling, training  # noqa: E402
-from fincompress.depth import importance  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
@@ -89,31 +89,30 @@ def main() -> None:
     run = sapling.open_run(SETTINGS, "sapling_train.py")
     if run is None:
         return
-    if run.state["trainable"] is None:
+    if run.state.trainable is None:
         ranking = run.rank_by_importance()
         if SCHEDULE == "one_shot":
-            run.drop(math.inf, *run.score())
+            run.drop(run.score())
         run.choose_trainable(ranking)
-        run.make_trainable()
         run.save_state()
     while not run.stopped:
-        run.train(CYCLE_EPOCHS if run.drops and SCHEDULE == "successive" else FIRST_EPOCHS)
-        run.save_checkpoint()
+        run.train(CYCLE_EPOCHS if run.state.trajectory and SCHEDULE == "successive" else FIRST_EPOCHS)
+        sapling.save_checkpoint(run)
         sapling.heal(run)
-        ranking, whole = run.score()
-        run.stop_if_reached(whole)
+        ranking = run.score()
+        sapling.stop_if_reached(run, ranking.whole)
         if not run.stopped:
-            run.drop(run.drops_per_cycle, ranking, whole)
+            run.drop(ranking)
         run.save_state(weights=False)
-    run.return_above_floor()
+    sapling.return_above_floor(run)
     sapling.heal(run, last=True)
-    run.finish()
+    sapling.finish(run)
 
 
 def check_settings(s: dict) -> None:
     """Raise UserError for a constant that makes no sense, alone or beside another."""
     check_choice("DROP_UNIT", DROP_UNIT, ("sublayer", "block"))
-    check_choice("CRITERION", CRITERION, importance.CRITERIA)
+    check_choice("CRITERION", CRITERION, criteria.names())
     check_choice("SCHEDULE", SCHEDULE, ("successive", "one_shot"))
     check_choice("UPDATE", UPDATE, ("full", "qlora"))
     check_recovery(s)
@@ -140,8 +139,13 @@ def check_settings(s: dict) -> None:
         )
     if UPDATE == "qlora" and TARGET_LATENCY_MS:
         raise UserError("TARGET_LATENCY_MS cannot be measured on 4-bit weights: set another target, or UPDATE = 'full'")
-    if CRITERION == "angular" and DROP_UNIT == "sublayer":
-        raise UserError("CRITERION = 'angular' is about whole blocks: set DROP_UNIT = 'block'")
+    needs = criteria.get(CRITERION).needs
+    if "blocks" in needs and DROP_UNIT == "sublayer":
+        raise UserError(f"CRITERION = {CRITERION!r} is about whole blocks: set DROP_UNIT = 'block'")
+    if "gradients" in needs and UPDATE == "qlora":
+        raise UserError(
+            f"CRITERION = {CRITERION!r} needs gradients of weights, which 4-bit ones have not: UPDATE = 'full'"
+        )
 
 
 def check_recovery(s: dict) -> None:
@@ -156,8 +160,6 @@ def check_recovery(s: dict) -> None:
         raise UserError("there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper'")
     if UPDATE == "qlora" and TEACHER not in (None, START_FROM):
         raise UserError("with UPDATE = 'qlora' teacher and model share one base: TEACHER must be START_FROM, or None")
-    if UPDATE == "qlora" and CRITERION == "taylor":
-        raise UserError("CRITERION = 'taylor' needs gradients of weights, which 4-bit ones have not: UPDATE = 'full'")
     for depth in s["HEAL_AT"]:
         if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
             raise UserError(f"HEAL_AT holds numbers of sub-layers (30) or shares of the bytes (0.5), not {depth!r}")

@@ -32,14 +32,12 @@ SEED = 0  # of the order of examples
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import math  # noqa: E402
-
 import pandas as pd  # noqa: E402
 import torch  # noqa: E402
 
 from fincompress import runs, sapling  # noqa: E402
-from fincompress.depth import importance  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
+from fincompress.depth.ranking import Ranking, Score  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.settings import ROOT  # noqa: E402
 
@@ -86,18 +84,17 @@ def heal(settings: dict, dropped: list[str]) -> None:
     run = sapling.open_run(settings, "recovery_ablation.py")
     if run is None:
         return
-    if run.state["trainable"] is None:
+    if run.state.trainable is None:
         run.choose_trainable(run.rank_by_importance())
-        run.make_trainable()
         run.save_state()
-    ranking = [(sub.parse_unit(name), 0.0) for name in dropped]
-    unscored = importance.Score((), torch.zeros(1), torch.zeros(1))  # the model between drops is nothing to judge
-    while run.share > settings["TARGET_SIZE"]:
-        run.drop(math.inf, ranking, unscored)
+    unscored = Score((), torch.zeros(1), torch.zeros(1))  # the model between drops is nothing to judge
+    ranking = Ranking([Score(sub.parse_unit(name)) for name in dropped], unscored)
+    while run.student.share > settings["TARGET_SIZE"]:
+        run.drop(ranking)
         run.save_state(weights=False)
         sapling.heal(run)
-    run.state["stopped"] = "every pair of the trajectory that TARGET_SIZE wants is dropped"
-    run.finish()
+    run.state.stopped = "every pair of the trajectory that TARGET_SIZE wants is dropped"
+    sapling.finish(run)
 
 
 if __name__ == "__main__":

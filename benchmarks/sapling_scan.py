@@ -39,8 +39,9 @@ import time  # noqa: E402
 import torch  # noqa: E402
 
 from fincompress import models, runs  # noqa: E402
-from fincompress.depth import importance  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
+from fincompress.depth.ranking import Score, behind, choose  # noqa: E402
+from fincompress.depth.scan import Elimination, nested_batches, scan  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
 from fincompress.training import loss  # noqa: E402
 
@@ -55,26 +56,24 @@ def main() -> None:
     rows, _ = runs.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], "calibration")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()[:QUESTIONS]
     collator = loss.TargetCollator(tokenizer.pad_token_id)
-    batches = [
-        collator([rows[i] for i in part]) for part in importance.nested_batches(order, rows["length"], BATCH_SIZE)
-    ]
+    batches = [collator([rows[i] for i in part]) for part in nested_batches(order, rows["length"], BATCH_SIZE)]
     batches = [{name: tensor.to(device) for name, tensor in batch.items()} for batch in batches]
     units = sub.units(model, "sublayer")
     print(f"{RUN}: {len(units)} sub-layers, {len(order)} questions; {device.type}, {reason}")
 
-    importance.scan(model, units[:4], batches[:1])  # warm up
+    scan(model, units[:4], batches[:1])  # warm up
     few = batches[: max(1, PLAIN_QUESTIONS // BATCH_SIZE)]
     seen = sum(len(batch["labels"]) for batch in few)
-    plain_seconds, plain = timed(lambda: importance.scan(model, units, few, cached=False)[0])
-    cached_seconds, cached = timed(lambda: importance.scan(model, units, few)[0])
+    plain_seconds, plain = timed(lambda: scan(model, units, few, cached=False)[0])
+    cached_seconds, cached = timed(lambda: scan(model, units, few)[0])
     difference = max((a.nll - b.nll).abs().max().item() for a, b in zip(plain, cached, strict=True))
     same = all(torch.equal(a.exact, b.exact) for a, b in zip(plain, cached, strict=True))
     print(f"plain   {plain_seconds:6.1f} s on {seen} questions")
     print(f"cached  {cached_seconds:6.1f} s on the same: {plain_seconds / cached_seconds:.2f} times faster;", end=" ")
     print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
     units = sub.units(model, "sublayer", PACKABLE_ONLY)
-    plain_seconds, _ = timed(lambda: importance.scan(model, units, few, cached=False)[0])
-    early_seconds, _ = timed(lambda: importance.scan(model, units, batches, eliminate=True, drops=DROPS)[0])
+    plain_seconds, _ = timed(lambda: scan(model, units, few, cached=False)[0])
+    early_seconds, _ = timed(lambda: scan(model, units, batches, eliminate=True, drops=DROPS)[0])
     whole = plain_seconds * len(order) / seen
     ratio, each = whole / early_seconds, plain_seconds / seen
     print(
@@ -87,7 +86,7 @@ def main() -> None:
     for depth in range(DEPTHS):
         units = sub.units(model, "sublayer", PACKABLE_ONLY)
         began = time.perf_counter()
-        exact, whole_score = importance.scan(model, units, batches)
+        exact, whole_score = scan(model, units, batches)
         seconds = time.perf_counter() - began
         choices = drops(exact, whole_score.questions)
         choice = choices[0]
@@ -113,48 +112,46 @@ def timed(work):
     return time.perf_counter() - began, found
 
 
-def replay(
-    exact: list[importance.Score], whole: importance.Score, seed: int, earlier: dict
-) -> tuple[list[importance.Score], dict]:
+def replay(exact: list[Score], whole: Score, seed: int, earlier: dict) -> tuple[list[Score], dict]:
     """What elimination drops when the questions come in another order, as the exact scan scored it.
 
     Also what it found of every unit, many after a few questions alone, as the next scan of a run would be told.
     """
     order = torch.randperm(whole.questions, generator=torch.Generator().manual_seed(seed))
-    scores = {score.unit: importance.Score(score.unit) for score in exact}
+    scores = {score.unit: Score(score.unit) for score in exact}
     full = {score.unit: score for score in exact}
-    race = importance.Elimination(list(scores), drops=DROPS, earlier=earlier)
+    race = Elimination(list(scores), drops=DROPS, earlier=earlier)
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
         for unit in race.alive:
             scores[unit].add(full[unit].nll[part], full[unit].exact[part], full[unit].squares * len(part) / len(order))
-        race.give_up(scores)
+        race.eliminate(scores)
     seen = {
         unit: float(score.nll.mean() - whole.nll[order[: score.questions]].mean()) for unit, score in scores.items()
     }
     return [full[one.unit] for one in drops(list(scores.values()), whole.questions)], seen
 
 
-def drops(scores: list[importance.Score], questions: int) -> list[importance.Score]:
+def drops(scores: list[Score], questions: int) -> list[Score]:
     """The DROPS units that a run drops by these scores, in order; fewer where no other saw all questions."""
-    found: list[importance.Score] = []
+    found: list[Score] = []
     left = [score for score in scores if score.questions == questions]
     while left and len(found) < DROPS:
-        found.append(importance.choose(left)[0])
+        found.append(choose(left)[0])
         left = [score for score in left if not set(score.unit) & set(found[-1].unit)]
     return found
 
 
-def within_error(picked: importance.Score, choice: importance.Score) -> bool:
+def within_error(picked: Score, choice: Score) -> bool:
     """Whether the exact scan puts the pick within a standard error of its own choice, in accuracy and in NLL."""
-    return not importance.behind(-picked.exact, -choice.exact, 1) and not importance.behind(picked.nll, choice.nll, 1)
+    return not behind(-picked.exact, -choice.exact, 1) and not behind(picked.nll, choice.nll, 1)
 
 
-def shrink(model, scores: list[importance.Score]) -> None:
+def shrink(model, scores: list[Score]) -> None:
     """Take out the next few sub-layers by these scores, so that the next depth is one that a run would meet."""
     for _ in range(DROPS_BETWEEN):
         left = sub.units(model, "sublayer", PACKABLE_ONLY)
-        sub.remove(model, *importance.choose([score for score in scores if score.unit in left])[0].unit)
+        sub.remove(model, *choose([score for score in scores if score.unit in left])[0].unit)
 
 
 if __name__ == "__main__":

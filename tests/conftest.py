@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["sapling_runs"]
 REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub library is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,8 +1,13 @@
-"""SAPLING: a run that shrinks a model (``run``), and how what a drop costs is learned back (the other modules)."""
+"""SAPLING: a run that shrinks a model (``run``), and how what a drop costs is learned back (``recovery``)."""
 
+from fincompress.sapling.checkpoints import finish, save_checkpoint
 from fincompress.sapling.healing import heal
 from fincompress.sapling.run import Run
 from fincompress.sapling.start import apply_recovery, open_run
+from fincompress.sapling.stop import return_above_floor, stop_if_reached
 from fincompress.sapling.teacher import needs_teacher
 
-__all__ = ["Run", "apply_recovery", "heal", "needs_teacher", "open_run"]
+__all__ = [
+    "Run", "apply_recovery", "finish", "heal", "needs_teacher", "open_run", "return_above_floor", "save_checkpoint",
+    "stop_if_reached",
+]  # fmt: skip

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fincompress.sapling.branch import branch
-from fincompress.sapling.recovery import KeepBest
-from fincompress.training.loss import score_targets
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from fincompress import runs
+from fincompress.sapling.checkpoints import save_checkpoint
+from fincompress.sapling.recovery import train_stage
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
 
-PATIENCE = 2  # passes without a better calibration NLL after which healing stops
+PATIENCE = 2  # scores without a better calibration NLL after which healing stops
 
 
 def heal(run: Run, last: bool = False) -> None:
@@ -22,39 +29,105 @@ def heal(run: Run, last: bool = False) -> None:
     The learning rate falls to 0; the best weights by the calibration split's NLL are kept. The run itself goes on
     from the unhealed model: afterwards weights and moments are what they were.
     """
-    s, state, depths = run.settings, run.state, run.reached()
-    if any(row["units_left"] == run.left for row in state["healed"]) or not (depths or last):
+    s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
+    if any(row["units_left"] == student.left for row in state.healed) or not (depths or last):
         return
     count = round(s["HEALING_EPOCHS"] * len(run.train_set))
-    row = {"units_left": run.left, "share_of_bytes": round(run.share, 5), "heal_at": depths}
+    row = {"units_left": student.left, "share_of_bytes": round(student.share, 5), "heal_at": depths}
     row |= {"examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
-    folder = f"healing-{run.left}"
-    with branch(run.model, lambda: run.make_trainable(healing=True)):
-        best = {}
-        if count and run.trained_parameters():
+    folder = f"healing-{student.left}"
+    with branch(student.model, lambda: run.make_trainable(healing=True)):
+        if count and student.trained_parameters():
             steps = math.ceil(len(run.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
-            keep_best = KeepBest(
-                run.model, run.calibration, run.collator, s["SCAN_BATCH_SIZE"], run.dtype, steps, PATIENCE
-            )
-            name = f"healing {run.left} of {run.full} units, {run.share:.0%} of bytes"
-            trainer, row["training_seconds"] = run.train_stage(count, name, folder, "cosine", [keep_best], run.moments)
+            keep_best = KeepBest(student.model, run.calibration_scores, steps)
+            name = f"healing {student.left} of {student.full} units, {student.share:.0%} of bytes"
+            trainer, row["training_seconds"] = train_stage(run, count, name, folder, "cosine", [keep_best], run.moments)
             best = keep_best.restore_best(trainer.args, trainer.state.log_history)
             seen = trainer.state.global_step * s["BATCH_SIZE"] * s["GRADIENT_ACCUMULATION"]
             row |= {"examples_seen": min(count, seen), "tokens_seen": int(trainer.state.num_input_tokens_seen)}
             row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
             del trainer
-            run.moments = run.read_state_file()[1]  # those of the run: never both in memory
+            run.moments = state.read_weights(run.directory, student.device)[1]  # the run's: never both in memory
         else:
-            with run.scoring_model() as model:
-                nll, exact = score_targets(model, run.calibration, run.collator, s["SCAN_BATCH_SIZE"], run.dtype)
-            best = {"calibration_nll": nll.mean().item(), "calibration_exact": exact.float().mean().item()}
-        row |= {key: round(best[key], 5) for key in ("calibration_nll", "calibration_exact")}
-        run.save_checkpoint(row)
-    state["healed"].append(row)
+            with student.scoring_model() as model:
+                best = means(*run.calibration_scores(model))
+        row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
+        save_checkpoint(run, row)
+    state.healed.append(row)
     run.save_state(trained=True, weights=False)
     shutil.rmtree(run.directory / folder, ignore_errors=True)
     print(
-        f"healed {run.left} of {run.full} units, {run.share:.1%} of the bytes, in "
+        f"healed {student.left} of {student.full} units, {student.share:.1%} of the bytes, in "
         f"{row['training_seconds'] / 60:.1f} min: calibration exact match {row['calibration_exact']:.1%}, NLL "
         f"{row['calibration_nll']:.3f}"
     )
+
+
+@contextlib.contextmanager
+def branch(model: torch.nn.Module, make_trainable: Callable[[], None]) -> Iterator[None]:
+    """Train the model in here; afterwards its parameters have their values, types and ``requires_grad`` of before.
+
+    ``make_trainable`` chooses what is trained: only that is held twice.
+    """
+    before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    make_trainable()
+    kept = []
+    for parameter, data, required in before:
+        in_place = parameter.requires_grad and parameter.data_ptr() == data.data_ptr()
+        kept.append((parameter, data.clone() if in_place else data, required))
+    try:
+        yield
+    finally:
+        for parameter, data, required in kept:
+            parameter.data = data
+            parameter.requires_grad_(required)
+            parameter.grad = None
+
+
+class KeepBest(TrainerCallback):
+    """Scores the calibration split ``every`` so many steps, keeps the best weights and stops where it stays worse.
+
+    ``scores`` gives ``(nll, exact)`` of each question. The best weights lie beside the Trainer's checkpoints, where a
+    killed run finds them. The means stand in ``log_history``, as ``calibration_nll`` and ``calibration_exact``.
+    """
+
+    def __init__(self, model, scores: Callable[[torch.nn.Module], tuple[torch.Tensor, torch.Tensor]], every: int):
+        self.model, self.scores, self.every = model, scores, every
+
+    def path(self, args) -> Path:
+        return Path(args.output_dir) / "best.safetensors"
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        last = state.global_step >= state.max_steps
+        if state.global_step % self.every and not last:
+            return
+        before = [row["calibration_nll"] for row in state.log_history if "calibration_nll" in row]
+        found = {"step": state.global_step, **means(*self.scores(self.model))}
+        state.log_history.append(found)
+        if found["calibration_nll"] < min(before, default=math.inf):
+            if not last:  # the last weights are those in memory
+                with runs.atomic_path(self.path(args)) as partial:
+                    save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
+        elif len(before) - before.index(min(before)) >= PATIENCE:
+            control.should_training_stop = True
+
+    def restore_best(self, args, log_history: list[dict]) -> dict:
+        """Give the model its best weights, and return their scores."""
+        scores = [row for row in log_history if "calibration_nll" in row]
+        best = min(scores, key=lambda row: row["calibration_nll"])
+        if best is not scores[-1]:
+            weights = load_file(self.path(args))
+            for name, parameter in self.trained().items():
+                parameter.data.copy_(weights[name])
+        return best
+
+
+def means(nll: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
+    """The mean scores of the calibration split, from those of each question."""
+    return {
+        "calibration_nll": round(nll.mean().item(), 5),
+        "calibration_exact": round(exact.float().mean().item(), 5),
+    }

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
-from fincompress.training.loss import IGNORE
 
 TOP_K = 128  # tokens of the teacher's distribution that are matched one by one; the others are matched as a sum
 LEAST_PROBABILITY = 1e-7  # of all other tokens together: keeps the logarithm of what float32 rounds to 0
@@ -82,8 +81,3 @@ def with_hidden_states(loss: torch.Tensor, distance: torch.Tensor, weight: float
     """``loss`` plus ``weight`` times the distance, scaled to be as large as the loss (Minitron, arXiv 2407.14679)."""
     scale = loss.detach() / distance.detach().clamp(min=LEAST_DISTANCE)
     return loss + weight * scale * distance
-
-
-def target_labels(labels: torch.Tensor) -> torch.Tensor:
-    """The target tokens of a batch, (target tokens,), row after row."""
-    return labels[labels.ne(IGNORE)]

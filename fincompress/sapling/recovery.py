@@ -1,38 +1,35 @@
-"""How a shrinking model is trained: with its teacher, with moments that outlive a drop, to its best step."""
+"""How a shrinking model is trained: with the loss against its teacher, and with moments that outlive a drop."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
+from transformers import PrinterCallback
 
-from fincompress import runs
+from fincompress import provenance, training
 from fincompress.sapling import losses
+from fincompress.sapling.state import Moments
 from fincompress.sapling.teacher import Teacher, TeachingCache
-from fincompress.training import TargetTrainer
-from fincompress.training.loss import IGNORE, score_targets, target_outputs
+from fincompress.training.loss import IGNORE, target_outputs
 
-Moments = dict[str, dict[str, torch.Tensor | int]]  # name of a parameter -> what the optimizer keeps of it
-PREFIX = "moments:"  # before the name of a parameter in a file that holds weights too
+if TYPE_CHECKING:
+    from fincompress.sapling.run import Run
 
 
+@dataclass
 class Recovery:
-    """The loss of one batch: ``kl`` * KL + ``cross_entropy`` * CE, and hidden states scaled by ``hidden_states``.
+    """The loss of one batch: ``kl`` * KL + ``cross_entropy`` * CE, and hidden states scaled by ``hidden_states``."""
 
-    ``teacher`` is None where both weights of what it says are 0. A ``cache`` asks it once an example, and not about
-    hidden states.
-    """
-
-    def __init__(
-        self, kl: float, cross_entropy: float, hidden_states: float, temperature: float,
-        teacher: Teacher | None = None, cache: TeachingCache | None = None,
-    ):  # fmt: skip
-        self.kl, self.cross_entropy, self.hidden_states = kl, cross_entropy, hidden_states
-        self.temperature = temperature
-        self.teacher, self.cache = teacher, cache
+    kl: float
+    cross_entropy: float
+    hidden_states: float
+    temperature: float
+    teacher: Teacher | None = None  # None where both weights of what it says are 0
+    cache: TeachingCache | None = None  # asks the teacher once an example, and not about hidden states
 
     def loss(self, model, batch: dict[str, torch.Tensor], targets: torch.Tensor | int | None = None) -> torch.Tensor:
         """Mean loss per target token; ``targets`` is their number where the optimizer's step sees several batches."""
@@ -58,8 +55,8 @@ class Recovery:
         return losses.with_hidden_states(loss, distance, self.hidden_states)
 
 
-class RecoveryTrainer(TargetTrainer):
-    """``TargetTrainer`` with the loss of a ``Recovery``, whose optimizer goes on with the ``moments`` it is given."""
+class RecoveryTrainer(training.TargetTrainer):
+    """``TargetTrainer`` with the loss of a ``Recovery``, whose optimizer starts from the ``moments`` it is given."""
 
     recovery: Recovery
     moments: Moments | None = None
@@ -74,86 +71,76 @@ class RecoveryTrainer(TargetTrainer):
                 optimizer.state[parameter] = self.moments[name]
         return optimizer
 
+    def _save_checkpoint(self, *arguments, **options):
+        super()._save_checkpoint(*arguments, **options)
+        self.write_cache()
+
+    def write_cache(self) -> None:
+        """Keep what the teacher said: a killed run would ask again in other batches."""
+        if self.recovery.cache is not None:
+            self.recovery.cache.write()
+
     def moments_by_name(self) -> Moments:
         """What the optimizer keeps of each trained parameter that is still in the model."""
         state = self.optimizer.state
         return {name: dict(state[p]) for name, p in self.model.named_parameters() if p in state and state[p]}
 
 
-def moments_to_tensors(moments: Moments) -> dict[str, torch.Tensor]:
-    """Moments as tensors for a safetensors file, each with memory of its own, under names that begin with PREFIX."""
-    tensors, seen = {}, set()
-    for name, kept in moments.items():
-        for key, value in kept.items():
-            number = not isinstance(value, torch.Tensor)  # bitsandbytes counts steps in an int
-            tensor = torch.tensor(value) if number else value.detach().cpu().contiguous()
-            if tensor.data_ptr() in seen:  # and shares one quantization map between all parameters
-                tensor = tensor.clone()
-            seen.add(tensor.data_ptr())
-            tensors[f"{PREFIX}{name}:{key}:{'number' if number else 'tensor'}"] = tensor
-    return tensors
+def train_stage(
+    run: Run, count: int, name: str, folder: str, schedule: str, callbacks=(), moments: Moments | None = None
+) -> tuple[RecoveryTrainer, float]:
+    """Train on the next ``count`` examples of the stream; returns the trainer and the seconds that it took.
 
-
-def moments_from_tensors(tensors: dict[str, torch.Tensor], device: torch.device) -> Moments:
-    """The inverse of ``moments_to_tensors``; names without PREFIX are passed over."""
-    moments: Moments = {}
-    for full, tensor in tensors.items():
-        if full.startswith(PREFIX):
-            name, key, kind = full.removeprefix(PREFIX).rsplit(":", 2)
-            moments.setdefault(name, {})[key] = tensor.item() if kind == "number" else tensor.to(device)
-    return moments
-
-
-class KeepBest(TrainerCallback):
-    """Scores the calibration split along the way, keeps the weights of the best score and stops where it stays worse.
-
-    ``every`` optimizer steps, and after the last. The best weights lie beside the Trainer's checkpoints, so that a
-    killed run finds them. What was found stands in ``log_history``, as ``calibration_nll`` and ``calibration_exact``.
+    A run that was killed in here resumes from the last checkpoint in ``folder``, after SAVE_STEPS.
     """
+    s, state, student = run.settings, run.state, run.student
+    cache = open_cache(run)
+    gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
+    checkpoints = run.directory / folder
+    rows = run.train_set.select(training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"]))
+    columns = training.TRAINING_COLUMNS + (["row"] if cache is not None else [])
+    arguments = training.training_arguments(
+        s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
+        save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,
+    )  # fmt: skip
+    progress = training.Progress(name)
+    trainer = RecoveryTrainer(
+        model=student.model,
+        args=arguments,
+        train_dataset=rows.select_columns(columns),
+        data_collator=run.collator,
+        processing_class=run.tokenizer,
+        callbacks=[progress, *callbacks],
+    )
+    trainer.passes = training.stream_passes(len(run.train_set), state.examples_seen, count)
+    trainer.moments = moments
+    trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], run.teacher, cache)
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = training.last_checkpoint(checkpoints)
+    if checkpoint:
+        print(f"going on from {checkpoint.name} of this stage")
+    with run.explain_out_of_memory(), training.explain_resuming(checkpoint):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.write_cache()
+    student.model.eval()
+    step = state.loss_curve[-1]["step"] if state.loss_curve else 0
+    state.loss_curve += [
+        {"step": step + row["step"], "stage": name.partition(",")[0], "units_left": student.left}
+        | {key: row[key] for key in ("loss", "learning_rate")}
+        for row in trainer.state.log_history
+        if "loss" in row
+    ]
+    return trainer, progress.clock.seconds()
 
-    def __init__(self, model, calibration, collator, batch_size: int, dtype: torch.dtype, every: int, patience: int):
-        self.model, self.calibration, self.collator = model, calibration, collator
-        self.batch_size, self.dtype, self.every, self.patience = batch_size, dtype, every, patience
 
-    @staticmethod
-    def scores(log_history: list[dict]) -> list[dict]:
-        return [row for row in log_history if "calibration_nll" in row]
-
-    def path(self, args) -> Path:
-        return Path(args.output_dir) / "best.safetensors"
-
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def on_step_end(self, args, state, control, **kwargs):
-        last = state.global_step >= state.max_steps
-        if state.global_step % self.every and not last:
-            return
-        nll, exact = score_targets(self.model, self.calibration, self.collator, self.batch_size, self.dtype)
-        before = [row["calibration_nll"] for row in self.scores(state.log_history)]
-        found = round(nll.mean().item(), 5)
-        state.log_history.append(
-            {
-                "step": state.global_step,
-                "calibration_nll": found,
-                "calibration_exact": round(exact.float().mean().item(), 5),
-            }
-        )
-        if found < min(before, default=float("inf")):
-            if not last:  # the last weights are those in memory
-                with runs.atomic_path(self.path(args)) as partial:
-                    save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
-            return
-        since = len(before) - before.index(min(before))
-        if since >= self.patience:
-            control.should_training_stop = True
-
-    def restore_best(self, args, log_history: list[dict]) -> dict:
-        """Give the model its best weights, and return their scores."""
-        scores = self.scores(log_history)
-        best = min(scores, key=lambda row: row["calibration_nll"])
-        if best is not scores[-1]:
-            weights = load_file(self.path(args))
-            for name, parameter in self.trained().items():
-                parameter.data.copy_(weights[name])
-        return best
+def open_cache(run: Run) -> TeachingCache | None:
+    """What the teacher says of the training set; None where its hidden states are needed too."""
+    s = run.settings
+    if s["KL"] == 0 or s["HIDDEN_STATES"] > 0:
+        return None
+    if run.cache is None:
+        if "row" not in run.train_set.column_names:
+            run.train_set = run.train_set.add_column("row", list(range(len(run.train_set))))
+        identity = provenance.fingerprint(run.facts, s["TEACHER"], s["TEMPERATURE"], losses.TOP_K)
+        run.cache = TeachingCache(run.directory / "teaching.safetensors", identity, run.teacher, s["TEMPERATURE"])
+    return run.cache

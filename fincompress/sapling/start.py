@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 
 import torch
+from transformers import set_seed
 
-from fincompress import models, provenance, runs, training
+from fincompress import memory, models, provenance, runs, training
 from fincompress.errors import UserError
 from fincompress.sapling.run import Run
+from fincompress.sapling.stop import check_targets
+from fincompress.sapling.student import Student
 from fincompress.sapling.teacher import needs_teacher
 from fincompress.settings import check_choice
 
@@ -48,7 +51,14 @@ def open_run(settings: dict, script: str) -> Run | None:
     drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
     calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
     try:
-        return Run(settings, directory, source, train_set, calibration, facts)
+        models.quiet_libraries()
+        set_seed(s["SEED"])
+        tokenizer = models.load_tokenizer(source)
+        student = Student(s, source, facts["base_precision"], device, dtype)
+        check_targets(student)
+        predicted_gb = predict(student, train_set)
+        training.print_prediction(predicted_gb, device)
+        return Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
     except UserError:
         if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
             shutil.rmtree(directory)
@@ -83,6 +93,26 @@ def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
         )
     # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
     return provenance.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+
+
+def predict(student: Student, train_set) -> float:
+    """Predicted peak memory of training in GB, before any drop."""
+    s, config, device, bytes_each = student.settings, student.config, student.device.type, student.dtype.itemsize
+    batch = (s["BATCH_SIZE"], max(train_set["length"]), 1 + max(train_set["target_tokens"]))
+    qlora = s["UPDATE"] == "qlora"
+    teacher = memory.predict_teacher_gb(
+        config, *batch, bytes_each, adapter_rank=s["LORA_RANK"] if qlora else None,
+        hidden_states=s["HIDDEN_STATES"] > 0,
+    ) if needs_teacher(s) else 0.0  # fmt: skip
+    ratio = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
+    if qlora:
+        return teacher + memory.predict_lora_training_gb(
+            config, "nf4", s["LORA_RANK"], *batch, student.recomputes, device, bytes_each, ratio,
+            frozen_adapters=student.adapter is not None,
+        )  # fmt: skip
+    return teacher + memory.predict_training_gb(
+        config, *batch, student.recomputes, ratio, s["TRAIN_ENDS"], device, bytes_each
+    )
 
 
 def apply_recovery(s: dict) -> None:

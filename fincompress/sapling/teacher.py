@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from transformers import TrainerCallback
 
-from fincompress import runs
+from fincompress import models, runs
+from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
@@ -22,7 +22,7 @@ ADAPTER = "teacher"  # name of phase 1's adapter beside the one that is trained
 
 def needs_teacher(s: dict) -> bool:
     """Whether these constants learn from the unpruned model, or drop by it."""
-    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or s["CRITERION"] == "kl"
+    return s["KL"] > 0 or s["HIDDEN_STATES"] > 0 or "teacher" in criteria.get(s["CRITERION"]).needs
 
 
 class Teacher:
@@ -31,10 +31,9 @@ class Teacher:
     def __init__(self, model):
         self.model = model.eval().requires_grad_(False)
 
-    @contextlib.contextmanager
     def whole(self):
-        """The model as it teaches."""
-        yield self.model
+        """A context that gives the model as it teaches."""
+        return contextlib.nullcontext(self.model)
 
     @torch.no_grad()
     def __call__(self, batch: dict, hidden_states: bool = False) -> tuple[torch.Tensor, tuple | None]:
@@ -83,42 +82,44 @@ class SharedTeacher(Teacher):
             self.model.base_model.set_adapter(student)
 
 
+def load_teacher(student) -> Teacher | None:
+    """The teacher that is a model of its own; None where none is needed, or it shares the student's NF4 base."""
+    s = student.settings
+    if not needs_teacher(s) or s["UPDATE"] == "qlora":
+        return None
+    run = s["TEACHER"] or s["START_FROM"]
+    path = str(models.dense_checkpoint(run, s["RESULTS_DIR"]))
+    if models.read_config(path).num_hidden_layers != student.config.num_hidden_layers:
+        raise UserError(f"the teacher {run!r} has another number of blocks than the model to shrink: name another")
+    return Teacher(models.load_base(path, "auto", student.device, student.dtype))
+
+
 class TeachingCache:
     """The teacher's distributions over the target tokens of a fixed training set: each example is asked about once.
 
-    What was said is kept in a file. ``identity`` says what it was computed from (teacher, data, temperature); a file
-    of another is refused.
+    What was said is kept in a file. ``identity`` says what it was computed from (teacher, data, temperature).
+    Raises UserError where the file is damaged or of another identity.
     """
 
     def __init__(self, path: Path, identity: str, teacher: Teacher, temperature: float):
         self.path, self.identity, self.teacher, self.temperature = path, identity, teacher, temperature
         self.known: dict[int, Teaching] = {}  # number of the example -> its target tokens
-        if path.exists():
-            self._read()
-
-    def _read(self) -> None:
-        """Raises UserError where the file is damaged or belongs to other data."""
+        if not path.exists():
+            return
         try:
-            with safe_open(self.path, "pt") as file:
+            with safe_open(path, "pt") as file:
                 found = (file.metadata() or {}).get("identity")
-            tensors = load_file(self.path)
+            tensors = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.path} cannot be read ({error}): remove it") from None
-        if found != self.identity:
-            raise UserError(f"{self.path} was computed from another teacher or other data: remove it")
-        sizes = tensors["sizes"].tolist()
-        parts = zip(tensors["ids"].split(sizes), tensors["log_probs"].split(sizes), strict=True)
-        self.known = {row: Teaching(*part) for row, part in zip(tensors["rows"].tolist(), parts, strict=True)}
+            raise UserError(f"{path} cannot be read ({error}): remove it") from None
+        if found != identity:
+            raise UserError(f"{path} was computed from another teacher or other data: remove it")
+        rows = [name.removeprefix("ids:") for name in tensors if name.startswith("ids:")]
+        self.known = {int(row): Teaching(tensors[f"ids:{row}"], tensors[f"log_probs:{row}"]) for row in rows}
 
     def write(self) -> None:
         """Keep what is known so far."""
-        rows = sorted(self.known)
-        tensors = {
-            "rows": torch.tensor(rows),
-            "sizes": torch.tensor([len(self.known[row].ids) for row in rows]),
-            "ids": torch.cat([self.known[row].ids for row in rows]),
-            "log_probs": torch.cat([self.known[row].log_probs for row in rows]),
-        }
+        tensors = {f"{name}:{row}": tensor for row, one in self.known.items() for name, tensor in vars(one).items()}
         with runs.atomic_path(self.path) as partial:
             save_file(tensors, partial, metadata={"identity": self.identity})
 
@@ -128,23 +129,10 @@ class TeachingCache:
         if not self.known.keys() >= set(rows):
             teaching = Teaching.from_logits(self.teacher(batch)[0], self.temperature)
             sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
-            parts = zip(teaching.ids.cpu().int().split(sizes), teaching.log_probs.cpu().split(sizes), strict=True)
-            for row, part in zip(rows, parts, strict=True):
-                self.known.setdefault(row, Teaching(*part))
-        known = [self.known[row] for row in rows]
-        device = batch["rows"].device
+            for row, ids, log_probs in zip(
+                rows, teaching.ids.cpu().int().split(sizes), teaching.log_probs.cpu().split(sizes), strict=True
+            ):
+                self.known.setdefault(row, Teaching(ids.clone(), log_probs.clone()))
+        known, device = [self.known[row] for row in rows], batch["rows"].device
         ids, log_probs = (torch.cat([getattr(one, name) for one in known]) for name in ("ids", "log_probs"))
         return Teaching(ids.long().to(device), log_probs.to(device))
-
-
-class WriteCache(TrainerCallback):
-    """Writes a cache with each checkpoint of the Trainer, or a killed run would ask again in other batches."""
-
-    def __init__(self, cache: TeachingCache):
-        self.cache = cache
-
-    def on_save(self, args, state, control, **kwargs):
-        self.cache.write()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.cache.write()

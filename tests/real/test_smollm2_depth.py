@@ -8,8 +8,9 @@ import torch
 from conftest import run_script
 
 from fincompress import models
-from fincompress.depth import importance, repack
+from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
+from fincompress.depth.scan import scan
 from fincompress.depth.sublayers import SubLayer
 from fincompress.training.loss import TargetCollator, target_logits
 
@@ -39,7 +40,7 @@ def questions(results_dir, finqa_dir, smollm2):
 
 def test_the_scan_finds_what_is_known_of_smollm2(smollm2, questions):
     model, _ = smollm2
-    scores, whole = importance.scan(model, sub.units(model, "sublayer"), [questions])
+    scores, whole = scan(model, sub.units(model, "sublayer"), [questions])
     lost = {score.unit[0]: float(score.nll.mean() - whole.nll.mean()) for score in scores}
     assert max(lost, key=lost.get) == SubLayer(0, "mlp") and lost[SubLayer(0, "mlp")] > 3
     attentions = [value for one, value in lost.items() if one.kind == "attention"]

@@ -1,29 +1,19 @@
-"""Recovery on small random models: gates, teachers, losses, moments and branches do what they say, to the bit."""
-
-import sys
-from pathlib import Path
+"""Recovery on small random models: gates, teachers, losses and moments do what they say, to the bit."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from depth_models import CONFIGS, make_batches, make_model
+from recovery_models import make_trainer, training_steps
 from safetensors.torch import load_file, save_file
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "depth"))
-from depth_models import CONFIGS, make_batches, make_model  # noqa: E402
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.sapling import losses
-from fincompress.sapling.branch import branch
 from fincompress.sapling.gates import Gate
-from fincompress.sapling.recovery import (
-    KeepBest,
-    Recovery,
-    RecoveryTrainer,
-    moments_from_tensors,
-    moments_to_tensors,
-)
+from fincompress.sapling.recovery import Recovery
+from fincompress.sapling.state import moments_from_tensors, moments_to_tensors
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
 from fincompress.training.loss import IGNORE, target_outputs
 
@@ -34,15 +24,6 @@ TEMPERATURE = 2.0
 def logits_of(model, batch):
     with torch.no_grad():
         return target_outputs(model, batch)[0]
-
-
-def training_steps(model, recovery, batches, steps=3):
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    for step in range(steps):
-        recovery.loss(model, batches[step % len(batches)]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return optimizer
 
 
 def with_adapters():
@@ -200,27 +181,6 @@ def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path):
         TeachingCache(path, "of these data", teacher, TEMPERATURE)
 
 
-def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="adamw_torch_fused"):
-    from transformers import TrainingArguments
-
-    rows = [{"input_ids": list(range(3, 12 + i)), "prompt_tokens": 4, "length": 9 + i} for i in range(8)]
-    import datasets
-
-    from fincompress.training.loss import TargetCollator
-
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
-        report_to="none", disable_tqdm=True, remove_unused_columns=False, lr_scheduler_type="constant",
-        optim=optimizer, save_strategy="no",
-    )  # fmt: skip
-    trainer = RecoveryTrainer(
-        model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0),
-        callbacks=list(callbacks),
-    )  # fmt: skip
-    trainer.moments, trainer.recovery = moments, Recovery(0.0, 1.0, 0.0, TEMPERATURE)
-    return trainer
-
-
 @pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_bnb_8bit"])
 def test_moments_of_what_stays_survive_a_drop_and_a_file(tmp_path, optimizer):
     def equal(a, b):
@@ -244,49 +204,3 @@ def test_moments_of_what_stays_survive_a_drop_and_a_file(tmp_path, optimizer):
     after = second.moments_by_name()
     assert set(after) == {name for name, _ in model.named_parameters()} < set(before)
     assert all(int(kept["step"]) == 6 for kept in after.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_branch_leaves_the_model_as_it_was(dtype):
-    model, batches = make_model().to(dtype), make_batches()
-    model.requires_grad_(False)
-    for parameter in sub.parameters(model, SubLayer(1, "mlp")):
-        parameter.requires_grad_(True)
-        parameter.data = parameter.data.float()
-    before = {name: (p.data.clone(), p.requires_grad) for name, p in model.named_parameters()}
-
-    def train_all():
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-            parameter.data = parameter.data.float()
-
-    with branch(model, train_all):
-        training_steps(model, Recovery(0.0, 1.0, 0.0, TEMPERATURE), batches)
-        assert all(not torch.equal(p.data, before[name][0].float()) for name, p in model.named_parameters())
-    for name, parameter in model.named_parameters():
-        data, required = before[name]
-        assert parameter.dtype == data.dtype and torch.equal(parameter.data, data), name
-        assert parameter.requires_grad == required and parameter.grad is None
-
-
-def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path, monkeypatch):
-    from fincompress.sapling import recovery
-
-    found = iter([0.5, 0.4, 0.6, 0.7, 0.1])
-    monkeypatch.setattr(
-        recovery, "score_targets", lambda *_: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool))
-    )
-    model, weights = make_model(), []
-    keep_best = KeepBest(model, None, None, 1, torch.float32, every=2, patience=2)
-
-    class Watch(KeepBest):
-        def on_step_end(self, args, state, control, **kwargs):
-            weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
-
-    trainer = make_trainer(model, tmp_path, steps=20, callbacks=[keep_best, Watch(model, None, None, 1, None, 1, 1)])
-    trainer.train()
-    assert trainer.state.global_step == 8  # two scores of 2 steps each after the best one
-    best = keep_best.restore_best(trainer.args, trainer.state.log_history)
-    assert best["step"] == 4 and best["calibration_nll"] == 0.4
-    assert all(torch.equal(p, weights[3][name]) for name, p in model.named_parameters())
-    assert not all(torch.equal(weights[3][name], weights[-1][name]) for name in weights[3])

@@ -1,15 +1,14 @@
-"""The scan: cached equals plain, elimination finds what the exact scan finds, ties fall as specified."""
+"""The scan: cached equals plain, elimination finds what the exact scan finds."""
 
 import itertools
-import math
 
 import pytest
 import torch
 from depth_models import CONFIGS, make_batches, make_model
 
-from fincompress.depth import importance
+from fincompress.depth import ranking, scan
 from fincompress.depth import sublayers as sub
-from fincompress.depth.importance import Score
+from fincompress.depth.ranking import Score
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.training.loss import IGNORE, target_logits
@@ -34,8 +33,8 @@ def batches():
 def test_the_cached_scan_equals_the_plain_one(any_model, batches, drop_unit, packable):
     sub.remove(any_model, SubLayer(1, "attention"), SubLayer(3, "mlp"))
     units = sub.units(any_model, drop_unit, packable)
-    cached, whole = importance.scan(any_model, units, batches)
-    plain, again = importance.scan(any_model, units, batches, cached=False)
+    cached, whole = scan.scan(any_model, units, batches)
+    plain, again = scan.scan(any_model, units, batches, cached=False)
     assert torch.equal(whole.nll, again.nll)
     for ours, theirs in zip(cached, plain, strict=True):
         assert ours.unit == theirs.unit and ours.questions == 12
@@ -45,14 +44,14 @@ def test_the_cached_scan_equals_the_plain_one(any_model, batches, drop_unit, pac
 
 def test_a_scan_leaves_the_model_as_it_was(model, batches):
     before = target_logits(model, batches[0])[0]
-    importance.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
+    scan.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
     assert torch.equal(target_logits(model, batches[0])[0], before)
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
 def test_norms_are_of_what_each_unit_adds_padding_left_out(model):
     batch = make_batches(1)[0]
-    scores, _ = importance.scan(model, sub.units(model, "sublayer"), [batch])
+    scores, _ = scan.scan(model, sub.units(model, "sublayer"), [batch])
     found = {}
     hook = model.model.layers[2].mlp.register_forward_hook(lambda m, args, output: found.update(added=output))
     target_logits(model, batch)
@@ -81,14 +80,14 @@ def test_elimination_drops_what_the_exact_scan_drops_or_one_within_its_error(see
         batch["labels"][:, 1:] = known
         ids[:, -labels.shape[1] :] = torch.where(known != -100, known, ids[:, -labels.shape[1] :])
     units = sub.units(model, "sublayer")
-    exact, _ = importance.scan(model, units, batches)
-    early, _ = importance.scan(model, units, batches, eliminate=True)
+    exact, _ = scan.scan(model, units, batches)
+    early, _ = scan.scan(model, units, batches, eliminate=True)
     assert sum(s.questions for s in early) < 0.6 * sum(s.questions for s in exact)
     assert {s.questions for s in exact} == {128} and max(s.questions for s in early) == 128
-    theirs, ours = importance.choose(exact)[0], importance.choose(early)[0]
+    theirs, ours = ranking.choose(exact)[0], ranking.choose(early)[0]
     ours_exact = next(s for s in exact if s.unit == ours.unit)
-    assert not importance.behind(-ours_exact.exact, -theirs.exact, errors=1)
-    assert not importance.behind(ours_exact.nll, theirs.nll, errors=2)
+    assert not ranking.behind(-ours_exact.exact, -theirs.exact, errors=1)
+    assert not ranking.behind(ours_exact.nll, theirs.nll, errors=2)
 
 
 def test_enough_finalists_stay_for_the_drops_that_follow():
@@ -100,10 +99,10 @@ def test_enough_finalists_stay_for_the_drops_that_follow():
         for place, pair in enumerate(pairs)
     }
     for drops in (1, 3, 5):
-        race = importance.Elimination(pairs, drops)
+        race = scan.Elimination(pairs, drops)
         for _ in range(8):
             race.next_cut = 0
-            race.give_up(scores)
+            race.eliminate(scores)
         assert race.alive == pairs[: max(4, 2 * drops + 1)]  # every other one of them, and one to spare
 
 
@@ -119,8 +118,8 @@ def test_a_unit_that_was_bad_earlier_goes_only_if_it_is_clearly_behind_now():
     }
 
     def survivors(earlier):
-        race = importance.Elimination(units, earlier=earlier)
-        race.give_up(scores)
+        race = scan.Elimination(units, earlier=earlier)
+        race.eliminate(scores)
         return race.alive
 
     assert survivors(None) == units[:8]
@@ -129,16 +128,7 @@ def test_a_unit_that_was_bad_earlier_goes_only_if_it_is_clearly_behind_now():
     assert survivors(found)[-1] == units[2]  # tried last
 
 
-def test_what_is_no_number_loses():
-    good, broken = ((SubLayer(block, "mlp"),) for block in range(2))
-    scores = {unit: Score(unit) for unit in (broken, good)}
-    scores[broken].add(torch.tensor([float("nan"), float("inf")] * 8), torch.zeros(16), 1.0)
-    scores[good].add(torch.full((16,), 2.0), torch.zeros(16), 1.0)
-    assert importance.choose(list(scores.values()))[0].unit == good
-    assert importance.behind(scores[broken].nll, scores[good].nll, errors=3)
-
-
-def test_what_has_the_highest_accuracy_is_not_given_up():
+def test_the_units_of_the_highest_accuracy_stay():
     """Accuracy decides first, so as many units as will be dropped stay for it, however their NLL looks."""
     units = [(SubLayer(block, "mlp"),) for block in range(20)]
     exact = {16: 0.75, 17: 0.75, 18: 1.0}
@@ -148,94 +138,19 @@ def test_what_has_the_highest_accuracy_is_not_given_up():
     for place, share in exact.items():
         scores[units[place]].exact[: int(64 * share)] = 1
     for drops, stay in ((1, [18]), (3, [16, 17, 18])):
-        race = importance.Elimination(units, drops)
+        race = scan.Elimination(units, drops)
         for _ in range(8):
             race.next_cut = 0
-            race.give_up(scores)
+            race.eliminate(scores)
         assert race.alive == [*units[: max(4, drops + 1)], *(units[place] for place in stay)]
 
 
-def test_a_small_batch_gives_nothing_up_on_fewer_questions():
+def test_nothing_is_eliminated_on_fewer_questions_however_small_the_batch():
     model = make_good_model()
     for size in (1, 4, 16):
         batches = make_batches(count=32 // size, size=size)
-        found, _ = importance.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
+        found, _ = scan.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
         assert min(s.questions for s in found) >= 8
-
-
-def score(kind, exact, nll, norm=1.0, block=0):
-    return Score((SubLayer(block, kind),), torch.tensor(nll), torch.tensor(exact), norm**2)
-
-
-def test_accuracy_decides_where_it_can():
-    good, bad = [1.0] * 90 + [0.0] * 10, [1.0] * 60 + [0.0] * 40
-    best, why = importance.choose([score("mlp", bad, [0.1] * 100), score("attention", good, [0.9] * 100)])
-    assert best.unit[0].kind == "attention" and why == "accuracy"
-
-
-def test_a_tie_in_accuracy_falls_to_nll_also_across_kinds():
-    # 50 of 100 against 51 of 100 on the same questions: well within one standard error.
-    one, other = [1.0] * 50 + [0.0] * 50, [0.0] * 49 + [1.0] * 51
-    candidates = [("mlp", other, 0.5, 0), ("attention", one, 0.2, 0), ("mlp", one, 0.4, 1)]
-    best, why = importance.choose([score(kind, exact, [nll] * 100, block=n) for kind, exact, nll, n in candidates])
-    assert best.unit[0].kind == "attention" and why == "nll"
-
-
-def test_a_tie_in_both_falls_to_the_largest_norm():
-    exact, noise = [1.0, 0.0] * 50, torch.randn(100, generator=torch.Generator().manual_seed(0))
-    nll = (0.5 + 0.1 * noise).tolist()
-    near = (0.5 + 0.1 * noise.flip(0)).tolist()
-    best, why = importance.choose([score("mlp", exact, nll, norm=3.0), score("attention", exact, near, norm=9.0)])
-    assert best.unit[0].kind == "attention" and why == "norm"
-
-
-def test_units_that_were_given_up_early_are_not_chosen():
-    given_up = score("mlp", [1.0] * 10, [0.0] * 10)
-    best, _ = importance.choose([given_up, score("attention", [0.0] * 100, [0.9] * 100)])
-    assert best.unit[0].kind == "attention"
-
-
-def test_paired_differences_see_what_unpaired_ones_cannot():
-    hard = torch.randn(200, generator=torch.Generator().manual_seed(1)).abs() * 5
-    assert importance.behind(hard + 0.01 + 0.001 * torch.rand(200), hard, errors=3)
-    assert not importance.behind(hard, hard, errors=0)
-    assert importance.standard_error(torch.tensor([1.0])) == math.inf
-
-
-def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, batches):
-    units = sub.units(model, "block")
-    with torch.no_grad():
-        hidden = [
-            model(
-                input_ids=b["input_ids"], attention_mask=b["attention_mask"], position_ids=b["position_ids"],
-                output_hidden_states=True,
-            ).hidden_states
-            for b in batches
-        ]  # fmt: skip
-    cosine = torch.nn.functional.cosine_similarity
-    block = 2
-    turned = [1 - cosine(h[block], h[block + 1], dim=-1) for h in hidden]
-    influence = torch.cat([t[b["attention_mask"].bool()] for t, b in zip(turned, batches, strict=True)]).mean()
-    angle = torch.cat([torch.arccos(cosine(h[block][:, -1], h[block + 1][:, -1], dim=-1)) / math.pi for h in hidden])
-    found = {name: dict(importance.rank(model, units, batches, name)) for name in ("block_influence", "angular")}
-    assert found["block_influence"][units[block]] == pytest.approx(influence.item(), rel=1e-3)
-    assert found["angular"][units[block]] == pytest.approx(angle.mean().item(), rel=1e-3)
-    norms = dict(importance.rank(model, sub.units(model, "sublayer"), batches, "activation_norm"))
-    assert max(norms.values()) == pytest.approx(100) and len(norms) == 12
-
-    spans = [
-        sum(float((torch.arccos(cosine(h[s][:, -1], h[s + 3][:, -1], dim=-1)) / math.pi).sum()) for h in hidden)
-        for s in range(3)  # the last state of hidden_states is normed already
-    ]
-    window = importance.angular_window(model, units[:5], batches, 3)
-    assert window == units[:5][spans.index(min(spans)) :][:3]
-
-
-def test_the_last_come_first_and_a_random_order_follows_its_seed(model, batches):
-    units = sub.units(model, "sublayer")
-    assert [unit for unit, _ in importance.rank(model, units, [], "last")] == units[::-1]
-    orders = [[unit for unit, _ in importance.rank(model, units, [], "random", seed)] for seed in (0, 0, 1)]
-    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == sorted(units)
 
 
 def test_a_model_that_does_more_to_its_logits_is_refused(model, batches):
@@ -248,14 +163,14 @@ def test_a_model_that_does_more_to_its_logits_is_refused(model, batches):
 
     model.forward = scaled
     with pytest.raises(UserError, match="cannot be scanned"):
-        importance.scan(model, sub.units(model, "sublayer"), batches)
+        scan.scan(model, sub.units(model, "sublayer"), batches)
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 64])
 def test_batches_hold_like_lengths_and_every_cut_sees_the_first_of_the_order(size):
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1)).tolist()
     lengths = torch.randint(9, 99, (50,), generator=torch.Generator().manual_seed(2)).tolist()
-    found = importance.nested_batches(order, lengths, size)
+    found = scan.nested_batches(order, lengths, size)
     assert sorted(sum(found, [])) == list(range(50)) and max(map(len, found)) <= size
     seen = 0
     for batch in found:
@@ -275,8 +190,8 @@ def test_a_scan_against_a_teacher_measures_its_kl(model, batches):
         logits, labels = target_logits(teacher, batch)
         return logits[labels.ne(IGNORE)].detach()
 
-    scores, whole = importance.scan(model, units, batches, teacher=answers)
-    plain, _ = importance.scan(model, units, batches, teacher=answers, cached=False)
+    scores, whole = scan.scan(model, units, batches, teacher=answers)
+    plain, _ = scan.scan(model, units, batches, teacher=answers, cached=False)
     for score, expected in ((scores[7], units[7]), (whole, ())):
         found = []
         for batch in batches:
@@ -289,30 +204,3 @@ def test_a_scan_against_a_teacher_measures_its_kl(model, batches):
                 found.append((theirs.exp() * (theirs - ours)).sum(-1).mean())
         assert torch.allclose(score.nll, torch.stack(found), atol=1e-4)
     assert all(torch.allclose(a.nll, b.nll, atol=1e-4) for a, b in zip(scores, plain, strict=True))
-
-
-def test_without_accuracy_the_lowest_kl_decides():
-    exact = torch.cat([torch.ones(8), torch.zeros(2)])
-    accurate = Score((SubLayer(0, "mlp"),), torch.full((10,), 0.9) + torch.rand(10) / 100, exact)
-    near = Score((SubLayer(1, "mlp"),), torch.full((10,), 0.1) + torch.rand(10) / 100, torch.zeros(10))
-    assert importance.choose([accurate, near]) == (accurate, "accuracy")
-    assert importance.choose([accurate, near], by_accuracy=False) == (near, "nll")
-
-
-def test_taylor_is_weight_times_gradient_and_leaves_nothing_behind(model, batches):
-    from copy import deepcopy
-
-    copy = deepcopy(model).requires_grad_(True)
-    for batch in batches:
-        logits, labels = target_logits(copy, batch)
-        nll = -logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-        nll[labels.ne(IGNORE)].sum().backward()
-    expected = {
-        unit: sum(float((p * p.grad).abs().sum()) for one in unit for p in sub.parameters(copy, one))
-        for unit in sub.units(copy, "block")
-    }
-    model.requires_grad_(False)
-    ranking = importance.rank(model, sub.units(model, "block"), batches, "taylor")
-    assert [unit for unit, _ in ranking] == sorted(expected, key=expected.get)
-    assert all(score == pytest.approx(expected[unit], rel=1e-4) for unit, score in ranking)
-    assert all(p.grad is None and not p.requires_grad for p in model.parameters())

@@ -1,0 +1,14 @@
+"""KL(teacher || model) on the calibration split without the unit."""
+
+from fincompress.depth.criteria import criterion
+from fincompress.depth.ranking import Ranking
+from fincompress.depth.scan import scan
+
+
+@criterion("teacher")
+def kl(model, units, batches, context):
+    """First goes the unit without which the model stays nearest to its teacher; ties fall to the norm."""
+    scores, whole = scan(
+        model, units, batches, context.eliminate, context.drops, context.earlier, teacher=context.teacher
+    )
+    return Ranking(scores, whole, by="nll")

@@ -1,0 +1,110 @@
+"""What a criterion says of the units that may be dropped, and which of them goes next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from fincompress.depth.sublayers import SubLayer
+
+WORST = 1e4  # nats per token that stand for what is no number
+Unit = tuple[SubLayer, ...]
+
+
+@dataclass
+class Score:
+    """What is known of the model without one unit: its answers to calibration questions, or a criterion's number."""
+
+    unit: Unit
+    nll: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), nats per target token, or KL
+    exact: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), 1 where the program is exact
+    squares: float = 0.0  # sum of squares of what the unit adds to the stream
+    value: float | None = None  # of a criterion that asks no questions
+
+    @property
+    def questions(self) -> int:
+        return len(self.nll)
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of what the unit adds to the stream, over the questions seen."""
+        return math.sqrt(self.squares)
+
+    def add(self, nll: torch.Tensor, exact: torch.Tensor, squares: float = 0.0) -> None:
+        # What overflows without a unit is as bad as can be, and must not win because nothing compares with it.
+        self.nll = torch.cat([self.nll, nll.float().cpu().nan_to_num(nan=WORST, posinf=WORST)])
+        self.exact = torch.cat([self.exact, exact.float().cpu()])
+        self.squares += squares
+
+
+@dataclass
+class Ranking:
+    """Scores of the units that may be dropped, and of the whole model under an empty unit (None: not scored yet).
+
+    ``by`` says which unit goes first: "order" the first one, "accuracy" and "nll" as ``choose`` decides.
+    """
+
+    scores: list[Score]
+    whole: Score | None = None
+    by: str = "order"
+
+    @classmethod
+    def lowest_first(cls, values: dict[Unit, float]) -> Ranking:
+        """Units by a number, the lowest first."""
+        return cls([Score(unit, value=value) for unit, value in sorted(values.items(), key=lambda pair: pair[1])])
+
+    def next(self, allowed: list[Unit]) -> tuple[Score | None, str]:
+        """Which of the ``allowed`` units goes next, and what decided; None where none of them is left.
+
+        After a scan only units that saw every question can go: the others were eliminated.
+        """
+        left = [score for score in self.scores if score.unit in allowed]
+        if self.by == "order":
+            return (left[0] if left else None), self.by
+        left = [score for score in left if score.questions == self.whole.questions]
+        return choose(left, self.by == "accuracy") if left else (None, self.by)
+
+    def order(self) -> list[Unit]:
+        """All units in the order in which they would go."""
+        left, order = [score.unit for score in self.scores], []
+        while left:
+            order.append(self.next(left)[0].unit)
+            left.remove(order[-1])
+        return order
+
+
+def choose(scores: list[Score], by_accuracy: bool = True) -> tuple[Score, str]:
+    """The unit to drop, and what decided: ``accuracy``, ``nll``, ``norm``, or ``only`` where there is one candidate.
+
+    The one whose absence leaves the highest accuracy. Units within one standard error of it, of the difference on
+    the same questions, tie; among those the lowest NLL decides, and within one standard error of that the largest
+    Frobenius norm. Attention and MLP are compared alike. Only units that saw every question take part. Without
+    ``by_accuracy`` the NLL decides first, or the KL that stands for it.
+    """
+    most = max(score.questions for score in scores)
+    scores = [score for score in scores if score.questions == most]
+    if len(scores) == 1:
+        return scores[0], "only"
+    best = max(scores, key=lambda score: (score.exact.mean(), -score.nll.mean()))
+    tied = [score for score in scores if not by_accuracy or not behind(-score.exact, -best.exact, errors=1)]
+    if len(tied) == 1:
+        return best, "accuracy"
+    best = min(tied, key=lambda score: score.nll.mean())
+    tied = [score for score in tied if not behind(score.nll, best.nll, errors=1)]
+    if len(tied) == 1:
+        return best, "nll"
+    return max(tied, key=lambda score: score.norm), "norm"
+
+
+def behind(nll: torch.Tensor, leader: torch.Tensor, errors: float) -> bool:
+    """Whether ``nll`` is above the leader's by more than so many standard errors of the paired difference."""
+    difference = nll - leader
+    # One question that differs is exactly one standard error: not more, however floats round.
+    return bool(difference.mean() > errors * standard_error(difference) * (1 + 1e-5))
+
+
+def standard_error(values: torch.Tensor) -> float:
+    """Standard error of the mean."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf

@@ -1,0 +1,241 @@
+"""The calibration scan of SAPLING: how well the model answers a calibration set without each unit.
+
+Only what comes after a unit changes without it, so the stream that enters each unit is computed once and each unit runs
+its suffix alone: the same scores for half the work. With early elimination most units are eliminated after a few
+questions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from fincompress.depth import sublayers as sub
+from fincompress.depth.ranking import Score, Unit, behind
+from fincompress.depth.sublayers import SubLayer
+from fincompress.errors import UserError
+from fincompress.training.loss import IGNORE, packed_scores, target_logits
+
+FIRST_CUT = 8  # questions before which no unit is eliminated, whatever the batch: fewer say nothing
+FINALISTS = 4  # units, at least, that see every question
+
+
+@dataclass
+class Trace:
+    """One forward pass over a batch: the stream wherever a sub-layer adds to it, and the arguments of each block."""
+
+    streams: dict[SubLayer, torch.Tensor]  # what enters each sub-layer, (batch, tokens, hidden)
+    last: torch.Tensor  # what leaves the last block, (batch, tokens, hidden)
+    squares: dict[SubLayer, float]  # sum of squares of what each sub-layer adds, padding left out
+    arguments: list[dict]  # keyword arguments of each block: masks, positions
+    logits: torch.Tensor  # of the target positions, (batch, K - 1, vocabulary)
+    labels: torch.Tensor  # (batch, K - 1)
+    teacher: torch.Tensor | None = None  # logits of the unpruned model, (target tokens, vocabulary)
+
+    def around(self, first: SubLayer, last: SubLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        """The stream before the sub-layer ``first`` and after the sub-layer ``last``, (batch, tokens, hidden) each."""
+        attention = last.kind == "attention"
+        following = SubLayer(last.block, "mlp") if attention else SubLayer(last.block + 1, "attention")
+        return self.streams[first], self.streams.get(following, self.last)
+
+
+@torch.no_grad()
+def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
+    """Run the whole model once and keep what the suffixes will need. Hooks are gone afterwards."""
+    layers = sub.decoder(model).layers
+    streams, squares, arguments, last = {}, {}, [{} for _ in layers], []
+    mask = batch["attention_mask"].unsqueeze(-1)
+    hooks = []
+
+    def enters_block(number):
+        def hook(block, args, kwargs):
+            streams[SubLayer(number, "attention")] = args[0]
+            arguments[number] = kwargs
+
+        return layers[number].register_forward_pre_hook(hook, with_kwargs=True)
+
+    def enters_mlp(number):
+        def hook(norm, args):
+            streams[SubLayer(number, "mlp")] = args[0]
+
+        return layers[number].post_attention_layernorm.register_forward_pre_hook(hook)
+
+    def adds(one):
+        def hook(body, args, output):
+            added = output[0] if isinstance(output, tuple) else output
+            squares[one] = float((added.float() * mask).square().sum())
+
+        return sub.module(model, one).register_forward_hook(hook)
+
+    try:
+        for number in range(len(layers)):
+            hooks += [enters_block(number), enters_mlp(number)]
+        hooks += [adds(one) for one in sub.sublayers(model)]
+        hooks.append(layers[-1].register_forward_hook(lambda block, args, output: last.append(output)))
+        logits, labels = target_logits(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Trace(streams, last[0], squares, arguments, logits, labels)
+
+
+@torch.no_grad()
+def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
+    """``target_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
+    first = unit[0]
+    start = first.block if first.kind == "attention" else first.block + 1
+    with sub.skipped(model, *unit):
+        return packed_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels, seen.teacher)
+
+
+def suffix(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
+    """What leaves the last block at the target tokens, (target tokens, hidden), from what enters block ``start``.
+
+    The last MLP runs for those tokens alone: no attention comes after it.
+    """
+    layers, final = sub.decoder(model).layers, sub.sublayers(model)[-1]
+    if final.kind == "attention" or final.block < start:
+        return targets_of(run_blocks(layers[start:], stream, seen.arguments[start:]), seen)
+    norm, body = (getattr(layers[final.block], part) for part in sub.PARTS["mlp"])
+    with sub.skipped(model, final):
+        end = final.block + 1
+        stream = targets_of(run_blocks(layers[start:end], stream, seen.arguments[start:end]), seen)
+    return stream + body(norm(stream))
+
+
+def run_blocks(blocks: Iterable[torch.nn.Module], stream: torch.Tensor, arguments: list[dict]) -> torch.Tensor:
+    """The stream after some blocks, (batch, tokens, hidden) as before them."""
+    for block, given in zip(blocks, arguments, strict=True):
+        stream = block(stream, **given)
+    return stream
+
+
+def targets_of(stream: torch.Tensor, seen: Trace) -> torch.Tensor:
+    """The positions that predict target tokens, (target tokens, hidden), of (batch, tokens, hidden).
+
+    Most positions of a batch are prompt, or padding beside its longest target.
+    """
+    keep = seen.labels.shape[1] + 1
+    return stream[:, -keep:-1][seen.labels.ne(IGNORE)]
+
+
+def head(model, last: torch.Tensor) -> torch.Tensor:
+    """Logits, (target tokens, vocabulary), from what leaves the last block at those tokens."""
+    return model.get_output_embeddings()(sub.decoder(model).norm(last))
+
+
+def nested_batches(order: list[int], lengths: list[int], size: int) -> list[list[int]]:
+    """Questions in batches of at most ``size``, of like ``lengths`` so as to pad little.
+
+    The questions between two cuts of ``Elimination`` are sorted, no others: at each cut those seen are the first of
+    ``order``, a random part of all.
+    """
+    batches, begin, end = [], 0, FIRST_CUT
+    while begin < len(order):
+        part = sorted(order[begin:end], key=lambda i: lengths[i])
+        batches += [part[i : i + size] for i in range(0, len(part), size)]
+        begin, end = end, 2 * end
+    return batches
+
+
+class Elimination:
+    """Which units a scan still follows: successive halving on nested parts of the calibration set.
+
+    After FIRST_CUT questions, and each time they have doubled since, the worse half (by NLL) is eliminated. At any time
+    so is what is behind the leader by more than three standard errors of the paired difference. The finalists stay:
+    as many of the best as contain ``drops`` + 1 units that share no sub-layer (of two that do, only one can be
+    dropped), and as many of the highest accuracy, by which ``choose`` goes first, as contain ``drops`` of them.
+    ``earlier`` holds what an earlier scan found (unit -> NLL lost without it). Units are tried in that order, and those
+    of its worse half stay after the first cut only within one standard error of the leader.
+    """
+
+    def __init__(self, units: list[Unit], drops: int = 1, earlier: dict[Unit, float] | None = None):
+        self.drops, self.earlier = drops, earlier or {}
+        self.alive = sorted(units, key=lambda unit: self.earlier.get(unit, -math.inf))
+        self.next_cut: int | None = None
+
+    def eliminate(self, scores: dict[Unit, Score]) -> None:
+        """Call after each batch, with the scores of every unit that is still followed."""
+        questions = scores[self.alive[0]].questions
+        if questions < FIRST_CUT:
+            return
+        leader = min((scores[unit] for unit in self.alive), key=lambda score: score.nll.mean())
+        doubtful = self.alive[len(self.alive) // 2 :] if self.next_cut is None and self.earlier else []
+        hopeless = {
+            unit for unit in self.alive if behind(scores[unit].nll, leader.nll, errors=1 if unit in doubtful else 3)
+        }
+        keep = len(self.alive) - len(hopeless)
+        if self.next_cut is None or questions >= self.next_cut:
+            keep, self.next_cut = min(keep, len(self.alive) // 2), 2 * questions
+        best = sorted(self.alive, key=lambda unit: (unit in hopeless, scores[unit].nll.mean()))
+        best = best[: max(keep, FINALISTS, _enough(best, self.drops + 1))]
+        exact = sorted(self.alive, key=lambda unit: (-scores[unit].exact.mean(), scores[unit].nll.mean()))
+        best += exact[: _enough(exact, self.drops)]
+        self.alive = [unit for unit in self.alive if unit in best]
+
+
+def _enough(best: list[Unit], drops: int) -> int:
+    """How many of the best contain ``drops`` units that can go together; all of them where none do."""
+    taken: set[SubLayer] = set()
+    apart = 0
+    for number, unit in enumerate(best, start=1):
+        if taken.isdisjoint(unit):
+            taken.update(unit)
+            apart += 1
+        if apart == drops:
+            return number
+    return len(best)
+
+
+def scan(
+    model,
+    units: list[Unit],
+    batches: Iterable[dict[str, torch.Tensor]],
+    eliminate: bool = False,
+    drops: int = 1,
+    earlier: dict[Unit, float] | None = None,
+    cached: bool = True,
+    teacher: Callable[[dict], torch.Tensor] | None = None,
+) -> tuple[list[Score], Score]:
+    """Score the model without each of ``units``; also returns the score of the model as it is, under an empty unit.
+
+    ``batches`` are nested parts of the calibration set, in a random order fixed by the caller; one at a time is held
+    with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan. With it,
+    ``Elimination`` leaves few units that have seen every question: enough for one or two ``drops``; of more, each may
+    stand in the way of two, and seldom the last finds no unit. ``cached=False`` runs the whole network for every unit:
+    the reference. ``teacher`` gives the logits of a batch's target tokens; scores are then KL(teacher || model) instead
+    of the gold program's negative log-likelihood.
+    """
+    scores = {unit: Score(unit) for unit in units}
+    whole = Score(())
+    race = Elimination(units, drops, earlier)
+    for number, batch in enumerate(batches):
+        seen = trace(model, batch)
+        if number == 0:
+            _check_head(model, seen)
+        seen.teacher = teacher(batch) if teacher else None
+        counted = seen.labels.ne(IGNORE)
+        whole.add(*packed_scores(seen.logits[counted], seen.labels, seen.teacher))
+        for unit in race.alive:
+            if cached:
+                found = scores_without(model, unit, seen)
+            else:
+                with sub.skipped(model, *unit), torch.no_grad():
+                    found = packed_scores(target_logits(model, batch)[0][counted], seen.labels, seen.teacher)
+            scores[unit].add(*found, sum(seen.squares[one] for one in unit))
+        if eliminate:
+            race.eliminate(scores)
+        del seen  # or the next batch's streams would be held beside it
+    return list(scores.values()), whole
+
+
+def _check_head(model, seen: Trace) -> None:
+    """Refuse a model whose logits are not just its head on its last norm: its suffixes would be scored wrongly."""
+    with torch.no_grad():
+        ours = head(model, targets_of(seen.last, seen))
+    theirs = seen.logits[seen.labels.ne(IGNORE)]
+    if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
+        raise UserError(f"{type(model).__name__} does more to its logits than a Llama does; it cannot be scanned")

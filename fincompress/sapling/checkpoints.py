@@ -1,0 +1,98 @@
+"""What a run leaves: a standard checkpoint for each depth, and the tables and figures of the whole run."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import torch
+
+from fincompress import memory, models, runs
+from fincompress.depth import repack
+from fincompress.report import charts
+
+if TYPE_CHECKING:
+    from fincompress.sapling.run import Run
+
+
+@torch.no_grad()
+def save_checkpoint(run: Run, healed: dict | None = None) -> None:
+    """Write the model as it is as ``<units left>/``, a standard checkpoint in 16 bits that is checked first.
+
+    ``healed`` is the record of a depth that was trained to the end; others are saved every SAVE_EVERY cycles.
+    """
+    s, state, student = run.settings, run.state, run.student
+    cycles = len({row["scan"] for row in state.trajectory})
+    untouched = not state.trajectory and not state.examples_seen  # what it started from, once more
+    # The last depth above an accuracy floor is known only when the next one falls below it.
+    wanted = s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0)
+    if healed is None and (untouched or not wanted or run.depths_reached()):
+        return
+    packed = student.packed()
+    with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
+        repack.check_equal(student.model, packed, run.questions(2)[0])
+    shares = student.shares()
+    facts = {
+        "units_left": student.left,
+        **shares,
+        **training_so_far(run, [healed] if healed else []),  # not what other depths were healed by
+        "final": bool(state.stopped) or student.share <= s["TARGET_SIZE"],
+        "healed": healed is not None and s["HEALING_EPOCHS"] > 0,
+        **{key: value for key, value in (healed or {}).items() if key.startswith("calibration_")},
+        "dropped": [row["dropped"] for row in state.trajectory],
+    }
+    half = torch.float16 if student.dtype == torch.float16 else torch.bfloat16
+    with runs.atomic_path(run.directory / str(student.left)) as partial:
+        models.write_checkpoint(partial, packed, run.tokenizer, half)
+        models.write_model_card(
+            partial, s["BASE_MODEL"],
+            f"Fine-tuned for FinQA programs, shrunk to {packed.config.num_hidden_layers} blocks. Run `{s['RUN']}`.",
+            **shares,
+        )  # fmt: skip
+        record = runs.read_json(run.directory / "settings.json")
+        runs.write_json(partial / "settings.json", record | {"base_precision": "auto"})
+        runs.write_json(partial / "train_metrics.json", facts)
+
+
+def training_so_far(run: Run, healed: list[dict]) -> dict[str, float]:
+    """Examples, tokens and seconds of the run's own training and scans, and of the healing of these depths."""
+    names = ("examples_seen", "tokens_seen", "training_seconds")
+    found = {name: round(getattr(run.state, name) + sum(row[name] for row in healed), 1) for name in names}
+    return found | {"scanning_seconds": round(run.state.scanning_seconds, 1)}
+
+
+def finish(run: Run) -> None:
+    """Write the tables and figures of the run; the state is no longer needed."""
+    directory, state, student = run.directory, run.state, run.student
+    last = next(row for row in reversed(state.healed) if row["units_left"] == student.left)
+    runs.write_csv(directory / "trajectory.csv", state.trajectory)
+    runs.write_csv(directory / "layer_scores.csv", state.layer_scores)
+    runs.write_csv(directory / "loss_curve.csv", state.loss_curve)
+    charts.loss_curve(directory / "loss_curve.png", state.loss_curve, [])
+    charts.layer_importance(directory / "layer_importance.png", state.layer_scores, state.trajectory)
+    metrics = {
+        "stopped": state.stopped,
+        "data": run.facts["data"],
+        "units_left": student.left,
+        **student.shares(),
+        "last_above_floor": (state.last_above_floor or {}).get("units"),
+        "reference": state.reference,
+        "calibration_exact": last["calibration_exact"],
+        "calibration_nll": last["calibration_nll"],
+        "trainable": state.trainable,
+        "healed": state.healed,
+        **training_so_far(run, state.healed),
+        "peak_memory_gb": memory.peak_memory_gb(),
+        "predicted_memory_gb": round(run.predicted_gb, 3),
+    }
+    runs.write_json(directory / "train_metrics.json", metrics)
+    for path in (*directory.glob("state*"), *directory.glob("teaching*")):
+        path.unlink()
+    for path in (*directory.glob("trainer-*"), *directory.glob("healing-*")):
+        shutil.rmtree(path)  # a kill came before it was removed
+    print(
+        f"stopped: {state.stopped}; trained {metrics['training_seconds'] / 60:.1f} min, scanned "
+        f"{state.scanning_seconds / 60:.1f} min; calibration exact match {metrics['calibration_exact']:.1%}, "
+        f"NLL {metrics['calibration_nll']:.3f}; wrote {directory}/{student.left}/ and other depths, "
+        "trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv and .png"
+    )

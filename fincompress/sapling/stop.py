@@ -1,0 +1,107 @@
+"""When no more is dropped: size, accuracy floor, memory or latency, whichever comes first."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from typing import TYPE_CHECKING
+
+from fincompress import generation, memory
+from fincompress.depth import repack
+from fincompress.depth import sublayers as sub
+from fincompress.depth.ranking import Score
+from fincompress.errors import UserError
+from fincompress.sapling.student import Student
+
+if TYPE_CHECKING:
+    from fincompress.sapling.run import Run
+
+CONTEXT = 1024  # tokens in the KV cache of TARGET_MEMORY_GB
+
+
+def check_targets(student: Student) -> None:
+    """Raise UserError for a target that one block exceeds, and for a depth of HEAL_AT that the run does not reach."""
+    s, ends, full = student.settings, student.sizes["ends"], student.full_size
+    smallest = (ends + student.block_size) / full
+    if s["TARGET_SIZE"] < smallest:
+        raise UserError(
+            f"TARGET_SIZE = {s['TARGET_SIZE']} cannot be met: embeddings, head and one block are {smallest:.1%} of "
+            "this model's bytes"
+        )
+    if s["TARGET_MEMORY_GB"] is not None:
+        one = repack.packed_config(student.config, [repack.Block(*(sub.SubLayer(0, kind) for kind in sub.KINDS))])
+        least = memory.inference_gb(one, context=CONTEXT)
+        if s["TARGET_MEMORY_GB"] < least:
+            raise UserError(
+                f"TARGET_MEMORY_GB = {s['TARGET_MEMORY_GB']} cannot be met: embeddings, head and one block take "
+                f"{least:.2g} GB"
+            )
+    start = 2 * student.config.num_hidden_layers
+
+    def sublayers_at(share: float) -> int:
+        return 2 * math.floor((share * full - ends) / student.block_size)
+
+    last = sublayers_at(s["TARGET_SIZE"])
+    for depth in s["HEAL_AT"]:
+        if depth >= start or depth == 1:
+            raise UserError(f"HEAL_AT holds {depth}, but the run starts with {start} sub-layers: name fewer")
+        if (depth if depth > 1 else sublayers_at(depth)) < last:
+            raise UserError(
+                f"HEAL_AT holds {depth}, but the run stops at {last} sub-layers (TARGET_SIZE = {s['TARGET_SIZE']})"
+            )
+
+
+def stop_if_reached(run: Run, whole: Score) -> None:
+    """Note in the state why no more is dropped, once there is a reason; ``whole`` are the model's scores as it is."""
+    run.state.stopped = run.state.stopped or stop_reason(run, whole)
+
+
+def stop_reason(run: Run, whole: Score) -> str | None:
+    """Which target is met first; None while there is more to drop. Also notes the last depth above the floor."""
+    s, state, student = run.settings, run.state, run.student
+    if s["ACCURACY_FLOOR"] is not None:
+        accuracy, reference = float(whole.exact.mean()), state.reference["accuracy"]
+        if reference == 0:
+            shutil.rmtree(run.directory)  # nothing to go on with, and it would refuse corrected constants
+            raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
+        if accuracy < s["ACCURACY_FLOOR"] * reference:
+            return (
+                f"accuracy {accuracy:.1%} of {student.left} units fell below {s['ACCURACY_FLOOR']:.0%} of "
+                f"{reference:.1%}; the last depth above that had {state.last_above_floor['units']}"
+            )
+        state.last_above_floor = {
+            "units": student.left, "drops": len(state.trajectory), "weights": state.weights
+        }  # fmt: skip
+    if student.share <= s["TARGET_SIZE"]:
+        return f"{student.share:.1%} of the bytes, at most {s['TARGET_SIZE']:.0%} wanted"
+    if s["TARGET_MEMORY_GB"] is not None:
+        needed = memory.inference_gb(student.packed().config, context=CONTEXT)
+        if needed <= s["TARGET_MEMORY_GB"]:
+            return f"{needed:.2f} GB of memory, at most {s['TARGET_MEMORY_GB']} wanted"
+    if s["TARGET_LATENCY_MS"] is not None:
+        with student.scoring_model() as model:
+            latency = generation.decode_latency_ms(repack.packed_model(model))
+        if latency <= s["TARGET_LATENCY_MS"]:
+            return f"{latency:.1f} ms a token, at most {s['TARGET_LATENCY_MS']} wanted"
+    if not student.allowed():
+        return "nothing is left that may be dropped"
+    return None
+
+
+def return_above_floor(run: Run) -> None:
+    """After a stop by the accuracy floor: undo the drops since it was last met, and what was trained since."""
+    state = run.state
+    above = state.last_above_floor
+    if above is None or above["drops"] == len(state.trajectory):
+        return
+    for path in run.directory.glob("[0-9]*"):  # depths that the floor rejects must not be taken for its outcome
+        if int(path.name) < above["units"]:
+            shutil.rmtree(path)
+    del state.trajectory[above["drops"] :]
+    state.healed = [row for row in state.healed if row["units_left"] >= above["units"]]
+    state.weights, state.trained, state.fading = above["weights"], False, []
+    state.write(run.directory)
+    run.cache = None
+    with run.explain_out_of_memory():
+        run.student.load()
+    run.resume()

@@ -1,0 +1,201 @@
+"""The model as it shrinks: what is left of it, what of it is trained, and the copy of it that is scored."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import math
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from fincompress import memory, models, quantization, runs
+from fincompress.depth import repack
+from fincompress.depth import sublayers as sub
+from fincompress.depth.ranking import Unit
+from fincompress.errors import UserError
+from fincompress.sapling.gates import Gate
+from fincompress.sapling.teacher import ADAPTER, needs_teacher
+
+
+class Student:
+    """A model on its way down. ``load`` it before anything else is asked than its sizes at the start."""
+
+    def __init__(self, settings: dict, source: str, precision: str, device: torch.device, dtype: torch.dtype):
+        self.settings, self.source, self.precision, self.device, self.dtype = settings, source, precision, device, dtype
+        self.config = models.read_config(source)
+        self.sizes = memory.parameter_sizes(self.config)
+        self.adapter = find_adapter(settings)
+        blocks = self.config.num_hidden_layers
+        self.full = blocks if settings["DROP_UNIT"] == "block" else 2 * blocks  # units at the start
+        self.full_size = self.sizes["ends"] + blocks * self.block_size  # parameters at the start
+
+    def load(self) -> None:
+        """The model that the run starts from.
+
+        For adapters on an NF4 base that is phase 1's adapter on its own: merged and quantized again, most of what it
+        learned would be lost in the rounding.
+        """
+        self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
+        self.fading: sub.Parts = {}  # what was dropped and is not faded out yet
+        self.gate, self.model = Gate(), None
+        gc.collect()  # never two models at once
+        if self.adapter is None:
+            self.model = models.load_base(self.source, self.precision, self.device, self.dtype).eval()
+            return
+        results = self.settings["RESULTS_DIR"]
+        self.model = models.load_adapter(self.adapter, results, self.device, self.dtype)[0].eval()
+        if needs_teacher(self.settings):
+            self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
+        models.compute_in_model_dtype(self.model)
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether training recomputes activations."""
+        asked = self.settings["GRADIENT_CHECKPOINTING"]
+        return self.device.type == "cuda" if asked is None else asked
+
+    # ------------------------------------------------------------ what is left
+
+    @property
+    def left(self) -> int:
+        """Sub-layers that are left, or blocks where blocks are dropped."""
+        return len(self.every_unit())
+
+    @property
+    def block_size(self) -> int:
+        """Parameters of one block."""
+        return self.sizes["attention"] + self.sizes["mlp"]
+
+    @property
+    def share(self) -> float:
+        """Share of the bytes of the checkpoint at the start, embeddings, head and zero-filled slots included."""
+        return repack.checkpoint_parameters(self.model, self.sizes) / self.full_size
+
+    def shares(self) -> dict[str, float]:
+        """What is left, for a record; a zero-filled slot counts in bytes, not in parameters."""
+        parameters = self.sizes["ends"] + sum(self.sizes[one.kind] for one in sub.sublayers(self.model))
+        share = round(parameters / self.full_size, 5)
+        return {"share_of_bytes": round(self.share, 5), "share_of_parameters": share}
+
+    def blocks_above(self, share: float) -> int:
+        """Whole blocks that must go to come down to a share of the bytes."""
+        return math.ceil((self.share - share) / (self.block_size / self.full_size))
+
+    def every_unit(self) -> list[Unit]:
+        """What is left, one by one: sub-layers or blocks."""
+        return sub.units(self.model, self.settings["DROP_UNIT"])
+
+    def units(self) -> list[Unit]:
+        """What a criterion scores: pairs of neighbours with PACKABLE_ONLY, the ends left out with PROTECT."""
+        units = sub.units(self.model, self.settings["DROP_UNIT"], self.settings["PACKABLE_ONLY"])
+        if not self.settings["PROTECT"]:
+            return units
+        ends = (0, len(sub.decoder(self.model).layers) - 1)
+        return [unit for unit in units if not any(one.block in ends for one in unit)]
+
+    def allowed(self) -> list[Unit]:
+        """Units that may go next: at least one attention and one MLP stay."""
+        left = sub.sublayers(self.model)
+        return [u for u in self.units() if {one.kind for one in left if one not in u} == set(sub.KINDS)]
+
+    def remove(self, name: str, fading: bool = False) -> None:
+        """Take a unit out; a teacher that shares the model keeps its parts, and so does what still fades."""
+        parts = sub.remove(self.model, *sub.parse_unit(name))
+        if self.settings["UPDATE"] == "qlora" and needs_teacher(self.settings):
+            self.removed |= parts
+        if fading:
+            self.fading |= parts
+
+    def packed(self) -> torch.nn.Module:
+        return repack.packed_model(self.model)
+
+    # --------------------------------------------------------- what is trained
+
+    def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def make_trainable(self, names: list[str], every: set[str], healing: bool = False) -> None:
+        """Let gradients reach the units ``names`` alone; what is trained is held in float32, what is frozen is not.
+
+        ``every`` are the units that are ever trained: with ``qlora`` they get adapters.
+        """
+        s = self.settings
+        chosen = [one for name in names for one in sub.parse_unit(name)]
+        if s["UPDATE"] == "qlora" and self.adapter is None and not hasattr(self.model, "peft_config"):
+            self._add_adapters(every)
+        self.model.requires_grad_(False)
+        if s["UPDATE"] == "qlora":
+            for name, parameter in [p for one in chosen for p in sub.module(self.model, one).named_parameters()]:
+                parameter.requires_grad_("lora_" in name and f".{ADAPTER}." not in name)
+        else:
+            found = sub.decoder(self.model)
+            ends = [*found.embed_tokens.parameters(), *found.norm.parameters()]
+            ends += self.model.get_output_embeddings().parameters()
+            for parameter in [p for one in chosen for p in sub.parameters(self.model, one)] + ends * s["TRAIN_ENDS"]:
+                parameter.requires_grad_(True)
+                parameter.data = parameter.data.float()
+            if not healing:
+                memory.release_files(self.model)
+        trained = sum(p.numel() for p in self.trained_parameters().values())
+        print(
+            f"{len(names)} of {self.full} units are trained: {trained / 1e6:.1f} M of "
+            f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "
+            f"(all of them: {8 * self.full_size / 1e9:.2f} GB)"
+        )
+
+    def _add_adapters(self, every: set[str]) -> None:
+        s, names = self.settings, {module: name for name, module in self.model.named_modules()}
+        targets = [
+            names[module]
+            for one in (one for name in sorted(every) for one in sub.parse_unit(name))
+            for module in sub.module(self.model, one).modules()
+            if isinstance(module, torch.nn.Linear)
+        ]
+        adapters = LoraConfig(
+            r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
+        )
+        if targets:  # none where a killed run resumes after all that was trained had been dropped
+            with quantization.quiet():  # peft imports gptqmodel, which greets
+                self.model = get_peft_model(self.model, adapters)
+            models.compute_in_model_dtype(self.model)
+
+    @contextlib.contextmanager
+    def faded(self, names: list[str]):
+        """Run the model with what fades in its place, behind the gate; afterwards it is gone for good."""
+        gone = [one for name in names for one in sub.parse_unit(name)]
+        with sub.restored(self.model, self.fading), self.gate.on(self.model, *gone):
+            yield
+        self.fading = {}
+
+    @contextlib.contextmanager
+    def scoring_model(self):
+        """The model as a checkpoint would be: where weights are trained, a copy of them in 16 bits."""
+        if self.settings["UPDATE"] == "full":
+            # Frozen weights are shared. Not .to(): that would round the rotary frequencies too.
+            shared = {
+                id(p): torch.nn.Parameter(p.detach().to(self.dtype), requires_grad=False)
+                for p in self.model.parameters()
+            }
+            yield copy.deepcopy(self.model, shared)
+        else:
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                yield self.model.eval()
+
+
+def find_adapter(s: dict) -> Path | None:
+    """The folder of the run whose own adapter is trained on; None where new ones, or whole weights, are trained."""
+    if s["UPDATE"] != "qlora" or not s["START_FROM"]:
+        return None
+    start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
+    start = start.parent if start.name == "merged" else start
+    if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != "nf4":
+        return None
+    with models.explain_loading(str(start / "adapter")):
+        begun = LoraConfig.from_pretrained(start / "adapter")
+    for name, found in (("LORA_RANK", begun.r), ("LORA_ALPHA", begun.lora_alpha)):
+        if found != s[name]:
+            raise UserError(f"{s['START_FROM']!r} was trained with {name} = {found}: set it so, not to {s[name]}")
+    return start

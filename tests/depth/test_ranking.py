@@ -1,0 +1,78 @@
+"""Which unit goes: accuracy, then NLL, then the norm, with ties as specified; or the first of an order."""
+
+import math
+
+import torch
+
+from fincompress.depth import ranking
+from fincompress.depth.ranking import Ranking, Score
+from fincompress.depth.sublayers import SubLayer
+
+
+def score(kind, exact, nll, norm=1.0, block=0):
+    return Score((SubLayer(block, kind),), torch.tensor(nll), torch.tensor(exact), norm**2)
+
+
+def test_accuracy_decides_where_it_can():
+    good, bad = [1.0] * 90 + [0.0] * 10, [1.0] * 60 + [0.0] * 40
+    best, why = ranking.choose([score("mlp", bad, [0.1] * 100), score("attention", good, [0.9] * 100)])
+    assert best.unit[0].kind == "attention" and why == "accuracy"
+
+
+def test_a_tie_in_accuracy_falls_to_nll_also_across_kinds():
+    # 50 of 100 against 51 of 100 on the same questions: well within one standard error.
+    one, other = [1.0] * 50 + [0.0] * 50, [0.0] * 49 + [1.0] * 51
+    candidates = [("mlp", other, 0.5, 0), ("attention", one, 0.2, 0), ("mlp", one, 0.4, 1)]
+    best, why = ranking.choose([score(kind, exact, [nll] * 100, block=n) for kind, exact, nll, n in candidates])
+    assert best.unit[0].kind == "attention" and why == "nll"
+
+
+def test_a_tie_in_both_falls_to_the_largest_norm():
+    exact, noise = [1.0, 0.0] * 50, torch.randn(100, generator=torch.Generator().manual_seed(0))
+    nll = (0.5 + 0.1 * noise).tolist()
+    near = (0.5 + 0.1 * noise.flip(0)).tolist()
+    best, why = ranking.choose([score("mlp", exact, nll, norm=3.0), score("attention", exact, near, norm=9.0)])
+    assert best.unit[0].kind == "attention" and why == "norm"
+
+
+def test_only_units_that_saw_every_question_are_chosen():
+    eliminated = score("mlp", [1.0] * 10, [0.0] * 10)
+    best, _ = ranking.choose([eliminated, score("attention", [0.0] * 100, [0.9] * 100)])
+    assert best.unit[0].kind == "attention"
+
+
+def test_paired_differences_see_what_unpaired_ones_cannot():
+    hard = torch.randn(200, generator=torch.Generator().manual_seed(1)).abs() * 5
+    assert ranking.behind(hard + 0.01 + 0.001 * torch.rand(200), hard, errors=3)
+    assert not ranking.behind(hard, hard, errors=0)
+    assert ranking.standard_error(torch.tensor([1.0])) == math.inf
+
+
+def test_what_is_no_number_loses():
+    good, broken = ((SubLayer(block, "mlp"),) for block in range(2))
+    scores = {unit: Score(unit) for unit in (broken, good)}
+    scores[broken].add(torch.tensor([float("nan"), float("inf")] * 8), torch.zeros(16), 1.0)
+    scores[good].add(torch.full((16,), 2.0), torch.zeros(16), 1.0)
+    assert ranking.choose(list(scores.values()))[0].unit == good
+    assert ranking.behind(scores[broken].nll, scores[good].nll, errors=3)
+
+
+def test_without_accuracy_the_lowest_kl_decides():
+    exact = torch.cat([torch.ones(8), torch.zeros(2)])
+    accurate = Score((SubLayer(0, "mlp"),), torch.full((10,), 0.9) + torch.rand(10) / 100, exact)
+    near = Score((SubLayer(1, "mlp"),), torch.full((10,), 0.1) + torch.rand(10) / 100, torch.zeros(10))
+    assert ranking.choose([accurate, near]) == (accurate, "accuracy")
+    assert ranking.choose([accurate, near], by_accuracy=False) == (near, "nll")
+
+
+def test_a_ranking_gives_the_next_allowed_unit_and_what_decided():
+    units = [(SubLayer(block, "mlp"),) for block in range(3)]
+    by_value = Ranking.lowest_first({units[0]: 2.0, units[1]: 0.5, units[2]: 1.0})
+    assert by_value.order() == [units[1], units[2], units[0]]
+    assert by_value.next(units)[0].unit == units[1] and by_value.next([units[0]])[0].unit == units[0]
+    assert by_value.next([]) == (None, "order")
+    scores = [Score(unit, torch.full((10,), float(place)), torch.ones(10)) for place, unit in enumerate(units)]
+    scores[0].nll, scores[0].exact = scores[0].nll[:5], scores[0].exact[:5]  # eliminated
+    scanned = Ranking(scores, Score((), torch.zeros(10), torch.ones(10)), by="nll")
+    assert scanned.next(units) == (scores[1], "nll") and scanned.next(units[2:]) == (scores[2], "only")
+    assert scanned.next(units[:1]) == (None, "nll")

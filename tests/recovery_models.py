@@ -1,0 +1,31 @@
+"""A few training steps, and a Trainer, on small random models."""
+
+import datasets
+import torch
+from transformers import TrainingArguments
+
+from fincompress.sapling.recovery import Recovery, RecoveryTrainer
+from fincompress.training.loss import TargetCollator
+
+
+def training_steps(model, recovery, batches, steps=3):
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(steps):
+        recovery.loss(model, batches[step % len(batches)]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="adamw_torch_fused"):
+    rows = [{"input_ids": list(range(3, 12 + i)), "prompt_tokens": 4, "length": 9 + i} for i in range(8)]
+    arguments = TrainingArguments(
+        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
+        report_to="none", disable_tqdm=True, remove_unused_columns=False, lr_scheduler_type="constant",
+        optim=optimizer, save_strategy="no",
+    )  # fmt: skip
+    trainer = RecoveryTrainer(
+        model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0),
+        callbacks=list(callbacks),
+    )  # fmt: skip
+    trainer.moments, trainer.recovery = moments, Recovery(0.0, 1.0, 0.0, 2.0)
+    return trainer

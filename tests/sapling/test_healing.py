@@ -1,0 +1,84 @@
+"""A healed depth is trained on a branch: its best weights are kept, and the run is what it was before."""
+
+import pandas as pd
+import pytest
+import torch
+from depth_models import make_batches, make_model
+from recovery_models import make_trainer, training_steps
+from sapling_runs import done, read
+from transformers import TrainerCallback
+
+from fincompress.depth import sublayers as sub
+from fincompress.depth.sublayers import SubLayer
+from fincompress.sapling.healing import KeepBest, branch
+from fincompress.sapling.recovery import Recovery
+
+
+def depths_of(directory):
+    return sorted((int(path.name) for path in directory.iterdir() if path.is_dir()), reverse=True)
+
+
+def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught):
+    directory, _ = taught
+    metrics = read(directory / "train_metrics.json")
+    assert [row["units_left"] for row in metrics["healed"]] == [10, 8] == depths_of(directory)
+    for row in metrics["healed"]:
+        facts = read(directory / str(row["units_left"]) / "train_metrics.json")
+        assert facts["healed"] and facts["calibration_nll"] == row["calibration_nll"]
+        assert row["examples_seen"] == 48
+    assert metrics["examples_seen"] == 4 * 48 and facts["examples_seen"] == 3 * 48  # two cycles, two healings
+    stages = pd.read_csv(directory / "loss_curve.csv")["stage"]
+    assert stages.drop_duplicates().tolist() == ["fading", "10 of 12 units", "healing 10 of 12 units",
+                                                 "8 of 12 units", "healing 8 of 12 units"]  # fmt: skip
+
+
+def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
+    directory, command = taught
+    straight = six[0] / f"{directory.name}_unbranched"
+    done(*command, f"--RUN={straight.name}", "--HEAL_AT=[]", **six[1])
+    assert depths_of(straight) == [8]
+    weights = [(one / "8" / "model.safetensors").read_bytes() for one in (directory, straight)]
+    assert weights[0] == weights[1]
+    tables = [pd.read_csv(one / "trajectory.csv") for one in (directory, straight)]
+    assert tables[0]["nll_after_training"].tolist() == tables[1]["nll_after_training"].tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_branch_leaves_the_model_as_it_was(dtype):
+    model, batches = make_model().to(dtype), make_batches()
+    model.requires_grad_(False)
+    for parameter in sub.parameters(model, SubLayer(1, "mlp")):
+        parameter.requires_grad_(True)
+        parameter.data = parameter.data.float()
+    before = {name: (p.data.clone(), p.requires_grad) for name, p in model.named_parameters()}
+
+    def train_all():
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
+
+    with branch(model, train_all):
+        training_steps(model, Recovery(0.0, 1.0, 0.0, 2.0), batches)
+        assert all(not torch.equal(p.data, before[name][0].float()) for name, p in model.named_parameters())
+    for name, parameter in model.named_parameters():
+        data, required = before[name]
+        assert parameter.dtype == data.dtype and torch.equal(parameter.data, data), name
+        assert parameter.requires_grad == required and parameter.grad is None
+
+
+def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
+    found = iter([0.5, 0.4, 0.6, 0.7, 0.1])
+    model, weights = make_model(), []
+    keep_best = KeepBest(model, lambda model: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool)), every=2)
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
+
+    trainer = make_trainer(model, tmp_path, steps=20, callbacks=[keep_best, Watch()])
+    trainer.train()
+    assert trainer.state.global_step == 8  # two scores of 2 steps each after the best one
+    best = keep_best.restore_best(trainer.args, trainer.state.log_history)
+    assert best["step"] == 4 and best["calibration_nll"] == 0.4
+    assert all(torch.equal(p, weights[3][name]) for name, p in model.named_parameters())
+    assert not all(torch.equal(weights[3][name], weights[-1][name]) for name in weights[3])

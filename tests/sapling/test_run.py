@@ -1,0 +1,227 @@
+"""sapling_train.py on a random decoder of six blocks: its files, and its criteria, schedules and ways to train."""
+
+import pandas as pd
+import pytest
+import torch
+from conftest import run_script
+from in_process import run_here
+from sapling_runs import QLORA, SAPLING, TAUGHT, assert_same_run, done, read, settings_of
+
+import fincompress.sapling as method
+from fincompress import models, runs
+from fincompress.depth import criteria
+from fincompress.depth import sublayers as sub
+from fincompress.training.loss import TargetCollator, target_logits
+
+CPU = torch.device("cpu")
+
+
+def test_a_run_leaves_its_tables_and_a_checkpoint_per_depth(sapling):
+    directory, _, printed = sapling
+    assert "predicted peak: " in printed
+    trajectory = pd.read_csv(directory / "trajectory.csv")
+    metrics = read(directory / "train_metrics.json")
+    assert metrics["share_of_bytes"] <= 0.52 < trajectory["share_of_bytes"].iloc[-2]
+    assert trajectory["units_left"].tolist() == list(range(10, 10 - 2 * len(trajectory), -2))
+    assert trajectory["nll_after_training"].notna().all()
+    assert set(trajectory["decided_by"]) <= {"accuracy", "nll", "norm"}
+    depths = sorted((int(p.name) for p in directory.iterdir() if p.is_dir()), reverse=True)
+    assert depths == list(range(12, metrics["units_left"] - 1, -2))
+    full = (directory / "12" / "model.safetensors").stat().st_size
+    for depth in depths:
+        facts = read(directory / str(depth) / "train_metrics.json")
+        size = (directory / str(depth) / "model.safetensors").stat().st_size
+        assert size / full == pytest.approx(facts["share_of_bytes"], abs=0.02)
+        assert facts["share_of_bytes"] == facts["share_of_parameters"]  # packable: no slot is filled with zeros
+    scores = pd.read_csv(directory / "layer_scores.csv")
+    assert (scores.groupby("scan")["units_left"].first().diff().dropna() <= 0).all()
+    assert (directory / "layer_importance.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(directory.glob("state*")) and "stopped" in printed
+    assert metrics["examples_seen"] == 24 * (2 + len(depths) - 1)
+
+
+def test_checkpoints_are_standard_and_evaluate(sapling):
+    from transformers import AutoModelForCausalLM
+
+    directory, environment, _ = sapling
+    depth = read(directory / "train_metrics.json")["units_left"]
+    model, info = AutoModelForCausalLM.from_pretrained(directory / str(depth), output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.num_hidden_layers == depth // 2
+    arguments = ("--SPLIT=test", "--MAX_NEW_TOKENS=8")
+    done("evaluate.py", f"--RUN=sapling/{depth}", *arguments, **environment)
+    summary = read(directory / str(depth) / "eval_test.json")
+    assert summary["questions"] == 8 and summary["share_of_base"] == pytest.approx(0.5, abs=0.03)
+    refused = run_here("evaluate.py", "--RUN=sapling", *arguments, **environment)
+    assert refused.returncode == 2 and "name one of its depths" in refused.stderr
+
+
+def test_depths_are_quantized_in_one_call(sapling):
+    directory, environment, _ = sapling
+    quantize = ("quantize_gptq.py", "--SOURCE_RUN=['sapling/10', 'sapling/8']", "--RUN=sapling_gptq")
+    process = run_script(*quantize, "--CALIBRATION_EXAMPLES=16", **environment)
+    assert process.returncode == 0, process.stderr
+    assert "128 does not divide every input width" in process.stdout
+    for depth in (10, 8):
+        folder = directory.parent / "sapling_gptq" / str(depth)
+        metrics = read(folder / "quantize_metrics.json")
+        assert metrics["source_run"] == f"sapling/{depth}" and metrics["group_size"] == 64
+        assert read(folder / "settings.json")["settings"]["SOURCE_RUN"] == f"sapling/{depth}"
+        assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"]
+        assert read(folder / "config.json")["num_hidden_layers"] == depth // 2
+    process = run_script("evaluate.py", "--RUN=sapling_gptq/8", "--MAX_NEW_TOKENS=8", **environment)
+    assert process.returncode == 0, process.stderr
+    refused = run_here("quantize_gptq.py", "--SOURCE_RUN=['a/8', 'b/8']", **environment)
+    assert refused.returncode == 2 and "two end alike" in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_frozen_weights_are_bit_identical_after_training(sapling):
+    directory, environment, _ = sapling
+    metrics = read(directory / "train_metrics.json")
+    assert len(metrics["trainable"]) == 3
+    start = models.load_base(environment["BASE_MODEL"], "bf16", CPU, torch.bfloat16)
+    trained = models.load_base(str(directory / "12"), "bf16", CPU, torch.bfloat16)
+    for one in sub.sublayers(start):
+        same = all(
+            torch.equal(a, b) for a, b in zip(sub.parameters(start, one), sub.parameters(trained, one), strict=True)
+        )
+        assert same == (str(one) not in metrics["trainable"]), str(one)
+
+
+def test_recomputed_activations_train_the_same_model(sapling, six):
+    directory, environment, _ = sapling
+    done(*SAPLING, "--RUN=recomputed", "--GRADIENT_CHECKPOINTING=True", **environment)
+    assert_same_run(directory, six[0] / "recomputed")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("last", ("--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("gromov", ("--CRITERION=angular", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("norm", ("--CRITERION=activation_norm", "--SCHEDULE=one_shot", "--PACKABLE_ONLY=False")),
+        ("one_scan", ("--SCHEDULE=one_shot", "--DROP_UNIT=block")),
+        ("random", ("--CRITERION=random", "--TRAIN_RATIO=1.0")),
+        ("qlora", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5")),
+    ],
+)
+def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
+    results, environment = six
+    done(*SAPLING, f"--RUN={name}", *more, **environment)
+    metrics = read(results / name / "train_metrics.json")
+    assert metrics["share_of_bytes"] <= 0.52
+    dropped = pd.read_csv(results / name / "trajectory.csv")["dropped"].tolist()
+    if name == "last":
+        assert dropped == ["block.5", "block.4", "block.3", "block.2"][: len(dropped)] and len(dropped) > 2
+    if name == "gromov":
+        blocks = sorted(int(unit.removeprefix("block.")) for unit in dropped)
+        assert blocks == list(range(blocks[0], blocks[-1] + 1))
+    if name in ("last", "gromov", "one_scan"):
+        # As many blocks are trained as SAPLING trains, all of them among those that are left.
+        assert len(metrics["trainable"]) == 2 and not set(metrics["trainable"]) & set(dropped)
+    loaded = models.load_base(str(results / name / str(metrics["units_left"])), "bf16", CPU, torch.bfloat16)
+    assert loaded.config.num_hidden_layers == len(sub.units(loaded, "block"))
+
+
+def test_a_criterion_is_one_new_file(six, tmp_path, monkeypatch):
+    """Here outside of the package, for the test alone. It uses gradients, and its need of whole blocks is checked."""
+    (tmp_path / "least_gradient.py").write_text(
+        """
+from fincompress.depth import sublayers as sub
+from fincompress.depth.criteria import criterion
+from fincompress.depth.ranking import Ranking
+from fincompress.training.loss import IGNORE, target_logits
+
+
+@criterion("gradients", "blocks")
+def least_gradient(model, units, batches, context):
+    model.requires_grad_(True)
+    for batch in batches:
+        logits, labels = target_logits(model, batch)
+        logits[labels.ne(IGNORE)].float().logsumexp(-1).sum().backward()
+    return Ranking.lowest_first(
+        {unit: sum(float(p.grad.norm()) for one in unit for p in sub.parameters(model, one)) for unit in units}
+    )
+"""
+    )
+    monkeypatch.setattr(criteria, "__path__", [*criteria.__path__, str(tmp_path)])
+    assert "least_gradient, taylor" in run_here("sapling_train.py", "--help").stdout
+    results, environment = six
+    command = (*SAPLING, "--CRITERION=least_gradient", "--TARGET_SIZE=0.8", "--RUN=least_gradient")
+    refused = run_here(*command, **environment)
+    assert "CRITERION = 'least_gradient' is about whole blocks" in refused.stderr and refused.returncode == 2
+    refused = run_here(*command, "--DROP_UNIT=block", "--UPDATE=qlora", **environment)
+    assert "'least_gradient' needs gradients of weights" in refused.stderr and refused.returncode == 2
+    done(*command, "--DROP_UNIT=block", **environment)
+    scores = pd.read_csv(results / "least_gradient" / "layer_scores.csv").query("purpose == 'drop' and units_left == 6")
+    assert scores["score"].is_monotonic_increasing and scores["score"].min() > 0
+    first = pd.read_csv(results / "least_gradient" / "trajectory.csv").iloc[0]
+    assert first["dropped"] == scores["unit"].iloc[0] and first["decided_by"] == "least_gradient"
+
+
+def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
+    more = ("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--CRITERION=taylor", "--FADE=0", "--PROTECT=True")
+    done(*SAPLING, *TAUGHT, *more, "--RUN=taylor", **six[1])
+    metrics = read(six[0] / "taylor" / "train_metrics.json")
+    assert [row["units_left"] for row in metrics["healed"]] == [5, 4]
+    dropped = pd.read_csv(six[0] / "taylor" / "trajectory.csv")["dropped"].tolist()
+    assert len(dropped) == 2 and not {"block.0", "block.5"} & set(dropped)
+
+
+def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
+    more = ("--CRITERION=kl", "--HIDDEN_STATES=0", "--FADE=0", "--TARGET_SIZE=0.9", "--HEAL_AT=[]")
+    done(*SAPLING, *TAUGHT, *more, "--RUN=by_kl", **six[1])
+    scores = pd.read_csv(six[0] / "by_kl" / "layer_scores.csv")
+    first = scores[scores["scan"] == 1]
+    # Nothing is dropped yet, so the model is its teacher; the unit that goes costs least.
+    assert first["nll_whole"].abs().max() < 1e-3 and (first["nll"] > 0).all()
+    assert not (six[0] / "by_kl" / "teaching.safetensors").exists()
+
+
+def test_the_paper_s_recovery_is_set_by_one_constant(six, phase_1):
+    more = ("--RECOVERY=paper", "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--RUN=paper")
+    assert "RECOVERY = 'paper' sets KL = 0.0" in done(*SAPLING, *TAUGHT, *more, **six[1])
+    record = read(six[0] / "paper" / "settings.json")["settings"]
+    assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["FADE"]) == (0.25, [], 0.0)
+    assert len(read(six[0] / "paper" / "train_metrics.json")["trainable"]) == 3
+
+
+def test_adapters_start_from_phase_1_without_quantizing_what_it_learned(six, phase_1, monkeypatch):
+    results = six[1]["RESULTS_DIR"]
+    begun = {"RUN": "begun", "UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8}
+    run = method.open_run(settings_of(six[1], **begun), "sapling_train.py")
+    rows, _ = runs.load_processed(results, "six_data", "dev")
+    batch = TargetCollator(0)([rows[i] for i in range(4)])
+    others = [
+        models.load_run(phase_1, results, CPU, torch.bfloat16)[0],
+        models.load_base(str(phase_1 / "merged"), "nf4", CPU, torch.bfloat16),
+        models.load_base(six[1]["BASE_MODEL"], "nf4", CPU, torch.bfloat16),
+    ]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), run.student.scoring_model() as model:
+        ours, phase, again, base = (target_logits(one.eval(), batch)[0].float() for one in (model, *others))
+    learned = (phase - base).norm()
+    assert (ours - phase).norm() < 0.1 * learned < (again - phase).norm()
+    run.choose_trainable(run.rank_by_importance())
+    chosen = [one for name in run.state.trainable for one in sub.parse_unit(name)]
+    expected = {
+        id(parameter)
+        for one in chosen
+        for name, parameter in sub.module(run.student.model, one).named_parameters()
+        if "lora_" in name and ".teacher." not in name
+    }
+    assert {id(p) for p in run.student.trained_parameters().values()} == expected != set()
+
+
+@pytest.mark.parametrize(("name", "more"), [("on_adapters", QLORA), ("on_weights", ("--START_FROM=six_qlora",))])
+def test_a_run_of_phase_1_is_shrunk(six, phase_1, name, more):
+    results, environment = six
+    done(*SAPLING, "--TARGET_SIZE=0.8", "--LEARNING_RATE=1e-5", *more, f"--RUN={name}", **environment)
+    metrics = read(results / name / "train_metrics.json")
+    assert metrics["share_of_bytes"] <= 0.8 and metrics["data"]["source"] == "synthetic"
+    done("evaluate.py", f"--RUN={name}/{metrics['units_left']}", "--MAX_NEW_TOKENS=8", **environment)
+
+
+def test_a_pruned_model_is_pruned_further(sapling):
+    directory, environment, _ = sapling
+    deeper = ("--TARGET_SIZE=0.9", "--FIRST_EPOCHS=0", "--HEALING_EPOCHS=0")
+    done(*SAPLING, "--RUN=again", "--START_FROM=sapling/10", *deeper, **environment)
+    assert read(directory.parent / "again" / "train_metrics.json")["units_left"] == 8

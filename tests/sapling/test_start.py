@@ -1,0 +1,76 @@
+"""What a run refuses before anything is done: one line, status 2, and no folder left behind."""
+
+import json
+import shutil
+
+import pytest
+from in_process import run_here
+from sapling_runs import QLORA, SAPLING, TAUGHT, read
+
+
+def assert_refused(six, says, *arguments):
+    results, environment = six
+    process = run_here(*SAPLING, "--RUN=bad", *arguments, **environment)
+    assert process.returncode == 2
+    assert says in process.stderr.splitlines()[-1] and process.stderr.count("error:") == 1, process.stderr
+    assert not (results / "bad").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--TARGET_SIZE=0.05",), "cannot be met"),
+        (("--TARGET_SIZE=1.5",), "is a share"),
+        (("--TARGET_MEMORY_GB=0.0001",), "embeddings, head and one block take"),
+        (("--ACCURACY_FLOOR=1.5",), "is a share"),
+        (("--BATCH_SIZE=0",), "BATCH_SIZE must be above 0"),
+        (("--CYCLE_EPOCHS=-0.2",), "CYCLE_EPOCHS cannot be below 0"),
+        (("--CALIBRATION_EXAMPLES=170",), "the calibration split of 'six_data' has 1"),
+        (("--CRITERION=calibraton",), "did you mean 'calibration'"),
+        (("--CRITERION=angular",), "set DROP_UNIT = 'block'"),
+        (("--START_FROM=nothing",), "'nothing' does not exist"),
+        (("--SCHEDULE=one_shot",), "needs DROP_UNIT = 'block' or PACKABLE_ONLY = False"),
+        (("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--ACCURACY_FLOOR=0.9"), "need 'successive'"),
+        (("--ACCURACY_FLOOR=0.9", "--FIRST_EPOCHS=0"), "accuracy before any drop, which is 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(six, more, says):
+    assert_refused(six, says, *more)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--START_FROM=None",), "there is no teacher"),
+        (("--HEAL_AT=[12]",), "starts with 12 sub-layers"),
+        (("--HEAL_AT=[4]",), "stops at 8 sub-layers"),
+        (("--HEAL_AT=[0.2]",), "stops at 8 sub-layers"),
+        (("--HEAL_AT=['ten']",), "numbers of sub-layers"),
+        (("--FADE=1.5",), "FADE is a share of a cycle"),
+        (("--SCHEDULE=one_shot", "--DROP_UNIT=block"), "FADE needs training after each drop"),
+        (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
+        (("--RECOVERY=papers",), "did you mean 'paper'"),
+        ((*QLORA, "--TEACHER=other"), "TEACHER must be START_FROM"),
+        ((*QLORA, "--CRITERION=taylor"), "needs gradients of weights"),
+        ((*QLORA, "--LORA_RANK=8"), "was trained with LORA_RANK = 4: set it so, not to 8"),
+        (("--TEACHER=other_base",), "of another base model"),
+        (("--TEACHER=other_data",), "was trained on other data"),
+    ],
+)
+def test_bad_input_to_the_recovery_is_one_line_and_status_2(six, phase_1, more, says):
+    for name, change in (("base", {"base_model": "another"}), ("data", {"data": {"source": "another"}})):
+        other = six[0] / f"other_{name}"
+        if not other.exists():
+            shutil.copytree(phase_1 / "merged", other)
+            (other / "settings.json").write_text(json.dumps(read(other / "settings.json") | change))
+    assert_refused(six, says, *TAUGHT, *more)
+
+
+def test_a_start_trained_on_data_that_was_prepared_again_is_refused(six, sapling):
+    path = sapling[0] / "10" / "settings.json"
+    record = path.read_text()
+    path.write_text(json.dumps(json.loads(record) | {"prepared": "of another calibration split"}))
+    try:
+        assert_refused(six, "may have seen some of these questions", "--START_FROM=sapling/10")
+    finally:
+        path.write_text(record)

@@ -1,0 +1,118 @@
+"""A killed run resumes: the same drops, the same scores, the same weights; a state that is torn is refused."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from conftest import REPOSITORY
+from in_process import run_here
+from safetensors.torch import load_file, save_file
+from sapling_runs import SAPLING, assert_same_run, done, read
+
+from fincompress.sapling.recovery import RecoveryTrainer
+from fincompress.sapling.state import State, moments_from_tensors, moments_to_tensors
+
+
+class Killed(BaseException):
+    """Ends a run where it stands, as a kill does: no handler of the package takes it."""
+
+
+def kill_within(stage, *command, **environment):
+    """Run until the first checkpoint within a stage of training is written."""
+    save = RecoveryTrainer._save_checkpoint
+
+    def save_and_die(trainer, *arguments):
+        save(trainer, *arguments)
+        if Path(trainer.args.output_dir).name == stage:
+            raise Killed
+
+    with mock.patch.object(RecoveryTrainer, "_save_checkpoint", save_and_die), pytest.raises(Killed):
+        run_here(*command, **environment)
+
+
+def test_a_killed_process_resumes_with_the_same_drops_and_ends_the_same(sapling, six):
+    directory, environment, _ = sapling
+    broken = six[0] / "broken"
+    process = subprocess.Popen([sys.executable, *SAPLING, "--RUN=broken"], cwd=REPOSITORY, env=os.environ | environment,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 600
+    while process.poll() is None and not (
+        (broken / "state.json").exists() and read(broken / "state.json")["trajectory"]
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "train_metrics.json").exists(), "the run ended before it could be killed"
+    assert "going on with" in done(*SAPLING, "--RUN=broken", **environment)
+    assert_same_run(directory, broken)
+
+
+def test_one_shot_resumes_within_its_training(six):
+    results, environment = six
+    command = (*SAPLING, "--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block", "--FIRST_EPOCHS=1",
+               "--SAVE_STEPS=2")  # fmt: skip
+    done(*command, "--RUN=shot", **environment)
+    kill_within("trainer-0", *command, "--RUN=shot_broken", **environment)
+    assert "of this stage" in done(*command, "--RUN=shot_broken", **environment)
+    assert_same_run(results / "shot", results / "shot_broken")
+
+
+@pytest.mark.parametrize("stage", ["trainer-0", "healing-10"])  # the first fades out what was dropped
+def test_a_run_killed_while_it_fades_or_heals_resumes_in_the_middle_of_it(taught, six, stage):
+    directory, command = taught
+    broken = six[0] / f"{directory.name}_{stage}"
+    command = (*command, f"--RUN={broken.name}")
+    kill_within(stage, *command, **six[1])
+    assert "of this stage" in done(*command, **six[1])
+    assert_same_run(directory, broken)
+
+
+def test_a_missing_or_torn_state_is_one_line(sapling, six):
+    directory, environment, _ = sapling
+    torn = six[0] / "torn"
+    shutil.copytree(directory, torn)
+    (torn / "train_metrics.json").unlink()
+    for text, says in (
+        (None, "no state.json"),
+        ('{"trainable": [', "not readable as JSON"),
+        ('{"trainable": []}', "is no state of this version"),
+    ):
+        if text:
+            (torn / "state.json").write_text(text)
+        process = run_here(*SAPLING, "--RUN=torn", **environment)
+        assert process.returncode == 2 and says in process.stderr and process.stderr.count("error:") == 1
+
+
+def test_weights_that_no_state_names_are_removed(tmp_path):
+    parameters, moments = {"a": torch.nn.Parameter(torch.arange(3.0))}, {"a": {"step": 3}, "gone": {"step": 1}}
+    state = State()
+    state.write_weights(tmp_path, parameters, moments)
+    state.write(tmp_path)
+    first = state.weights
+    state.examples_seen, state.last_above_floor = 5, {"weights": first}
+    state.write_weights(tmp_path, parameters, moments)
+    state.write(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {first, state.weights}
+    state.last_above_floor = None
+    state.write(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == [state.weights]
+    assert State.read(tmp_path) == state
+    weights, kept = state.read_weights(tmp_path, torch.device("cpu"))
+    assert torch.equal(weights["a"], torch.arange(3.0)) and kept == {"a": {"step": 3}}
+
+
+def test_moments_survive_a_file(tmp_path):
+    shared = torch.ones(2)
+    moments = {"a": {"step": 3, "map": shared, "m": torch.arange(2.0)}, "b": {"step": torch.tensor(4.0), "map": shared}}
+    save_file(moments_to_tensors(moments), tmp_path / "state.safetensors")
+    found = moments_from_tensors(load_file(tmp_path / "state.safetensors"), torch.device("cpu"))
+    assert found["a"]["step"] == 3 and torch.equal(found["a"]["m"], torch.arange(2.0))
+    assert torch.equal(found["b"]["step"], torch.tensor(4.0)) and torch.equal(found["b"]["map"], shared)

@@ -1,0 +1,85 @@
+"""Stop rules: memory and latency end a run, the accuracy floor is a share of its own accuracy and is returned to."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sapling_runs import SAPLING, done, read, settings_of
+
+import fincompress.sapling as method
+from fincompress.depth.ranking import Score
+from fincompress.sapling.state import State
+from fincompress.sapling.stop import stop_reason
+from fincompress.sapling.student import Student
+
+
+def score(share):
+    """Answers to 100 questions, this share of them exact."""
+    return Score((), torch.zeros(100), (torch.arange(100) < 100 * share).float())
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "stopped"),
+    [
+        ("memory", "--TARGET_MEMORY_GB=0.0009", "GB of memory"),
+        ("latency", "--TARGET_LATENCY_MS=1e6", "ms a token"),
+    ],
+)
+def test_other_targets_stop_a_run(six, name, target, stopped):
+    results, environment = six
+    done(*SAPLING, f"--RUN={name}", target, "--TARGET_SIZE=0.4", "--SAVE_EVERY=2", **environment)
+    metrics = read(results / name / "train_metrics.json")
+    assert stopped in metrics["stopped"] and metrics["share_of_bytes"] > 0.4
+    if name == "latency":
+        assert metrics["units_left"] == 12
+    assert (results / name / str(metrics["units_left"]) / "config.json").exists()
+
+
+def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(six):
+    settings = settings_of(six[1], ACCURACY_FLOOR=0.9, START_FROM=None)
+    student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
+    student.load()
+    run = SimpleNamespace(settings=settings, student=student, state=State(reference={"accuracy": 0.5}))
+    assert stop_reason(run, score(0.46)) is None and run.state.last_above_floor["units"] == 12
+    assert "fell below 90% of 50.0%; the last depth above that had 12" in stop_reason(run, score(0.44))
+
+
+@pytest.mark.parametrize("update", ["full", "qlora"])
+def test_a_run_that_fell_below_the_floor_returns_to_the_last_depth_above_it(six, update):
+    changed = {"RUN": f"floor_{update}", "UPDATE": update, "CRITERION": "last", "ACCURACY_FLOOR": 0.9}
+    changed |= {"START_FROM": None, "KL": 0.0, "HIDDEN_STATES": 0.0, "DROPS_EARLY": 1, "DROPS_LATE": 1}
+    run = method.open_run(settings_of(six[1], **changed), "sapling_train.py")
+    run.choose_trainable(run.rank_by_importance())
+    run.save_state()
+
+    def drop_at(share):
+        ranking = run.score()
+        ranking.whole = score(share)
+        run.drop(ranking)
+        run.save_state()
+
+    def train_to(share):
+        for parameter in run.student.trained_parameters().values():
+            parameter.data += 0.01  # what training would do
+        run.save_state(trained=True)
+        run.state.reference = {"accuracy": 0.5}
+        method.stop_if_reached(run, score(share))
+
+    drop_at(0.5)
+    train_to(0.46)
+    assert not run.stopped
+    before = {name: parameter.clone() for name, parameter in run.student.trained_parameters().items()}
+    left, kept = run.student.left, run.state.weights
+    drop_at(0.46)
+    train_to(0.44)
+    method.save_checkpoint(run)
+    assert "fell below" in run.stopped and run.student.left < left
+    assert (run.directory / str(run.student.left)).exists()
+    assert {path.name for path in run.directory.glob("state-*")} == {kept, run.state.weights}
+    for _ in range(2):  # a killed run does it once more when it resumes
+        method.return_above_floor(run)
+        assert run.student.left == left == 10 and len(run.state.trajectory) == 1 and not run.state.trained
+        assert not (run.directory / "8").exists()
+        after = run.student.trained_parameters()
+        assert set(after) == set(before) and all(torch.equal(after[name], before[name]) for name in before)
+        assert State.read(run.directory) == run.state
