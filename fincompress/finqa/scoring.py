@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import defaultdict
 from pathlib import Path
 
 from scipy import stats
 
 from fincompress.errors import UserError
-from fincompress.finqa import program
-
-SCALES = {"thousand": 1e3, "million": 1e6, "billion": 1e9}
-NUMBER = re.compile(
-    r"(?P<open>\()?\s*(?P<sign>-)?\s*\$?\s*(?P<digits>\d[\d,]*(?:\.\d*)?|\.\d+)\s*(?P<close>\))?"
-    r"\s*(?P<percent>%|percent)?\s*(?P<scale>thousand|million|billion)?\.?",
-    re.ASCII,
-)
+from fincompress.finqa import equality, numbers, program
 
 
 def score_program(tokens: list[str], example: dict) -> dict:
@@ -36,13 +28,13 @@ def score_program(tokens: list[str], example: dict) -> dict:
         "value": execution.result if finite and not invalid else None,
         "invalid": invalid,
         "execution_correct": program.execution_correct(execution, example["exe_ans"]),
-        "program_correct": program.program_correct(tokens, program.tokenize(example["program"])),
+        "program_correct": equality.program_correct(tokens, program.tokenize(example["program"])),
     }
 
 
 def score_answer(text: str, example: dict) -> dict:
     """The verdict on a bare answer (``TARGET = "answer"``); ``rule`` says how it matched, None if it did not."""
-    number = read_number(text)
+    number = numbers.read_answer(text)
     yes_no = text.strip().lower().rstrip(".")
     rule = match_answer(text, example["exe_ans"])
     value = yes_no if yes_no in ("yes", "no") else number and number[0]
@@ -56,21 +48,6 @@ def score_answer(text: str, example: dict) -> dict:
     }
 
 
-def read_number(text: str) -> tuple[float, int, bool] | None:
-    """``(value as written, decimals, whether a percent sign follows)`` where the whole text is one number, else None.
-
-    A number somewhere in a sentence does not count: that would reward a model for writing many.
-    """
-    match = NUMBER.fullmatch(" ".join(text.lower().split()))  # the pattern takes for ever on long runs of spaces
-    if match is None or bool(match["open"]) != bool(match["close"]) or len(match["digits"]) > 40:
-        return None
-    digits = match["digits"].replace(",", "")
-    value = float(digits) * SCALES.get(match["scale"], 1.0)
-    negative = bool(match["sign"]) != bool(match["open"])
-    decimals = len(digits.partition(".")[2]) - round(math.log10(SCALES.get(match["scale"], 1.0)))
-    return (-value if negative else value), decimals, bool(match["percent"])
-
-
 def match_answer(text: str, exe_ans: float | str) -> str | None:
     """How a bare answer matches ``exe_ans``: ``exact``, ``rounded``, ``percent`` or ``scale``; None where it does not.
 
@@ -79,7 +56,7 @@ def match_answer(text: str, exe_ans: float | str) -> str | None:
     """
     if isinstance(exe_ans, str):
         return "exact" if text.strip().lower().rstrip(".") == exe_ans else None
-    number = read_number(text)
+    number = numbers.read_answer(text)
     if number is None:
         return None
     value, decimals, percent = number
@@ -96,7 +73,7 @@ def match_answer(text: str, exe_ans: float | str) -> str | None:
         return "percent" if percent else "rounded"
     if not percent and rounds_to(exe_ans * 100):
         return "percent"
-    if any(rounds_to(exe_ans * factor) or rounds_to(exe_ans / factor) for factor in SCALES.values()):
+    if any(rounds_to(exe_ans * factor) or rounds_to(exe_ans / factor) for factor in numbers.SCALES.values()):
         return "scale"
     return None
 
