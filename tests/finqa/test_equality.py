@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fincompress.finqa.equality import program_correct
 from fincompress.finqa.program import ARITHMETIC, detokenize, execute, tokenize
 
-PATIENCE_S = 5  # for one verdict; most take a thousandth of it
+PATIENCE_S = 5  # of CPU time for one verdict; most take a thousandth of it
 FUZZ = {"deadline": PATIENCE_S * 1000, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
 
 
@@ -102,14 +102,14 @@ def chain(name, length, first="1, 2"):
 @pytest.mark.parametrize("name", ARITHMETIC)
 @pytest.mark.parametrize("length", [20, 60, 3000])
 def test_chains_that_double_their_formula(name, length):
-    start = time.perf_counter()
+    start = time.process_time()
     program = chain(name, length)
     execute(tokenize(program), [])
     assert same_formula(program, program) is (name != "greater")
     assert not same_formula(program, "add(1, 2)")
     swapped = same_formula(chain(name, length, "2, 1"), program)
     assert swapped or name not in ("add", "multiply")
-    assert time.perf_counter() - start < PATIENCE_S
+    assert time.process_time() - start < PATIENCE_S
 
 
 def test_a_large_formula_is_judged_by_its_values():
@@ -125,17 +125,17 @@ def test_a_formula_of_many_terms_is_judged_by_its_values():
     total = [f"add(#{2 if k == 1 else 19 + k}, #{3 * k + 2})" for k in range(1, 7)]
     gold = ", ".join(sums + total)
     # (a + b) / c as a / c + b / c in the last of the seven fractions
-    start = time.perf_counter()
+    start = time.process_time()
     split = ["divide(24, #19)", "divide(25, #19)", "add(#25, #26)", "add(#28, #27)"]
     assert same_formula(", ".join([*sums, *total[:5], *split]), gold)
     assert not same_formula(", ".join([*sums, *total[:5], *split[:3]]), gold)
-    assert time.perf_counter() - start < PATIENCE_S
+    assert time.process_time() - start < PATIENCE_S
 
 
 def test_a_long_chain_of_powers():
-    start = time.perf_counter()
+    start = time.process_time()
     assert not same_formula("exp(1, 2), " + ", ".join(f"exp(1, #{k})" for k in range(99_000)), "exp(1, 2)")
-    assert time.perf_counter() - start < PATIENCE_S
+    assert time.process_time() - start < PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -149,12 +149,12 @@ def test_a_long_chain_of_powers():
     ],
 )
 def test_powers_that_sympy_would_expand_for_ever(program):
-    start = time.perf_counter()
+    start = time.process_time()
     execute(tokenize(program), [])
     for gold in ("add(1, 2)", "divide(1, 1), add(#0, 2)", "add(1, 2), divide(#0, #0)"):
         same_formula(program, gold)
         same_formula(gold, program)
-    assert time.perf_counter() - start < PATIENCE_S
+    assert time.process_time() - start < PATIENCE_S
 
 
 @st.composite

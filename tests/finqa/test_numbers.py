@@ -7,7 +7,7 @@ import pytest
 
 from fincompress.finqa import numbers
 
-PATIENCE_S = 2  # for one text; most take microseconds
+PATIENCE_S = 2  # of CPU time for one text; most take microseconds
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,6 @@ def test_any_other_text_is_no_number(text):
 
 @pytest.mark.parametrize("text", ["(" + " " * 5000 + "x", "5" + " " * 5000 + "x", "5" + "," * 5000 + "x"])
 def test_junk_is_refused_at_once(text):
-    began = time.perf_counter()
+    began = time.process_time()
     assert numbers.read_answer(text) is None
-    assert time.perf_counter() - began < PATIENCE_S
+    assert time.process_time() - began < PATIENCE_S

@@ -42,7 +42,7 @@ TABLE = [
     ["change", "$ -1.5 ( 2.3% )", "4.5"],
 ]
 
-# Nobody waits longer than this for the verdict on one prediction; most take a thousandth of it.
+# Nobody waits longer than this (CPU time) for the verdict on one prediction; most take a thousandth of it.
 PATIENCE_S = 5
 
 
@@ -93,12 +93,12 @@ def test_every_gold_program_gives_its_answer_and_equals_itself(name, count):
 @needs_data
 def test_scoring_the_whole_dev_split_takes_a_moment():
     examples = read("dev.json")
-    start = time.perf_counter()
+    start = time.process_time()
     for gold in examples:
         tokens = tokenize(gold["qa"]["program"])
         execute(tokens, gold["table"])
         program_correct(tokens, tokens)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- text and tokens ------------------------------------------------------------------------------------------------
@@ -326,12 +326,12 @@ def test_longest_program(steps, invalid):
     ids=lambda program: program[:12],
 )
 def test_endless_output(program):
-    start = time.perf_counter()
+    start = time.process_time()
     tokens = tokenize(program)
     execute(tokens, TABLE)
     program_correct(tokens, tokens)
     program_correct(tokens, tokenize("add(1, 2)"))
-    assert time.perf_counter() - start < PATIENCE_S
+    assert time.process_time() - start < PATIENCE_S
 
 
 def test_a_text_that_doubles():

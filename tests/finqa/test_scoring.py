@@ -17,7 +17,6 @@ DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa
 needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
 
 TABLE = [["", "2010", "2009"], ["revenue", "30", "20"]]
-PATIENCE_S = 2  # for one answer; most take microseconds
 
 
 def question(text="subtract(30, 20), divide(#0, 20)", exe_ans=0.5, where="table"):
