@@ -37,7 +37,7 @@ from tqdm import tqdm  # noqa: E402
 
 from fincompress import models  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
-from fincompress.finqa import evidence, examples  # noqa: E402
+from fincompress.finqa import evidence, examples, numbers  # noqa: E402
 
 RANKERS = ("evidence.rank", "plain BM25")
 
@@ -98,9 +98,9 @@ def print_fit(pages: list[examples.Example]) -> None:
     for example in tqdm(pages, desc="fit", unit="example", leave=False):
         lines = evidence.page_lines(example)
         named = evidence.rows_needed(example)
-        numbers = evidence.numbers_needed(example.program) - evidence.numbers_in(example.question)
-        found = [evidence.numbers_in(line.text) & numbers for line in lines]
-        holders = {number: sum(number in held for held in found) for number in numbers}
+        needed = evidence.numbers_needed(example.program) - numbers.numbers_in(example.question)
+        found = [numbers.numbers_in(line.text) & needed for line in lines]
+        holders = {number: sum(number in held for held in found) for number in needed}
         for line, features, held in zip(lines, evidence.line_features(example, lines), found, strict=True):
             if line.key != evidence.HEADER:  # which is always shown, whatever its score
                 rows.append([features[name] for name in evidence.WEIGHTS])

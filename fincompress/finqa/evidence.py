@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import bm25s
 from bm25s.stopwords import STOPWORDS_EN
 
-from fincompress.finqa import program
+from fincompress.finqa import numbers, program
 from fincompress.finqa.examples import Example
 
 MODES = ("page", "retrieved", "gold")
@@ -49,7 +49,8 @@ def page_lines(example: Example) -> list[Line]:
     release writes twice, as in ``-14 ( 14 )`` or ``1.2% ( 1.2 % )``, stands once. Row names stay as they are, because
     table operations name rows by them.
     """
-    sentences = [Line(f"text_{i}", _sentence(text)) for i, text in enumerate(example.pre_text + example.post_text)]
+    texts = example.pre_text + example.post_text
+    sentences = [Line(f"text_{i}", numbers.clean_sentence(text)) for i, text in enumerate(texts)]
     table = [Line(f"table_{i}" if i else HEADER, text) for i, text in enumerate(_table_texts(example.table))]
     before = len(example.pre_text)
     return [line for line in sentences[:before] + table + sentences[before:] if re.search(r"[^\W_]", line.text)]
@@ -60,38 +61,11 @@ def render(lines: Sequence[Line]) -> str:
     return "\n".join(line.text for line in lines)
 
 
-def _sentence(text: str) -> str:
-    """Undo the release's tokenisation: ``a loss of $ 5 , or 8% ( 8 % ) .`` becomes ``a loss of $5, or 8%.``"""
-    text = _once(" ".join(text.split()))
-    # Quotes and apostrophes became their code points in hexadecimal; so did dashes and bullets, but as 2013, 2014 and
-    # 2022 they cannot be told from years.
-    text = re.sub(r"\b201c ?| ?\b201d\b", '"', text)
-    text = re.sub(r" 2019s\b", "'s", text)
-    text = _close_up(re.sub(r"\$ (?=[\d.])", "$", text))
-    return text.rstrip(" .") + "." if text.endswith(".") else text
-
-
-def _cell(text: str) -> str:
-    """Return a cell as programs write it: ``$ 5829`` is ``5829``, ``-14 ( 14 )`` is ``-14``, ``( 14 )`` is ``-14``."""
-    text = _once(" ".join(text.replace("$", " ").split()))
-    text = re.sub(r"^\( ?([\d.,]+%?) ?\)( %)?$", lambda match: f"-{match[1]}{'%' if match[2] else ''}", text)
-    return _close_up(re.sub(r"^- (?=[\d.])", "-", text))
-
-
-def _once(text: str) -> str:
-    text = re.sub(r"(?<!\S)(\S*)% \( ?\1 ?% \)", r"\1%", text)
-    return re.sub(r"- ?([\d.,]+) \( \1 \)", r"-\1", text)
-
-
-def _close_up(text: str) -> str:
-    return re.sub(r" (?=[,;:)]|\.(?!\d))|(?<=\() |(?<=\d) (?=%)", "", text)
-
-
 def _table_texts(table: Sequence[Sequence[str]]) -> list[str]:
     """Return one text for each row of ``table``, the header's first; rows may be ragged or empty."""
     texts = []
     for i, row in enumerate(table):
-        cells = [_cell(cell) for cell in row]
+        cells = [numbers.clean_cell(cell) for cell in row]
         if i == 0:
             cells = _share_words(cells)
         elif row:
@@ -116,32 +90,14 @@ def _share_words(header: list[str]) -> list[str]:
     return [first] + [" ".join(cell.split()[shared:]) for cell in header[1:]]
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-_NUMBER = re.compile(
-    r"(?<![\w.,])(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)(?P<percent> ?(?:%|percent\b))?"
-)
-
-
-def numbers_in(text: str) -> set[tuple[float, bool]]:
-    """Return the numbers that can be read in ``text``, unsigned, each with whether it is a percentage.
-
-    A percentage can be read as a plain number too: programs write both ``5%`` and ``divide(5, const_100)``.
-    """
-    found = set()
-    for match in _NUMBER.finditer(text):
-        value = float(match["number"].replace(",", ""))
-        found.add((value, False))
-        if match["percent"]:
-            found.add((value, True))
-    return found
+# --- what a program needs --------------------------------------------------------------------------------------------
 
 
 def numbers_needed(text: str) -> set[tuple[float, bool]]:
-    """Return the numbers that the program ``text`` uses, in the form of ``numbers_in``."""
+    """Return the numbers that the program ``text`` uses, in the form of ``numbers.numbers_in``."""
     found = set()
     for written in program.numbers_used(text):
-        value = program.parse_number(written.replace("%", ""))
+        value = numbers.parse_number(written.replace("%", ""))
         if value is not None and math.isfinite(value):
             found.add((abs(value), "%" in written))
     return found
@@ -164,9 +120,9 @@ def shows_program(example: Example, lines: Sequence[Line], with_question: bool =
     by ``5%``, ``5 %`` or ``5 percent`` only; a plain ``5`` also by ``5%``. A number in the question counts as shown,
     for a prompt always holds the question; ``with_question=False`` asks the lines alone.
     """
-    shown = numbers_in(example.question) if with_question else set()
+    shown = numbers.numbers_in(example.question) if with_question else set()
     for line in lines:
-        shown |= numbers_in(line.text)
+        shown |= numbers.numbers_in(line.text)
     return numbers_needed(example.program) <= shown and rows_needed(example) <= {line.key for line in lines}
 
 
@@ -180,7 +136,7 @@ def evidence_location(example: Example) -> str:
     if not kinds:
         in_table, in_text = set(), set()
         for line in page_lines(example):
-            (in_text if line.key.startswith("text") else in_table).update(numbers_in(line.text))
+            (in_text if line.key.startswith("text") else in_table).update(numbers.numbers_in(line.text))
         needed = numbers_needed(example.program)
         if needed & in_table or rows_needed(example):
             kinds.add("table")
@@ -234,15 +190,15 @@ def line_features(example: Example, lines: Sequence[Line]) -> list[dict[str, flo
     features = []
     for i, line in enumerate(lines):
         row = line.is_row
-        numbers = {value for value, percent in numbers_in(line.text) if percent or not _is_year(value)}
+        values = {value for value, percent in numbers.numbers_in(line.text) if percent or not _is_year(value)}
         label = {word for word in _words(line.text.partition("|")[0]) if not word[0].isdigit()} if row else set()
         features.append(
             {
                 "bias": 1.0,
                 "bm25": bm25[i],
                 "near": 0.0 if row else sum(bm25[max(0, i - 1) : i] + bm25[i + 1 : i + 2]),
-                "number": float(bool(numbers)),
-                "amount": float(not row and any(value > 31 or value % 1 for value in numbers)),
+                "number": float(bool(values)),
+                "amount": float(not row and any(value > 31 or value % 1 for value in values)),
                 "row": float(row),
                 "label": len(label.intersection(question)) / max(1, len(label)),
                 "last_row": float(i == last_row),

@@ -10,7 +10,7 @@ from pathlib import Path
 from scipy import stats
 
 from fincompress.errors import UserError
-from fincompress.finqa import program
+from fincompress.finqa import equality, program
 
 
 def score_program(tokens: list[str], example: dict) -> dict:
@@ -28,7 +28,7 @@ def score_program(tokens: list[str], example: dict) -> dict:
         "value": execution.result if finite and not invalid else None,
         "invalid": invalid,
         "execution_correct": program.execution_correct(execution, example["exe_ans"]),
-        "program_correct": program.program_correct(tokens, program.tokenize(example["program"])),
+        "program_correct": equality.program_correct(tokens, program.tokenize(example["program"])),
     }
 
 

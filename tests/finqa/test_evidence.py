@@ -55,7 +55,7 @@ def test_page_lines_are_compact_and_in_reading_order():
     ]
 
 
-def test_a_page_may_be_dots_or_have_no_table():
+def test_a_page_of_dots_or_without_a_table_has_few_lines():
     assert page_lines(make(pre_text=[".", " . . ", "", "***"], post_text=["-"], table=[])) == []
     assert [line.key for line in page_lines(make(table=[]))] == ["text_0", "text_1", "text_2", "text_4"]
     assert [line.key for line in page_lines(make(table=[["", ""], ["sales", "5"]], pre_text=[], post_text=[]))] == [

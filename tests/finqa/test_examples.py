@@ -110,7 +110,7 @@ def small_synthetic(monkeypatch):
         ({"gold_inds": ["table_1"]}, "gold_inds is not an object"),
     ],
 )
-def test_broken_record_is_used_or_its_reason_is_wrong(changes, reason):
+def test_broken_record_is_skipped_with_its_reason(changes, reason):
     good, bad = record(), record("A/2010/page_2.pdf", **changes)
     found, skipped = examples.validate_split("dev", [good, bad])
     assert [example.id for example in found] == [good["id"]]
@@ -134,7 +134,7 @@ def test_broken_record_is_used_or_its_reason_is_wrong(changes, reason):
         ({"filename": MISSING, "id": "q7"}, "page", "q7"),
     ],
 )
-def test_record_as_the_release_has_them_is_refused_or_changed(changes, attribute, value):
+def test_record_as_the_release_has_them_is_kept_as_it_is(changes, attribute, value):
     found, skipped = examples.validate_split("dev", [record(**changes)])
     assert skipped == []
     assert getattr(found[0], attribute) == value
@@ -147,7 +147,7 @@ def test_records_without_filename_and_page_count_as_one_page():
     examples.check_pages_disjoint({"train": train, "dev": dev})
 
 
-def test_repeated_id_is_used_twice():
+def test_repeated_id_is_used_once():
     first, again = record(), record(question="another question?")
     found, skipped = examples.validate_split("train", [first, again])
     assert [example.question for example in found] == [first["qa"]["question"]]
@@ -156,7 +156,7 @@ def test_repeated_id_is_used_twice():
 
 @needs_data
 @pytest.mark.parametrize("split", ["dev", "train"])
-def test_record_of_the_release_is_refused(split):
+def test_every_record_of_the_release_is_usable(split):
     records = examples.read_json_list(DATA / f"{split}.json")
     found, skipped = examples.validate_split(split, records)
     assert skipped == []
@@ -179,7 +179,7 @@ def test_record_of_the_release_is_refused(split):
         ('[{"text": "a"}, {"text": "b"}]', r"dev\.json is not FinQA: none of 2 examples is usable \(no qa object\)"),
     ],
 )
-def test_file_that_is_not_finqa_is_used(tmp_path, content, said):
+def test_file_that_is_not_finqa_is_refused(tmp_path, content, said):
     folder = write(tmp_path, train=pages("A", 2), test=pages("T", 2), dev=content)
     for load in (lambda: examples.load_dataset(folder), lambda: examples.load_split(folder, "dev")):
         with pytest.raises(UserError, match=said) as raised:
@@ -187,7 +187,7 @@ def test_file_that_is_not_finqa_is_used(tmp_path, content, said):
         assert "\n" not in str(raised.value)
 
 
-def test_file_in_another_encoding_or_a_folder_ends_in_a_traceback(tmp_path):
+def test_file_in_another_encoding_or_a_folder_is_refused(tmp_path):
     (tmp_path / "train.json").write_bytes(b'[{"id": "\xff"}]')
     (tmp_path / "dev.json").mkdir()
     for split, said in (("train", "is not JSON"), ("dev", "cannot be read")):
@@ -196,7 +196,7 @@ def test_file_in_another_encoding_or_a_folder_ends_in_a_traceback(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["dta", "data/train.json"])
-def test_wrong_data_dir_is_taken_for_an_empty_one(tmp_path, monkeypatch, no_network, folder):
+def test_wrong_data_dir_is_refused(tmp_path, monkeypatch, no_network, folder):
     (tmp_path / "data").mkdir()
     write(tmp_path / "data", train=pages("A", 2))
     monkeypatch.chdir(tmp_path)
@@ -205,7 +205,7 @@ def test_wrong_data_dir_is_taken_for_an_empty_one(tmp_path, monkeypatch, no_netw
 
 
 @pytest.mark.parametrize("folder_exists", [True, False])
-def test_synthetic_set_does_not_stand_in_or_is_not_announced(
+def test_synthetic_set_stands_in_and_is_announced(
     tmp_path, monkeypatch, capsys, no_network, small_synthetic, folder_exists
 ):
     monkeypatch.chdir(tmp_path)
@@ -222,7 +222,7 @@ def test_synthetic_set_does_not_stand_in_or_is_not_announced(
     assert examples.load_dataset("synthetic", seed=1).fingerprint != found.fingerprint
 
 
-def test_split_that_is_missing_is_made_up_or_not_reported(tmp_path, no_network):
+def test_missing_split_is_reported_and_not_made_up(tmp_path, no_network):
     folder = write(tmp_path, train=pages("A", 2), dev=pages("D", 1))
     found = examples.load_dataset(folder)
     assert (found.source, found.missing, sorted(found.splits)) == ("FinQA", ["test"], ["dev", "train"])
@@ -230,20 +230,20 @@ def test_split_that_is_missing_is_made_up_or_not_reported(tmp_path, no_network):
         examples.load_split(folder, "test")
 
 
-def test_data_without_a_training_file_is_used(tmp_path, no_network):
+def test_data_without_a_training_file_is_refused(tmp_path, no_network):
     folder = write(tmp_path, dev=pages("D", 1), test=pages("T", 1))
     with pytest.raises(UserError, match=r"there is no train\.json in "):
         examples.load_dataset(folder)
 
 
-def test_page_in_two_splits_by_name_passes(tmp_path):
+def test_page_in_two_splits_by_name_is_refused(tmp_path):
     leak = record("A/2010/page_0.pdf", 2, pre_text=["other words"])
     folder = write(tmp_path, train=pages("A", 2), dev=[*pages("D", 1), leak], test=pages("T", 1))
     with pytest.raises(UserError, match=r"page A/2010/page_0\.pdf is in train and in dev \(question .*page_0\.pdf-2\)"):
         examples.load_dataset(folder)
 
 
-def test_page_in_two_splits_by_content_passes(tmp_path):
+def test_page_in_two_splits_by_content_is_refused(tmp_path):
     copied = record("T/2011/page_9.pdf", pre_text=["before A/2010/page_1.pdf"])
     folder = write(tmp_path, train=pages("A", 2), dev=pages("D", 1), test=[copied])
     with pytest.raises(UserError, match=r"page T/2011/page_9\.pdf is in train and in test"):
@@ -251,7 +251,7 @@ def test_page_in_two_splits_by_content_passes(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["a value", "an example less", "another split"])
-def test_fingerprint_misses_a_change_of_the_data(change):
+def test_fingerprint_changes_with_the_data(change):
     def fingerprint(change=None):
         records = {"train": pages("A", 3), "dev": pages("D", 1)}
         if change == "a value":
@@ -275,14 +275,14 @@ def train():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 20, 60])
-def test_calibration_is_too_small_or_shares_a_page_with_train(train, size):
+def test_calibration_is_large_enough_and_shares_no_page_with_train(train, size):
     rest, calibration = examples.carve_calibration(train, size, seed=0)
     assert size <= len(calibration) < size + 3
     assert not {example.page for example in rest} & {example.page for example in calibration}
     assert sorted(e.id for e in rest + calibration) == sorted(e.id for e in train)
 
 
-def test_calibration_depends_on_the_order_of_the_file_or_not_on_the_seed(train):
+def test_calibration_depends_on_the_seed_and_not_on_the_order_of_the_file(train):
     def ids(examples_, seed):
         return {example.id for example in examples.carve_calibration(examples_, 20, seed)[1]}
 
@@ -292,7 +292,7 @@ def test_calibration_depends_on_the_order_of_the_file_or_not_on_the_seed(train):
 
 
 @pytest.mark.parametrize("size", [61, 120, 1000])
-def test_calibration_takes_more_than_half_of_train(train, size):
+def test_calibration_of_more_than_half_of_train_is_refused(train, size):
     with pytest.raises(UserError, match=f"a calibration split of {size} needs more than half of the 120"):
         examples.carve_calibration(train, size, seed=0)
 
@@ -354,14 +354,14 @@ def partial_of(path):
     return path.with_name(path.name + ".partial")
 
 
-def test_downloaded_file_differs_from_the_served_one(tmp_path, server):
+def test_downloaded_file_is_the_served_one(tmp_path, server):
     path = tmp_path / "data" / "dev.json"
     assert examples.download("dev", path, server.source) is True
     assert path.read_bytes() == BODY
     assert [p.name for p in path.parent.iterdir()] == ["dev.json"]
 
 
-def test_absent_split_is_not_downloaded_or_downloaded_twice(tmp_path, monkeypatch, server):
+def test_absent_split_is_downloaded_once(tmp_path, monkeypatch, server):
     monkeypatch.setattr(examples, "download", functools.partial(examples.download, source=server.source))
     monkeypatch.chdir(tmp_path)
     Path("own").mkdir()
@@ -373,7 +373,7 @@ def test_absent_split_is_not_downloaded_or_downloaded_twice(tmp_path, monkeypatc
     assert server.ranges == [None]
 
 
-def test_broken_download_is_lost_or_starts_anew(tmp_path, server):
+def test_broken_download_is_kept_and_resumed(tmp_path, server):
     path = tmp_path / "dev.json"
     server.breaks_after = 200_000
     with pytest.raises(UserError, match=r"the download of dev\.json broke off; run it again") as raised:
@@ -398,7 +398,7 @@ def test_broken_download_is_lost_or_starts_anew(tmp_path, server):
         (True, BODY + b"junk", [f"bytes={len(BODY) + 4}-", None]),
     ],
 )
-def test_earlier_part_is_joined_wrongly(tmp_path, server, ranges, left, expected):
+def test_earlier_part_is_joined_to_the_rest(tmp_path, server, ranges, left, expected):
     path = tmp_path / "dev.json"
     partial_of(path).write_bytes(left)
     server.supports_ranges = ranges
@@ -415,19 +415,19 @@ def test_earlier_part_is_joined_wrongly(tmp_path, server, ranges, left, expected
         (b"[]", "is empty"),
     ],
 )
-def test_file_that_is_not_the_release_is_kept(tmp_path, server, body, said):
+def test_file_that_is_not_the_release_is_removed(tmp_path, server, body, said):
     server.body = body
     with pytest.raises(UserError, match=said):
         examples.download("dev", tmp_path / "dev.json", server.source)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_refusal_by_the_server_is_taken_for_no_network(tmp_path, server):
+def test_refusal_by_the_server_is_said(tmp_path, server):
     with pytest.raises(UserError, match=r"test\.json: the FinQA repository answered 404; put the file in "):
         examples.download("test", tmp_path / "test.json", server.source)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_network_raises_or_leaves_a_folder(tmp_path, no_network):
+def test_missing_network_is_no_error_and_leaves_no_folder(tmp_path, no_network):
     assert examples.download("dev", tmp_path / "data" / "dev.json") is False
     assert list(tmp_path.iterdir()) == []

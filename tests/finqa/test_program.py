@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fincompress.finqa.equality import program_correct
+from fincompress.finqa.numbers import parse_number
 from fincompress.finqa.program import (
-    ARITHMETIC,
     INVALID,
     OPERATIONS,
     Execution,
@@ -22,8 +23,6 @@ from fincompress.finqa.program import (
     number_of_steps,
     numbers_used,
     operations,
-    parse_number,
-    program_correct,
     table_rows_used,
     tokenize,
 )
@@ -43,16 +42,12 @@ TABLE = [
     ["change", "$ -1.5 ( 2.3% )", "4.5"],
 ]
 
-# Nobody waits longer than this for the verdict on one prediction; most take a thousandth of it.
+# Nobody waits longer than this (CPU time) for the verdict on one prediction; most take a thousandth of it.
 PATIENCE_S = 5
 
 
 def run(program, table=TABLE):
     return execute(tokenize(program), table)
-
-
-def same_formula(predicted, gold):
-    return program_correct(tokenize(predicted), tokenize(gold))
 
 
 # --- the release ----------------------------------------------------------------------------------------------------
@@ -98,12 +93,12 @@ def test_every_gold_program_gives_its_answer_and_equals_itself(name, count):
 @needs_data
 def test_scoring_the_whole_dev_split_takes_a_moment():
     examples = read("dev.json")
-    start = time.perf_counter()
+    start = time.process_time()
     for gold in examples:
         tokens = tokenize(gold["qa"]["program"])
         execute(tokens, gold["table"])
         program_correct(tokens, tokens)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 # --- text and tokens ------------------------------------------------------------------------------------------------
@@ -166,43 +161,6 @@ def test_what_a_program_refers_to():
     assert table_rows_used(program) == ["2019"]
     assert table_rows_used("table_max(b, none), table_min(a, none), table_sum(b, none)") == ["b", "a"]
     assert numbers_used("") == table_rows_used("table_max(") == []
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("5829", 5829),
-        ("1,234.5", 1234.5),
-        ("-7", -7),
-        ("5%", 0.05),
-        ("5 %", 0.05),
-        ("const_100", 100),
-        ("const_1,000", 1000),
-        ("const_m1", -1),
-        ("1e3", 1000),
-        ("1_000", 1000),
-        ("٣", 3),
-        ("inf", math.inf),
-        ("9" * 10_000, math.inf),
-        ("", None),
-        ("%", None),
-        ("abc", None),
-        ("none", None),
-        ("$5", None),
-        ("#0", None),
-        ("const_x", None),
-        ("const_5%", None),
-    ],
-)
-def test_parse_number(text, number):
-    assert parse_number(text) == number
-
-
-def test_parse_number_reads_nan():
-    assert math.isnan(parse_number("nan"))
 
 
 # --- execution ------------------------------------------------------------------------------------------------------
@@ -336,85 +294,6 @@ def test_a_table_that_is_none(table):
     assert run("add(1, 2)", table) == Execution(False, 3)
 
 
-# --- equality of programs -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("predicted", "gold"),
-    [
-        ("add(1, 2)", "add(1, 2)"),
-        ("add(2, 1)", "add(1, 2)"),
-        ("multiply(2, 1)", "multiply(1, 2)"),
-        ("divide(1, 2), add(3, #0)", "divide(1, 2), add(#0, 3)"),
-        ("add(2, 3), add(1, #0)", "add(1, 2), add(#0, 3)"),
-        (
-            "divide(2, 2), subtract(#0, 1), divide(1, 2), subtract(#2, #0)",
-            "divide(1, 2), divide(2, 2), subtract(#0, #1)",
-        ),
-        ("divide(1, 2), divide(2, 2), subtract(#0, #1)", "subtract(1, 2), divide(#0, 2)"),
-        ("multiply(1, 3), multiply(2, 3), add(#0, #1)", "add(1, 2), multiply(#0, 3)"),
-        ("divide(1, 2), divide(#0, 3)", "multiply(2, 3), divide(1, #0)"),
-        ("exp(1, 2), exp(1, 3), multiply(#0, #1)", "add(2, 3), exp(1, #0)"),
-        ("add(1, 2), subtract(#0, 2), add(#1, 2)", "add(1, 2)"),
-        ("add(1, 2), subtract(1, 2), divide(#0, 1), add(#0, 2), subtract(#3, 2)", "add(1, 2)"),  # unused steps
-        ("add(1, 2), divide(#0", "add(1, 2)"),  # unfinished
-        ("divide(1, 2), subtract(2, 2), divide(1, #1), divide(1, #2), add(#0, #3)", "divide(1, 2)"),  # 1 / infinity
-        ("subtract(2, 2), add(#0, 1), greater(#1, 2)", "greater(1, 2)"),
-        # 0 ** -b has no value, and whether a / c + b / c is greater than (a + b) / c, rounding would tell
-        ("subtract(1, 1), divide(#0, 1), subtract(#1, 2), exp(#1, #2)", "subtract(1, 1), subtract(#0, 2), exp(#0, #1)"),
-        (
-            "divide(1, 3), divide(2, 3), add(#0, #1), add(1, 2), divide(#3, 3), greater(#4, #2)",
-            "divide(1, 3), divide(2, 3), add(#0, #1), add(1, 2), divide(#3, 3), greater(#2, #4)",
-        ),
-        ("table_max(a, none), multiply(2, #0)", "table_max(a, none), multiply(#0, 2)"),
-        ("add(1, 2), add(#-1, 1), add(1, 2)", "add(1, 2)"),  # a bad reference that nothing needs
-    ],
-)
-def test_equal_programs(predicted, gold):
-    assert same_formula(predicted, gold)
-
-
-@pytest.mark.parametrize(
-    ("predicted", "gold"),
-    [
-        ("subtract(2, 1)", "subtract(1, 2)"),
-        ("divide(2, 1)", "divide(1, 2)"),
-        ("exp(2, 1)", "exp(1, 2)"),
-        ("greater(2, 1)", "greater(1, 2)"),
-        ("add(1, 3)", "add(1, 2)"),  # unknown argument
-        ("add(1, 3), subtract(#0, 3), add(#1, 2)", "add(1, 2)"),  # even if it cancels
-        ("add(1, 2.0)", "add(1, 2)"),  # arguments are compared as text
-        ("subtract(1, 2), divide(#0, 2), multiply(#1, const_1)", "subtract(1, 2), divide(#0, 2)"),
-        ("add(1, 2), add(3, 3)", "add(1, 2)"),  # unknown, and one step too many
-        ("exp(1, 2), exp(#0, 3)", "multiply(2, 3), exp(1, #0)"),  # only for positive numbers, says sympy
-        ("add(1, 2), add(#1, 2)", "add(1, 2)"),
-        ("add(1, #-1)", "add(1, 2)"),
-        ("add(1, 2), add(#-1, 2)", "add(1, 2), add(#0, 2)"),
-        ("add(1, #0)", "add(1, 2)"),
-        ("add(1, ##0)", "add(1, 2)"),
-        ("subtract(1, 1), divide(2, #0)", "add(1, 2)"),
-        ("greater(1, 2), add(#0, 1)", "add(1, 2)"),
-        ("greater(1, 2)", "subtract(1, 2)"),
-        ("table_max(b, none)", "table_max(a, none)"),
-        ("table_max(a, 1)", "table_max(a, none)"),
-        # The official evaluator knows a table step by its text and place: first, or later.
-        (
-            "table_min(b, none), table_max(a, none), subtract(#1, #0)",
-            "table_max(a, none), table_min(b, none), subtract(#0, #1)",
-        ),
-        ("", "add(1, 2)"),
-        ("add(", "add(1, 2)"),
-        ("add(1,2)", "add(1, 2)"),
-        ("junk", "add(1, 2)"),
-        ("add(1, 2)", ""),  # a gold program that cannot be read equals nothing
-        ("add(1, #0)", "add(1, #0)"),
-        ("greater(1, 2), add(#0, 1)", "greater(1, 2), add(#0, 1)"),
-    ],
-)
-def test_unequal_programs(predicted, gold):
-    assert not same_formula(predicted, gold)
-
-
 # --- junk -----------------------------------------------------------------------------------------------------------
 
 
@@ -424,67 +303,9 @@ def chain(name, length, first="1, 2"):
     return ", ".join(steps)
 
 
-@pytest.mark.parametrize("name", ARITHMETIC)
-@pytest.mark.parametrize("length", [20, 60, 3000])
-def test_chains_that_double_their_formula(name, length):
-    start = time.perf_counter()
-    program = chain(name, length)
-    run(program)
-    assert same_formula(program, program) is (name != "greater")
-    assert not same_formula(program, "add(1, 2)")
-    swapped = same_formula(chain(name, length, "2, 1"), program)
-    assert swapped or name not in ("add", "multiply")
-    assert time.perf_counter() - start < PATIENCE_S
-
-
-def test_a_large_formula_is_judged_by_its_values():
-    many = ", ".join(f"subtract(#{k - 1}, 2), add(#{k}, 2)" for k in range(1, 121, 2))
-    assert same_formula("add(1, 2), " + many, "add(1, 2)")
-    assert not same_formula("add(1, 2), " + many + ", add(#120, 2)", "add(1, 2)")
-
-
-def test_a_formula_of_many_terms_is_judged_by_its_values():
-    sums = [
-        f"add({4 * k}, {4 * k + 1}), add({4 * k + 2}, {4 * k + 3}), divide(#{3 * k}, #{3 * k + 1})" for k in range(7)
-    ]
-    total = [f"add(#{2 if k == 1 else 19 + k}, #{3 * k + 2})" for k in range(1, 7)]
-    gold = ", ".join(sums + total)
-    # (a + b) / c as a / c + b / c in the last of the seven fractions
-    start = time.perf_counter()
-    split = ["divide(24, #19)", "divide(25, #19)", "add(#25, #26)", "add(#28, #27)"]
-    assert same_formula(", ".join([*sums, *total[:5], *split]), gold)
-    assert not same_formula(", ".join([*sums, *total[:5], *split[:3]]), gold)
-    assert time.perf_counter() - start < PATIENCE_S
-
-
-def test_a_long_chain_of_powers():
-    start = time.perf_counter()
-    assert not same_formula("exp(1, 2), " + ", ".join(f"exp(1, #{k})" for k in range(99_000)), "exp(1, 2)")
-    assert time.perf_counter() - start < PATIENCE_S
-
-
 @pytest.mark.parametrize(("steps", "invalid"), [(100_000, False), (100_001, True)])
 def test_longest_program(steps, invalid):
     assert run("add(1, 2), " * steps).invalid is invalid
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        # towers of numbers that are powers of 3 = (1/1 + 1/1 + 1/1)
-        "divide(1, 1), add(#0, #0), add(#1, #0), exp(#2, #2), exp(#2, #3), exp(#2, #4), exp(#2, #5), add(1, #6)",
-        "divide(1, 1), add(#0, #0), exp(#1, #1), exp(#2, #2), exp(#3, #3), add(1, 2), exp(#5, #4), divide(#6, #6)",
-        # (1 + 2) ** 256, times and over it
-        "divide(1, 1), add(#0, #0), exp(#1, #1), exp(#2, #2), add(1, 2), exp(#4, #3), multiply(1, #5), divide(#6, #5)",
-    ],
-)
-def test_powers_that_sympy_would_expand_for_ever(program):
-    start = time.perf_counter()
-    run(program)
-    for gold in ("add(1, 2)", "divide(1, 1), add(#0, 2)", "add(1, 2), divide(#0, #0)"):
-        same_formula(program, gold)
-        same_formula(gold, program)
-    assert time.perf_counter() - start < PATIENCE_S
 
 
 @pytest.mark.parametrize(
@@ -505,12 +326,12 @@ def test_powers_that_sympy_would_expand_for_ever(program):
     ids=lambda program: program[:12],
 )
 def test_endless_output(program):
-    start = time.perf_counter()
+    start = time.process_time()
     tokens = tokenize(program)
     execute(tokens, TABLE)
     program_correct(tokens, tokens)
     program_correct(tokens, tokenize("add(1, 2)"))
-    assert time.perf_counter() - start < PATIENCE_S
+    assert time.process_time() - start < PATIENCE_S
 
 
 def test_a_text_that_doubles():
@@ -609,51 +430,6 @@ def test_any_text_gets_a_verdict(text):
     assert all(isinstance(number, str) for number in numbers_used(text))
     assert all(isinstance(row, str) for row in table_rows_used(text))
     parse_number(text)
-
-
-@st.composite
-def valid_programs(draw, names=("add", "subtract", "multiply", "divide", "exp"), max_steps=6):
-    """Draw the steps of a program that can be read: references go back, arguments are three numbers."""
-    steps = []
-    for index in range(draw(st.integers(1, max_steps))):
-        argument = st.sampled_from(["5", "7", "const_9"] + [f"#{k}" for k in range(index)])
-        steps.append((draw(st.sampled_from(names)), draw(argument), draw(argument)))
-    return steps
-
-
-def as_tokens(steps):
-    return [token for name, a, b in steps for token in (f"{name}(", a, b, ")")] + ["EOF"]
-
-
-@settings(max_examples=150, **FUZZ)
-@given(valid_programs(), st.data())
-def test_equality_is_reflexive_and_ignores_the_order_of_sums_and_products(steps, data):
-    tokens = as_tokens(steps)
-    assert program_correct(tokens, tokens)
-    swapped = [
-        (name, b, a) if name in ("add", "multiply") and data.draw(st.booleans()) else (name, a, b)
-        for name, a, b in steps
-    ]
-    assert program_correct(as_tokens(swapped), tokens)
-    assert tokenize(detokenize(tokens)) == tokens
-
-
-@settings(max_examples=50, **FUZZ)
-@given(valid_programs(names=("add", "multiply"), max_steps=4), st.sampled_from(["subtract", "divide", "exp"]))
-def test_swapped_operands_of_other_operations_differ(steps, name):
-    last = f"#{len(steps) - 1}"
-    # A sum or product of given numbers is never the symbol "11", which only stands here.
-    assert not program_correct(as_tokens([*steps, (name, "11", last)]), as_tokens([*steps, (name, last, "11")]))
-
-
-@settings(max_examples=100, **FUZZ)
-@given(valid_programs(max_steps=4), valid_programs(max_steps=4))
-def test_equal_programs_have_equal_results(predicted, gold):
-    if not program_correct(as_tokens(predicted), as_tokens(gold)):
-        return
-    execution, other = execute(as_tokens(predicted), []), execute(as_tokens(gold), [])
-    if not execution.invalid and not other.invalid and abs(other.result) < 1e12:
-        assert execution.result == pytest.approx(other.result, rel=1e-9, abs=2e-5)
 
 
 @settings(max_examples=100, **FUZZ)

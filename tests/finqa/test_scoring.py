@@ -46,22 +46,22 @@ def strict_json(text):
         (1, 29, 0.0061, 0.1718),
     ],
 )
-def test_interval_is_not_wilsons(successes, total, low, high):
+def test_interval_is_wilsons(successes, total, low, high):
     assert scoring.wilson_interval(successes, total) == pytest.approx((low, high), abs=5e-5)
 
 
-def test_interval_of_nothing_is_not_everything():
+def test_interval_of_nothing_is_everything():
     assert scoring.wilson_interval(0, 0) == (0.0, 1.0)
     assert scoring.accuracy([]) == {"accuracy": 0.0, "interval": [0.0, 1.0], "correct": 0, "of": 0}
 
 
-def test_accuracy_miscounts():
+def test_accuracy_counts_and_divides():
     assert scoring.accuracy([True, False, False]) == {
         "accuracy": 0.33333, "interval": [0.06149, 0.79234], "correct": 1, "of": 3
     }  # fmt: skip
 
 
-def test_breakdown_miscounts():
+def test_breakdown_counts_by_steps_operation_and_evidence():
     asked = [
         question("divide(30, 20), divide(#0, 20), add(#1, 1)", where="both"),
         question("divide(30, 20)", where="table"),
@@ -79,12 +79,12 @@ def test_breakdown_miscounts():
     }
 
 
-def test_breakdown_drops_questions_without_a_verdict():
+def test_breakdown_refuses_a_question_without_a_verdict():
     with pytest.raises(ValueError, match="zip"):
         scoring.breakdown([{"execution_correct": True}], [question(), question()])
 
 
-def test_summary_of_programs_miscounts():
+def test_summary_of_programs_counts_each_metric():
     asked = [question() for _ in range(4)]
     texts = ["subtract(30, 20), divide(#0, 20)", "divide(10, 20)", "divide(30, 20)", "the answer is 0.5"]
     verdicts = [scoring.score_program(program.tokenize(x), q) for x, q in zip(texts, asked, strict=True)]
@@ -108,7 +108,7 @@ def test_summary_of_programs_miscounts():
         ("greater(30, 20)", "yes", False, False, False),
     ],
 )
-def test_verdict_on_a_program_is_wrong(text, value, invalid, execution, formula):
+def test_verdict_on_a_program(text, value, invalid, execution, formula):
     verdict = scoring.score_program(program.tokenize(text), question())
     assert verdict == {
         "program": text, "value": value, "invalid": invalid, "execution_correct": execution, "program_correct": formula
@@ -116,7 +116,7 @@ def test_verdict_on_a_program_is_wrong(text, value, invalid, execution, formula)
 
 
 @pytest.mark.parametrize("text", ["multiply(1e300, 1e300)", "subtract(inf, inf)"])
-def test_verdict_holds_a_number_that_json_has_not(text):
+def test_a_result_that_json_cannot_hold_has_no_value(text):
     verdict = scoring.score_program(program.tokenize(text), question())
     assert strict_json(json.dumps(verdict)) == verdict
     assert (verdict["value"], verdict["execution_correct"]) == (None, False)
@@ -137,13 +137,13 @@ TOKENS = ["divide(", "30", "20", ")", "EOF"]
         '[{"id": "a", "program": "divide(30, 20)"}, {"id": "b", "program": ""}]',
     ],
 )
-def test_good_predictions_are_misread(tmp_path, text):
+def test_predictions_are_read_from_either_format(tmp_path, text):
     path = tmp_path / "predictions.json"
     path.write_bytes(text.encode())
     assert scoring.read_predictions(path) == {"a": TOKENS, "b": ["EOF"]}
 
 
-def test_own_predictions_cannot_be_read_back(tmp_path):
+def test_own_predictions_are_read_back(tmp_path):
     path = tmp_path / "predictions_dev.jsonl"
     junk = "a\u2028b\x85c\x1cd\n\re"  # what a model may write, and str.splitlines() takes for ends of lines
     write_jsonl(path, [{"id": "a", "output": junk, "program": junk}, {"id": "b", "output": None, "program": ""}])
@@ -171,7 +171,7 @@ def test_own_predictions_cannot_be_read_back(tmp_path):
          "record 3: a stands twice"),
     ],
 )  # fmt: skip
-def test_bad_predictions_are_scored_or_not_explained(tmp_path, content, said):
+def test_bad_predictions_are_refused_with_their_place(tmp_path, content, said):
     path = tmp_path / "predictions.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=said) as raised:
@@ -179,7 +179,7 @@ def test_bad_predictions_are_scored_or_not_explained(tmp_path, content, said):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_missing_predictions_end_in_a_traceback(tmp_path):
+def test_missing_predictions_are_one_line(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         scoring.read_predictions(tmp_path / "none.json")
 
@@ -198,7 +198,7 @@ def evaluate(folder, predictions, *arguments, data="synthetic"):
     )  # fmt: skip
 
 
-def test_question_without_a_prediction_is_left_out_of_the_accuracy(tmp_path):
+def test_question_without_a_prediction_counts_as_wrong(tmp_path):
     first, second, third, fourth = synthetic.generate("dev", count=4)
     done = evaluate(
         tmp_path,
@@ -240,7 +240,7 @@ def test_question_without_a_prediction_is_left_out_of_the_accuracy(tmp_path):
         ([{"id": "a", "program": ""}], ["--DATA_DIR=nowhere"], "DATA_DIR=nowhere is no folder"),
     ],
 )
-def test_bad_predictions_leave_a_traceback_or_half_a_result(tmp_path, predictions, arguments, said):
+def test_bad_predictions_are_one_line_and_leave_no_result(tmp_path, predictions, arguments, said):
     done = evaluate(tmp_path, predictions, *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and said in done.stderr and done.stderr.count("\n") == 1
@@ -248,7 +248,7 @@ def test_bad_predictions_leave_a_traceback_or_half_a_result(tmp_path, prediction
 
 
 @needs_data
-def test_gold_programs_of_the_release_do_not_score_full_marks(tmp_path):
+def test_gold_programs_of_the_release_score_full_marks(tmp_path):
     records = json.loads((DATA / "dev.json").read_text())
     gold = [{"id": r["id"], "predicted": program.tokenize(r["qa"]["program"])} for r in records]
     done = evaluate(tmp_path, gold, data=DATA)

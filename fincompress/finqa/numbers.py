@@ -1,0 +1,95 @@
+"""Numbers and table cells: the one place where their text is read or cleaned.
+
+Two readers differ on purpose. ``parse_argument`` and ``parse_cell`` read what the official evaluator reads, odd habits
+included, since scores depend on them. ``numbers_in`` finds whole numbers in text that a model is shown.
+"""
+
+from __future__ import annotations
+
+import re
+
+_IN_TEXT = re.compile(
+    r"(?<![\w.,])(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)(?P<percent> ?(?:%|percent\b))?"
+)
+
+
+# --- as the official evaluator reads them ---------------------------------------------------------------------------
+
+
+def parse_number(text: str) -> float | None:
+    """Return the number that the official evaluator reads in ``text``, or ``None``."""
+    try:
+        return parse_argument(text)
+    except ValueError:
+        return None
+
+
+def parse_argument(text: str) -> float | None:
+    """Like ``parse_number``, but an unreadable constant raises ``ValueError``, which ends a program another way.
+
+    Commas anywhere are dropped, ``5%`` is 0.05, ``const_100`` is 100 and ``const_m1`` is -1. Whatever ``float`` takes
+    is a number, as it is there: ``1e5``, ``1_000``, ``inf``, ``nan``, digits of other scripts.
+    """
+    text = text.replace(",", "")
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if "%" in text:
+        try:
+            return float(text.replace("%", "")) / 100.0
+        except ValueError:
+            return None
+    if "const" in text:
+        value = text.replace("const_", "")
+        return float("-1" if value == "m1" else value)
+    return None
+
+
+def parse_cell(cell: str) -> float | None:
+    """Like ``parse_argument``, of a table cell: ``$ 5.2 ( 3.1% )`` counts as 5.2."""
+    return parse_argument(cell.replace("$", "").strip().split("(")[0].strip())
+
+
+# --- as a model is shown them ---------------------------------------------------------------------------------------
+
+
+def clean_sentence(text: str) -> str:
+    """Undo the release's tokenisation: ``a loss of $ 5 , or 8% ( 8 % ) .`` becomes ``a loss of $5, or 8%.``"""
+    text = _once(" ".join(text.split()))
+    # Quotes and apostrophes became their code points in hexadecimal; so did dashes and bullets, but as 2013, 2014 and
+    # 2022 they cannot be told from years.
+    text = re.sub(r"\b201c ?| ?\b201d\b", '"', text)
+    text = re.sub(r" 2019s\b", "'s", text)
+    text = _close_up(re.sub(r"\$ (?=[\d.])", "$", text))
+    return text.rstrip(" .") + "." if text.endswith(".") else text
+
+
+def clean_cell(text: str) -> str:
+    """Return a cell as programs write it: ``$ 5829`` is ``5829``, ``-14 ( 14 )`` is ``-14``, ``( 14 )`` is ``-14``."""
+    text = _once(" ".join(text.replace("$", " ").split()))
+    text = re.sub(r"^\( ?([\d.,]+%?) ?\)( %)?$", lambda match: f"-{match[1]}{'%' if match[2] else ''}", text)
+    return _close_up(re.sub(r"^- (?=[\d.])", "-", text))
+
+
+def _once(text: str) -> str:
+    text = re.sub(r"(?<!\S)(\S*)% \( ?\1 ?% \)", r"\1%", text)
+    return re.sub(r"- ?([\d.,]+) \( \1 \)", r"-\1", text)
+
+
+def _close_up(text: str) -> str:
+    return re.sub(r" (?=[,;:)]|\.(?!\d))|(?<=\() |(?<=\d) (?=%)", "", text)
+
+
+def numbers_in(text: str) -> set[tuple[float, bool]]:
+    """Return the numbers that can be read in ``text``, unsigned, each with whether it is a percentage.
+
+    A percentage can be read as a plain number too: programs write both ``5%`` and ``divide(5, const_100)``.
+    """
+    found = set()
+    for match in _IN_TEXT.finditer(text):
+        value = float(match["number"].replace(",", ""))
+        found.add((value, False))
+        if match["percent"]:
+            found.add((value, True))
+    return found
