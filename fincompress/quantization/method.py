@@ -64,7 +64,7 @@ class Method(ABC):
         return marked and config.get("quant_method") == self.quant_method
 
     def bits_per_weight(self, bits: int, group_size: int) -> float:
-        """Stored bits per weight of the quantized layers: the weight, and its share of the group's scale and zero."""
+        """Stored bits per weight in groups of ``group_size`` > 0: the weight, and its share of a scale and a zero."""
         return bits + (16 + bits) / group_size
 
     def fit(self, recipe: Recipe, config) -> Recipe:
