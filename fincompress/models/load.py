@@ -34,10 +34,7 @@ def load_base(
     options = {"device_map": {"": device}} | options
     if precision == "nf4":  # given as None, it would hide that a checkpoint is quantized itself
         options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     elif precision == "int8":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)

@@ -115,12 +115,9 @@ def train_adapter(
     with training.explain_out_of_memory(predicted_gb):
         model = models.load_base(path, base_precision, device, dtype)
     adapters = LoraConfig(
-        r=s["LORA_RANK"],
-        lora_alpha=s["LORA_ALPHA"],
-        lora_dropout=s["LORA_DROPOUT"],
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+        r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], lora_dropout=s["LORA_DROPOUT"],
+        target_modules="all-linear", task_type="CAUSAL_LM",
+    )  # fmt: skip
     with quantization.quiet():  # peft imports gptqmodel, which greets
         model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
@@ -139,13 +136,9 @@ def train_adapter(
     collator = TargetCollator(tokenizer.pad_token_id)
     progress = ProgressAndCalibration(calibration, collator, 2 * s["BATCH_SIZE"], dtype)
     trainer = TargetTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_set.select_columns(training.TRAINING_COLUMNS),
-        data_collator=collator,
-        processing_class=tokenizer,
-        callbacks=[progress],
-    )
+        model=model, args=arguments, train_dataset=train_set.select_columns(training.TRAINING_COLUMNS),
+        data_collator=collator, processing_class=tokenizer, callbacks=[progress],
+    )  # fmt: skip
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
         print(f"resuming from {checkpoint.name}")

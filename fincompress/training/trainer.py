@@ -62,12 +62,8 @@ class TargetTrainer(Trainer):
         return (loss, logits) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset=None):
-        return LengthGroupedSampler(
-            self.train_dataset["length"],
-            self.args.train_batch_size * self.args.gradient_accumulation_steps,
-            self.args.seed,
-            self.passes,
-        )
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed, self.passes)
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler):
@@ -220,9 +216,7 @@ def check_settings(s: dict) -> None:
     if s["WARMUP"] < 0:
         raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {s['WARMUP']}")
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
-        raise UserError(
-            "SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart would lose part of the loss curve"
-        )
+        raise UserError("SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart loses part of the loss curve")
 
 
 def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:
