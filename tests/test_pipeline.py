@@ -5,13 +5,16 @@ Each script but the benchmark starts once as a person starts it; the other times
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+import torch
 from conftest import REPOSITORY, run_in_process, run_script
+from safetensors.torch import load_file
 
 from fincompress.training import lora
 
@@ -85,6 +88,19 @@ def test_a_second_start_skips_and_other_settings_are_refused(pipeline):
     other = run_in_process(*TRAIN, "--LEARNING_RATE=5e-4", **pipeline[1])
     assert other.returncode == 2 and "LEARNING_RATE" in other.stderr and other.stderr.count("\n") == 1
     assert (pipeline[0] / "qlora_4bit" / "train_metrics.json").read_bytes() == before
+
+
+def test_a_finished_run_without_its_merged_weights_merges_its_adapter_again(pipeline):
+    """As an adapter is published."""
+    directory = pipeline[0] / "qlora_4bit"
+    assert {tensor.dtype for tensor in load_file(directory / "adapter" / "adapter_model.safetensors").values()} <= {
+        torch.bfloat16, torch.float16
+    }  # fmt: skip
+    before = (directory / "merged" / "model.safetensors").read_bytes()
+    shutil.rmtree(directory / "merged")
+    done = run_in_process(*TRAIN, **pipeline[1])
+    assert done.returncode == 0 and "finished already" in done.stdout
+    assert (directory / "merged" / "model.safetensors").read_bytes() == before
 
 
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):

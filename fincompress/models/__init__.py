@@ -5,6 +5,7 @@ from fincompress.models.base import (
     SHAPES,
     base_config,
     base_model_path,
+    checkpoint_dtype,
     checkpoint_folder,
     explain_loading,
     load_tokenizer,

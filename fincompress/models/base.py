@@ -66,6 +66,11 @@ def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, "fp32: the CPU has no bf16 arithmetic"
 
 
+def checkpoint_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The 16-bit type in which weights are stored that were computed in ``dtype``."""
+    return torch.float16 if dtype == torch.float16 else torch.bfloat16
+
+
 def base_model_path(base_model: str, results_dir: str) -> str:
     """What ``from_pretrained`` is to load: a hub id as it is, a folder as it is, the rest made once under results.
 

@@ -99,7 +99,7 @@ def load_adapter(
     directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None,
     precision: str | None = None,
 ):  # fmt: skip
-    """``(model, tokenizer)``: the adapter of a run, in float32, on the base it was trained against.
+    """``(model, tokenizer)``: the adapter of a run, loaded in float32, on the base it was trained against.
 
     ``packed`` and ``precision``, by default the one of the training, are for ``load_base``.
     """
@@ -163,5 +163,5 @@ def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> fl
     if run_directory is None:
         return memory.weights_gb(config, "bf16")
     precision = runs.read_json(run_directory / "settings.json")["base_precision"]
-    adapter = run_directory / "adapter" / "adapter_model.safetensors"  # in float32; 16 bits of it are used
-    return memory.weights_gb(config, precision) + adapter.stat().st_size / 2e9
+    adapter = run_directory / "adapter" / "adapter_model.safetensors"
+    return memory.weights_gb(config, precision) + adapter.stat().st_size / 1e9

@@ -41,9 +41,8 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
         **{key: value for key, value in (healed or {}).items() if key.startswith("calibration_")},
         "dropped": [row["dropped"] for row in state.trajectory],
     }
-    half = torch.float16 if student.dtype == torch.float16 else torch.bfloat16
     with runs.atomic_path(run.directory / str(student.left)) as partial:
-        models.write_checkpoint(partial, packed, run.tokenizer, half)
+        models.write_checkpoint(partial, packed, run.tokenizer, models.checkpoint_dtype(student.dtype))
         models.write_model_card(
             partial, s["BASE_MODEL"],
             f"Fine-tuned for FinQA programs, shrunk to {packed.config.num_hidden_layers} blocks. Run `{s['RUN']}`.",

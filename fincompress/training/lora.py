@@ -77,11 +77,14 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
-    directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
-    if directory is None:
+    directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
+    started = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    models.quiet_libraries()
+    if started is None:
+        if not (directory / "merged").exists():  # an adapter is published without it
+            merge(directory, s, calibration, device, dtype)
         return
     runs.remove_partials(directory)
-    models.quiet_libraries()
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
     # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.
@@ -150,7 +153,7 @@ def train_adapter(
         if training.last_checkpoint(checkpoints) is None:  # nothing to resume: lower constants must not be refused
             shutil.rmtree(checkpoints, ignore_errors=True)
         raise
-    return finish(directory, trainer, tokenizer, s, predicted_gb, trainable, progress.clock.seconds())
+    return finish(directory, trainer, tokenizer, s, dtype, predicted_gb, trainable, progress.clock.seconds())
 
 
 def load_trained(trainer: TargetTrainer, checkpoint: Path, progress: Progress) -> bool:
@@ -169,7 +172,10 @@ def load_trained(trainer: TargetTrainer, checkpoint: Path, progress: Progress) -
     return True
 
 
-def finish(directory: Path, trainer, tokenizer, s: dict, predicted_gb: float, trainable: int, seconds: float) -> dict:
+def finish(
+    directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype, predicted_gb: float, trainable: int,
+    seconds: float,
+) -> dict:  # fmt: skip
     """Write a run's adapter and loss curve, and return its metrics."""
     history = trainer.state.log_history
     columns = ("step", "epoch", "loss", "learning_rate", "grad_norm")
@@ -195,8 +201,10 @@ def finish(directory: Path, trainer, tokenizer, s: dict, predicted_gb: float, tr
         "peak_memory_gb": memory.peak_memory_gb(),
         "predicted_memory_gb": round(predicted_gb, 3),
     }
+    trained = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
+    weights = {name: p.detach().to(models.checkpoint_dtype(dtype)) for name, p in trained}
     with runs.atomic_path(directory / "adapter") as partial:
-        trainer.model.save_pretrained(partial)
+        trainer.model.save_pretrained(partial, state_dict=weights)
         tokenizer.save_pretrained(partial)
         models.write_model_card(
             partial, s["BASE_MODEL"], f"LoRA adapter for FinQA programs, run `{s['RUN']}`.",
@@ -219,13 +227,12 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         config = models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"])
         if device.type == "cuda" and memory.inference_gb(config, 2048) > torch.cuda.mem_get_info()[0] / 1e9:
             ways, reason = ["dequantized"], "not compared: the merged model does not fit this GPU"
-    half = torch.float16 if dtype == torch.float16 else torch.bfloat16
     collator = TargetCollator(models.load_tokenizer(str(directory / "adapter")).pad_token_id)
     folders = {way: directory / f".merged-{way}.partial" for way in ways}
     scores: dict[str, dict[str, float]] = {}
     try:
         for way, folder in folders.items():
-            merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, half)
+            merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, models.checkpoint_dtype(dtype))
             if len(ways) > 1:
                 model = models.load_base(str(folder), "auto", device, dtype).eval()
                 scores[way] = calibration_scores(model, calibration, collator, 2 * s["BATCH_SIZE"], dtype)
