@@ -5,7 +5,7 @@ results/<RUN>/: a standard checkpoint, which transformers and vLLM read, quant_l
 quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py does later.
 
     python quantize_gptq.py                                            the merged QLoRA model, on a CPU or a GPU
-    python quantize_gptq.py --SOURCE_RUN="['sapling/30','sapling/22']" --RUN=sapling_gptq     SAPLING, then GPTQ
+    python quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq    every depth of SAPLING
     python quantize_gptq.py --METHOD=rtn --RUN=rtn_4bit                round-to-nearest, the baseline
     python quantize_gptq.py --CALIBRATION=general --RUN=gptq_general   what other text does to it
 """
@@ -14,7 +14,7 @@ from fincompress.settings import check_choice, check_positive, configure
 
 # -----------------------------------------------------------------------------
 # Where
-SOURCE_RUN: str | list = "qlora_4bit/merged"  # a finished run with weights in 16 bits, such as "sapling/22", or several
+SOURCE_RUN: str | list = "qlora_4bit/merged"  # a finished run with weights in 16 bits, several, or all depths of "sapling"
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "gptq_4bit"  # name of this run; of several sources each gets a folder in it: RUN/22
 # Method and format
@@ -62,12 +62,13 @@ def main() -> None:
 
 def named_runs() -> dict[str, str]:
     """Each source and the run that it is quantized to."""
-    if isinstance(SOURCE_RUN, str):
+    sources = runs.with_depths(RESULTS_DIR, SOURCE_RUN) if isinstance(SOURCE_RUN, str) else SOURCE_RUN
+    if sources == [SOURCE_RUN]:
         return {SOURCE_RUN: RUN}
-    if not SOURCE_RUN or not all(isinstance(name, str) for name in SOURCE_RUN):
+    if not sources or not all(isinstance(name, str) for name in sources):
         raise UserError(f"SOURCE_RUN is a finished run, or a list of such, not {SOURCE_RUN}")
-    named = {name: f"{RUN}/{name.rpartition('/')[2]}" for name in SOURCE_RUN}
-    if len(set(named.values())) < len(SOURCE_RUN):
+    named = {name: f"{RUN}/{name.rpartition('/')[2]}" for name in sources}
+    if len(set(named.values())) < len(sources):
         raise UserError(f"SOURCE_RUN = {SOURCE_RUN}: two end alike and would share a folder; take two calls")
     return named
 
