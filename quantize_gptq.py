@@ -14,7 +14,9 @@ from fincompress.settings import check_choice, check_positive, configure
 
 # -----------------------------------------------------------------------------
 # Where
-SOURCE_RUN: str | list = "qlora_4bit/merged"  # a finished run with weights in 16 bits, several, or all depths of "sapling"
+SOURCE_RUN: str | list = (
+    "qlora_4bit/merged"  # a finished run with weights in 16 bits ("sapling": all its depths), or several
+)
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "gptq_4bit"  # name of this run; of several sources each gets a folder in it: RUN/22
 # Method and format

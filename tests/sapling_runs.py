@@ -3,8 +3,7 @@
 import json
 
 import pytest
-from conftest import REPOSITORY
-from in_process import run_here
+from conftest import REPOSITORY, run_in_process
 
 from fincompress.settings import read_constants
 
@@ -31,7 +30,7 @@ def read(path):
 
 def done(*arguments, **environment):
     """Run a script here that has to end well; returns what it printed."""
-    process = run_here(*arguments, **environment)
+    process = run_in_process(*arguments, **environment)
     assert process.returncode == 0, process.stderr
     return process.stdout
 

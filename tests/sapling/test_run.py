@@ -3,8 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script
-from in_process import run_here
+from conftest import run_in_process, run_script
 from sapling_runs import QLORA, SAPLING, TAUGHT, assert_same_run, done, read, settings_of
 
 import fincompress.sapling as method
@@ -70,7 +69,7 @@ def test_depths_are_quantized_in_one_call(sapling):
         assert read(folder / "config.json")["num_hidden_layers"] == depth // 2
     process = run_script("evaluate.py", "--RUN=sapling_gptq/8", "--MAX_NEW_TOKENS=8", **environment)
     assert process.returncode == 0, process.stderr
-    refused = run_here("quantize_gptq.py", "--SOURCE_RUN=['a/8', 'b/8']", **environment)
+    refused = run_in_process("quantize_gptq.py", "--SOURCE_RUN=['a/8', 'b/8']", **environment)
     assert refused.returncode == 2 and "two end alike" in refused.stderr and refused.stderr.count("\n") == 1
 
 
@@ -144,12 +143,12 @@ def least_gradient(model, units, batches, context):
 """
     )
     monkeypatch.setattr(criteria, "__path__", [*criteria.__path__, str(tmp_path)])
-    assert "least_gradient, taylor" in run_here("sapling_train.py", "--help").stdout
+    assert "last, least_gradient, random" in run_in_process("sapling_train.py", "--help").stdout
     results, environment = six
     command = (*SAPLING, "--CRITERION=least_gradient", "--TARGET_SIZE=0.8", "--RUN=least_gradient")
-    refused = run_here(*command, **environment)
+    refused = run_in_process(*command, **environment)
     assert "CRITERION = 'least_gradient' is about whole blocks" in refused.stderr and refused.returncode == 2
-    refused = run_here(*command, "--DROP_UNIT=block", "--UPDATE=qlora", **environment)
+    refused = run_in_process(*command, "--DROP_UNIT=block", "--UPDATE=qlora", **environment)
     assert "'least_gradient' needs gradients of weights" in refused.stderr and refused.returncode == 2
     done(*command, "--DROP_UNIT=block", **environment)
     scores = pd.read_csv(results / "least_gradient" / "layer_scores.csv").query("purpose == 'drop' and units_left == 6")

@@ -4,13 +4,13 @@ import json
 import shutil
 
 import pytest
-from in_process import run_here
+from conftest import run_in_process
 from sapling_runs import QLORA, SAPLING, TAUGHT, read
 
 
 def assert_refused(six, says, *arguments):
     results, environment = six
-    process = run_here(*SAPLING, "--RUN=bad", *arguments, **environment)
+    process = run_in_process(*SAPLING, "--RUN=bad", *arguments, **environment)
     assert process.returncode == 2
     assert says in process.stderr.splitlines()[-1] and process.stderr.count("error:") == 1, process.stderr
     assert not (results / "bad").exists()

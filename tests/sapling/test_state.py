@@ -11,8 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from in_process import run_here
+from conftest import REPOSITORY, run_in_process
 from safetensors.torch import load_file, save_file
 from sapling_runs import SAPLING, assert_same_run, done, read
 
@@ -34,7 +33,7 @@ def kill_within(stage, *command, **environment):
             raise Killed
 
     with mock.patch.object(RecoveryTrainer, "_save_checkpoint", save_and_die), pytest.raises(Killed):
-        run_here(*command, **environment)
+        run_in_process(*command, **environment)
 
 
 def test_a_killed_process_resumes_with_the_same_drops_and_ends_the_same(sapling, six):
@@ -87,7 +86,7 @@ def test_a_missing_or_torn_state_is_one_line(sapling, six):
     ):
         if text:
             (torn / "state.json").write_text(text)
-        process = run_here(*SAPLING, "--RUN=torn", **environment)
+        process = run_in_process(*SAPLING, "--RUN=torn", **environment)
         assert process.returncode == 2 and says in process.stderr and process.stderr.count("error:") == 1
 
 
