@@ -194,7 +194,7 @@ def evaluate(folder, predictions, *arguments, data="synthetic"):
     return subprocess.run(
         [sys.executable, REPOSITORY / "evaluate.py", f"--PREDICTIONS={path}", f"--DATA_DIR={data}",
          f"--RESULTS_DIR={folder / 'results'}", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=60,
+        cwd=folder, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
 
 
