@@ -10,10 +10,7 @@ A killed run, started again with the same command, resumes with the same drops.
     python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline, as healed
 """
 
-from fincompress.depth import criteria
 from fincompress.settings import check_choice, check_positive, configure
-
-__doc__ += f"\nCRITERION is one of {', '.join(criteria.names())}."
 
 # -----------------------------------------------------------------------------
 # Where
@@ -24,7 +21,7 @@ DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for th
 RUN = "sapling"  # name of this run
 # What is dropped
 DROP_UNIT = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
-CRITERION = "calibration"  # what decides which unit goes: a file of fincompress/depth/criteria/
+CRITERION = "calibration"  # or "kl", "taylor", "block_influence", ...: a file of fincompress/depth/criteria/
 SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
 PROTECT = False  # never drop from the first and the last block
 PACKABLE_ONLY = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
@@ -79,6 +76,7 @@ SEED = 0  # of the order of examples, of the adapters' initial weights, and of C
 SETTINGS = configure(globals())
 
 from fincompress import sapling, training  # noqa: E402
+from fincompress.depth import criteria  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
