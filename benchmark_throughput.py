@@ -18,9 +18,9 @@ BASE_MODEL = "smollm2-135m"  # the dense reference (runs that are named bring th
 DATA_RUN = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
 RESULTS_DIR = "results"  # every run has a folder in here
 # How long
-ROUNDS = 10  # rounds, each of which measures every model once; more of them narrow the spread
+ROUNDS = 5  # rounds, each of which measures every model once; fewer decide nothing, more narrow the spread
 NEW_TOKENS = 16  # tokens decoded in a round, at each batch size
-BATCH_SIZES = [4, 16]  # sequences decoded at once, beside batch 1
+BATCH_SIZES = [4]  # sequences decoded at once, beside batch 1
 MAX_SECONDS: float = 4.0  # of one measure over all rounds, each model's turn; a slower one is taken in fewer rounds
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = 10.0  # the card it is about, also on a larger one; None: the card that is there
