@@ -78,6 +78,7 @@ def test_a_finished_run_keeps_its_record_and_removes_its_checkpoints(pipeline):
     assert (directory / "adapter" / "adapter_model.safetensors").exists() and (
         directory / "adapter" / "README.md"
     ).exists()
+    assert read(directory / "adapter" / "adapter_config.json")["base_model_name_or_path"] == "shape:tiny"
     assert not (directory / "checkpoints").exists()
 
 

@@ -203,6 +203,7 @@ def finish(
     }
     trained = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
     weights = {name: p.detach().to(models.checkpoint_dtype(dtype)) for name, p in trained}
+    trainer.model.peft_config["default"].base_model_name_or_path = s["BASE_MODEL"]  # and not where it lies here
     with runs.atomic_path(directory / "adapter") as partial:
         trainer.model.save_pretrained(partial, state_dict=weights)
         tokenizer.save_pretrained(partial)
