@@ -107,14 +107,14 @@ class Worker:
         head, table = self.model.get_output_embeddings(), self.model.get_input_embeddings()
         unread = 0 if head.weight is table.weight else tensor_bytes(table.weight)
         held = sum(map(tensor_bytes, {id(t): t for t in [*self.model.parameters(), *self.model.buffers()]}.values()))
-        adapters = sum(p.numel() for name, p in self.model.named_parameters() if "lora_" in name)
+        adapters = memory.count_parameters(p for name, p in self.model.named_parameters() if "lora_" in name)
         return {
             "load_seconds": seconds,
             "load_peak_gb": loading,
             "kernel": self.dequantized(subject) + kernel(self.model),
             "in_memory_gb": held / 1e9,
             "bytes_per_token": held - unread,
-            "parameters": dense_parameters(self.model.config) + adapters,
+            "parameters": memory.parameter_sizes(self.model.config)["total"] + adapters,
         }
 
     @torch.inference_mode()
@@ -182,15 +182,6 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
         total += sum(part.nbytes for part in (state.absmax, state.code) if part is not None)
         state = state.state2
     return total
-
-
-def dense_parameters(config) -> int:
-    """Parameters of a config's model as if dense: what packed weights count says nothing of it."""
-    config = copy.deepcopy(config)
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
 
 
 def kernel(model: torch.nn.Module) -> str:

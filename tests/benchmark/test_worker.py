@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fincompress import models
+from fincompress import memory, models
 from fincompress.benchmark import worker as workers
 from fincompress.benchmark.subjects import Subject, weight_files
 
@@ -55,7 +55,7 @@ def test_packed_weights_count_with_their_scales_and_parameters_as_if_dense(tiny_
     held = sum(workers.tensor_bytes(m.weight) for m in packed)
     assert 0.5 * weights < held < 0.75 * weights  # tiny matrices: the codebook of 256 scales weighs as well
     dense = models.load_base(tiny_base, "auto", CPU, torch.bfloat16)
-    assert workers.dense_parameters(model.config) == sum(p.numel() for p in dense.parameters())
+    assert memory.parameter_sizes(model.config)["total"] == sum(p.numel() for p in dense.parameters())
     assert workers.kernel(model).startswith("Linear4bit") and workers.kernel(dense).startswith("Linear bfloat16")
 
 
