@@ -43,6 +43,7 @@ KL: float = 1.0  # weight of KL(teacher || model) on the target tokens
 TEMPERATURE: float = 2.0  # of both distributions in that KL
 CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
+CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked anew
 HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
 HEALING_EPOCHS: float = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0
 KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
@@ -149,7 +150,7 @@ def check_settings(s: dict) -> None:
 def check_recovery(s: dict) -> None:
     """Raise UserError for constants of the recovery that make no sense."""
     check_positive(TEMPERATURE=s["TEMPERATURE"])
-    for name in ("KL", "CROSS_ENTROPY", "HIDDEN_STATES", "FADE"):
+    for name in ("KL", "CROSS_ENTROPY", "HIDDEN_STATES", "FADE", "CACHE_GB"):
         if s[name] < 0:
             raise UserError(f"{name} cannot be below 0, as {s[name]} is")
     if not s["KL"] and not s["CROSS_ENTROPY"]:

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     import datasets
 
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "RUN")  # constants that say where things lie
-RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS")  # constants that change what is written on the way, and no result
+RECORD_KEEPING = (
+    "SAVE_STEPS",
+    "LOGGING_STEPS",
+    "CACHE_GB",
+)  # constants that change what is kept on the way, and no result
 PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,20 +12,22 @@ from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 
 TOP_K = 128  # tokens of the teacher's distribution that are matched one by one; the others are matched as a sum
+POSITIONS = 64  # tokens of an example at which hidden states are matched
 LEAST_PROBABILITY = 1e-7  # of all other tokens together: keeps the logarithm of what float32 rounds to 0
 LEAST_DISTANCE = 1e-3  # hidden states closer than this are not pulled harder: the ratio of the losses has no limit
 
 
 @dataclass
 class Teaching:
-    """The teacher's distribution over each target token, at a temperature: its likeliest tokens and the rest.
+    """What the teacher says of a batch: its distribution over each target token, at a temperature, and hidden states.
 
-    ``ids`` and ``log_probs`` are (target tokens, k). What ``exp(log_probs)`` lacks to 1 is the probability of all
-    other tokens together.
+    ``ids`` and ``log_probs`` are its likeliest tokens, (target tokens, k). What ``exp(log_probs)`` lacks to 1 is the
+    probability of all other tokens together. ``hidden`` is the stream after every block, or None: see ``at_positions``.
     """
 
     ids: torch.Tensor
     log_probs: torch.Tensor
+    hidden: torch.Tensor | None = None
 
     @classmethod
     def from_logits(cls, logits: torch.Tensor, temperature: float) -> Teaching:
@@ -61,20 +64,23 @@ def matched_blocks(model) -> list[int]:
     return [(block.mlp or block.attention).block for block in repack.pair(sub.sublayers(model))]
 
 
-def hidden_distance(
-    ours: tuple[torch.Tensor, ...], theirs: tuple[torch.Tensor, ...], blocks: list[int], mask: torch.Tensor
-) -> torch.Tensor:
-    """Mean of 1 - cosine of the two models' streams after ``blocks``, over all tokens that are no padding.
+def at_positions(states: tuple[torch.Tensor, ...], blocks: Iterable[int], mask: torch.Tensor) -> torch.Tensor:
+    """The stream after ``blocks`` at evenly spaced tokens of each example: (batch, blocks, POSITIONS, hidden).
 
-    ``ours`` and ``theirs`` are ``hidden_states`` of transformers: the embeddings, then each block's output, of shape
-    (batch, tokens, hidden). ``mask`` is (batch, tokens).
+    ``states`` are ``hidden_states`` of transformers: the embeddings, then each block's output, of shape (batch, tokens,
+    hidden). ``mask`` is (batch, tokens), padded on the left; an example's tokens are the same in every batch. All of
+    them would take three times the room in a cache.
     """
-    seen = mask.bool()
-    distances = [
-        1 - F.cosine_similarity(ours[block + 1][seen].float(), theirs[block + 1][seen].float(), dim=-1).mean()
-        for block in blocks
-    ]
-    return torch.stack(distances).mean()
+    length = mask.sum(1, keepdim=True)
+    steps = torch.linspace(0, 1, POSITIONS, device=mask.device)
+    positions = mask.shape[1] - length + (steps * (length - 1)).round().long()
+    rows = torch.arange(len(mask), device=mask.device)[:, None]
+    return torch.stack([states[block + 1][rows, positions] for block in blocks], dim=1)
+
+
+def hidden_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 - cosine between two streams, of the shape that ``at_positions`` gives."""
+    return 1 - F.cosine_similarity(ours.float(), theirs.float(), dim=-1).mean()
 
 
 def with_hidden_states(loss: torch.Tensor, distance: torch.Tensor, weight: float) -> torch.Tensor:

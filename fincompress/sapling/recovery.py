@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import math
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +15,10 @@ import torch.nn.functional as F
 from transformers import PrinterCallback
 
 from fincompress import provenance, training
+from fincompress.errors import UserError
 from fincompress.sapling import losses
 from fincompress.sapling.state import Moments
-from fincompress.sapling.teacher import Teacher, TeachingCache
+from fincompress.sapling.teacher import TeachingCache
 from fincompress.training.loss import IGNORE, target_outputs
 
 if TYPE_CHECKING:
@@ -28,8 +33,8 @@ class Recovery:
     cross_entropy: float
     hidden_states: float
     temperature: float
-    teacher: Teacher | None = None  # None where both weights of what it says are 0
-    cache: TeachingCache | None = None  # asks the teacher once an example, and not about hidden states
+    # What says a batch's Teaching: a LiveTeaching or a TeachingCache; None where both weights of what it says are 0
+    teaching: Callable[[dict[str, torch.Tensor]], losses.Teaching] | None = None
 
     def loss(self, model, batch: dict[str, torch.Tensor], targets: torch.Tensor | int | None = None) -> torch.Tensor:
         """Mean loss per target token; ``targets`` is their number where the optimizer's step sees several batches."""
@@ -40,19 +45,18 @@ class Recovery:
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.cross_entropy:
             loss = loss + self.cross_entropy * F.cross_entropy(logits.float(), tokens, reduction="sum") / count
-        if self.teacher is None and self.cache is None:
+        if self.teaching is None:
             return loss
-        if self.cache is not None:
-            teaching, theirs = self.cache(batch), None
-        else:
-            taught, theirs = self.teacher(batch, hidden_states=self.hidden_states > 0)
-            teaching = losses.Teaching.from_logits(taught, self.temperature)
+        taught = self.teaching(batch)
         if self.kl:
-            loss = loss + self.kl * losses.kl(logits, teaching, self.temperature).sum() / count
-        if theirs is None:
+            loss = loss + self.kl * losses.kl(logits, taught, self.temperature).sum() / count
+        if self.hidden_states == 0:
             return loss
-        distance = losses.hidden_distance(states, theirs, losses.matched_blocks(model), batch["attention_mask"])
-        return losses.with_hidden_states(loss, distance, self.hidden_states)
+        blocks = losses.matched_blocks(model)
+        ours = losses.at_positions(states, blocks, batch["attention_mask"])
+        return losses.with_hidden_states(
+            loss, losses.hidden_distance(ours, taught.hidden[:, blocks]), self.hidden_states
+        )
 
 
 class RecoveryTrainer(training.TargetTrainer):
@@ -77,8 +81,8 @@ class RecoveryTrainer(training.TargetTrainer):
 
     def write_cache(self) -> None:
         """Keep what the teacher said: a killed run would ask again in other batches."""
-        if self.recovery.cache is not None:
-            self.recovery.cache.write()
+        if isinstance(self.recovery.teaching, TeachingCache):
+            self.recovery.teaching.write()
 
     def moments_by_name(self) -> Moments:
         """What the optimizer keeps of each trained parameter that is still in the model."""
@@ -94,11 +98,11 @@ def train_stage(
     A run that was killed in here resumes from the last checkpoint in ``folder``, after SAVE_STEPS.
     """
     s, state, student = run.settings, run.state, run.student
-    cache = open_cache(run)
+    teaching = open_teaching(run)
     gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
     checkpoints = run.directory / folder
     rows = run.train_set.select(training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"]))
-    columns = training.TRAINING_COLUMNS + (["row"] if cache is not None else [])
+    columns = training.TRAINING_COLUMNS + (["row"] if "row" in run.train_set.column_names else [])
     arguments = training.training_arguments(
         s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
         save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,
@@ -114,7 +118,7 @@ def train_stage(
     )
     trainer.passes = training.stream_passes(len(run.train_set), state.examples_seen, count)
     trainer.moments = moments
-    trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], run.teacher, cache)
+    trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
     trainer.remove_callback(PrinterCallback)
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
@@ -133,14 +137,27 @@ def train_stage(
     return trainer, progress.clock.seconds()
 
 
-def open_cache(run: Run) -> TeachingCache | None:
-    """What the teacher says of the training set; None where its hidden states are needed too."""
+def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching] | None:
+    """What says a batch's ``Teaching``: a cache where CACHE_GB has room for the training set, else the teacher."""
     s = run.settings
-    if s["KL"] == 0 or s["HIDDEN_STATES"] > 0:
+    hidden, temperature = s["HIDDEN_STATES"] > 0, s["TEMPERATURE"]
+    if s["KL"] == 0 and not hidden:
         return None
+    teacher, config, dtype = run.teacher, run.student.config, run.student.dtype
+    shape = (config.num_hidden_layers, losses.POSITIONS, config.hidden_size) if hidden else None
+    size = len(run.train_set) * math.prod(shape) * dtype.itemsize if hidden else 0
+    if size > 1e9 * s["CACHE_GB"]:
+        return functools.partial(teacher.teach, temperature=temperature, hidden_states=hidden)
     if run.cache is None:
+        path = run.directory / "teaching.safetensors"
+        free = shutil.disk_usage(run.directory).free
+        if size > free and not path.exists():
+            raise UserError(
+                f"what the teacher says takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the disk are free: make "
+                "room, or set CACHE_GB = 0, and the teacher is asked at every step"
+            )
         if "row" not in run.train_set.column_names:
             run.train_set = run.train_set.add_column("row", list(range(len(run.train_set))))
-        identity = provenance.fingerprint(run.facts, s["TEACHER"], s["TEMPERATURE"], losses.TOP_K)
-        run.cache = TeachingCache(run.directory / "teaching.safetensors", identity, run.teacher, s["TEMPERATURE"])
+        identity = provenance.fingerprint(run.facts, s["TEACHER"], temperature, losses.TOP_K, losses.POSITIONS, hidden)
+        run.cache = TeachingCache(path, identity, teacher, temperature, shape, dtype)
     return run.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
-from fincompress.sapling.losses import Teaching
+from fincompress.sapling.losses import Teaching, at_positions
 from fincompress.training.loss import IGNORE, target_outputs
 
 ADAPTER = "teacher"  # name of phase 1's adapter beside the one that is trained
@@ -41,6 +42,14 @@ class Teacher:
         with self.whole() as model:
             logits, labels, states = target_outputs(model, batch, hidden_states)
         return logits[labels.ne(IGNORE)], states
+
+    def teach(self, batch: dict, temperature: float, hidden_states: bool) -> Teaching:
+        """What a student needs of a batch, where nothing is kept."""
+        logits, states = self(batch, hidden_states)
+        teaching = Teaching.from_logits(logits, temperature)
+        if hidden_states:
+            teaching.hidden = at_positions(states, range(len(states) - 1), batch["attention_mask"])
+        return teaching
 
 
 class SharedTeacher(Teacher):
@@ -95,44 +104,82 @@ def load_teacher(student) -> Teacher | None:
 
 
 class TeachingCache:
-    """The teacher's distributions over the target tokens of a fixed training set: each example is asked about once.
+    """What the teacher says of a fixed training set: each example is asked about once.
 
-    What was said is kept in a file. ``identity`` says what it was computed from (teacher, data, temperature).
-    Raises UserError where the file is damaged or of another identity.
+    The distributions are kept in one file and in memory. Hidden states, ``hidden_shape`` of each example in ``dtype``,
+    are read from another: they are gigabytes. ``identity`` says what was asked (teacher, data, temperature). Raises
+    UserError where a file is damaged or of another identity.
     """
 
-    def __init__(self, path: Path, identity: str, teacher: Teacher, temperature: float):
+    def __init__(
+        self, path: Path, identity: str, teacher: Teacher, temperature: float,
+        hidden_shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
         self.path, self.identity, self.teacher, self.temperature = path, identity, teacher, temperature
+        self.hidden_shape, self.dtype = hidden_shape, dtype
         self.known: dict[int, Teaching] = {}  # number of the example -> its target tokens
-        if not path.exists():
-            return
+        self.hidden_path = path.with_suffix(".hidden")
+        if path.exists():
+            self.read()
+
+    def read(self) -> None:
+        """Take up what was kept."""
         try:
-            with safe_open(path, "pt") as file:
+            with safe_open(self.path, "pt") as file:
                 found = (file.metadata() or {}).get("identity")
-            tensors = load_file(path)
+            tensors = load_file(self.path)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be read ({error}): remove it") from None
-        if found != identity:
-            raise UserError(f"{path} was computed from another teacher or other data: remove it")
-        rows = [name.removeprefix("ids:") for name in tensors if name.startswith("ids:")]
-        self.known = {int(row): Teaching(tensors[f"ids:{row}"], tensors[f"log_probs:{row}"]) for row in rows}
+            raise UserError(f"{self.path} cannot be read ({error}): remove it") from None
+        if found != self.identity:
+            raise UserError(f"{self.path} was computed from another teacher or other data: remove it")
+        rows = [int(name.removeprefix("ids:")) for name in tensors if name.startswith("ids:")]
+        self.known = {row: Teaching(tensors[f"ids:{row}"], tensors[f"log_probs:{row}"]) for row in rows}
+        needed = (max(rows) + 1) * self.row_bytes if rows else 0
+        if needed and (not self.hidden_path.exists() or self.hidden_path.stat().st_size < needed):
+            raise UserError(f"{self.hidden_path} is damaged: remove it and {self.path.name}")
 
     def write(self) -> None:
-        """Keep what is known so far."""
-        tensors = {f"{name}:{row}": tensor for row, one in self.known.items() for name, tensor in vars(one).items()}
+        """Keep what is known so far; hidden states are in their file already."""
+        tensors = {
+            f"{name}:{row}": getattr(one, name) for row, one in self.known.items() for name in ("ids", "log_probs")
+        }
         with runs.atomic_path(self.path) as partial:
             save_file(tensors, partial, metadata={"identity": self.identity})
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> Teaching:
-        """What the teacher says of the target tokens of a batch whose ``rows`` are the numbers of its examples."""
+        """What the teacher says of a batch whose ``rows`` are the numbers of its examples."""
         rows = batch["rows"].tolist()
         if not self.known.keys() >= set(rows):
-            teaching = Teaching.from_logits(self.teacher(batch)[0], self.temperature)
-            sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
-            for row, ids, log_probs in zip(
-                rows, teaching.ids.cpu().int().split(sizes), teaching.log_probs.cpu().split(sizes), strict=True
-            ):
-                self.known.setdefault(row, Teaching(ids.clone(), log_probs.clone()))
+            self.ask(batch, rows)
         known, device = [self.known[row] for row in rows], batch["rows"].device
         ids, log_probs = (torch.cat([getattr(one, name) for one in known]) for name in ("ids", "log_probs"))
-        return Teaching(ids.long().to(device), log_probs.to(device))
+        hidden = None if self.hidden_shape is None else torch.stack([self.read_hidden(row) for row in rows]).to(device)
+        return Teaching(ids.long().to(device), log_probs.to(device), hidden)
+
+    def ask(self, batch: dict[str, torch.Tensor], rows: list[int]) -> None:
+        """Ask the teacher about a batch, and keep its word on the examples that are new."""
+        said = self.teacher.teach(batch, self.temperature, self.hidden_shape is not None)
+        sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
+        ids, log_probs = said.ids.cpu().int().split(sizes), said.log_probs.cpu().split(sizes)
+        for i, row in enumerate(rows):
+            if row not in self.known:
+                if said.hidden is not None:
+                    self.write_hidden(row, said.hidden[i])
+                self.known[row] = Teaching(ids[i].clone(), log_probs[i].clone())
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the hidden states of one example."""
+        return math.prod(self.hidden_shape) * self.dtype.itemsize if self.hidden_shape else 0
+
+    def write_hidden(self, row: int, hidden: torch.Tensor) -> None:
+        data = hidden.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
+        with open(self.hidden_path, "r+b" if self.hidden_path.exists() else "wb") as file:
+            file.seek(row * self.row_bytes)
+            file.write(data)
+
+    def read_hidden(self, row: int) -> torch.Tensor:
+        with open(self.hidden_path, "rb") as file:
+            file.seek(row * self.row_bytes)
+            data = bytearray(file.read(self.row_bytes))
+        return torch.frombuffer(data, dtype=self.dtype).view(self.hidden_shape)

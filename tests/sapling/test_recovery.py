@@ -1,5 +1,7 @@
 """Recovery on small random models: gates, teachers, losses and moments do what they say, to the bit."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,13 @@ from fincompress.training.loss import IGNORE, target_outputs
 
 GONE = (SubLayer(2, "mlp"), SubLayer(3, "attention"))
 TEMPERATURE = 2.0
+
+
+def taught_by(teacher, hidden=1.0):
+    """The default recovery, its teacher asked at every step."""
+    return Recovery(
+        1.0, 0.3, hidden, TEMPERATURE, partial(teacher.teach, temperature=TEMPERATURE, hidden_states=hidden > 0)
+    )
 
 
 def logits_of(model, batch):
@@ -65,7 +74,7 @@ def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
     student, teacher = make_model(), Teacher(make_model())
     before = teacher(batches[0])[0]
     sub.remove(student, *GONE)
-    training_steps(student, Recovery(1.0, 0.3, 1.0, TEMPERATURE, teacher), batches)
+    training_steps(student, taught_by(teacher), batches)
     assert torch.equal(teacher(batches[0])[0], before)
     assert all(p.grad is None for p in teacher.model.parameters())
 
@@ -87,7 +96,7 @@ def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(
     assert torch.equal(logits_of(model, batches[0]), pruned)  # what was removed is out again
     with gate.on(model, SubLayer(1, "mlp")):
         gate.value = 0.3
-        training_steps(model, Recovery(1.0, 0.3, 1.0, TEMPERATURE, teacher), batches)
+        training_steps(model, taught_by(teacher), batches)
         assert torch.equal(teacher(batches[0])[0], before)
     assert not torch.equal(logits_of(model, batches[0]), pruned)  # the student did learn
     left = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -98,17 +107,21 @@ def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(
 def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
     (batch,) = make_batches(1)
     student, teacher = make_model(), Teacher(make_model())
-    states = target_outputs(student, batch, hidden_states=True)[2]
-    theirs = teacher(batch, hidden_states=True)[1]
-    blocks = losses.matched_blocks(student)
-    assert blocks == list(range(6)) and len(states) == 7
-    assert float(losses.hidden_distance(states, theirs, blocks, batch["attention_mask"])) == pytest.approx(0, abs=1e-6)
+    theirs = teacher.teach(batch, TEMPERATURE, hidden_states=True).hidden
+
+    def distance():
+        states, blocks = target_outputs(student, batch, hidden_states=True)[2], losses.matched_blocks(student)
+        assert len(states) == 7
+        ours = losses.at_positions(states, blocks, batch["attention_mask"])
+        return losses.hidden_distance(ours, theirs[:, blocks]).detach()
+
+    assert losses.matched_blocks(student) == list(range(6))
+    assert float(distance()) == pytest.approx(0, abs=1e-6)
     sub.remove(student, *GONE)
     assert losses.matched_blocks(student) == [0, 1, 3, 4, 5]  # attention 2 and MLP 3 are one block now
-    states = target_outputs(student, batch, hidden_states=True)[2]
-    distance = losses.hidden_distance(states, theirs, losses.matched_blocks(student), batch["attention_mask"])
-    assert float(distance.detach()) > 1e-3
-    assert float(losses.with_hidden_states(torch.tensor(0.7), distance.detach(), 0.5)) == pytest.approx(1.05)
+    found = distance()
+    assert float(found) > 1e-3
+    assert float(losses.with_hidden_states(torch.tensor(0.7), found, 0.5)) == pytest.approx(1.05)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -125,17 +138,21 @@ def test_recomputed_activations_give_the_same_gradients(shared):
             if shared:
                 model.enable_input_require_grads()
         model.train()
-        Recovery(1.0, 0.3, 1.0, TEMPERATURE, teacher).loss(model, batch).backward()
+        taught_by(teacher).loss(model, batch).backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys() and len(found[0]) > 10
     assert all(torch.allclose(found[1][name], grad, atol=1e-6) for name, grad in found[0].items())
 
 
-def test_padding_does_not_count_in_hidden_states():
-    ours = (torch.zeros(1), torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]))
-    theirs = (torch.zeros(1), torch.tensor([[[0.0, 1.0], [0.0, 2.0]]]))
-    assert float(losses.hidden_distance(ours, theirs, [0], torch.tensor([[0, 1]]))) == pytest.approx(0, abs=1e-6)
-    assert float(losses.hidden_distance(ours, theirs, [0], torch.tensor([[1, 1]]))) == pytest.approx(0.5)
+def test_hidden_states_are_compared_at_an_example_s_own_tokens(monkeypatch):
+    """Evenly spaced from its first to its last token, however much padding is before them."""
+    monkeypatch.setattr(losses, "POSITIONS", 3)
+    stream = torch.arange(14.0).view(2, 7, 1)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
+    found = losses.at_positions((torch.zeros(1), stream), [0], mask)
+    assert found.flatten(1).tolist() == [[0, 3, 6], [11, 12, 13]]
+    cut = losses.at_positions((torch.zeros(1), stream[1:, 2:]), [0], mask[1:, 2:])
+    assert torch.equal(cut, found[1:])
 
 
 def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_not(monkeypatch):
@@ -152,7 +169,8 @@ def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_
     assert torch.allclose(same, torch.zeros(5), atol=1e-5)
 
 
-def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path):
+@pytest.mark.parametrize("hidden", [0.0, 1.0])
+def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path, hidden):
     asked = []
 
     class Counted(Teacher):
@@ -164,21 +182,30 @@ def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path):
     for number, batch in enumerate(batches):
         batch["rows"] = torch.tensor([4 * number + i for i in (2, 0, 3, 1)])
     path = tmp_path / "teaching.safetensors"
-    cache = TeachingCache(path, "of these data", teacher, TEMPERATURE)
-    live = [Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher).loss(student, batch) for batch in batches]
+    config = teacher.model.config
+    shape = (config.num_hidden_layers, losses.POSITIONS, config.hidden_size) if hidden else None
+
+    def cached(identity="of these data"):
+        return Recovery(1.0, 0.3, hidden, TEMPERATURE, TeachingCache(path, identity, teacher, TEMPERATURE, shape))
+
+    recovery = cached()
+    live = [taught_by(teacher, hidden).loss(student, batch) for batch in batches]
     asked.clear()
     for _ in range(2):
-        found = [Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher, cache).loss(student, batch) for batch in batches]
-        assert all(map(torch.equal, found, live)) and len(asked) == 3
-    cache.write()
-    again = TeachingCache(path, "of these data", teacher, TEMPERATURE)
-    found = [Recovery(1.0, 0.3, 0.0, TEMPERATURE, teacher, again).loss(student, batch) for batch in batches]
-    assert all(map(torch.equal, found, live)) and len(asked) == 3
+        assert all(map(torch.equal, [recovery.loss(student, batch) for batch in batches], live)) and len(asked) == 3
+    recovery.teaching.write()
+    recovery = cached()
+    assert all(map(torch.equal, [recovery.loss(student, batch) for batch in batches], live)) and len(asked) == 3
     with pytest.raises(UserError, match="other data"):
-        TeachingCache(path, "of other data", teacher, TEMPERATURE)
+        cached("of other data")
+    if hidden:
+        file = path.with_suffix(".hidden")
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(UserError, match="hidden is damaged"):
+            cached()
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match="cannot be read"):
-        TeachingCache(path, "of these data", teacher, TEMPERATURE)
+        cached()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_bnb_8bit"])
