@@ -54,6 +54,8 @@ VARIANTS = {
     "no_cross_entropy": {"CROSS_ENTROPY": 0.0},
     "temperature_1": {"TEMPERATURE": 1.0},
     "faster": {"LEARNING_RATE": 2 * LEARNING_RATE},
+    "fastest": {"LEARNING_RATE": 4 * LEARNING_RATE},
+    "no_hidden_states": {"HIDDEN_STATES": 0.0},
     "slower": {"LEARNING_RATE": LEARNING_RATE / 2},
     "batches_of_4": {"BATCH_SIZE": 4},
 }
