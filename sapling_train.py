@@ -47,6 +47,7 @@ CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says
 HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
 HEALING_EPOCHS: float = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0
 KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
+PATCH_EXAMPLES = 64  # examples by which the layer before takes up what a dropped unit does; 0: none (as with "qlora")
 FADE: float = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
 # What is trained
 UPDATE = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
@@ -102,7 +103,7 @@ def main() -> None:
         sapling.stop_if_reached(run, ranking.whole)
         if not run.stopped:
             run.drop(ranking)
-        run.save_state(weights=False)
+        run.save_state(weights=PATCH_EXAMPLES > 0 and not run.stopped)
     sapling.return_above_floor(run)
     sapling.heal(run, last=True)
     sapling.finish(run)
@@ -162,6 +163,10 @@ def check_recovery(s: dict) -> None:
     for depth in s["HEAL_AT"]:
         if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
             raise UserError(f"HEAL_AT holds numbers of sub-layers (30) or shares of the bytes (0.5), not {depth!r}")
+    if s["PATCH_EXAMPLES"] < 0:
+        raise UserError(f"PATCH_EXAMPLES cannot be below 0, as {s['PATCH_EXAMPLES']} is")
+    if s["PATCH_EXAMPLES"] and s["FADE"]:
+        raise UserError("what fades out is still there: set PATCH_EXAMPLES = 0 with FADE, or FADE = 0")
     if s["FADE"] > 1:
         raise UserError(f"FADE is a share of a cycle, from 0 to 1, not {s['FADE']}")
     if s["FADE"] and (SCHEDULE == "one_shot" or CYCLE_EPOCHS == 0):

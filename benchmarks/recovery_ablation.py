@@ -41,10 +41,11 @@ from fincompress.depth.ranking import Ranking, Score  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.settings import ROOT  # noqa: E402
 
-NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0}
-QUARTER = {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}
+NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0, "PATCH_EXAMPLES": 0}
+QUARTER = {"PATCH_EXAMPLES": 0, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}
 VARIANTS = {
     "unhealed": NOT_TAUGHT | {"HEALING_EPOCHS": 0.0},
+    "patched": {"HEALING_EPOCHS": 0.0},
     "healing": NOT_TAUGHT | QUARTER,
     "kl": QUARTER | {"HIDDEN_STATES": 0.0},
     "hidden_states": QUARTER,
@@ -55,6 +56,7 @@ VARIANTS = {
     "temperature_1": {"TEMPERATURE": 1.0},
     "faster": {"LEARNING_RATE": 2 * LEARNING_RATE},
     "fastest": {"LEARNING_RATE": 4 * LEARNING_RATE},
+    "not_patched": {"PATCH_EXAMPLES": 0},
     "no_hidden_states": {"HIDDEN_STATES": 0.0},
     "slower": {"LEARNING_RATE": LEARNING_RATE / 2},
     "batches_of_4": {"BATCH_SIZE": 4},
@@ -93,7 +95,7 @@ def heal(settings: dict, dropped: list[str]) -> None:
     ranking = Ranking([Score(sub.parse_unit(name)) for name in dropped], unscored)
     while run.student.share > settings["TARGET_SIZE"]:
         run.drop(ranking)
-        run.save_state(weights=False)
+        run.save_state()
         sapling.heal(run)
     run.state.stopped = "every pair of the trajectory that TARGET_SIZE wants is dropped"
     sapling.finish(run)

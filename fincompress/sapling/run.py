@@ -15,6 +15,7 @@ from fincompress.depth.ranking import Ranking, Score, Unit
 from fincompress.depth.scan import nested_batches, scan
 from fincompress.errors import UserError
 from fincompress.sapling.gates import CloseGate
+from fincompress.sapling.patch import absorb
 from fincompress.sapling.recovery import train_stage
 from fincompress.sapling.state import STATE, Moments, State
 from fincompress.sapling.student import Student
@@ -54,11 +55,16 @@ class Run:
         return self.own_teacher
 
     def save_state(self, trained: bool = False, weights: bool = True) -> None:
-        """What a killed run resumes from. Without ``weights`` those of the last time stand: a drop changes none."""
+        """What a killed run resumes from. Without ``weights`` those of the last time stand."""
         self.state.trained = trained
         if weights:
-            self.state.write_weights(self.directory, self.student.trained_parameters(), self.moments)
+            self.state.write_weights(self.directory, self.changed_parameters(), self.moments)
         self.state.write(self.directory)
+
+    def changed_parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained or was patched, and is still in the model."""
+        patched = set(self.state.patched)
+        return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad or name in patched}
 
     def resume(self) -> None:
         """Bring the model to where the state says the run was: the same drops, the same weights and moments."""
@@ -68,11 +74,11 @@ class Run:
                 student.remove(row["dropped"])
         self.make_trainable()
         weights, self.moments = state.read_weights(self.directory, student.device)
-        trained = student.trained_parameters()
-        if not set(trained) <= set(weights):
+        changed = self.changed_parameters()
+        if not set(changed) <= set(weights):
             path = self.directory / state.weights
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
-        for name, parameter in trained.items():
+        for name, parameter in changed.items():
             parameter.data.copy_(weights[name])
         for name in state.fading:
             student.remove(name, fading=True)
@@ -198,8 +204,12 @@ class Run:
         """
         generator = torch.Generator().manual_seed(self.settings["SEED"] + self.state.scans)
         order = torch.randperm(len(self.calibration), generator=generator)[:count].tolist()
-        parts = nested_batches(order, self.calibration["length"], self.settings["SCAN_BATCH_SIZE"])
-        batches = [self.collator([self.calibration[i] for i in part]) for part in parts]
+        return self.batches(self.calibration, order)
+
+    def batches(self, dataset, order: list[int]) -> list[dict[str, torch.Tensor]]:
+        """These examples in batches of SCAN_BATCH_SIZE, for passes without gradients."""
+        parts = nested_batches(order, dataset["length"], self.settings["SCAN_BATCH_SIZE"])
+        batches = [self.collator([dataset[i] for i in part]) for part in parts]
         return [{name: tensor.to(self.student.device) for name, tensor in batch.items()} for batch in batches]
 
     def calibration_scores(self, model) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,6 +272,7 @@ class Run:
                 print(f"  {dropped} of {count} dropped: no other unit may go by this ranking")
                 break
             name = sub.unit_name(score.unit)
+            self.patch(score.unit)
             student.remove(name, fading=s["FADE"] > 0)
             if s["FADE"]:
                 state.fading.append(name)
@@ -269,6 +280,18 @@ class Run:
             self.record_drop(name, score, decided_by, ranking.whole)
             print(f"  dropped {name} ({decided_by})")
             dropped += 1
+
+    def patch(self, unit: Unit) -> None:
+        """Fold what a unit adds into the projection before it, fitted on PATCH_EXAMPLES of the training set."""
+        s, state, student = self.settings, self.state, self.student
+        if not s["PATCH_EXAMPLES"] or s["UPDATE"] == "qlora":  # weights in 4 bits cannot be changed a little
+            return
+        count = min(s["PATCH_EXAMPLES"], len(self.train_set))
+        order = training.shuffled_stream(len(self.train_set), 0, count, s["SEED"])
+        batches = self.batches(self.train_set, order)
+        with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
+            changed = absorb(student.model, unit, batches)
+        state.patched = sorted({*state.patched, *(n for n, p in student.model.named_parameters() if p is changed)})
 
     def record_drop(self, name: str, score: Score, decided_by: str, whole: Score) -> None:
         """A row of trajectory.csv; what follows training is added by ``score``."""

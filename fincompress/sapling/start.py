@@ -17,7 +17,8 @@ from fincompress.settings import check_choice
 
 PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
     "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False, "FADE": 0.0,
-    "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True, "LR_SCHEDULE": "cosine",
+    "PATCH_EXAMPLES": 0, "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True,
+    "LR_SCHEDULE": "cosine",
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class State:
     trainable_healing: list[str] | None = None  # and of those that are trained in healing
     trained: bool = False  # whether the training before the next drop is done
     cycle_start: int = 0  # examples seen before the training since the last drop
+    patched: list[str] = field(default_factory=list)  # names of the weights that took up what a dropped unit did
     fading: list[str] = field(default_factory=list)  # units that were dropped and are not faded out yet
     ranking: list[str] | None = None  # names of the units in the order in which one shot drops them
     healed: list[dict] = field(default_factory=list)  # one row a depth that was healed
@@ -67,8 +68,9 @@ class State:
                 path.unlink()
 
     def write_weights(self, directory: Path, parameters: dict[str, torch.nn.Parameter], moments: Moments) -> None:
-        """Write trained weights and the moments of those weights; ``write`` the state afterwards."""
-        self.weights = f"state-{self.scans:04d}-{self.examples_seen}.safetensors"
+        """Write changed weights and the moments of those weights; ``write`` the state afterwards."""
+        # A name of its own for each time: a kill before ``write`` must leave the older file as it was.
+        self.weights = f"state-{self.scans:04d}-{self.examples_seen}-{len(self.trajectory)}.safetensors"
         tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
         tensors |= moments_to_tensors({name: kept for name, kept in moments.items() if name in parameters})
         with runs.atomic_path(directory / self.weights) as partial:

@@ -70,7 +70,7 @@ def stop_reason(run: Run, whole: Score) -> str | None:
                 f"{reference:.1%}; the last depth above that had {state.last_above_floor['units']}"
             )
         state.last_above_floor = {
-            "units": student.left, "drops": len(state.trajectory), "weights": state.weights
+            "units": student.left, "drops": len(state.trajectory), "weights": state.weights, "patched": state.patched
         }  # fmt: skip
     if student.share <= s["TARGET_SIZE"]:
         return f"{student.share:.1%} of the bytes, at most {s['TARGET_SIZE']:.0%} wanted"
@@ -99,7 +99,7 @@ def return_above_floor(run: Run) -> None:
             shutil.rmtree(path)
     del state.trajectory[above["drops"] :]
     state.healed = [row for row in state.healed if row["units_left"] >= above["units"]]
-    state.weights, state.trained, state.fading = above["weights"], False, []
+    state.weights, state.patched, state.trained, state.fading = above["weights"], above["patched"], False, []
     state.write(run.directory)
     run.cache = None
     with run.explain_out_of_memory():

@@ -158,7 +158,14 @@ def least_gradient(model, units, batches, context):
 
 
 def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
-    more = ("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--CRITERION=taylor", "--FADE=0", "--PROTECT=True")
+    more = (
+        "--SCHEDULE=one_shot",
+        "--DROP_UNIT=block",
+        "--CRITERION=taylor",
+        "--FADE=0",
+        "--PROTECT=True",
+        "--PATCH_EXAMPLES=8",
+    )
     done(*SAPLING, *TAUGHT, *more, "--RUN=taylor", **six[1])
     metrics = read(six[0] / "taylor" / "train_metrics.json")
     assert [row["units_left"] for row in metrics["healed"]] == [5, 4]

@@ -47,6 +47,8 @@ def test_bad_input_is_one_line_and_status_2(six, more, says):
         (("--HEAL_AT=[0.2]",), "stops at 8 sub-layers"),
         (("--HEAL_AT=['ten']",), "numbers of sub-layers"),
         (("--FADE=1.5",), "FADE is a share of a cycle"),
+        (("--PATCH_EXAMPLES=8",), "what fades out is still there"),
+        (("--CACHE_GB=-1",), "CACHE_GB cannot be below 0"),
         (("--SCHEDULE=one_shot", "--DROP_UNIT=block"), "FADE needs training after each drop"),
         (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
         (("--RECOVERY=papers",), "did you mean 'paper'"),

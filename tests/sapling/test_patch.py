@@ -1,0 +1,55 @@
+"""The patch in closed form: the projection before a dropped unit takes up what the unit did."""
+
+import pytest
+import torch
+from depth_models import CONFIGS, make_batches, make_model
+
+from fincompress.depth import sublayers as sub
+from fincompress.depth.scan import trace
+from fincompress.sapling.patch import absorb
+
+
+def after(model, batch, unit):
+    """The stream after a unit, at the tokens that are no padding."""
+    return trace(model, batch).around(unit[0], unit[-1])[1][batch["attention_mask"].bool()]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("name", ["mlp.2+attention.3", "block.2"])
+def test_without_a_unit_the_stream_is_nearer_to_what_it_was_when_the_layer_before_is_patched(family, name):
+    (batch,) = make_batches(1)
+    model, unit = make_model(family), sub.parse_unit(name)
+    wanted = after(model, batch, unit)
+    with sub.skipped(model, *unit):
+        unpatched = (after(model, batch, unit) - wanted).norm()
+    changed = absorb(model, unit, [batch])
+    sub.remove(model, *unit)
+    assert (after(model, batch, unit) - wanted).norm() < 0.9 * unpatched
+    names = [key for key, parameter in model.named_parameters() if parameter is changed]
+    assert names == [f"model.layers.{'2.self_attn.o_proj' if 'mlp' in name else '1.mlp.down_proj'}.weight"]
+
+
+def test_a_unit_that_adds_what_the_projection_could_add_is_taken_up_whole(monkeypatch):
+    """An MLP whose output is a linear map of the attention's inputs cannot be had; a copy of a projection's can."""
+    monkeypatch.setattr("fincompress.sapling.patch.RIDGE", 1e-9)
+    batches, model, unit = make_batches(), make_model(), sub.parse_unit("mlp.2")
+    seen = []
+    o_proj = model.model.layers[2].self_attn.o_proj
+    hook = o_proj.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    linear = torch.nn.Linear(o_proj.in_features, o_proj.out_features, bias=False)
+    add = model.model.layers[2].mlp.register_forward_hook(lambda *_: linear(seen[-1]))
+    with torch.no_grad():
+        wanted, before = after(model, batches[0], unit), o_proj.weight.clone()
+        absorb(model, unit, batches)
+        hook.remove()
+        add.remove()
+        sub.remove(model, *unit)
+        assert torch.allclose(o_proj.weight - before, linear.weight, atol=1e-3)
+        assert torch.allclose(after(model, batches[0], unit), wanted, atol=1e-3)
+
+
+def test_the_first_unit_has_no_projection_before_it():
+    model = make_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    assert absorb(model, sub.parse_unit("block.0"), make_batches(1)) is None
+    assert all(map(torch.equal, before, model.parameters()))
