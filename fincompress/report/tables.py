@@ -148,17 +148,9 @@ def quantization_report(results_dir: str) -> list[dict]:
 
 
 def write_quantization_report(results_dir: str) -> None:
-    """Rebuild ``quantization_report.csv`` and print what quantization did to each run, if there is a quantized one."""
-    try:
-        report = quantization_report(results_dir)
-    except UserError as error:  # another run's damaged record does not stop what has just finished
-        print(f"quantization_report.csv stays as it is: {error}")
-        return
-    if report:
+    """Rebuild ``quantization_report.csv``, if there is a quantized run."""
+    if report := quantization_report(results_dir):
         runs.write_csv(Path(results_dir) / "quantization_report.csv", report)
-        columns = ["run", "source_run", "split", "execution_accuracy_before", "execution_accuracy_after",
-                   "accuracy_lost", "size_gb_before", "size_gb_after"]  # fmt: skip
-        print("\n" + pd.DataFrame(report)[columns].set_index("run").T.to_string(na_rep="-"))
 
 
 # --- README ---------------------------------------------------------------------------------------------------------

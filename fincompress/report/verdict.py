@@ -18,6 +18,7 @@ LAUNCH_BOUND = 0.3  # share of a GPU's memory bandwidth below which decoding wai
 BITS = 4  # the hypothesis is about 4 bits
 SAPLING, OTHER, OPEN = "SAPLING", "the other", "not decided"
 SIZE, ACCURACY, UNSHOWN = "size", "accuracy", "accuracy: not shown"
+UNPAIRED = "there are no predictions of both on the same questions"
 MEASURES = ("accuracy", "decode", "prefill", "memory", "bytes")  # those that may decide
 COLUMNS = ("SAPLING", "the other", "equal", "accuracy, points", "decode", "prefill", "memory", "bytes",
            "s per question", "SAPLING better in", "the other better in", "SAPLING beats it")  # fmt: skip
@@ -80,9 +81,8 @@ def against_pruning(other: Row, checkpoints: list[Row], confidence: float) -> Co
     """Accuracy of two ways to drop layers."""
     found = compare(nearest(other, checkpoints), other, SIZE, confidence)
     discount_size(found)
-    found.notes += [
-        f"{row.run} was not healed as a last depth is" for row in (found.sapling, other) if row.healed is False
-    ]
+    unhealed = [row.run for row in (found.sapling, other) if row.healed is False]
+    found.notes += [f"{run} was not healed as a last depth is" for run in unhealed]
     return found
 
 
@@ -111,7 +111,7 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
     equal = [one for one in near if one.difference and one.difference["interval"][0] >= -equal_within]
     margin, winner = f"{100 * equal_within:.3g} points", OPEN
     if not all(one.difference for one in found):
-        note = best.notes[0]
+        note = UNPAIRED
     # Two runs that never differ on n questions may still differ on this share of all questions.
     elif -math.log(1 - confidence) / rival.questions > equal_within:
         note = f"{rival.questions} questions cannot show a difference to be below {margin}"
@@ -141,7 +141,7 @@ def compare(sapling: Row, other: Row, equal: str, confidence: float) -> Comparis
     found.ratios["bytes"] = f"{sapling.size_gb / other.size_gb:.2f}"
     found.winners["accuracy"] = OPEN
     if found.difference is None:
-        found.notes.append("there are no predictions of both on the same questions")
+        found.notes.append(UNPAIRED)
     else:
         found.winners["accuracy"] = {1: SAPLING, -1: OTHER, 0: OPEN}[statistics.favours(found.difference)]
         found.ratios["accuracy"] = percent(found.difference["difference"], found.difference["interval"], "+")

@@ -42,7 +42,7 @@ def test_mcnemar_does_not_overflow_on_many_questions():
     assert mcnemar(3000, 3000) == 1.0
 
 
-@given(st.integers(0, 60), st.integers(0, 60))
+@pytest.mark.parametrize(("a", "b"), [(0, 60), (13, 14), (60, 59), (7, 7)])
 def test_mcnemar_is_one_probability_whichever_run_is_first(a, b):
     p = mcnemar(a, b)
     assert 0 < p <= 1 and p == mcnemar(b, a)

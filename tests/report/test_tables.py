@@ -146,14 +146,6 @@ def test_a_quantized_run_stands_in_the_report_once_a_split_whatever_was_measured
     assert row["split"] is row["accuracy_lost"] is None and row["size_gb_after"] == 0.1
 
 
-def test_a_damaged_record_of_another_run_leaves_the_quantization_report_as_it_is(tmp_path, capsys):
-    made.everything(tmp_path, questions=50)
-    (tmp_path / "lora_8bit" / "eval_dev.json").write_text("{")
-    tables.write_quantization_report(str(tmp_path))
-    assert "quantization_report.csv stays as it is: " in capsys.readouterr().out
-    assert not (tmp_path / "quantization_report.csv").exists()
-
-
 # --- README ---------------------------------------------------------------------------------------------------------
 
 

@@ -331,6 +331,13 @@ def test_without_predictions_nothing_is_decided_and_without_a_size_a_run_is_miss
     assert verdict.judge(found) == []
 
 
+def test_without_predictions_of_one_depth_equal_accuracy_is_not_decided(tmp_path):
+    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43), 20: (N < 200, 0.3)})
+    (tmp_path / "sapling" / "20" / "predictions_dev.jsonl").unlink()
+    found = equal_accuracy(found)
+    assert found.winners == {"accuracy": OPEN} and notes(found) == verdict.UNPAIRED
+
+
 # --- other ways to drop layers --------------------------------------------------------------------------------------
 
 
