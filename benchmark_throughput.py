@@ -43,7 +43,6 @@ from fincompress.benchmark import record, rounds, subjects  # noqa: E402
 from fincompress.depth import repack  # noqa: E402
 from fincompress.depth.sublayers import SubLayer  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.report import tables  # noqa: E402
 
 
 def main() -> None:
@@ -76,7 +75,6 @@ def main() -> None:
     records = {run: record.write(RESULTS_DIR, entrant, reference, card, common) for run, entrant in entrants.items()}
     runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", record.table(RESULTS_DIR))
     print_table(records, card)
-    tables.write_quantization_report(RESULTS_DIR)  # which now has speeds
     print(
         f"{len(records)} models in {clock.seconds() / 60:.1f} min; wrote throughput_{card['device']}.json of each run "
         f"and {RESULTS_DIR}/throughput.csv"

@@ -256,23 +256,24 @@ def records(results_dir: str, pattern: str) -> list[Path]:
 
 
 def accuracy_table(results_dir: str) -> list[dict]:
-    """One row for every ``eval_<split>.json`` under ``results_dir``, with the columns that keep unlike rows apart."""
-    rows = []
-    for path in records(results_dir, "eval_*.json"):
-        found = read_json(path)
-        row = {
-            "run": found["run"],
-            "base_model": found["base_model"],
-            "data": found["data"]["source"],
-            "data_fingerprint": found["data"]["fingerprint"],
-            "split": found["split"],
-            "questions": found["questions"],
-            "size_gb": found.get("size_gb"),
-            "share_of_bytes": found.get("share_of_base"),
-        }
-        for name in ("execution_accuracy", "program_accuracy"):
-            scores = found[name]
-            row[name] = scores and scores["accuracy"]
-            row[f"{name}_low"], row[f"{name}_high"] = scores["interval"] if scores else (None, None)
-        rows.append(row | {"invalid": found["invalid"]["accuracy"]})
-    return rows
+    """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``."""
+    return [accuracy_row(read_json(path)) for path in records(results_dir, "eval_*.json")]
+
+
+def accuracy_row(found: dict) -> dict:
+    """What ``eval_<split>.json`` says of a run, with the columns that keep unlike rows apart."""
+    row = {
+        "run": found["run"],
+        "base_model": found["base_model"],
+        "data": found["data"]["source"],
+        "data_fingerprint": found["data"]["fingerprint"],
+        "split": found["split"],
+        "questions": found["questions"],
+        "size_gb": found.get("size_gb"),
+        "share_of_bytes": found.get("share_of_base"),
+    }
+    for name in ("execution_accuracy", "program_accuracy"):
+        scores = found[name]
+        row[name] = scores and scores["accuracy"]
+        row[f"{name}_low"], row[f"{name}_high"] = scores["interval"] if scores else (None, None)
+    return row | {"invalid": found["invalid"]["accuracy"]}

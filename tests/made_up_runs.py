@@ -66,11 +66,6 @@ def throughput(
     runs.write_json(root / run / f"throughput_{device}.json", record)
 
 
-def curve(root, run, end=0.4, steps=40):
-    rows = [{"step": 10 * n, "loss": end + 1.5 / n, "learning_rate": 1e-3} for n in range(1, steps + 1)]
-    runs.write_csv(root / run / "loss_curve.csv", rows)
-
-
 def answers(share, questions=883, noise=0.02, seed=0):
     """Verdicts of one of many runs that find much the same questions hard; ``share`` of them are right."""
     generator = np.random.default_rng(7)
@@ -99,11 +94,9 @@ def everything(root, data=DATA, questions=883, split="dev"):
 
     run("base", "evaluate.py", {}, 0.01, 1.0, 23)
     run("qlora_4bit", "train_qlora_4bit.py", {"LORA_RANK": 32}, 0.30, 0.52, 22, 4000, precision="nf4", memory=0.4)
-    curve(root, "qlora_4bit")
     evaluation(root, "qlora_4bit/merged", answers(0.295, questions), 1.0, **common)
     throughput(root, "qlora_4bit/merged", 24)
     run("lora_8bit", "train_lora_8bit.py", {"LORA_RANK": 32}, 0.31, 0.68, 12, 5000, precision="int8")
-    curve(root, "lora_8bit", 0.38)
     run("gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit", "BITS": 4}, 0.27, 0.43, 20, prefill=120.0,
         memory=0.35)  # fmt: skip
     runs.write_json(root / "gptq_4bit" / "quantize_metrics.json", {"quantization_seconds": 150.0})
@@ -116,7 +109,6 @@ def everything(root, data=DATA, questions=883, split="dev"):
         values = {"DROP_UNIT": "sublayer", "START_FROM": "qlora_4bit"} | values
         settings(root / family, "sapling_train.py", values, data=data)
         runs.write_json(root / family / "train_metrics.json", {"training_seconds": 3000.0, "scanning_seconds": 900.0})
-        curve(root, family, 0.45 if family == "sapling" else 0.6)
         depths = range(60, 19, -4) if family == "sapling" else (12,)
         for left in depths:
             share = round(0.21 + 0.79 * (left / 60 if family == "sapling" else 0.36), 4)

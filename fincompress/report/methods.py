@@ -1,4 +1,4 @@
-"""What a run is, told by its settings and never by its name."""
+"""What a run is and what it took, told by the settings of all that it came from and never by its name."""
 
 from __future__ import annotations
 
@@ -16,70 +16,61 @@ KINDS = (
 PHASE_1 = ("qlora", "merged", "lora_8bit")
 
 
-def settings_of(directory: Path, results_dir: Path) -> tuple[Path, dict] | None:
-    """The folder and content of the ``settings.json`` that describes a folder: its own, else that of the run above it.
-
-    A merged checkpoint (``<run>/merged``) may have none of its own.
-    """
-    above = [directory.parent] if results_dir not in (directory, directory.parent) else []
-    for folder in (directory, *above):
-        if (folder / "settings.json").exists():
-            return folder, runs.read_json(folder / "settings.json")
-    return None
-
-
 def record_of(directory: Path, name: str) -> dict:
     """A JSON record in a folder; empty where there is none."""
     return runs.read_json(directory / name) if (directory / name).exists() else {}
 
 
-def run_folder(run: str | None, results_dir: Path) -> Path | None:
-    """The folder of a run by name, None where it is not here; ``<run>/merged`` is here as long as the run is."""
-    if not run:
-        return None
-    folder = runs.run_directory(str(results_dir), run)
-    here = folder.exists() or (folder.name == "merged" and settings_of(folder, results_dir) is not None)
-    return folder if here else None
+def lineage(folder: Path, results_dir: Path) -> list[dict]:
+    """Records of the model in a folder and of each run that it came from, the first run last.
+
+    A record is ``settings.json`` with ``folder``, ``metrics`` (of training or quantization; those of ``<run>/merged``
+    are its run's) and ``source``, the run before it or None. The list stops short where that run is not here.
+    """
+    found: list[dict] = []
+    while True:
+        places = [folder.parent, folder] if folder.name == "merged" else [folder]
+        record, metrics = {}, {}
+        for place in places:
+            record |= record_of(place, "settings.json")
+            metrics |= record_of(place, "train_metrics.json") | record_of(place, "quantize_metrics.json")
+        if not record:
+            return found
+        source = record["settings"].get("START_FROM") or record["settings"].get("SOURCE_RUN")
+        found.append(record | {"folder": folder, "metrics": metrics, "source": source})
+        if not source:
+            return found
+        folder = runs.run_directory(str(results_dir), source)
 
 
-def describe(directory: Path, results_dir: Path, precision: str | None = None) -> tuple[str, str]:
-    """``(kind, method in words)`` of the run in a folder, from its settings, never from its name.
+def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]:
+    """``(kind, method in words)`` of the run whose ``lineage`` this is.
 
     ``precision`` is that of the base it was evaluated on: an adapter on a 16-bit base is the merged model.
     """
-    found = settings_of(directory, results_dir)
-    if found is None:
-        return "other", "unknown"
-    folder, record = found
-    script, settings = record.get("script"), record.get("settings", {})
+    record, settings = chain[0], chain[0]["settings"]
+    script = record["script"]
     if script == "evaluate.py":
         return "base", "base model, untuned"
     if script in LORA:
         kind, name, base = LORA[script]
-        whole = folder != directory or (directory / "config.json").exists()
-        if whole or (precision or record.get("base_precision")) not in ("nf4", "int8"):
+        if record["folder"].name == "merged" or (precision or record.get("base_precision")) not in ("nf4", "int8"):
             return "merged", f"{name}, merged"
         return kind, f"{name} ({base} base)"
-    if script == "sapling_train.py":
-        return describe_pruned(settings, record_of(directory, "train_metrics.json"))
     if script == "quantize_gptq.py":
         name = f"{settings.get('METHOD', 'gptq').upper()} {settings.get('BITS', 4)}-bit"
-        source = run_folder(settings.get("SOURCE_RUN"), results_dir)
-        if source is None:  # which may have been anything
+        if not chain[1:]:  # it may have been anything
             return "other", f"{name} (of a run that is not here)"
-        kind, method = describe(source, results_dir)
+        kind, method = describe(chain[1:])
         if kind in (*PHASE_1, "longer"):
             return "quantized", f"{method.partition(' (')[0]} + {name}"
         # An untuned base model that is quantized answers no question of this project.
         return f"{kind}_quantized" if kind in ("sapling", "pruning") else "other", f"{method} + {name}"
-    return "other", str(script)
-
-
-def describe_pruned(settings: dict, metrics: dict) -> tuple[str, str]:
-    """``describe`` of a run of sapling_train.py."""
+    if script != "sapling_train.py":
+        return "other", str(script)
     taught = " with a teacher" if settings.get("KL") or settings.get("HIDDEN_STATES") else ""
     taught += ", adapters on NF4" if taught and settings.get("UPDATE") == "qlora" else ""
-    if metrics.get("dropped") == [] and settings.get("START_FROM"):
+    if record["metrics"].get("dropped") == [] and record["source"]:
         return "longer", f"phase 1 trained on{taught}"
     criterion, schedule = str(settings.get("CRITERION")), settings.get("SCHEDULE")
     if criterion in ("calibration", "kl") and schedule == "successive":
@@ -88,19 +79,33 @@ def describe_pruned(settings: dict, metrics: dict) -> tuple[str, str]:
     return "pruning", f"pruning ({criterion.replace('_', ' ')}), {schedule}{taught}"
 
 
-def depth(directory: Path, results_dir: Path) -> tuple[int | None, int | None]:
+def depth(chain: list[dict]) -> tuple[int | None, int | None]:
     """Sub-layers left of a pruned run, quantized since or not, and of the unpruned model; None where unknown.
 
     A block, and a pair such as mlp.3+attention.4, are two sub-layers.
     """
-    _, record = settings_of(directory, results_dir) or (None, {})
-    settings, metrics = record.get("settings", {}), record_of(directory, "train_metrics.json")
-    if record.get("script") == "quantize_gptq.py":
-        source = run_folder(settings.get("SOURCE_RUN"), results_dir)
-        return depth(source, results_dir) if source else (None, None)
-    if metrics.get("units_left") is None:
+    pruned = next(record for record in chain if record["script"] != "quantize_gptq.py")
+    left, dropped = pruned["metrics"].get("units_left"), pruned["metrics"].get("dropped")
+    if left is None:
         return None, None
-    left = metrics["units_left"] * (2 if settings.get("DROP_UNIT") == "block" else 1)
-    dropped = metrics.get("dropped")
+    left *= 2 if pruned["settings"].get("DROP_UNIT") == "block" else 1
     gone = [2 if unit.startswith("block") or "+" in unit else 1 for unit in dropped or []]
     return left, None if dropped is None else left + sum(gone)
+
+
+def training_cost(chain: list[dict]) -> tuple[float | None, int | None]:
+    """``(seconds, tokens)`` of training, scans and quantization of a run and of all that it came from.
+
+    None where a record or a run is missing.
+    """
+    seconds, tokens = [], []
+    for record in chain:
+        spent = [record["metrics"].get(f"{name}_seconds") for name in ("training", "scanning", "quantization")]
+        spent = [value for value in spent if value is not None]
+        untuned = record["script"] == "evaluate.py"
+        seconds.append(sum(spent) if spent or untuned else None)
+        if record["script"] != "quantize_gptq.py":
+            tokens.append(0 if untuned else record["metrics"].get("tokens_seen"))
+    if chain[-1]["source"] or None in seconds:
+        return None, None
+    return round(sum(seconds), 1), None if None in tokens else sum(tokens)

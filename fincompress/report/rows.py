@@ -2,171 +2,40 @@
 
 from __future__ import annotations
 
-import copy
+import json
 import math
-import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
-from fincompress import provenance, runs
+from fincompress import runs
 from fincompress.benchmark.record import read_throughput
 from fincompress.errors import UserError
-from fincompress.finqa import examples
 from fincompress.report import statistics
-from fincompress.report.methods import KINDS, PHASE_1, depth, describe, record_of, run_folder, settings_of
+from fincompress.report.methods import KINDS, PHASE_1, depth, describe, lineage, record_of, training_cost
 
-SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
+SPEEDS = ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio",
+          "inference_memory_gb", "kernel", "label")  # fmt: skip
 
 
-@dataclass
-class Row:
-    """One run on one split: what it is, and what was measured; None where it was not."""
+class Row(SimpleNamespace):
+    """One run on one split and device; None is what was not measured.
 
-    run: str
-    directory: Path
-    kind: str  # one of KINDS
-    method: str  # in words
-    base_model: str = ""
-    source: str | None = None  # of the data: "FinQA", "synthetic"
-    fingerprint: str | None = None  # of the data as read
-    prepared: str | None = None  # how it was preprocessed, and the longest output allowed
-    split: str = "dev"
-    questions: int = 0
-    execution: dict | None = None  # {"accuracy", "interval", "correct", "of"}, as is the next
-    program: dict | None = None
-    steps: dict[str, dict] = field(default_factory=dict)  # execution accuracy by steps of the gold program
-    size_gb: float | None = None
-    share_of_bytes: float | None = None  # of the base model in 16 bits
-    sublayers_left: int | None = None
-    sublayers: int | None = None  # of the unpruned model
-    healed: bool | None = None  # None: not a checkpoint of a pruned run
-    training_seconds: float | None = None  # with what it started from: training, scans, quantization
-    tokens_seen: int | None = None  # in the training of both
-    dtype: str | None = None  # compute type of its evaluation
-    answer_tokens: int | None = None  # of the median gold program
-    settings: dict = field(default_factory=dict)
-    devices: dict[tuple[str, str], dict] = field(default_factory=dict)  # (device, hardware) -> read_throughput
-    speed: dict | None = None  # the one of ``devices`` that belongs to this row's section
-    lost: dict | None = None  # statistics.compare of the reference run with this one
-    on_frontier: bool = False  # of accuracy against bytes
-    label: str = ""  # of a chart: the method, with the run's name where two would read the same
-    missing: dict[str, str] = field(default_factory=dict)  # field -> why it is None
-
-    @property
-    def family(self) -> str:
-        """The run that this is a checkpoint of, or the run itself."""
-        return self.run.rpartition("/")[0] or self.run if self.kind in ("sapling", "pruning") else self.run
-
-    @property
-    def quantizer(self) -> str | None:
-        """The quantization method, None for a run that is not quantized."""
-        return self.settings.get("METHOD", "gptq") if "quantized" in self.kind else None
-
-    @property
-    def depth(self) -> str:
-        """``"22 of 60"``, or ``"22"`` where the unpruned model's depth was not recorded; empty: nothing was dropped."""
-        return " of ".join(str(count) for count in (self.sublayers_left, self.sublayers) if count is not None)
-
-    @property
-    def description(self) -> str:
-        """The method with its depth, in words."""
-        return f"{self.method}, {self.depth} sub-layers" if self.depth else self.method
-
-    @property
-    def seconds_per_question(self) -> float | None:
-        """To read a prompt of median length and decode the median answer, whose first token the prefill gives."""
-        speed = self.speed or {}
-        needed = [speed.get(name) for name in (*SPEEDS, "prompt_tokens")] + [self.answer_tokens]
-        if None in needed or speed["label"]:
-            return None
-        prefill, decode, prompt, answer = needed
-        return prompt / prefill + (answer - 1) / decode
-
-    @property
-    def memory_gb(self) -> float | None:
-        """Peak memory of inference, None where another form of the model was measured."""
-        return self.speed["inference_memory_gb"] if self.speed and not self.speed["label"] else None
+    It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
+    (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (the run that it is a checkpoint of),
+    ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the
+    gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``memory_gb`` (peak of
+    inference of the model itself), ``lost`` (``statistics.compare`` of the reference run with it) and ``chart_label``.
+    """
 
 
 @dataclass
 class Section:
-    """Rows that may share a table: one base model, data set, split and device."""
+    """Rows that may share a table: of one base model, data set, split and device."""
 
-    base_model: str
-    source: str | None
-    fingerprint: str | None
-    split: str
-    questions: int
-    prepared: str | None
-    device: str | None  # None: no speed was measured
-    hardware: str | None
+    title: str
     rows: list[Row]
-    remark: str = ""  # tells it from a section whose title would read the same
-    reference: str | None = None  # the run of phase 1 that lost accuracy is counted from
-
-    @property
-    def title(self) -> str:
-        """In words, device last."""
-        data = f"{self.source or 'unknown data'}, {self.split} ({self.questions} questions)"
-        speed = f"speed on {self.device}: {self.hardware}" if self.device else "speed not measured"
-        return f"{self.base_model}, {data}{self.remark}; {speed}"
-
-    @property
-    def slug(self) -> str:
-        """The part of a file name that tells this section's figures from those of the others."""
-        name = "-".join(filter(None, (self.source, self.split, Path(self.base_model).name, self.device)))
-        unlike = (self.base_model, self.fingerprint, self.prepared, self.questions, self.hardware)
-        return re.sub(r"[^a-z0-9]", "-", name.lower()) + "-" + provenance.fingerprint(unlike)[:4]
-
-    def is_whole(self, source: str) -> bool:
-        """Whether this is all of a split of ``source``, as released where the data is FinQA; a sliver is not."""
-        return self.source == source and (source != "FinQA" or self.questions == examples.RELEASE.get(self.split))
-
-
-def training_cost(directory: Path, results_dir: Path) -> tuple[float | None, int | None, str | None]:
-    """``(seconds, tokens, why not)`` of training, scans and quantization of a run and of what it started from."""
-    seconds, tokens, here = 0.0, 0, directory
-    while True:
-        found = settings_of(here, results_dir)
-        if found is None:
-            return None, None, "no settings.json"
-        folder, record = found
-        settings = record.get("settings", {})
-        if record.get("script") == "evaluate.py":
-            break
-        # A checkpoint has what it took to get there; a merged model has nothing of its own: its run's counts.
-        above = [here.parent] if record_of(here.parent, "settings.json").get("settings") == settings else []
-        metrics: dict = {}
-        for place in (*above, folder, here):
-            metrics |= record_of(place, "train_metrics.json") | record_of(place, "quantize_metrics.json")
-        spent = [metrics.get(f"{name}_seconds") for name in ("training", "scanning", "quantization")]
-        spent = [value for value in spent if isinstance(value, (int, float))]
-        if not spent:
-            return None, None, f"{folder.name}/ has no record of its training time"
-        seconds += sum(spent)
-        if record.get("script") != "quantize_gptq.py":
-            seen = metrics.get("tokens_seen")
-            tokens = None if None in (tokens, seen) else tokens + seen
-        before = settings.get("START_FROM") or settings.get("SOURCE_RUN")
-        if not before:
-            break
-        source = run_folder(before, results_dir)
-        if source is None or source == here:
-            return None, None, f"the run it started from, {before}, is not here"
-        here = source
-    return round(seconds, 1), tokens, None
-
-
-def answer_tokens(results_dir: Path, data_run: str | None) -> int | None:
-    """Tokens of the median gold program of a data run, on the split whose prompts the benchmark takes."""
-    folder = run_folder(data_run, results_dir)
-    splits = record_of(folder, "data_report.json").get("splits", {}) if folder else {}
-    split = next((splits[name] for name in ("dev", "test", "train") if name in splits), {})
-    return split.get("target_tokens", {}).get("p50")
-
-
-# --- rows and sections ----------------------------------------------------------------------------------------------
 
 
 def read_rows(results_dir: str, splits: list[str] | None = None) -> tuple[list[Row], list[str]]:
@@ -181,58 +50,57 @@ def read_rows(results_dir: str, splits: list[str] | None = None) -> tuple[list[R
     rows, left_out = [], []
     for path in runs.records(results_dir, "eval_*.json"):
         folder, split = path.parent, path.stem.partition("_")[2]
-        if settings_of(folder, root) is None:
-            left_out.append(f"{folder.relative_to(root)}: no settings.json, so nothing says what it is")
-        elif splits is not None and split not in splits:
-            left_out.append(f"{folder.relative_to(root)}: the split {split} is no split to report")
-        else:
-            try:
-                rows.append(make_row(folder, root, runs.read_json(path)))
-            except (KeyError, TypeError, AttributeError) as error:  # no row is lost without a word
-                raise UserError(f"{path} is damaged ({error!r}): evaluate that run again, or remove it") from None
+        try:
+            chain = lineage(folder, root)
+            if not chain:
+                left_out.append(f"{folder.relative_to(root)}: no settings.json, so nothing says what it is")
+            elif splits is not None and split not in splits:
+                left_out.append(f"{folder.relative_to(root)}: the split {split} is no split to report")
+            else:
+                rows.append(make_row(folder, root, chain, runs.read_json(path)))
+        except (KeyError, TypeError, AttributeError) as error:  # no row is lost without a word
+            raise UserError(f"{path} is damaged ({error!r}): evaluate that run again, or remove it") from None
     return rows, left_out
 
 
-def make_row(folder: Path, root: Path, evaluation: dict) -> Row:
-    """One run on one split from its files."""
-    _, record = settings_of(folder, root)
-    kind, method = describe(folder, root, evaluation.get("base_precision"))
-    metrics = record_of(folder, "train_metrics.json") if kind in ("sapling", "pruning") else {}
-    seconds, tokens, reason = training_cost(folder, root)
-    decoding = evaluation.get("decoding") or {}
-    longest = decoding.get("MAX_NEW_TOKENS")  # an output that was cut short is wrong for no fault of the model
-    measured = [read_throughput(path) for path in sorted(folder.glob("throughput_*.json"))]
-    row = Row(
-        run=evaluation.get("run") or folder.relative_to(root).as_posix(),
-        directory=folder,
-        kind=kind,
-        method=method,
-        base_model=str(evaluation["base_model"]),
-        source=evaluation["data"]["source"],
-        fingerprint=evaluation["data"]["fingerprint"],
-        prepared=f"{evaluation.get('prepared')}, outputs of at most {longest} tokens",
-        split=evaluation["split"],
-        questions=evaluation["questions"],
-        execution=evaluation["execution_accuracy"],
-        program=evaluation.get("program_accuracy"),
-        steps=evaluation.get("steps") or {},
-        size_gb=evaluation.get("size_gb"),
-        share_of_bytes=evaluation.get("share_of_base"),
-        training_seconds=seconds,
-        tokens_seen=tokens,
-        dtype=decoding.get("dtype"),
-        answer_tokens=next((answer_tokens(root, one["data_run"]) for one in measured), None),
-        settings=record.get("settings", {}),
-        devices={(one["device"], one["hardware"]): one for one in measured},
-        missing={"training_seconds": reason} if reason else {},
-    )
-    if "sapling" in kind or "pruning" in kind:
-        row.sublayers_left, row.sublayers = depth(folder, root)
-    row.healed = metrics.get("healed", False) or metrics.get("final", False) if "healed" in metrics else None
+def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> Row:
+    """One run on one split from its files, without what depends on the device."""
+    settings, metrics, decoding = chain[0]["settings"], chain[0]["metrics"], evaluation.get("decoding") or {}
+    kind, name = describe(chain, evaluation.get("base_precision"))
+    pruned = "sapling" in kind or "pruning" in kind
+    row = Row(**runs.accuracy_row(evaluation), directory=folder, kind=kind, name=name)
+    # An output that was cut short is wrong for no fault of the model.
+    row.prepared = f"{evaluation.get('prepared')}, outputs of at most {decoding.get('MAX_NEW_TOKENS')} tokens"
+    row.correct, row.steps = evaluation["execution_accuracy"]["correct"], evaluation.get("steps") or {}
+    row.quantizer = settings.get("METHOD", "gptq") if "quantized" in kind else None
+    row.method = kind.replace("quantized", row.quantizer or "")
+    row.bits = settings.get("BITS", 4)
+    row.family = row.run.rpartition("/")[0] or row.run if kind in ("sapling", "pruning") else row.run
+    row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
+    row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
+    row.description = f"{name}, {row.depth} sub-layers" if row.depth else name
+    row.healed = metrics["healed"] or metrics.get("final", False) if "healed" in metrics else None
+    row.calibration_nll = (metrics.get("calibration") or [{}])[-1].get("calibration_nll", math.inf)  # of phase 1
+    row.total_training_seconds, row.total_tokens_seen = training_cost(chain)
+    row.evaluation_dtype = decoding.get("dtype")
+    row.speeds = [read_throughput(path) for path in sorted(folder.glob("throughput_*.json"))]
+    row.answer_tokens = answer_tokens(root, row.speeds[0]["data_run"]) if row.speeds else None
     return row
 
 
-def make_sections(rows: list[Row], reference: str | None = None) -> list[Section]:
+def answer_tokens(root: Path, data_run: str | None) -> int | None:
+    """Tokens of the median gold program of a data run, on the split whose prompts the benchmark takes."""
+    splits = record_of(root / (data_run or ""), "data_report.json").get("splits", {})
+    split = next((splits[name] for name in ("dev", "test", "train") if name in splits), {})
+    return split.get("target_tokens", {}).get("p50")
+
+
+def key(row: Row) -> tuple:
+    """What two rows must share to be compared in accuracy."""
+    return row.base_model, row.data, row.data_fingerprint, row.split, row.questions, row.prepared
+
+
+def make_sections(rows: list[Row]) -> list[Section]:
     """Rows that may share a table, together; never two base models, data sets, splits or devices.
 
     Where speed was measured on several devices, the runs stand once in the section of each. FinQA comes first, larger
@@ -240,74 +108,86 @@ def make_sections(rows: list[Row], reference: str | None = None) -> list[Section
     """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
-        key = (row.base_model, row.source, row.fingerprint, row.split, row.questions, row.prepared)
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(key(row), []).append(row)
     sections = []
-    for key, members in groups.items():
-        for device in sorted({device for row in members for device in row.devices}) or [(None, None)]:
-            here = [copy.copy(row) for row in members]
-            flags = statistics.frontier([(row.share_of_bytes, row.execution["accuracy"]) for row in here])
-            for row, flag in zip(here, flags, strict=True):
-                row.speed, row.on_frontier, row.missing = row.devices.get(device), flag, dict(row.missing)
-            here.sort(key=lambda r: (KINDS.index(r.kind), r.family, -(r.sublayers_left or 0), r.run))
-            label_apart(here)
-            section = Section(*key, *device, rows=here)
-            compare_with_phase_1(section, reference)
-            sections.append(section)
+    for members in groups.values():
+        devices = {(speed["device"], speed["hardware"]) for row in members for speed in row.speeds}
+        for device, hardware in sorted(devices) or [(None, None)]:
+            sections.append(make_section([on_device(row, device, hardware) for row in members]))
     titles = Counter(section.title for section in sections)
     for section in sections:
         if titles[section.title] > 1:  # other data of one name, or preprocessed in another way
-            section.remark = f", data {section.fingerprint}, prepared {section.prepared}"
-    sections.sort(key=lambda s: (s.source != "FinQA", -len(s.rows), s.title))
-    return sections
+            first = section.rows[0]
+            section.title += f"; data {first.data_fingerprint}, prepared {first.prepared}"
+    return sorted(sections, key=lambda s: (s.rows[0].data != "FinQA", -len(s.rows), s.title))
 
 
-def label_apart(rows: list[Row]) -> None:
-    """Set each row's ``label``: its method, and its run where two would read the same."""
-    families = Counter(method for _, method in {(row.family, row.method) for row in rows})
-    for row in rows:
-        row.label = row.method + (f" ({row.family})" if families[row.method] > 1 else "")
+def on_device(row: Row, device: str | None, hardware: str | None) -> Row:
+    """A copy of a row with what was measured on a device.
 
-
-def compare_with_phase_1(section: Section, reference: str | None) -> None:
-    """Set each row's ``lost``: accuracy of the reference run minus its own, paired on the same questions.
-
-    That run is ``reference``; None: of the runs of QLoRA, else of merged or 8-bit LoRA, the one of lowest NLL on the
-    calibration split. The most accurate one on this split would be so by luck too.
+    Time per question is that of reading a prompt of median length and decoding the median answer, whose first token
+    the prefill gives. A model that was measured in another form, as its label says, has no time and memory of its own.
     """
-    named = [row for row in section.rows if row.run == reference]
-    of_kind = [[row for row in section.rows if row.kind == kind] for kind in PHASE_1]
-    candidates = named if reference else next((found for found in of_kind if found), [])
-    if not candidates:
-        for row in section.rows:
-            row.missing["lost"] = f"no run {reference} in this section" if reference else "no run of phase 1 here"
-        return
-    first = min(candidates, key=lambda row: (calibration_nll(row), -row.execution["accuracy"], row.run))
-    section.reference = first.run
-    for row in section.rows:
-        if row is first:
-            row.missing["lost"] = "the reference run"
-        else:
-            row.lost, row.missing["lost"] = compare_rows(first, row)
+    speed = next((one for one in row.speeds if (one["device"], one["hardware"]) == (device, hardware)), None)
+    here = Row(**vars(row), device=device, hardware=hardware, speed=speed)
+    vars(here).update({name: speed and speed[name] for name in SPEEDS}, benchmark_call=speed and speed["call"])
+    here.memory_gb = None if here.label else here.inference_memory_gb
+    needed = here.prompt_tokens, here.prefill_tokens_per_s, row.answer_tokens, here.decode_tokens_per_s
+    here.seconds_per_question = None
+    if None not in needed and not here.label:
+        here.seconds_per_question = needed[0] / needed[1] + (needed[2] - 1) / needed[3]
+    return here
 
 
-def calibration_nll(row: Row) -> float:
-    """NLL of a LoRA run on the calibration split after its last epoch; infinity where that was not recorded."""
-    folder = row.directory.parent if row.directory.name == "merged" else row.directory
-    scores = record_of(folder, "train_metrics.json").get("calibration") or [{}]
-    return scores[-1].get("calibration_nll", math.inf)
+def make_section(rows: list[Row]) -> Section:
+    """A section of these rows, with what depends on the others: frontier, lost accuracy, label.
+
+    Accuracy is lost from the run of QLoRA, else of merged or 8-bit LoRA, that has the lowest NLL on the calibration
+    split: the most accurate one on this split would be so by luck too.
+    """
+    first = rows[0]
+    speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
+    title = f"{first.base_model}, {first.data or 'unknown data'}, {first.split} ({first.questions} questions); {speed}"
+    rows = sorted(rows, key=lambda row: (KINDS.index(row.kind), row.family, -(row.sublayers_left or 0), row.run))
+    flags = statistics.frontier([row.share_of_bytes for row in rows], [row.execution_accuracy for row in rows])
+    candidates = [row for row in rows if row.kind in PHASE_1]
+    candidates.sort(key=lambda row: (PHASE_1.index(row.kind), row.calibration_nll, -row.execution_accuracy, row.run))
+    reference = candidates[0] if candidates else None
+    families = Counter(name for _, name in {(row.family, row.name) for row in rows})
+    for row, flag in zip(rows, flags, strict=True):
+        row.on_frontier, row.reference_run = flag, reference and reference.run
+        row.chart_label = row.name + (f" ({row.family})" if families[row.name] > 1 else "")
+        row.lost = compare_rows(reference, row) if reference and row is not reference else None
+        vars(row).update(accuracy_lost(row.lost))
+    return Section(title, rows)
 
 
-def compare_rows(first: Row, second: Row, confidence: float = 0.95) -> tuple[dict | None, str | None]:
-    """``(statistics.compare of two rows of a section, None)``, or ``(None, why it cannot be had)``."""
-    verdicts = []
-    for row in (first, second):
-        path = row.directory / f"predictions_{row.split}.jsonl"
-        if not path.exists():
-            return None, f"the predictions of {row.run} are not here, so nothing can be paired"
-        verdicts.append(statistics.read_verdicts(path))
-        if sum(verdicts[-1].values()) != row.execution["correct"]:
-            raise UserError(f"{path} does not belong to eval_{row.split}.json beside it: evaluate that run again")
-    if set(verdicts[0]) != set(verdicts[1]):
-        return None, f"{first.run} and {second.run} did not answer the same questions"
-    return statistics.compare(*verdicts, confidence=confidence), None
+def accuracy_lost(lost: dict | None) -> dict:
+    """The columns of a difference in execution accuracy, each None where there is none."""
+    low, high = lost["interval"] if lost else (None, None)
+    values = {"accuracy_lost": lost and lost["difference"], "accuracy_lost_low": low, "accuracy_lost_high": high}
+    rounded = {name: None if value is None else round(value, 5) for name, value in values.items()}
+    return rounded | {"mcnemar_p": lost and float(f"{lost['mcnemar_p']:.4g}")}
+
+
+def compare_rows(first: Row, second: Row, confidence: float = 0.95) -> dict | None:
+    """``statistics.compare`` of two rows of a section; None without predictions of the same questions."""
+    verdicts = [read_verdicts(row) for row in (first, second)]
+    if None in verdicts or set(verdicts[0]) != set(verdicts[1]):
+        return None
+    return statistics.compare(*verdicts, confidence)
+
+
+def read_verdicts(row: Row) -> dict[str, bool] | None:
+    """``{question id: whether its execution is correct}`` of a row; None where its predictions are not here."""
+    path = row.directory / f"predictions_{row.split}.jsonl"
+    if not path.exists():
+        return None
+    try:  # splitlines() also parts at U+2028
+        records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        verdicts = {record["id"]: record["execution_correct"] for record in records}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): evaluate that run again") from None
+    if (len(verdicts), sum(verdicts.values())) != (row.questions, row.correct):
+        raise UserError(f"{path} does not belong to eval_{row.split}.json beside it: evaluate that run again")
+    return verdicts

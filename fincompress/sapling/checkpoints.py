@@ -68,7 +68,7 @@ def finish(run: Run) -> None:
     runs.write_csv(directory / "layer_scores.csv", state.layer_scores)
     runs.write_csv(directory / "loss_curve.csv", state.loss_curve)
     charts.loss_curve(directory / "loss_curve.png", state.loss_curve, [])
-    charts.layer_importance(directory / "layer_importance.png", state.layer_scores, state.trajectory)
+    charts.layer_importance(directory / "layer_importance.png", state.layer_scores)
     metrics = {
         "stopped": state.stopped,
         "data": run.facts["data"],

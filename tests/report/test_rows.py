@@ -27,8 +27,8 @@ def read(folder, split="dev"):
     return {row.run: row for row in rows.read_rows(str(folder), [split])[0]}
 
 
-def sections(folder, splits=("dev", "test"), **more):
-    return rows.make_sections(rows.read_rows(str(folder), list(splits))[0], **more)
+def sections(folder, splits=("dev", "test")):
+    return rows.make_sections(rows.read_rows(str(folder), list(splits))[0])
 
 
 def evaluated(folder, run="a", script="train_qlora_4bit.py", accuracy=0.3, **changes):
@@ -76,7 +76,7 @@ def test_a_quantized_run_is_named_after_its_method_and_gptq_is_the_default(tmp_p
     made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "q"} | ({"METHOD": method} if method else {}))
     made.evaluation(tmp_path, "g", made.answers(0.3, 20))
     row = read(tmp_path)["g"]
-    assert (row.kind, row.quantizer, row.method) == ("quantized", method or "gptq",
+    assert (row.kind, row.quantizer, row.name) == ("quantized", method or "gptq",
                                                      f"QLoRA + {(method or 'gptq').upper()} 4-bit")  # fmt: skip
 
 
@@ -119,15 +119,15 @@ def test_a_merged_checkpoint_is_a_row_of_its_own_with_its_runs_training_time(tmp
     made.evaluation(tmp_path, "q/merged", made.answers(0.3, 40))
     found = read(tmp_path)
     assert (found["q"].kind, found["q/merged"].kind) == ("qlora", "merged")
-    assert found["q/merged"].training_seconds == 600.0
+    assert found["q/merged"].total_training_seconds == 600.0
 
 
 def test_quantization_of_a_run_that_is_gone_is_not_guessed(tmp_path):
     made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "sapling/30", "BITS": 4})
     made.evaluation(tmp_path, "g", made.answers(0.3, 20))
     row = read(tmp_path)["g"]
-    assert (row.kind, row.method) == ("other", "GPTQ 4-bit (of a run that is not here)")
-    assert row.training_seconds is None and "no record of its training time" in row.missing["training_seconds"]
+    assert (row.kind, row.name) == ("other", "GPTQ 4-bit (of a run that is not here)")
+    assert row.total_training_seconds is None
 
 
 def test_a_quantized_untuned_model_is_no_rival_of_saplings(tmp_path):
@@ -136,11 +136,11 @@ def test_a_quantized_untuned_model_is_no_rival_of_saplings(tmp_path):
     made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "base", "BITS": 4})
     made.evaluation(tmp_path, "g", made.answers(0.3, 20))
     row = read(tmp_path)["g"]
-    assert (row.kind, row.method) == ("other", "base model, untuned + GPTQ 4-bit")
+    assert (row.kind, row.name) == ("other", "base model, untuned + GPTQ 4-bit")
 
 
 def test_training_time_includes_what_a_run_started_from(root):
-    seconds = {run: row.training_seconds for run, row in read(root).items()}
+    seconds = {run: row.total_training_seconds for run, row in read(root).items()}
     assert seconds["base"] == 0
     assert seconds["qlora_4bit"] == seconds["qlora_4bit/merged"] == 4000
     assert seconds["gptq_4bit"] == 4000 + 150
@@ -154,7 +154,7 @@ def test_tokens_of_what_a_run_started_from_are_counted(tmp_path):
     pruned(tmp_path, "s/20", SAPLING | {"START_FROM": "lora"}, tokens_seen=1)
     pruned(tmp_path, "unrecorded/20", SAPLING | {"START_FROM": "lora"})
     found = read(tmp_path)
-    assert (found["s/20"].tokens_seen, found["unrecorded/20"].tokens_seen) == (4, None)
+    assert (found["s/20"].total_tokens_seen, found["unrecorded/20"].total_tokens_seen) == (4, None)
 
 
 # --- speed ----------------------------------------------------------------------------------------------------------
@@ -206,7 +206,6 @@ def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
     evaluated(tmp_path, "b", **OTHER[what])
     found = sections(tmp_path)
     assert sorted([row.run for row in section.rows] for section in found) == [["a"], ["b"]]
-    assert len({section.slug for section in found}) == 2
     assert len({section.title for section in found}) == 2
 
 
@@ -217,7 +216,7 @@ def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
         runs.write_json(path, json.loads(path.read_text()) | {"prepared": prepared})
     found = sections(tmp_path)
     assert sorted(sorted(row.run for row in section.rows) for section in found) == [["a", "c"], ["b"]]
-    assert len({section.title for section in found}) == len({section.slug for section in found}) == 2
+    assert len({section.title for section in found}) == 2
 
 
 def test_devices_stand_in_tables_of_their_own(tmp_path):
@@ -228,7 +227,7 @@ def test_devices_stand_in_tables_of_their_own(tmp_path):
     made.throughput(tmp_path, "a", 99.0, device="cuda", hardware=gpu)
     made.throughput(tmp_path, "b", 98.0, device="cuda", hardware=gpu)
     made.throughput(tmp_path, "c", 20.0, hardware=made.HARDWARE | {"cpu": "Another CPU"})
-    found = {section.hardware: section for section in sections(tmp_path)}
+    found = {section.rows[0].hardware: section for section in sections(tmp_path)}
     assert set(found) == {"Some CPU, 2 threads", "Another CPU, 2 threads", "Some GPU"}
     speeds = {
         name: {row.run: row.speed and round(row.speed["decode_tokens_per_s"]) for row in section.rows}
@@ -282,7 +281,7 @@ def test_two_runs_of_one_method_are_told_apart_by_their_names(tmp_path):
         pruned(tmp_path, run, SAPLING)
     evaluated(tmp_path, "q", questions=20)
     (section,) = sections(tmp_path)
-    assert {row.run: row.label for row in section.rows} == {
+    assert {row.run: row.chart_label for row in section.rows} == {
         "q": "QLoRA (NF4 base)", "first/40": "SAPLING (first)", "first/20": "SAPLING (first)",
         "second/40": "SAPLING (second)",
     }  # fmt: skip
@@ -294,17 +293,7 @@ def test_runs_of_one_folder_name_in_two_places_stay_apart(tmp_path):
             made.settings(tmp_path / where / "sapling" / str(left), "sapling_train.py", SAPLING)
             made.evaluation(tmp_path, f"{where}/sapling/{left}", np.arange(50) < left, left / 60)
     (section,) = sections(tmp_path)
-    assert len({row.label for row in section.rows}) == len({row.family for row in section.rows}) == 2
-
-
-@pytest.mark.parametrize(
-    ("source", "split", "questions", "whole"),
-    [("FinQA", "dev", 883, True), ("FinQA", "dev", 16, False), ("FinQA", "test", 1147, True),
-     ("synthetic", "dev", 883, False)],
-)  # fmt: skip
-def test_only_every_question_of_a_finqa_split_is_the_whole_split(source, split, questions, whole):
-    section = rows.Section("m", source, "f", split, questions, None, None, None, [])
-    assert section.is_whole("FinQA") is whole
+    assert len({row.chart_label for row in section.rows}) == len({row.family for row in section.rows}) == 2
 
 
 # --- accuracy lost --------------------------------------------------------------------------------------------------
@@ -313,24 +302,28 @@ def test_only_every_question_of_a_finqa_split_is_the_whole_split(source, split, 
 def test_accuracy_lost_is_counted_from_phase_1(root):
     (section,) = sections(root)
     found = {row.run: row for row in section.rows}
-    assert section.reference == "qlora_4bit" and found["qlora_4bit"].lost is None
+    assert found["qlora_4bit"].reference_run == "qlora_4bit" and found["qlora_4bit"].lost is None
     lost = found["last/12"].lost
-    exact = found["qlora_4bit"].execution["correct"] - found["last/12"].execution["correct"]
+    exact = found["qlora_4bit"].correct - found["last/12"].correct
     assert lost["difference"] == pytest.approx(exact / QUESTIONS) and lost["difference"] > 0.05
     assert lost["interval"][0] <= lost["difference"] <= lost["interval"][1]
-    (section,) = sections(root, reference="lora_8bit")
-    assert section.reference == "lora_8bit"
 
 
-def test_without_predictions_or_phase_1_there_is_a_reason(tmp_path):
+def lost(folder):
+    (section,) = sections(folder)
+    return {row.run: row.lost for row in section.rows}
+
+
+def test_without_phase_1_predictions_or_the_same_questions_no_accuracy_is_lost(tmp_path):
     evaluated(tmp_path, "b", script="quantize_gptq.py")
-    (section,) = sections(tmp_path)
-    assert section.rows[0].lost is None and section.rows[0].missing["lost"] == "no run of phase 1 here"
+    assert lost(tmp_path) == {"b": None}
     evaluated(tmp_path, "a")
-    (tmp_path / "b" / "predictions_dev.jsonl").unlink()
-    (section,) = sections(tmp_path)
-    row = next(row for row in section.rows if row.run == "b")
-    assert row.lost is None and row.missing["lost"] == "the predictions of b are not here, so nothing can be paired"
+    assert lost(tmp_path)["b"] is not None
+    path = tmp_path / "b" / "predictions_dev.jsonl"
+    path.write_text(path.read_text().replace('"P/0"', '"Q/0"'))
+    assert lost(tmp_path)["b"] is None
+    path.unlink()
+    assert lost(tmp_path)["b"] is None
 
 
 def test_the_reference_is_the_run_of_lowest_calibration_nll(tmp_path):
@@ -338,16 +331,7 @@ def test_the_reference_is_the_run_of_lowest_calibration_nll(tmp_path):
         evaluated(tmp_path, run, accuracy=accuracy)
         runs.write_json(tmp_path / run / "train_metrics.json", {"calibration": [{"calibration_nll": nll}]})
     (section,) = sections(tmp_path)
-    assert section.reference == "better"
-
-
-def test_other_questions_are_not_paired(tmp_path):
-    evaluated(tmp_path, "a")
-    evaluated(tmp_path, "b")
-    path = tmp_path / "b" / "predictions_dev.jsonl"
-    path.write_text(path.read_text().replace('"P/0"', '"Q/0"'))
-    (section,) = sections(tmp_path)
-    assert any("did not answer the same questions" in row.missing["lost"] for row in section.rows)
+    assert {row.reference_run for row in section.rows} == {"better"}
 
 
 def test_predictions_of_another_evaluation_are_refused(tmp_path):
@@ -357,3 +341,21 @@ def test_predictions_of_another_evaluation_are_refused(tmp_path):
     path.write_text(path.read_text().replace('"execution_correct": false', '"execution_correct": true'))
     with pytest.raises(UserError, match=r"b/predictions_dev\.jsonl does not belong to eval_dev\.json"):
         sections(tmp_path)
+
+
+@pytest.mark.parametrize("line", ['{"id": "a"}', '["a", true]', '{"id": "a", ', '{"execution_correct": true}'])
+def test_damaged_predictions_are_named(tmp_path, line):
+    evaluated(tmp_path, "a")
+    evaluated(tmp_path, "b")
+    (tmp_path / "b" / "predictions_dev.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"b/predictions_dev\.jsonl is damaged"):
+        sections(tmp_path)
+
+
+def test_a_line_separator_in_an_id_ends_no_line(tmp_path):
+    evaluated(tmp_path, "a", questions=1)
+    record = {"id": "a\u2028b", "execution_correct": False}
+    (row,) = read(tmp_path).values()
+    row.correct = 0
+    (tmp_path / "a" / "predictions_dev.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n")
+    assert rows.read_verdicts(row) == {"a\u2028b": False}
