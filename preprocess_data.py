@@ -59,7 +59,7 @@ def main() -> None:
     report = {
         "source": found.source,
         "skipped": found.skipped,
-        "missing_splits": found.missing,
+        "missing_splits": [split for split in examples.SPLITS if split not in found.splits],
         "calibration_ids": [example.id for example in calibration],
         "splits": {},
     }
@@ -75,11 +75,11 @@ def main() -> None:
 
 def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
-    prompt = prompts.build_prompt(
+    prompt, lines = prompts.build_prompt(
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
         lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
     )  # fmt: skip
-    prompt_ids = tokenizer(prompt.text).input_ids
+    prompt_ids = tokenizer(prompt).input_ids
     target_ids = [*tokenizer(example.program, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     return {
         "id": example.id,
@@ -92,8 +92,8 @@ def encode(example: examples.Example, tokenizer) -> dict:
         "exe_ans": json.dumps(example.exe_ans),  # a number or yes/no: one column needs one type
         "table": json.dumps(example.table),
         "evidence_location": evidence.evidence_location(example),
-        "evidence_shown": evidence.shows_program(example, prompt.lines),
-        "lines_dropped": len(evidence.page_lines(example)) - len(prompt.lines),
+        "evidence_shown": evidence.shows_program(example, lines),
+        "lines_dropped": len(evidence.page_lines(example)) - len(lines),
     }
 
 
@@ -110,7 +110,6 @@ def describe(rows: list[dict]) -> dict:
         },
         "total_tokens": sum(row["length"] for row in rows),
         "share_that_lost_lines": round(float(np.mean([row["lines_dropped"] > 0 for row in rows])), 4),
-        "share_that_lost_evidence": round(float(np.mean([not row["evidence_shown"] for row in rows])), 4),
         "evidence_recall": round(float(np.mean([row["evidence_shown"] for row in rows])), 4),
     }
 

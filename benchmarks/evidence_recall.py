@@ -49,19 +49,18 @@ def main() -> None:
     models.quiet_libraries()
     tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     results = []
-    print(f"{'split':<6}{'ranker':<16}{'numbers of the question':<25}" + "".join(f"{b:>8}" for b in BUDGETS))
+    print(f"{'split':<6}{'ranker':<16}" + "".join(f"{b:>8}" for b in BUDGETS))
     for split in ("train", "dev"):
         for result in measure(split, examples.load_split(DATA_DIR, split)[1], tokenizer):
             results.append(result)
-            counted = "count" if result["with_question"] else "do not count"
             shares = "".join(f"{share:8.4f}" for share in result["recall"].values())
-            print(f"{split:<6}{result['ranker']:<16}{counted:<25}{shares}", flush=True)
+            print(f"{split:<6}{result['ranker']:<16}{shares}", flush=True)
     print(json.dumps(results))
 
 
 def measure(split: str, pages: list[examples.Example], tokenizer) -> list[dict]:
     """Evidence recall of one split: a dict for each ranker and way to count, ``recall`` by budget as a share."""
-    shown = {(ranker, counted): np.zeros(len(BUDGETS)) for ranker in RANKERS for counted in (True, False)}
+    shown = {ranker: np.zeros(len(BUDGETS)) for ranker in RANKERS}
     seconds = 0.0
     for example in tqdm(pages, desc=split, unit="example", leave=False):
         lines = evidence.page_lines(example)
@@ -74,18 +73,16 @@ def measure(split: str, pages: list[examples.Example], tokenizer) -> list[dict]:
         for ranker, scores in zip(RANKERS, (rank, bm25), strict=True):
             for column, budget in enumerate(BUDGETS):
                 chosen = [lines[i] for i in evidence.fill_budget(lines, scores, costs, budget)]
-                for counted in (True, False):
-                    shown[ranker, counted][column] += evidence.shows_program(example, chosen, with_question=counted)
+                shown[ranker][column] += evidence.shows_program(example, chosen)
     return [
         {
             "split": split,
             "examples": len(pages),
             "ranker": ranker,
-            "with_question": counted,
             "recall": dict(zip(map(str, BUDGETS), (counts / len(pages)).round(4).tolist(), strict=True)),
             "rank_seconds_per_1000": round(1000 * seconds / len(pages), 2),
         }
-        for (ranker, counted), counts in shown.items()
+        for ranker, counts in shown.items()
     ]
 
 
@@ -98,9 +95,9 @@ def print_fit(pages: list[examples.Example]) -> None:
     for example in tqdm(pages, desc="fit", unit="example", leave=False):
         lines = evidence.page_lines(example)
         named = evidence.rows_needed(example)
-        needed = evidence.numbers_needed(example.program) - numbers.numbers_in(example.question)
-        found = [numbers.numbers_in(line.text) & needed for line in lines]
-        holders = {number: sum(number in held for held in found) for number in needed}
+        asked = evidence.numbers_needed(example.program) - numbers.numbers_in(example.question)
+        found = [numbers.numbers_in(line.text) & asked for line in lines]
+        holders = {number: sum(number in held for held in found) for number in asked}
         for line, features, held in zip(lines, evidence.line_features(example, lines), found, strict=True):
             if line.key != evidence.HEADER:  # which is always shown, whatever its score
                 rows.append([features[name] for name in evidence.WEIGHTS])

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os.path
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import bm25s
 from bm25s.stopwords import STOPWORDS_EN
@@ -26,8 +27,7 @@ HEADER = "header"  # the key of the table's header line, which is table_0 in Fin
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index it builds
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line of evidence. ``key`` is ``"header"``, ``"table_3"`` or ``"text_7"`` as in ``Example.gold_inds``."""
 
     key: str
@@ -39,9 +39,6 @@ class Line:
         return self.key.startswith("table_")
 
 
-# --- lines -----------------------------------------------------------------------------------------------------------
-
-
 def page_lines(example: Example) -> list[Line]:
     """Return the page's lines in reading order: sentences before the table, header, rows, sentences after it.
 
@@ -49,29 +46,18 @@ def page_lines(example: Example) -> list[Line]:
     release writes twice, as in ``-14 ( 14 )`` or ``1.2% ( 1.2 % )``, stands once. Row names stay as they are, because
     table operations name rows by them.
     """
-    texts = example.pre_text + example.post_text
-    sentences = [Line(f"text_{i}", numbers.clean_sentence(text)) for i, text in enumerate(texts)]
-    table = [Line(f"table_{i}" if i else HEADER, text) for i, text in enumerate(_table_texts(example.table))]
-    before = len(example.pre_text)
-    return [line for line in sentences[:before] + table + sentences[before:] if re.search(r"[^\W_]", line.text)]
-
-
-def render(lines: Sequence[Line]) -> str:
-    """Return the evidence text: one line each, no newline at the end."""
-    return "\n".join(line.text for line in lines)
-
-
-def _table_texts(table: Sequence[Sequence[str]]) -> list[str]:
-    """Return one text for each row of ``table``, the header's first; rows may be ragged or empty."""
-    texts = []
-    for i, row in enumerate(table):
+    texts = [numbers.clean_sentence(text) for text in example.pre_text + example.post_text]
+    sentences = [Line(f"text_{i}", text) for i, text in enumerate(texts)]
+    table = []
+    for i, row in enumerate(example.table):
         cells = [numbers.clean_cell(cell) for cell in row]
         if i == 0:
             cells = _share_words(cells)
-        elif row:
+        else:
             cells[0] = " ".join(row[0].strip().splitlines())
-        texts.append("|".join(cells))
-    return texts
+        table.append(Line(f"table_{i}" if i else HEADER, "|".join(cells)))
+    before = len(example.pre_text)
+    return [line for line in sentences[:before] + table + sentences[before:] if re.search(r"[^\W_]", line.text)]
 
 
 def _share_words(header: list[str]) -> list[str]:
@@ -81,13 +67,11 @@ def _share_words(header: list[str]) -> list[str]:
     ``in millions year ended may 31 | 2018 | 2017``: every token that the header costs is one less for rows.
     """
     columns = [cell.split() for cell in header[1:] if cell]
-    shared = 0
-    while len(columns) > 1 and all(len(c) > shared + 1 and c[shared] == columns[0][shared] for c in columns):
-        shared += 1
-    if not shared:
+    if len(columns) < 2:
         return header
-    first = " ".join([header[0], *columns[0][:shared]]).strip()
-    return [first] + [" ".join(cell.split()[shared:]) for cell in header[1:]]
+    shared = os.path.commonprefix([column[:-1] for column in columns])  # no column is left without words
+    first = " ".join([header[0], *shared]).strip()
+    return [first] + [" ".join(cell.split()[len(shared) :]) for cell in header[1:]]
 
 
 # --- what a program needs --------------------------------------------------------------------------------------------
@@ -95,12 +79,8 @@ def _share_words(header: list[str]) -> list[str]:
 
 def numbers_needed(text: str) -> set[tuple[float, bool]]:
     """Return the numbers that the program ``text`` uses, in the form of ``numbers.numbers_in``."""
-    found = set()
-    for written in program.numbers_used(text):
-        value = numbers.parse_number(written.replace("%", ""))
-        if value is not None and math.isfinite(value):
-            found.add((abs(value), "%" in written))
-    return found
+    found = {(abs(numbers.parse_number(x.replace("%", ""))), "%" in x) for x in program.operands(text)[0]}
+    return {number for number in found if math.isfinite(number[0])}
 
 
 def rows_needed(example: Example) -> set[str]:
@@ -108,41 +88,34 @@ def rows_needed(example: Example) -> set[str]:
 
     A name that no row has gives the key ``""``, which no line has.
     """
-    rows = {row[0]: f"table_{i}" if i else HEADER for i, row in enumerate(example.table) if row}
-    return {rows.get(name, "") for name in program.table_rows_used(example.program)}
+    rows = {row[0]: f"table_{i}" if i else HEADER for i, row in enumerate(example.table)}
+    return {rows.get(name, "") for name in program.operands(example.program)[1]}
 
 
-def shows_program(example: Example, lines: Sequence[Line], with_question: bool = True) -> bool:
+def shows_program(example: Example, lines: Sequence[Line]) -> bool:
     """Return whether ``lines`` show all that the gold program needs: its numbers, and the rows of table operations.
 
     Numbers are compared by value and as whole numbers: ``1,234`` shows ``1234``, ``15`` and ``5.2`` do not show ``5``.
     Signs are ignored, because gold programs write ``-14 ( 14 )`` as ``14`` or as ``-14``. ``5%`` in a program is shown
     by ``5%``, ``5 %`` or ``5 percent`` only; a plain ``5`` also by ``5%``. A number in the question counts as shown,
-    for a prompt always holds the question; ``with_question=False`` asks the lines alone.
+    for a prompt always holds the question.
     """
-    shown = numbers.numbers_in(example.question) if with_question else set()
-    for line in lines:
-        shown |= numbers.numbers_in(line.text)
+    shown = numbers.numbers_in(example.question).union(*(numbers.numbers_in(line.text) for line in lines))
     return numbers_needed(example.program) <= shown and rows_needed(example) <= {line.key for line in lines}
 
 
 def evidence_location(example: Example) -> str:
     """Return where the gold evidence lies: ``"table"``, ``"text"``, ``"both"`` or ``"unknown"``.
 
-    That is what ``gold_inds`` says; where the release leaves it empty, it is where the program's numbers and rows are
-    found. A number that both a row and a sentence hold is counted for the table, where most evidence is.
+    That is what ``gold_inds`` says; where the release leaves it empty, it is what shows the program, the table first.
     """
     kinds = {"text" if key.startswith("text") else "table" for key in example.gold_inds}
-    if not kinds:
-        in_table, in_text = set(), set()
-        for line in page_lines(example):
-            (in_text if line.key.startswith("text") else in_table).update(numbers.numbers_in(line.text))
-        needed = numbers_needed(example.program)
-        if needed & in_table or rows_needed(example):
-            kinds.add("table")
-        if (needed & in_text) - in_table:
-            kinds.add("text")
-    return "both" if len(kinds) == 2 else kinds.pop() if kinds else "unknown"
+    if kinds:
+        return "both" if len(kinds) == 2 else kinds.pop()
+    lines = page_lines(example)
+    text = [line for line in lines if line.key.startswith("text")]
+    places = {"table": [line for line in lines if line not in text], "text": text, "both": lines}
+    return next((place for place, shown in places.items() if shows_program(example, shown)), "unknown")
 
 
 # --- ranking ---------------------------------------------------------------------------------------------------------
@@ -190,7 +163,8 @@ def line_features(example: Example, lines: Sequence[Line]) -> list[dict[str, flo
     features = []
     for i, line in enumerate(lines):
         row = line.is_row
-        values = {value for value, percent in numbers.numbers_in(line.text) if percent or not _is_year(value)}
+        # years, 1980 to 2040, are no figures
+        values = {v for v, percent in numbers.numbers_in(line.text) if percent or v % 1 or not 1980 <= v <= 2040}
         label = {word for word in _words(line.text.partition("|")[0]) if not word[0].isdigit()} if row else set()
         features.append(
             {
@@ -207,14 +181,9 @@ def line_features(example: Example, lines: Sequence[Line]) -> list[dict[str, flo
     return features
 
 
-def _is_year(value: float) -> bool:
-    return 1980 <= value <= 2040 and value % 1 == 0
-
-
 def _bm25(question: list[str], documents: list[list[str]]) -> list[float]:
     """Return the BM25 score of each of ``documents`` for the words of ``question``."""
-    vocabulary = set().union(*documents)
-    known = [word for word in dict.fromkeys(question) if word in vocabulary]
+    known = [word for word in dict.fromkeys(question) if any(word in document for document in documents)]
     if not known:
         return [0.0] * len(documents)
     index = bm25s.BM25()
@@ -234,39 +203,28 @@ def _words(text: str) -> list[str]:
 # --- selection -------------------------------------------------------------------------------------------------------
 
 
-def select(
-    example: Example, mode: str, budget: int | None, count_tokens: Callable[[list[str]], list[int]]
-) -> list[Line]:
+def select(example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]]) -> list[Line]:
     """Return the lines to show, in reading order.
 
     ``mode`` says what may be shown: ``"page"`` and ``"retrieved"`` all lines of the page, so that they differ by the
     budget they are given; ``"gold"`` the lines of ``gold_inds``, and the header if a row is among them, or all lines
     where ``gold_inds`` is empty or names no line of the page.
 
-    ``budget`` is the most tokens that the lines may have, each with its newline; None is no limit. Over it, lines are
-    taken from the best of ``rank`` down; one that does not fit is passed over for the next that does, never cut. The
-    header always stays, even where it alone is over the budget. ``count_tokens`` maps texts to their token counts,
-    special tokens left out. Raises ``ValueError`` for an unknown mode.
+    ``budget`` is the most tokens that the lines may have, each with its newline. Over it, lines are taken from the best
+    of ``rank`` down; one that does not fit is passed over for the next that does, never cut. The header always stays,
+    even where it alone is over the budget. ``count_tokens`` maps texts to their token counts, special tokens left out.
     """
-    if mode not in MODES:
-        raise ValueError(f"evidence mode {mode!r} is none of {', '.join(MODES)}")
-    page = page_lines(example)
-    lines = _gold_lines(example, page) if mode == "gold" else page
-    if budget is None or not lines:
-        return lines
-    costs = count_tokens([line.text + "\n" for line in lines])
+    page = lines = page_lines(example)
+    if mode == "gold":
+        keys = {HEADER if key == "table_0" else key for key in example.gold_inds}
+        if any(line.is_row and line.key in keys for line in page):
+            keys.add(HEADER)
+        lines = [line for line in page if line.key in keys] or page
+    costs = count_tokens([line.text + "\n" for line in lines]) if lines else []
     if sum(costs) <= budget:
         return lines
     scores = dict(zip(page, rank(example, page), strict=True))
     return [lines[i] for i in fill_budget(lines, [scores[line] for line in lines], costs, budget)]
-
-
-def _gold_lines(example: Example, page: list[Line]) -> list[Line]:
-    """Return the lines that ``gold_inds`` names, and the header where a row is among them; else all of ``page``."""
-    keys = {HEADER if key == "table_0" else key for key in example.gold_inds}
-    if any(line.is_row and line.key in keys for line in page):
-        keys.add(HEADER)
-    return [line for line in page if line.key in keys] or page
 
 
 def fill_budget(lines: Sequence[Line], scores: Sequence[float], costs: Sequence[int], budget: int) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from fincompress import runs
 from fincompress.errors import UserError
 from fincompress.finqa import program, synthetic
 
@@ -43,15 +44,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What was found: examples by split, the source that every metric is stamped with, and what was left out.
+    """What was found: the source that every metric is stamped with, examples by split, and what was left out.
 
-    ``skipped`` is one ``{"split", "id", "reason"}`` per broken example; ``missing`` names splits that could not be had.
+    ``skipped`` is one ``{"split", "id", "reason"}`` per broken example.
     """
 
     source: str
     splits: dict[str, list[Example]]
     skipped: list[dict[str, str]]
-    missing: list[str]
     fingerprint: str
 
 
@@ -59,31 +59,22 @@ def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
     """FinQA from ``data_dir``, else downloaded into it, else the synthetic set.
 
     The synthetic set stands in only where ``data_dir`` holds no FinQA at all: a missing test split beside real
-    training data stays missing. Raises UserError for a file that is not FinQA, an empty split, a repeated id or a page
-    that sits in two splits.
+    training data stays missing. Raises UserError for a file that is not FinQA, an empty split or a page that sits in
+    two splits.
     """
-    records, missing = {}, []
-    if data_dir != SYNTHETIC:
-        for split in SPLITS:
-            found = find_records(data_dir, split)
-            if found is None:
-                missing.append(split)
-            else:
-                records[split] = found
-        if "train" in missing and (records or data_dir != DEFAULT_DIR):
-            raise UserError(f"there is no train.json in {data_dir}/")
-    source = "FinQA"
-    if not records:
-        if data_dir != SYNTHETIC:
-            print(f"NO REAL DATA: nothing in {data_dir}/ and no network, so the SYNTHETIC set is used instead")
-        source, missing = "synthetic", []
-        records = {split: synthetic.generate(split, seed=seed) for split in SPLITS}
+    found = {split: find_records(data_dir, split, seed) for split in SPLITS}
+    records = {split: raw for split, raw in found.items() if raw is not None}
+    if data_dir == DEFAULT_DIR and not records:
+        print(f"NO REAL DATA: nothing in {data_dir}/ and no network, so the SYNTHETIC set is used instead")
+        return load_dataset(SYNTHETIC, seed)
+    if "train" not in records:
+        raise UserError(f"there is no train.json in {data_dir}/")
     splits, skipped = {}, []
     for split, raw in records.items():
         splits[split], broken = validate_split(split, raw)
         skipped += broken
     check_pages_disjoint(splits)
-    return Dataset(source, splits, skipped, missing, fingerprint_records(records))
+    return Dataset(source_of(data_dir), splits, skipped, fingerprint_records(records))
 
 
 def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Example]]:
@@ -91,40 +82,40 @@ def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Exam
 
     What is broken is left out and said.
     """
-    if data_dir == SYNTHETIC:
-        return "synthetic", validate_split(split, synthetic.generate(split, seed=seed))[0]
-    records = find_records(data_dir, split)
+    records = find_records(data_dir, split, seed)
     if records is None:
         raise UserError(f"there is no {split}.json in {data_dir}/")
     examples, skipped = validate_split(split, records)
     if skipped:
         first = skipped[0]
         print(f"{len(skipped)} broken examples of {split} are left out, such as {first['id']}: {first['reason']}")
-    return "FinQA", examples
+    return source_of(data_dir), examples
 
 
-def find_records(data_dir: str, split: str) -> list[dict] | None:
+def source_of(data_dir: str) -> str:
+    return "synthetic" if data_dir == SYNTHETIC else "FinQA"
+
+
+def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
     """The raw records of a split; None where there are none. Into ``data``, and only there, they are downloaded."""
-    if data_dir != DEFAULT_DIR and not Path(data_dir).is_dir():
-        raise UserError(f"DATA_DIR={data_dir} is no folder; it should hold FinQA's train.json, dev.json and test.json")
+    if data_dir == SYNTHETIC:
+        return synthetic.generate(split, seed=seed)
     path = Path(data_dir) / f"{split}.json"
-    if path.exists() or (data_dir == DEFAULT_DIR and download(split, path)):  # never mixed with a person's own files
-        return read_json_list(path)
-    return None
+    if data_dir == DEFAULT_DIR and not path.exists():  # never mixed with a person's own files
+        download(split, path)
+    elif not path.parent.is_dir():
+        raise UserError(f"DATA_DIR={data_dir} is no folder; it should hold FinQA's train.json, dev.json and test.json")
+    return parse_records(path.read_bytes(), path) if path.exists() else None
 
 
-def read_json_list(path: Path) -> list[dict]:
-    """The raw records of one FinQA file; raises UserError where the file is not FinQA."""
+def parse_records(content: bytes, path: Path) -> list[dict]:
+    """The raw records of one FinQA file; raises UserError where it is not FinQA."""
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        records = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); expected FinQA's official {path.name}") from None
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+    if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
         raise UserError(f"{path} is not FinQA: expected a list of objects with id, pre_text, post_text, table and qa")
-    if not records:
-        raise UserError(f"{path} is empty: a split needs at least one example")
     return records
 
 
@@ -133,23 +124,19 @@ def validate_split(split: str, records: list[dict]) -> tuple[list[Example], list
 
     Raises UserError where no example is usable, which means that the file is not FinQA.
     """
-    examples, skipped, seen = [], [], set()
+    examples, skipped = {}, []
     for position, record in enumerate(records):
         try:
             example = parse_example(record)
-            if example.id in seen:
+            if example.id in examples:
                 raise ValueError("its id stands twice in this split")
+            examples[example.id] = example
         except ValueError as error:
-            name = record.get("id") if isinstance(record, dict) else None
-            skipped.append({"split": split, "id": str(name or f"#{position}"), "reason": str(error)})
-            continue
-        seen.add(example.id)
-        examples.append(example)
+            skipped.append({"split": split, "id": str(record.get("id") or f"#{position}"), "reason": str(error)})
     if not examples:
-        raise UserError(
-            f"{split}.json is not FinQA: none of {len(records)} examples is usable ({skipped[0]['reason']})"
-        )
-    return examples, skipped
+        reason = skipped[0]["reason"]
+        raise UserError(f"{split}.json is not FinQA: none of {len(records)} examples is usable ({reason})")
+    return list(examples.values()), skipped
 
 
 def parse_example(record: dict) -> Example:
@@ -158,58 +145,49 @@ def parse_example(record: dict) -> Example:
     ``gold_inds`` may be empty or absent (the release has both); rows may be ragged. A gold program that does not
     execute is broken; one that gives something other than ``exe_ans`` is scored as released.
     """
-    if not isinstance(record, dict):
-        raise ValueError("not an object")
     qa = record.get("qa")
     if not isinstance(qa, dict):
         raise ValueError("no qa object")
-    for where, name, kind in (
-        (record, "id", str), (record, "pre_text", list), (record, "post_text", list), (record, "table", list),
-        (qa, "question", str), (qa, "program", str),
-    ):  # fmt: skip
-        if not isinstance(where.get(name), kind):
-            raise ValueError(f"{name} is missing or not a {'string' if kind is str else 'list'}")
-    if not isinstance(record.get("filename") or "", str):
-        raise ValueError("filename is not a string")
-    if not all(isinstance(text, str) for text in record["pre_text"] + record["post_text"]):
-        raise ValueError("pre_text and post_text must be lists of strings")
-    if not all(isinstance(row, list) and row and all(isinstance(cell, str) for cell in row) for row in record["table"]):
-        raise ValueError("table must be a list of rows of strings")
-    if not qa["question"].strip():
-        raise ValueError("question is empty")
-    exe_ans = qa.get("exe_ans")
-    if isinstance(exe_ans, bool) or not isinstance(exe_ans, int | float | str):
-        raise ValueError("exe_ans is missing or neither a number nor yes/no")
-    if isinstance(exe_ans, str) and exe_ans not in ("yes", "no"):
-        raise ValueError(f"exe_ans {exe_ans!r} is neither a number nor yes/no")
-    if not isinstance(exe_ans, str) and not abs(exe_ans) <= sys.float_info.max:
-        raise ValueError("exe_ans is not a finite number")
-    if program.execute(program.tokenize(qa["program"]), record["table"]).invalid:
+    names = [record.get("id"), qa.get("question"), qa.get("program"), record.get("filename") or "none"]
+    table, answer, gold_inds = record.get("table"), qa.get("exe_ans"), qa.get("gold_inds") or {}
+    is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) <= sys.float_info.max
+    for holds, reason in (
+        (_is_texts(names) and all(map(str.strip, names)), "an id, question, program or filename is no text"),
+        (_is_texts(record.get("pre_text")), "pre_text is no list of texts"),
+        (_is_texts(record.get("post_text")), "post_text is no list of texts"),
+        (isinstance(table, list) and all(row and _is_texts(row) for row in table), "table is no list of rows of texts"),
+        (is_number or answer in ("yes", "no"), f"exe_ans {answer!r:.40} is neither a finite number nor yes or no"),
+        (isinstance(gold_inds, dict), "gold_inds is no object"),
+    ):
+        if not holds:
+            raise ValueError(reason)
+    if program.execute(program.tokenize(qa["program"]), table).invalid:
         raise ValueError(f"its program does not execute: {qa['program'][:80]}")
-    gold_inds = qa.get("gold_inds") or {}
-    if not isinstance(gold_inds, dict):
-        raise ValueError("gold_inds is not an object")
     return Example(
         id=record["id"],
         # The page is the id without its question number; filename says the same in the release.
         page=record.get("filename") or record["id"].rpartition("-")[0] or record["id"],
         pre_text=record["pre_text"],
         post_text=record["post_text"],
-        table=record["table"],
+        table=table,
         question=qa["question"],
         program=qa["program"],
-        exe_ans=exe_ans if isinstance(exe_ans, str) else float(exe_ans),
+        exe_ans=float(answer) if is_number else answer,
         gold_inds=gold_inds,
     )
 
 
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
 def check_pages_disjoint(splits: dict[str, list[Example]]) -> None:
     """Raise UserError where a page, by name or by content, sits in two splits: its questions would leak."""
-    owner: dict[str, str] = {}
+    owner: dict[str | int, str] = {}
     for split, examples in splits.items():
         for example in examples:
             content = json.dumps([example.pre_text, example.post_text, example.table])
-            for key in (example.page, hashlib.sha256(content.encode()).hexdigest()):
+            for key in (example.page, hash(content)):
                 if owner.setdefault(key, split) != split:
                     raise UserError(
                         f"page {example.page} is in {owner[key]} and in {split} (question {example.id}): "
@@ -223,17 +201,12 @@ def carve_calibration(examples: list[Example], size: int, seed: int) -> tuple[li
     Whole pages, so the calibration set may be a few examples larger. The draw depends on the page names and the seed
     alone, not on the order of the file. Raises UserError where less than half of train would be left.
     """
-    pages = sorted({example.page for example in examples})
+    counts = Counter(example.page for example in examples)
+    pages = sorted(counts)
     random.Random(f"calibration {seed}").shuffle(pages)
-    counts: dict[str, int] = {}
-    for example in examples:
-        counts[example.page] = counts.get(example.page, 0) + 1
-    chosen: set[str] = set()
-    held = 0
-    for page in pages:
-        if held >= size:
-            break
-        chosen.add(page)
+    chosen, held = set(), 0
+    while held < min(size, len(examples)):
+        chosen.add(page := pages[len(chosen)])
         held += counts[page]
     if held > len(examples) / 2:
         raise UserError(f"a calibration split of {size} needs more than half of the {len(examples)} training examples")
@@ -251,59 +224,21 @@ def fingerprint_records(records: dict[str, list[dict]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def download(split: str, path: Path, source: str = SOURCE) -> bool:
-    """Fetch one file of the release to ``path``; False where there is no network.
-
-    Goes on where an earlier attempt stopped (``<name>.partial`` beside it), and renames only a file that has the
-    announced size and the release's number of examples. Raises UserError where the server answers with something else.
-    """
+def download(split: str, path: Path) -> None:
+    """Fetch one file of the release to ``path``; nothing happens without network. Raises UserError where it fails."""
     import requests
-    from tqdm import tqdm
 
-    partial = path.with_name(path.name + ".partial")
-    have = partial.stat().st_size if partial.exists() else 0
-    headers = {"Accept-Encoding": "identity"}  # GitHub would gzip, and count sizes and ranges in gzipped bytes
-    if have:
-        headers["Range"] = f"bytes={have}-"
     try:
-        with requests.get(f"{source}/{split}.json", stream=True, timeout=10, headers=headers) as reply:
-            if reply.status_code == 416:  # the partial file is already whole, or is not of this release: start anew
-                partial.unlink()
-                return download(split, path, source)
-            if reply.status_code not in (200, 206):
-                raise UserError(
-                    f"{split}.json: the FinQA repository answered {reply.status_code}; put the file in {path.parent}/"
-                )
-            if reply.status_code == 200:
-                have = 0
-            total = have + int(reply.headers.get("Content-Length", 0)) if "Content-Encoding" not in reply.headers else 0
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                open(partial, "ab" if have else "wb") as file,
-                tqdm(
-                    total=total or None, initial=have, unit="B", unit_scale=True, desc=f"downloading {path.name}"
-                ) as bar,
-            ):
-                for chunk in reply.iter_content(1 << 16):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                file.flush()
-                os.fsync(file.fileno())
-    except requests.RequestException:
-        if partial.exists():
-            raise UserError(
-                f"the download of {path.name} broke off; run it again to go on, or put the file there"
-            ) from None
-        return False
-    size = partial.stat().st_size
-    if total and size != total:
-        raise UserError(f"{path.name}: {size} of {total} bytes arrived; run it again to go on")
-    try:
-        found = len(read_json_list(partial))
-        if found != RELEASE[split]:
-            raise UserError(f"{path.name}: {found} examples arrived, the release has {RELEASE[split]}")
-    except UserError:
-        partial.unlink()
-        raise
-    os.replace(partial, path)
-    return True
+        reply = requests.get(f"{SOURCE}/{split}.json", timeout=10)
+        reply.raise_for_status()
+    except (requests.ConnectionError, requests.Timeout):
+        return
+    except requests.RequestException as error:
+        raise UserError(
+            f"{split}.json was not downloaded ({error}): try again, or put it into {path.parent}/"
+        ) from None
+    count = len(parse_records(reply.content, path))
+    if count != RELEASE[split]:
+        raise UserError(f"{path.name}: {count} examples arrived, the release has {RELEASE[split]}")
+    with runs.atomic_path(path) as partial:
+        partial.write_bytes(reply.content)

@@ -1,11 +1,12 @@
 """Numbers and table cells: the one place where their text is read or cleaned.
 
-Two readers differ on purpose. ``parse_argument`` and ``parse_cell`` read what the official evaluator reads, odd habits
+Two readers differ on purpose. ``parse_number`` and ``parse_cell`` read what the official evaluator reads, odd habits
 included, since scores depend on them. ``numbers_in`` finds whole numbers in text that a model is shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 _IN_TEXT = re.compile(
@@ -17,38 +18,25 @@ _IN_TEXT = re.compile(
 
 
 def parse_number(text: str) -> float | None:
-    """Return the number that the official evaluator reads in ``text``, or ``None``."""
-    try:
-        return parse_argument(text)
-    except ValueError:
-        return None
-
-
-def parse_argument(text: str) -> float | None:
-    """Like ``parse_number``, but an unreadable constant raises ``ValueError``, which ends a program another way.
+    """Return the number that the official evaluator reads in an argument of a program, or ``None``.
 
     Commas anywhere are dropped, ``5%`` is 0.05, ``const_100`` is 100 and ``const_m1`` is -1. Whatever ``float`` takes
     is a number, as it is there: ``1e5``, ``1_000``, ``inf``, ``nan``, digits of other scripts.
     """
     text = text.replace(",", "")
-    try:
+    with contextlib.suppress(ValueError):
         return float(text)
-    except ValueError:
-        pass
-    if "%" in text:
-        try:
+    with contextlib.suppress(ValueError):
+        if "%" in text:
             return float(text.replace("%", "")) / 100.0
-        except ValueError:
-            return None
-    if "const" in text:
-        value = text.replace("const_", "")
-        return float("-1" if value == "m1" else value)
+        if "const" in text:
+            return float(text.replace("const_", "").replace("m1", "-1"))
     return None
 
 
 def parse_cell(cell: str) -> float | None:
-    """Like ``parse_argument``, of a table cell: ``$ 5.2 ( 3.1% )`` counts as 5.2."""
-    return parse_argument(cell.replace("$", "").strip().split("(")[0].strip())
+    """Like ``parse_number``, of a table cell: ``$ 5.2 ( 3.1% )`` counts as 5.2."""
+    return parse_number(cell.replace("$", "").strip().split("(")[0].strip())
 
 
 # --- as a model is shown them ---------------------------------------------------------------------------------------

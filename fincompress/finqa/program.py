@@ -11,32 +11,33 @@ Unlike it, nothing here raises or runs away, whatever a model wrote: see ``execu
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from fincompress.finqa import numbers
+from fincompress.finqa.numbers import parse_cell, parse_number
 
-ARITHMETIC = ("add", "subtract", "multiply", "divide", "exp", "greater")
-TABLE = ("table_max", "table_min", "table_sum", "table_average")
-OPERATIONS = ARITHMETIC + TABLE
-INVALID = "n/a"
-END = "EOF"
-
-# Of numbers and of sympy's expressions; `greater` differs.
-OPERATORS = {
+ARITHMETIC = {
     "add": operator.add,
     "subtract": operator.sub,
     "multiply": operator.mul,
     "divide": operator.truediv,
-    "exp": operator.pow,
-    "greater": operator.gt,
+    "exp": math.pow,  # unlike ``**`` it refuses what would be complex
+    "greater": lambda a, b: "yes" if a > b else "no",
 }
-
+TABLE = {
+    "table_max": max,
+    "table_min": min,
+    # From left to right: sum() of floats rounds otherwise from Python 3.12 on, and scores must not depend on that.
+    "table_sum": lambda row: functools.reduce(operator.add, row, 0.0),
+    "table_average": lambda row: functools.reduce(operator.add, row, 0.0) / len(row),
+}
+OPERATIONS = (*ARITHMETIC, *TABLE)
+INVALID = "n/a"
+END = "EOF"
 MAX_STEPS = 100_000  # longer programs (over 1 MB of text) are invalid; gold programs have a handful of steps
-MAX_TEXT = 1_000  # characters of a "yesyes..." that adding the results of `greater` may grow to
-MAX_INDEX = 1_000  # characters of the k in #k: int() is quadratic in them
 
 # Errors that junk in a program or a table can cause; the official evaluator catches everything.
 JUNK = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -53,9 +54,6 @@ class Execution(NamedTuple):
 
     invalid: bool
     result: float | str
-
-
-# --- text and tokens ------------------------------------------------------------------------------------------------
 
 
 def extract_program(output: str) -> str:
@@ -78,68 +76,32 @@ def tokenize(program: str) -> list[str]:
 
 def detokenize(tokens: Sequence[str]) -> str:
     """Return the text of official ``tokens``, with or without the final ``EOF``: ``"add(1, 2), exp(#0, 3)"``."""
-    if len(tokens) and tokens[-1] == END:
-        tokens = tokens[:-1]
-    pieces = []
-    opened = True  # no comma before the first token, nor after an opening parenthesis
-    for token in map(str, tokens):
-        pieces.append(token if opened or token == ")" else ", " + token)
-        opened = token.endswith("(")
-    return "".join(pieces)
+    text = ", ".join(tokens[:-1] if tokens and tokens[-1] == END else tokens)
+    return re.sub(r"(?<=\(), |, (?=\)(?:, |$))", "", text)
 
 
 def operations(tokens: Sequence[str]) -> list[str]:
     """Return the names of the operations in ``tokens``, in order, those of an unfinished last step included."""
-    names = (token[:-1] for token in tokens if isinstance(token, str) and token.endswith("("))
-    return [name for name in names if name in OPERATIONS]
+    return [token[:-1] for token in tokens if token.endswith("(") and token[:-1] in OPERATIONS]
 
 
-def number_of_steps(tokens: Sequence[str]) -> int:
-    """Return how many steps ``tokens`` begin; a token that is no operation begins none."""
-    return len(operations(tokens))
+def operands(program: str) -> tuple[list[str], list[str]]:
+    """Return the numbers that ``program`` writes (``["5829", "5.3%"]``) and the table rows that it names.
 
-
-def numbers_used(program: str) -> list[str]:
-    """Return the numbers written in ``program``, as written and each once: ``["5829", "5.3%"]``.
-
-    Constants (``const_100``), references (``#0``) and everything inside table operations are left out, and so is any
-    argument that is no number.
+    Each stands once, in order. Constants (``const_100``) and references (``#0``) are left out. The program executes.
     """
-    return _unique(
-        argument
-        for name, arguments in _calls(program)
-        if name not in TABLE
-        for argument in arguments
-        if "const" not in argument and numbers.parse_number(argument) is not None
-    )
+    tokens, found, rows = tokenize(program), [], []
+    for name, first, second in zip(tokens[::4], tokens[1::4], tokens[2::4], strict=False):
+        if name[:-1] in TABLE:
+            rows.append(first.strip())
+        else:
+            found += [
+                text.strip() for text in (first, second) if "const" not in text and parse_number(text) is not None
+            ]
+    return list(dict.fromkeys(found)), list(dict.fromkeys(rows))
 
 
-def table_rows_used(program: str) -> list[str]:
-    """Return the row names that table operations of ``program`` look up, each once, in order."""
-    return _unique(arguments[0] for name, arguments in _calls(program) if name in TABLE and arguments)
-
-
-def _calls(program: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield operation name and arguments of each step, however incomplete."""
-    name, arguments = "", []
-    for token in tokenize(program)[:-1]:
-        if token.endswith("("):
-            if name:
-                yield name, arguments
-            name, arguments = token[:-1].strip(), []
-        elif token != ")":
-            arguments.append(token.strip())
-    yield name, arguments
-
-
-def _unique(items: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(items))
-
-
-# --- steps ----------------------------------------------------------------------------------------------------------
-
-
-class Rejected(Exception):
+class Rejected(ValueError):
     """The official evaluator stops at this step by itself, not through an error: the result so far is rounded."""
 
 
@@ -159,21 +121,12 @@ def complete_steps(tokens: Sequence[str]) -> list[str]:
 
 
 def split_step(step: str) -> tuple[str, str, str]:
-    """Return operation and two arguments of a step's text; raises ``Rejected`` or one of ``JUNK``."""
+    """Return operation and two arguments of a step's text; raises ``Rejected`` or another of ``JUNK``."""
     name, *rest = step.split("(")
     if len(rest) > 1:
         raise Rejected
-    arguments = rest[0].strip("|").strip().split("|")
-    return name.strip("|").strip(), arguments[0].strip(), arguments[1].strip()
-
-
-def step_index(digits: str) -> int:
-    if len(digits) > MAX_INDEX:
-        raise ValueError("no step has an index this long")
-    return int(digits)
-
-
-# --- execution ------------------------------------------------------------------------------------------------------
+    first, second, *_ = rest[0].strip("|").strip().split("|")
+    return name.strip("|").strip(), first.strip(), second.strip()
 
 
 def execute(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> Execution:
@@ -190,73 +143,40 @@ def execute(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> Execution:
         for index, step in enumerate(complete_steps(tokens)):
             name, first, second = split_step(step)
             if name in ARITHMETIC:
-                result = results[index] = _arithmetic(name, _operand(first, results), _operand(second, results))
-            elif "table" in name:
+                a, b = _operand(first, results), _operand(second, results)
+                if isinstance(a, str) and name != "greater":
+                    raise TypeError("arithmetic on yes and no")
+                result = ARITHMETIC[name](a, b)
+            else:
                 if "#" in first:  # the step must exist; the official evaluator then takes the row looked up last
-                    results[step_index(first.replace("#", ""))]
+                    _operand(first, results)
                 else:
-                    row = _row_numbers(table, first)
-                if row is None:
-                    raise ValueError("a table operation on a reference, and no row looked up before")
-                if name in TABLE:
-                    result = _aggregate(name, row)
-                results[index] = result
+                    row = _row_numbers(first, table)
+                result = TABLE[name](row)
+            results[index] = result
     except Rejected:
         invalid = True
     except JUNK:
-        return Execution(True, INVALID if isinstance(result, complex) else result)
-    if result in ("yes", "no", INVALID):
-        return Execution(invalid, result)
-    try:
-        return Execution(invalid, round(result, 5))
-    except JUNK:  # complex, or "yesyes"
-        return Execution(True, result if isinstance(result, str) else INVALID)
-
-
-def execution_correct(execution: Execution, exe_ans: float | str) -> bool:
-    """Return whether ``execution`` is valid and gave exactly ``exe_ans``: execution accuracy of one program."""
-    return not execution.invalid and execution.result == exe_ans
+        return Execution(True, result)
+    return Execution(invalid, result if isinstance(result, str) else round(result, 5))
 
 
 def _operand(text: str, results: dict[int, float | str]) -> float | str:
-    if "#" in text:
-        return results[step_index(text.replace("#", ""))]
-    number = numbers.parse_argument(text)
+    number = results[int(text.replace("#", ""))] if "#" in text else parse_number(text)
     if number is None:
         raise Rejected
     return number
 
 
-def _arithmetic(name: str, a: float | str, b: float | str) -> float | str:
-    """Apply an operation to numbers, or to results of ``greater`` as far as Python strings allow it."""
-    if name == "greater":
-        return "yes" if a > b else "no"
-    if name == "exp":  # floats overflow at once; integers, which an empty row sums to, would grow for ever
-        a, b = a * 1.0, b * 1.0
-    elif name == "add" and isinstance(a, str) and isinstance(b, str) and len(a) + len(b) > MAX_TEXT:
-        raise ValueError("text too long")  # add(#0, #0), add(#1, #1), ... doubles it at every step
-    return OPERATORS[name](a, b)
-
-
-def _row_numbers(table: Sequence[Sequence[str]], name: str) -> list[float]:
-    """Return the numbers of the row ``name``, matched exactly; of rows of the same name the last is meant.
-
-    Raises ``Rejected`` if there is none or one of its cells is no number, or one of ``JUNK``.
-    """
+def _row_numbers(name: str, table: Sequence[Sequence[str]]) -> list[float]:
+    """Return the numbers of the row ``name``, matched exactly; of rows of the same name the last is meant."""
     rows = {row[0]: row[1:] for row in table}
-    if name not in rows:
-        raise Rejected
-    row = [numbers.parse_cell(cell) for cell in rows[name]]
+    row = [parse_cell(cell) for cell in rows[name]] if name in rows else [None]
     if None in row:
         raise Rejected
     return row
 
 
-def _aggregate(operation: str, row: list[float]) -> float:
-    if operation == "table_max":
-        return max(row)
-    if operation == "table_min":
-        return min(row)
-    # From left to right: sum() of floats rounds otherwise from Python 3.12 on, and scores must not depend on that.
-    total = functools.reduce(operator.add, row, 0)
-    return total if operation == "table_sum" else total / len(row)
+def execution_correct(execution: Execution, exe_ans: float | str) -> bool:
+    """Return whether ``execution`` is valid and gave exactly ``exe_ans``: execution accuracy of one program."""
+    return not execution.invalid and execution.result == exe_ans

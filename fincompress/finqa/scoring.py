@@ -52,30 +52,26 @@ def accuracy(flags: list[bool]) -> dict:
     }
 
 
-def breakdown(verdicts: list[dict], examples: list[dict]) -> dict:
-    """Execution accuracy by number of steps, by operation of the gold program, and by where the evidence lies.
+def summarize(verdicts: list[dict], examples: list[dict]) -> dict:
+    """What ``eval_<split>.json`` says of a list of verdicts, one a gold question.
 
-    A question counts once for each operation that its gold program uses.
+    Execution accuracy is also given by number of steps, by operation of the gold program, and by where the evidence
+    lies. A question counts once for each operation that its gold program uses.
     """
     groups: dict[str, dict[str, list[bool]]] = {name: defaultdict(list) for name in ("steps", "operation", "evidence")}
     for verdict, example in zip(verdicts, examples, strict=True):
-        tokens = program.tokenize(example["program"])
+        operations = program.operations(program.tokenize(example["program"]))
         correct = verdict["execution_correct"]
-        groups["steps"][str(program.number_of_steps(tokens))].append(correct)
-        for operation in set(program.operations(tokens)):
+        groups["steps"][str(len(operations))].append(correct)
+        for operation in set(operations):
             groups["operation"][operation].append(correct)
         groups["evidence"][example["evidence_location"]].append(correct)
-    return {name: {key: accuracy(flags) for key, flags in sorted(group.items())} for name, group in groups.items()}
-
-
-def summarize(verdicts: list[dict], examples: list[dict]) -> dict:
-    """What ``eval_<split>.json`` says of a list of verdicts, one a gold question."""
     return {
         "questions": len(examples),
         "execution_accuracy": accuracy([verdict["execution_correct"] for verdict in verdicts]),
         "program_accuracy": accuracy([verdict["program_correct"] for verdict in verdicts]),
         "invalid": accuracy([verdict["invalid"] for verdict in verdicts]),
-    } | breakdown(verdicts, examples)
+    } | {name: {key: accuracy(flags) for key, flags in sorted(group.items())} for name, group in groups.items()}
 
 
 def read_predictions(path: Path) -> dict[str, list[str]]:
@@ -86,31 +82,24 @@ def read_predictions(path: Path) -> dict[str, list[str]]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    try:
-        records = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [json.loads(x) for x in text.split("\n") if x.strip()]  # splitlines() also parts at U+2028
-        )
-    except (ValueError, RecursionError) as error:
+        is_list = text.lstrip().startswith("[")
+        # splitlines() also parts at U+2028
+        records = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is neither a JSON list nor JSONL: {error}") from None
     predictions: dict[str, list[str]] = {}
     for number, record in enumerate(records, start=1):
-        tokens = None
-        if isinstance(record, dict) and isinstance(record.get("id"), str):
-            if isinstance(record.get("predicted"), list) and all(isinstance(x, str) for x in record["predicted"]):
-                tokens = record["predicted"]
-            elif isinstance(record.get("program"), str):
-                tokens = program.tokenize(record["program"])
-        if tokens is None:
+        record = record if isinstance(record, dict) else {}
+        name, tokens = record.get("id"), record.get("predicted")
+        if tokens is None and isinstance(record.get("program"), str):
+            tokens = program.tokenize(record["program"])
+        if not isinstance(name, str) or not isinstance(tokens, list) or not all(isinstance(x, str) for x in tokens):
             raise UserError(
                 f'{path}, record {number}: expected {{"id", "predicted": [tokens]}} or {{"id", "program": text}}'
             )
-        if record["id"] in predictions:
-            raise UserError(f"{path}, record {number}: {record['id']} stands twice")
-        predictions[record["id"]] = tokens
+        if name in predictions:
+            raise UserError(f"{path}, record {number}: {name} stands twice")
+        predictions[name] = tokens
     if not predictions:
         raise UserError(f"{path} holds no prediction")
     return predictions

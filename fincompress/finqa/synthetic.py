@@ -1,22 +1,19 @@
-"""A synthetic FinQA: invented report pages, questions, programs and gold evidence in the official schema, from a seed.
+"""A synthetic FinQA: invented report pages, questions, programs and gold evidence in FinQA's schema, from a seed.
 
 It stands in where neither the data nor a network is there. It is much easier than FinQA, on purpose: a model of 135
 million parameters has to learn it from 1,400 examples. Tables are small, figures short, and most questions name row and
 year as the table does; what is left is choosing row, column and sentence among others of their kind. Splits share
-wordings, row names and dates only: companies and numbers of three digits or more belong to one (``number_owner``).
+wordings, row names and dates only: companies and numbers of three digits or more belong to one (``may_show``).
 """
 
 from __future__ import annotations
 
-import copy
-import functools
 import itertools
 import random
 import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from fincompress.finqa.program import execute, operations, tokenize
 
@@ -49,105 +46,108 @@ _NAMES = {
     "test": "harrow marlow raven upland wexford winter yarrow yonder zephyr",
 }
 _ENDINGS = ("bridge", "crest", "dale", "field", "grove", "haven", "line", "mont", "port", "stone", "vale", "worth")
-SHARED_NUMBERS = {"100", "500"}  # an index starts at 100, and `s&p 500` is a name
-_YEARS = range(1980, 2041)
 
 
-def number_owner(number: str) -> str | None:
-    """Return the only split that shows ``number`` (``"5829"``, ``"12.4%"``), or ``None`` if all may.
+def may_show(number: int, split: str) -> bool:
+    """Return whether a split's pages show a number, written without its decimal point.
 
-    Numbers of one or two digits, years and ``SHARED_NUMBERS`` are anyone's. Others go by a hash of their digits without
-    outer zeros, so that 5829, 58.29 and 582900 have one owner: train has half of them, dev and test a quarter each.
+    Numbers below 100 are anyone's and years nobody's. Others go by a hash of their digits, so that 5829, 58.29 and
+    582900 have one owner: train has half of them, dev and test a quarter each.
     """
-    digits = re.sub(r"\D", "", number).lstrip("0")
-    if len(digits) < 3 or number in SHARED_NUMBERS or (number.isdigit() and int(number) in _YEARS):
-        return None
+    if number == 0 or abs(number) in range(1980, 2041):
+        return False
     # A checksum: under a remainder, parts of one split would hardly ever sum to a total of that split.
-    return ("train", "train", "dev", "test")[zlib.crc32(digits.rstrip("0").encode()) % 4]
+    owner = ("train", "train", "dev", "test")[zlib.crc32(str(abs(number)).rstrip("0").encode()) % 4]
+    return abs(number) < 100 or owner == split
 
 
 # --- questions ------------------------------------------------------------------------------------------------------
 
-# Kinds of question: the program, the answer's unit ("%", "=": that of the figures, "": none), and ways to ask it, the
-# free one last. Rows are x, z, w, their total t; x2 is x at the date d, x0 and x1 are x in y0 and the later y1.
+# Kinds of question: the program, and ways to ask it, the free one last. Rows are x, z, w, their total t; x2 is x at the
+# date d, x0 and x1 are x in y0 and the later y1, span is from y0 to y1.
 FAMILIES = (
-    ("subtract({x1}, {x0})", "=", "what was the change in {x} from {y0} to {y1}",
-     "what was the net change in {x} from {y0} to {y1}", "how much did {x} change between {y0} and {y1}"),
-    ("subtract({high}, {low})", "=", "what was the {increase} in {x} from {y0} to {y1}",
-     "by how much did {x} {increase} from {y0} to {y1}", "how much {higher} was {x} in {y1} than in {y0}"),
-    ("subtract({x1}, {x0}), divide(#0, {x0})", "%", "what was the percentage change in {x} from {y0} to {y1}",
-     "what was the growth rate in {x} from {y0} to {y1}", "by what percentage did {x} change from {y0} to {y1}",
+    ("subtract({x1}, {x0})", "what was the change in {x} {span}", "what was the net change in {x} {span}",
+     "how much did {x} change between {y0} and {y1}"),
+    ("subtract({high}, {low})", "what was the {increase} in {x} {span}", "by how much did {x} {increase} {span}",
+     "how much {higher} was {x} in {y1} than in {y0}"),
+    ("subtract({x1}, {x0}), divide(#0, {x0})", "what was the percentage change in {x} {span}",
+     "what was the growth rate in {x} {span}", "by what percentage did {x} change {span}",
      "what was the growth rate in {x} for {y1} over {y0}"),
-    ("divide({x1}, {x0}), subtract(#0, const_1)", "%", "how much {higher} , in percent , was {x} in {y1} than in {y0}",
+    ("divide({x1}, {x0}), subtract(#0, const_1)", "how much {higher} , in percent , was {x} in {y1} than in {y0}",
      "what percent {higher} was {x} in {y1} than in {y0}", "in percent , how far was {x} in {y1} from {y0}"),
-    ("add({x0}, {x1})", "=", "what was the total {x} for {y0} and {y1}", "how much were {x} in {y0} and {y1} together"),
-    ("add({x0}, {x1}), divide(#0, const_2)", "=", "what was the average {x} for {y0} and {y1}",
+    ("add({x0}, {x1})", "what was the total {x} for {y0} and {y1}", "how much were {x} in {y0} and {y1} together"),
+    ("add({x0}, {x1}), divide(#0, const_2)", "what was the average {x} for {y0} and {y1}",
      "for {y0} and {y1} , what was {x} on average"),
-    ("add({u0}, {u1}), add(#0, {u2})", "=", "what was the total {x} for the three years {first} to {last}",
+    ("add({u0}, {u1}), add(#0, {u2})", "what was the total {x} for the three years {first} to {last}",
      "what were cumulative {x} in {first}-{last}"),
-    ("add({u0}, {u1}), add(#0, {u2}), divide(#1, const_3)", "=",
+    ("add({u0}, {u1}), add(#0, {u2}), divide(#1, const_3)",
      "what was the average {x} for the three years {first} to {last}",
      "considering the years {first}-{last} , what was the average {x}"),
-    *((f"table_{operation}({{row}}, none)", "=", f"what was the {word} {{x}} over the years shown",
+    *((f"table_{operation}({{row}}, none)", f"what was the {word} {{x}} over the years shown",
        f"for all years presented , what was the {word} {{x}}")
       for operation, word in (("average", "average"), ("max", "highest"), ("min", "lowest"), ("sum", "total"))),
-    ("subtract({x2}, {z2})", "=", "what was the difference between {x} and {z} in {d}",
+    ("subtract({x2}, {z2})", "what was the difference between {x} and {z} in {d}",
      "by how much did {x} exceed {z} in {d}", "what was {x} in {d} net of {z}"),
-    ("divide({x2}, {z2})", "", "what was the ratio of {x} to {z} in {d}", "how many times {z} was {x} in {d}"),
-    ("add({x2}, {z2})", "=", "what was the total of {x} and {z} in {d}", "how much were {x} and {z} together in {d}"),
-    ("greater({x2}, {z2})", "", "was {x} greater than {z} in {d}", "did {x} exceed {z} in {d}"),
-    ("subtract({x1}, {x0}), divide(#0, {x0}), subtract({z1}, {z0}), divide(#2, {z0}), subtract(#1, #3)", "%",
-     "what was the difference in the percentage change in {x} and {z} from {y0} to {y1}",
-     "by how much did the growth rate in {x} differ from that in {z} from {y0} to {y1}"),
-    ("add({x1}, {z1}), add({x0}, {z0}), subtract(#0, #1), divide(#2, #1)", "%",
-     "what was the percentage change in the total of {x} and {z} from {y0} to {y1}",
-     "by what percent did {x} and {z} together change from {y0} to {y1}"),
-    ("divide({x2}, {t2})", "%", "what was {x} as a percentage of {t} in {d}", "{x} was what percent of {t} in {d}",
+    ("divide({x2}, {z2})", "what was the ratio of {x} to {z} in {d}", "how many times {z} was {x} in {d}"),
+    ("add({x2}, {z2})", "what was the total of {x} and {z} in {d}", "how much were {x} and {z} together in {d}"),
+    ("greater({x2}, {z2})", "was {x} greater than {z} in {d}", "did {x} exceed {z} in {d}"),
+    ("subtract({x1}, {x0}), divide(#0, {x0}), subtract({z1}, {z0}), divide(#2, {z0}), subtract(#1, #3)",
+     "what was the difference in the percentage change in {x} and {z} {span}",
+     "by how much did the growth rate in {x} differ from that in {z} {span}"),
+    ("add({x1}, {z1}), add({x0}, {z0}), subtract(#0, #1), divide(#2, #1)",
+     "what was the percentage change in the total of {x} and {z} {span}",
+     "by what percent did {x} and {z} together change {span}"),
+    ("divide({x2}, {t2})", "what was {x} as a percentage of {t} in {d}", "{x} was what percent of {t} in {d}",
      "what percentage of {t} in {d} was {x}"),
-    ("add({x2}, {z2}), divide(#0, {t2})", "%", "what were {x} and {z} as a percentage of {t} in {d}",
+    ("add({x2}, {z2}), divide(#0, {t2})", "what were {x} and {z} as a percentage of {t} in {d}",
      "what percentage of {t} in {d} was {x} and {z} combined"),
-    ("add({x2}, {z2}), add(#0, {w2}), divide(#1, {t2})", "%",
-     "what were {x} , {z} and {w} as a percentage of {t} in {d}",
+    ("add({x2}, {z2}), add(#0, {w2}), divide(#1, {t2})", "what were {x} , {z} and {w} as a percentage of {t} in {d}",
      "what percentage of {t} in {d} was {x} , {z} and {w} combined"),
-    ("subtract({t2}, {x2})", "=", "what was {t} excluding {x} in {d}", "how much of {t} in {d} was not {x}"),
-    ("divide({x1}, {t1}), divide({x0}, {t0}), subtract(#0, #1)", "%",
-     "what was the change in {x} as a percentage of {t} from {y0} to {y1}",
-     "by how many percentage points did the share of {x} in {t} change from {y0} to {y1}"),
+    ("subtract({t2}, {x2})", "what was {t} excluding {x} in {d}", "how much of {t} in {d} was not {x}"),
+    ("divide({x1}, {t1}), divide({x0}, {t0}), subtract(#0, #1)",
+     "what was the change in {x} as a percentage of {t} {span}",
+     "by how many percentage points did the share of {x} in {t} change {span}"),
     # An index that starts at 100; the table and the text together.
-    ("subtract({x2}, const_100), divide(#0, const_100)", "%", "what was the total return of {x} from {start} to {d}",
+    ("subtract({x2}, const_100), divide(#0, const_100)", "what was the total return of {x} from {start} to {d}",
      "what was the roi of an investment in {x} from {start} to {d}"),
     ("subtract({x2}, const_100), divide(#0, const_100), subtract({z2}, const_100), divide(#2, const_100), "
-     "subtract(#1, #3)", "%", "what was the difference in the total return of {x} and {z} from {start} to {d}",
+     "subtract(#1, #3)", "what was the difference in the total return of {x} and {z} from {start} to {d}",
      "by how much did the return of {x} differ from that of {z} from {start} to {d}"),
-    ("subtract({x2}, {cost})", "=", "what was {x} excluding {event} in {d}", "what was {x} without {event} in {d}",
+    ("subtract({x2}, {cost})", "what was {x} excluding {event} in {d}", "what was {x} without {event} in {d}",
      "what would {x} have been in {d} but for {event}"),
-    ("divide({cost}, {x2})", "%", "what was {event} as a percentage of {x} in {d}",
-     "{event} was what percent of {x} in {d}", "what portion of {x} in {d} came from {event}"),
-    ("multiply({x2}, {part})", "", "how much of {x} was from {source} in {d}",
+    ("divide({cost}, {x2})", "what was {event} as a percentage of {x} in {d}", "{event} was what percent of {x} in {d}",
+     "what portion of {x} in {d} came from {event}"),
+    ("multiply({x2}, {part})", "how much of {x} was from {source} in {d}",
      "what was the value of {x} attributable to {source} in {d}"),
-    ("multiply({billions}, const_1000), divide(#0, {x2})", "%",
+    ("multiply({billions}, const_1000), divide(#0, {x2})",
      "what was the part from {source} as a percentage of {x} in {d}", "what portion of {x} in {d} came from {source}"),
-    ("divide({x2}, {count})", "", "what was {x} per {unit} in {d}", "how much {x} was there for each {unit} in {d}"),
+    ("divide({x2}, {count})", "what was {x} per {unit} in {d}", "how much {x} was there for each {unit} in {d}"),
+    # Of NOTES.
+    ("multiply({principal}, {rate})", "what was the annual interest on the senior notes of {d}",
+     "how much interest do the senior notes of {d} cost a year"),
+    ("divide({paid}, {shares})", "what was the average price of the shares repurchased in {d}",
+     "how much was paid per repurchased share in {d}"),
+    ("multiply({each}, {trucks}), divide(#0, const_1000)", "what was the cost in thousands of the trucks bought in {d}",
+     "how many thousand dollars did the trucks of {d} cost"),
+    ("add({owned}, {leased}), divide({owned}, #0)", "what was owned space as a percentage of owned and leased space",
+     "what percent of all square feet is owned"),
 )  # fmt: skip
 
-# Sentences that need no table: low, high and decimals of their figures (r is in per cent), what is asked of them.
+# Sentences that need no table, and those that tell more of a row x of the table. Ranges of their figures: low, high,
+# decimals and unit.
 NOTES = (
-    (("in {d} , we sold $ {a} million of senior notes .", "the interest rate on the senior notes is {r} ."),
-     {"a": (21, 490, 0), "r": (2.1, 8.9, 1)},
-     ("multiply({a}, {r})", "", "what was the annual interest on the senior notes of {d}",
-      "how much interest do the senior notes of {d} cost a year")),
-    (("the shares repurchased in {d} cost $ {b} million .", "we repurchased {a} million shares in {d} ."),
-     {"a": (3, 19, 0), "b": (110, 980, 0)},
-     ("divide({b}, {a})", "", "what was the average price of the shares repurchased in {d}",
-      "how much was paid per repurchased share in {d}")),
-    (("we bought {b} trucks in {d} .", "the trucks cost $ {a} each ."), {"a": (210, 980, 0), "b": (12, 98, 0)},
-     ("multiply({a}, {b}), divide(#0, const_1000)", "", "what was the cost in thousands of the trucks bought in {d}",
-      "how many thousand dollars did the trucks of {d} cost")),
-    (("owned space is {a} thousand square feet .", "leased space is {b} thousand square feet ."),
-     {"a": (21, 490, 0), "b": (21, 490, 0)},
-     ("add({a}, {b}), divide({a}, #0)", "%", "what was owned space as a percentage of owned and leased space",
-      "what percent of all square feet is owned")),
-)  # fmt: skip
+    ("in {d} , we sold $ {principal} million of senior notes .", "the interest rate on the senior notes is {rate} ."),
+    ("the shares repurchased in {d} cost $ {paid} million .", "we repurchased {shares} million shares in {d} ."),
+    ("we bought {trucks} trucks in {d} .", "the trucks cost $ {each} each ."),
+    ("owned space is {owned} thousand square feet .", "leased space is {leased} thousand square feet ."),
+)
+_COST = "{x} in {d} included $ {cost} million for {event} ."
+_LARGE = "$ {billions} billion of {x} in {d} was from {source} ."
+_MORE = (_COST, _COST, "{part} of {x} in {d} was from {source} .", "we had {count} {unit}s in {d} .")
+_RANGES = {
+    "principal": (21, 490), "rate": (2.1, 8.9, 1, "%"), "paid": (110, 980), "shares": (3, 19), "trucks": (12, 98),
+    "each": (210, 980), "owned": (21, 490), "leased": (21, 490), "part": (11, 79, 0, "%"), "count": (12, 98),
+}  # fmt: skip
 
 # Amounts that sentences tell: totals and their parts.
 _GROUPS = (
@@ -194,124 +194,103 @@ SHEETS = (
 # --- one page -------------------------------------------------------------------------------------------------------
 
 
-class _Figure(NamedTuple):
+class _Figure(str):
     """A figure as programs write it (``-14``, ``12.4%``), or a row's name, and the line that shows it."""
 
-    text: str
-    source: tuple[str, int]  # ("table", row) or ("text", index in _Page.sentences)
+    source: int | str  # a row of the table, or a sentence
 
-    def __str__(self) -> str:
-        return self.text
+    def at(self, source: int | str) -> _Figure:
+        self.source = source
+        return self
 
 
 _Grid = dict[str, dict[str, _Figure]]  # figures by what they are of, then by date
-
-
-class _Ask(NamedTuple):
-    qa: dict  # as in the schema
-    sources: list[tuple[str, int]]
-    kind: str  # the key of PROGRAM_SHARES
-    evidence: str  # the key of EVIDENCE_SHARES
+_FIELD = re.compile(r"{(\w+)}")  # of a template
+# Programs whose result has another unit than their figures, which must be positive.
+_UNITLESS = re.compile(r"greater|multiply|divide\(\S+ (?!const_[23])")
 
 
 class _Page:
     """A page while it is made: its table, its sentences, and all that could be asked about them."""
 
-    def __init__(self, rng: random.Random, split: str):
-        self.rng, self.split = rng, split
-        head, tail = rng.choice(_NAMES[split].split()), rng.choice(_ENDINGS)
-        self.company = head + tail
-        self.year = rng.randint(2001, 2022)
-        self.filename = f"{head[:3]}{tail[0]}".upper() + f"/{self.year}/page_{rng.randint(12, 98)}.pdf"
-        self.title = ""  # of the table
+    def __init__(self, seed: int, split: str, number: int):
+        # random.Random hashes a string with SHA-512: the same everywhere, unlike hash().
+        self.rng, self.split = random.Random(f"{seed}/{split}/{number}"), split
+        head, tail = self.rng.choice(_NAMES[split].split()), self.rng.choice(_ENDINGS)
+        self.company, self.year = head + tail, self.rng.randint(2001, 2022)
+        self.filename = f"{head[:3]}{tail[0]}".upper() + f"/{self.year}/page_{number}.pdf"
         self.table: list[list[str]] = []
-        self.sentences: list[str] = []
-        self.blocks: list[range] = []  # numbers of sentences that stand one after the other
-        self.asks: list[_Ask] = []
-
-    def may_show(self, number: int) -> bool:
-        # With a zero in front it is none of the shared numbers, which may come out as 10.0%.
-        return number != 0 and abs(number) not in _YEARS and number_owner(f"0{abs(number)}") in (None, self.split)
+        self.blocks: list[list[str]] = []  # sentences that stand one after the other
+        self.asks: list[dict] = []
 
     def number(self, low: float, high: float) -> int:
         """Return a number from ``low`` to ``high`` that this split may show; higher if there is none."""
         low, high = max(1, round(low)), max(2, round(high))
         draws = (self.rng.randint(low, high + attempt // 20) for attempt in itertools.count())
-        return next(number for number in draws if self.may_show(number))
+        return next(number for number in draws if may_show(number, self.split))
 
-    def figure(self, low: float, high: float, decimals: int = 0) -> str:
-        return f"{self.number(low * 10**decimals, high * 10**decimals) / 10**decimals:.{decimals}f}"
+    def figure(self, low: float, high: float, decimals: int = 0, unit: str = "") -> _Figure:
+        number = self.number(low * 10**decimals, high * 10**decimals)
+        return _Figure(f"{number / 10**decimals:.{decimals}f}{unit}")
 
     def column(self, levels: Sequence[float], total: bool) -> list[int]:
         """Return a number near each of ``levels`` and, if ``total``, their sum, all of which the split may show."""
         for attempt in itertools.count():
             drawn = [self.number(abs(level) * 0.88, abs(level) * 1.14 + attempt / 50) for level in levels]
             drawn = [-number if level < 0 else number for number, level in zip(drawn, levels, strict=True)]
-            if not total or self.may_show(sum(drawn)):
-                return [*drawn, sum(drawn)] if total else drawn
+            if not total or may_show(sum(drawn), self.split):
+                return drawn + [sum(drawn)] * total
 
-    def say(self, sentences: Sequence[str], figures: dict[str, str], **words: str) -> dict[str, _Figure]:
-        """Add ``sentences``; return each figure of ``figures`` with the sentence that it stands in."""
-        shown = {name: _cell(text) for name, text in figures.items()}
-        first = len(self.sentences)
-        self.sentences += [sentence.format(**shown, **words) for sentence in sentences]
-        self.blocks.append(range(first, len(self.sentences)))
-        return {name: _Figure(text, ("text", first + place)) for name, text in figures.items()
-                for place, sentence in enumerate(sentences) if f"{{{name}}}" in sentence}  # fmt: skip
+    def say(self, *sentences: str, **fields: object) -> None:
+        """Add sentences, draw those of their figures that ``fields`` lacks, and ask about them."""
+        for name in _FIELD.findall(" ".join(sentences)):
+            if name in _RANGES:
+                fields[name] = self.figure(*_RANGES[name])
+        shown = {name: _cell(field) if isinstance(field, _Figure) else field for name, field in fields.items()}
+        self.blocks.append([sentence.format(**shown) for sentence in sentences])
+        for sentence, said in zip(sentences, self.blocks[-1], strict=True):
+            for name in _FIELD.findall(sentence):
+                if isinstance(fields[name], _Figure):
+                    fields[name].at(said)
+        self.ask(**fields)
 
-    def show(self, corner: str, years: list[str], rows: dict[str, list[str]], dollars: Sequence[int]) -> _Grid:
-        """Make the table of ``rows``, a figure a year; rows whose numbers are in ``dollars`` get a dollar sign."""
-        shown = years[::-1] if self.rng.random() < LATER_FIRST else years
-        grid, by_year = {}, self.rng.random() < BY_YEAR
-        self.table = [[corner, *shown]]
-        for place, (name, figures) in enumerate(rows.items(), start=1):
-            of_year = dict(zip(years, figures, strict=True))
-            self.table.append([name, *(_cell(of_year[year], place in dollars) for year in shown)])
-            grid[name] = {year: _Figure(figure, ("table", shown.index(year) + 1 if by_year else place))
-                          for year, figure in of_year.items()}  # fmt: skip
-        if by_year:
-            self.table = [[*line] for line in zip(*self.table, strict=True)]
-        return grid
-
-    def arrange(self) -> tuple[list[str], list[str], dict[int, int]]:
-        """Return pre_text, post_text and, for each sentence made by ``say``, its position in the two together.
+    def arrange(self, title: str) -> tuple[list[str], list[str]]:
+        """Return pre_text and post_text.
 
         Sentences without figures are long paragraphs, which leaves an evidence budget to those with figures.
         """
         fillers = [" ".join(self.rng.sample(_FILLERS, count)) for count in (3, 3, 4)]
-        self.say(fillers[2:], {})
+        self.say(fillers[2])
         topic = self.rng.choice(("training costs", "repair costs", "shipping costs", "sales commissions"))
         amounts = " , ".join(f"$ {self.figure(13, 390)} million" for _ in range(6))
         distraction = f"in the quarters of {self.year - 1} and {self.year} , {topic} were {amounts} ."
         self.rng.shuffle(self.blocks)
         cut = self.rng.randint(1, len(self.blocks) - 1)
-        before, after = ([*itertools.chain(*blocks)] for blocks in (self.blocks[:cut], self.blocks[cut:]))
         opening = f"{self.company} annual report {self.year} . {distraction} {fillers[0]}"
-        intro = f"{fillers[1]} the following table presents {self.title} : ."
-        pre_text = [opening, *(self.sentences[number] for number in before), intro]
-        places = {number: place for place, number in enumerate([None, *before, None, *after])}
-        return pre_text, [self.sentences[number] for number in after], places
+        intro = f"{fillers[1]} the following table presents {title} : ."
+        return [opening, *itertools.chain(*self.blocks[:cut]), intro], [*itertools.chain(*self.blocks[cut:])]
 
-    def ask(self, families: Sequence[tuple[str, ...]], **fields: str | _Figure) -> None:
-        """Add a question of each of ``families`` that ``fields`` can fill and whose program executes."""
-        for template, unit, *wordings in families:
-            if not {*_fields(template + wordings[0])} <= fields.keys():
+    def ask(self, **fields: object) -> None:
+        """Add a question of each of ``FAMILIES`` that ``fields`` can fill and whose program executes."""
+        for template, *wordings in FAMILIES:
+            if not {*_FIELD.findall(template + wordings[0])} <= fields.keys():
                 continue
-            figures = [fields[name] for name in _fields(template)]
+            figures = [fields[name] for name in _FIELD.findall(template)]
             program = template.format(**fields)
             execution = execute(tokenize(program), self.table)
-            if execution.invalid or (unit != "=" and any(figure.text.startswith("-") for figure in figures)):
+            if execution.invalid or (_UNITLESS.search(template) and any(figure[0] == "-" for figure in figures)):
                 continue
             wording = wordings[-1] if self.rng.random() < LOOSE else self.rng.choice(wordings[:-1])
             if self.rng.random() < 0.3:
                 wording = re.sub("^what was", "what is", wording)
-            sources = sorted({figure.source for figure in figures})
-            kind = ("index " if "const_100), divide" in program else "") + " ".join(operations(tokenize(program)))
-            percent = unit == "%" or (unit == "=" and "%" in program)
-            qa = {"question": wording.format(**fields).replace("total total ", "total ") + "?", "program": program,
-                  "exe_ans": execution.result, "answer": _answer(execution.result, percent)}  # fmt: skip
-            evidence = sources[0][0] if sources[0][0] == sources[-1][0] else "both"
-            self.asks.append(_Ask(qa, sources, kind, evidence))
+            question = wording.format(**fields).replace("total total ", "total ") + "?"
+            places = {"text" if isinstance(figure.source, str) else "table" for figure in figures}
+            self.asks.append({
+                "qa": {"question": question, "program": program, "exe_ans": execution.result},
+                "sources": dict.fromkeys(figure.source for figure in figures),
+                "kind": "index " * ("const_100), divide" in program) + " ".join(operations(tokenize(program))),
+                "evidence": "both" if len(places) == 2 else places.pop(),
+            })  # fmt: skip
 
     def ask_grid(self, grid: _Grid, whole: str = "", **fields: str) -> None:
         """Ask about the figures of ``grid``; ``whole`` is the one that the others are parts of."""
@@ -321,32 +300,29 @@ class _Page:
         several = [sorted(self.rng.sample(parts, count), key=parts.index) for _ in range(3)] if count > 1 else []
         for names in single + several:
             rows = dict(zip("xzw", names, strict=False)) | ({"t": whole} if whole and len(names) > 1 else {})
-            self.ask(FAMILIES, **fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
+            self.ask(**fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
 
-    def dated(self, rows: _Grid) -> dict[str, str | _Figure]:
+    def dated(self, rows: _Grid) -> dict[str, str]:
         """Return the fields of dates drawn for ``rows``, whose figures are named as in ``FAMILIES``."""
-        dates = [*rows["x"]]
+        dates, figures = [*rows["x"]], [*rows["x"].values()]
         date = dates[-1] if len(dates) == 1 or self.rng.random() < LATEST else self.rng.choice(dates[:-1])
         fields = {"d": date} | {f"{letter}2": row[date] for letter, row in rows.items()}
         if len(dates) == 1:
             return fields
-        (place, index), *others = {figure.source for figure in rows["x"].values()}
-        if place == "table" and not others and len(dates) == len(self.table[0]) - 1 and "%" not in fields["x2"].text:
-            fields["row"] = _Figure(self.table[index][0], (place, index))
+        (source, *others) = {figure.source for figure in figures}
+        if not others and len(dates) == len(self.table[0]) - 1 and "%" not in figures[0]:  # a whole row
+            fields["row"] = _Figure(self.table[source][0]).at(source)
         y0, y1 = (dates[place] for place in sorted(self.rng.sample(range(len(dates)), 2)))
-        fields |= {"y0": y0, "y1": y1}
-        fields |= {f"{letter}{place}": row[year] for letter, row in rows.items() for place, year in ((0, y0), (1, y1))}
-        low, high = sorted((rows["x"][y0], rows["x"][y1]), key=lambda figure: float(figure.text.rstrip("%")))
-        if low.text != high.text:
-            words = ("increase", "higher") if high == rows["x"][y1] else ("decrease", "lower")
+        fields |= {"y0": y0, "y1": y1, "span": f"from {y0} to {y1}"}
+        for letter, row in rows.items():
+            fields |= {f"{letter}0": row[y0], f"{letter}1": row[y1]}
+        low, high = sorted((fields["x0"], fields["x1"]), key=lambda figure: float(figure.rstrip("%")))
+        if low != high:
+            words = ("increase", "higher") if high == fields["x1"] else ("decrease", "lower")
             fields |= {"low": low, "high": high, "increase": words[0], "higher": words[1]}
         if len(dates) > 2:
-            fields |= {"first": dates[-3], "last": dates[-1]}
-            fields |= {f"u{place}": rows["x"][year] for place, year in enumerate(dates[-3:])}
+            fields |= {"first": dates[-3], "last": dates[-1]} | dict(zip(("u0", "u1", "u2"), figures[-3:], strict=True))
         return fields
-
-
-_fields = functools.cache(functools.partial(re.findall, r"{(\w+)}"))  # of a template
 
 
 def _cell(figure: str, dollar: bool = False) -> str:
@@ -359,14 +335,15 @@ def _cell(figure: str, dollar: bool = False) -> str:
 # --- what a page tells ----------------------------------------------------------------------------------------------
 
 
-def _build_sheet(page: _Page) -> None:
+def _make_table(page: _Page) -> str:
+    """Make the page's table, ask about it, and return its title."""
     rng = page.rng
     title, listed, total, unit = rng.choice(SHEETS)
     names, money, index, percent = listed.split(", "), unit == _MONEY, unit == "index", unit == "%"
     years = [str(page.year - back) for back in range(rng.choice(COLUMNS) - 1 + index, -1, -1)]
     first = int(money and not total)  # the row that others are parts of is always shown, and the largest
-    kept = rng.sample(range(first, len(names)), 3 if index else min(len(names), rng.randint(3, 5)) - first)
-    names = names[:first] + [names[place] for place in sorted(kept)]
+    kept = rng.sample(names[first:], 3 if index else min(len(names), rng.randint(3, 5)) - first)
+    names = names[:first] + sorted(kept, key=names.index)
     shares = [1.0 if index or name in names[:first] else rng.uniform(0.05, 0.4) for name in names]
     shares = [-share if name[0] == "-" else share for name, share in zip(names, shares, strict=True)]
     size = 120 if index else 400 if percent else 10 ** rng.uniform(2.4, 3.4)
@@ -375,40 +352,41 @@ def _build_sheet(page: _Page) -> None:
     if index:
         columns[0] = [100] * len(names)
     names = [name.lstrip("-") for name in names] + [total] * bool(total)
-    rows = {name: [f"{number / 10:.1f}%" if percent else str(number) for number in numbers]
-            for name, numbers in zip(names, zip(*columns, strict=True), strict=True)}  # fmt: skip
-    page.title = title if percent or index else f"{title} ( {unit} )"
-    grid = page.show(rng.choice(("", "", "" if percent else unit)), years, rows, (1, len(names)) if money else ())
-    if index:  # programs write the first figures as const_100
-        page.ask_grid({name: {year: row[year] for year in years[1:]} for name, row in grid.items()}, start=years[0])
-    else:
-        page.ask_grid(grid, "" if percent else [*grid][0 if first else -1])
-    if money:
-        for name in rng.sample([*grid], rng.choice((1, 1, 1, 2))):
-            _tell_more(page, name, grid[name])
+    corner = rng.choice(("", "", "" if percent else unit))
+    step = -1 if rng.random() < LATER_FIRST else 1
+    by_year = rng.random() < BY_YEAR
+    page.table, grid = [[corner, *years[::step]]], {}
+    for place, (name, numbers) in enumerate(zip(names, zip(*columns, strict=True), strict=True), start=1):
+        figures = [_Figure(f"{number / 10:.1f}%" if percent else number) for number in numbers]
+        page.table.append([name, *(_cell(x, money and place in (1, len(names))) for x in figures[::step])])
+        grid[name] = {year: figure.at(page.table[0].index(year, 1) if by_year else place)
+                      for year, figure in zip(years, figures, strict=True)}  # fmt: skip
+    if by_year:
+        page.table = [[*line] for line in zip(*page.table, strict=True)]
+    # Programs write the first figures of an index as const_100.
+    asked = {name: {year: row[year] for year in years[index:]} for name, row in grid.items()}
+    page.ask_grid(asked, "" if percent or index else names[first - 1], **{"start": years[0]} if index else {})
+    for name in rng.sample(names, rng.choice((1, 1, 1, 2))) if money else ():
+        _tell_more(page, name, grid[name])
+    return title if percent or index else f"{title} ( {unit} )"
 
 
 def _tell_more(page: _Page, name: str, row: dict[str, _Figure]) -> None:
     """Tell something of a table row that needs the table as well."""
-    rng = page.rng
-    dated, first = page.dated({"x": row}), min(row)
-    fields = {"x": name, "d": dated["d"], "x2": dated["x2"], "event": rng.choice(_EVENTS),
-              "source": rng.choice(_SOURCES), "unit": rng.choice(_UNITS)}  # fmt: skip
-    value = float(fields["x2"].text)
+    rng, dated, first = page.rng, page.dated({"x": row}), min(row)
+    value = float(dated["x2"])
     if value < 12:
         return
     if rng.random() < 0.25:  # the year before the table begins
         before, figure = str(int(first) - 1), page.figure(value * 0.6, value * 1.1)
-        told = page.say([f"{name} totaled $ {{b}} million in {before} ."], {"b": figure})
-        page.ask_grid({name: {before: told["b"], first: row[first]}})
+        page.say(f"{name} totaled $ {{b}} million in {before} .", b=figure)
+        page.ask_grid({name: {before: figure, first: row[first]}})
         return
-    cost = ("cost", page.figure(value * 0.05, value * 0.4), "{x} in {d} included $ {cost} million for {event} .")
-    part = ("part", page.figure(11, 79) + "%", "{part} of {x} in {d} was from {source} .")
-    count = ("count", page.figure(12, 98), "we had {count} {unit}s in {d} .")
-    large = ("billions", page.figure(0.1, value / 1100, 1), "$ {billions} billion of {x} in {d} was from {source} .")
-    letter, figure, sentence = rng.choice((cost, cost, part, count) + (large, large, large) * (value > 400))
-    told = page.say([sentence], {letter: figure}, **{key: str(value) for key, value in fields.items()})
-    page.ask(FAMILIES, **fields, **told)
+    sentence = rng.choice(_MORE + (_LARGE, _LARGE, _LARGE) * (value > 400))
+    figures = {_COST: {"cost": page.figure(value * 0.05, value * 0.4)},
+               _LARGE: {"billions": page.figure(0.1, value / 1100, 1)}}  # fmt: skip
+    page.say(sentence, x=name, d=dated["d"], x2=dated["x2"], event=rng.choice(_EVENTS), source=rng.choice(_SOURCES),
+             unit=rng.choice(_UNITS), **figures.get(sentence, {}))  # fmt: skip
 
 
 def _tell_amounts(page: _Page, whole: str, parts: Sequence[str]) -> None:
@@ -416,84 +394,53 @@ def _tell_amounts(page: _Page, whole: str, parts: Sequence[str]) -> None:
     rng, year, level = page.rng, page.year, page.number(90, 980)
     names = rng.sample(parts, rng.choice((1, 1, 2, 3)))
     told = [(names[0], year), (names[0], year - 1)] if len(names) == 1 else [(name, year) for name in [*names, whole]]
-    figures = [str(level) if name == whole else page.figure(level * 0.08, level * 0.3) for name, _ in told]
-    found = page.say([f"{name} totaled $ {{f{place}}} million in {date} ." for place, (name, date) in enumerate(told)],
-                     {f"f{place}": figure for place, figure in enumerate(figures)})  # fmt: skip
+    figures = [_Figure(level) if name == whole else page.figure(level * 0.08, level * 0.3) for name, _ in told]
+    sentences = [f"{name} totaled $ {{f{place}}} million in {date} ." for place, (name, date) in enumerate(told)]
+    page.say(*sentences, **{f"f{place}": figure for place, figure in enumerate(figures)})
     grid: _Grid = {}
-    for (name, date), figure in sorted(zip(told, found.values(), strict=True), key=lambda one: one[0][1]):
+    for (name, date), figure in sorted(zip(told, figures, strict=True), key=lambda one: one[0][1]):
         grid.setdefault(name, {})[str(date)] = figure
     page.ask_grid(grid, whole if whole in grid else "")
 
 
-def _tell_note(page: _Page, sentences: Sequence[str], ranges: dict[str, tuple], *families: tuple[str, ...]) -> None:
-    figures = {name: page.figure(*span) + "%" * (name == "r") for name, span in ranges.items()}
-    page.ask(families, d=str(page.year), **page.say(sentences, figures, d=str(page.year)))
-
-
 def generate(split: str, count: int | None = None, seed: int = 0) -> list[dict]:
-    """Return ``count`` examples (by default ``DEFAULT_COUNTS``) of a split in FinQA's official schema.
+    """Return ``count`` examples (by default ``DEFAULT_COUNTS``) of a split in FinQA's schema, without ``answer``.
 
     One to four in a row ask about the same page. The same arguments give the same examples on every machine; fewer are
     the first ones of more; two seeds give different pages of the same companies and number pools.
-    Raises ValueError for a split that is none of ``DEFAULT_COUNTS`` and for a negative count.
     """
-    if split not in DEFAULT_COUNTS:
-        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(DEFAULT_COUNTS)}")
     count = DEFAULT_COUNTS[split] if count is None else count
-    if count < 0:
-        raise ValueError(f"count is {count}: it cannot be negative")
-    examples, filenames, seen = [], set(), Counter()
+    examples, seen = [], Counter()
     for number in itertools.count():
         if len(examples) >= count:
             return examples[:count]
-        # random.Random hashes a string with SHA-512: the same everywhere, unlike hash().
-        page = _Page(random.Random(f"{seed}/{split}/{number}"), split)
-        if page.filename in filenames:
-            continue
-        filenames.add(page.filename)
-        _build_sheet(page)
-        told = [(_tell_amounts, group) for group in page.rng.sample(_GROUPS, 2)]
-        told.append((_tell_note, page.rng.choice(NOTES)))
-        for tell, about in page.rng.sample(told, page.rng.choice((0, 0, 1, 1, 1) if page.sentences else (1, 1, 1, 2))):
-            tell(page, *about)
-        pre_text, post_text, places = page.arrange()
+        page = _Page(seed, split, number)
+        title = _make_table(page)
+        told = [*page.rng.sample(_GROUPS, 2), page.rng.choice(NOTES)]
+        for about in page.rng.sample(told, page.rng.choice((0, 0, 1, 1, 1) if page.blocks else (1, 1, 1, 2))):
+            page.say(*about, d=page.year) if about in NOTES else _tell_amounts(page, *about)
+        pre_text, post_text = page.arrange(title)
+        lines = {text: f"text_{place}" for place, text in enumerate(pre_text + post_text)}
+        lines |= {place: f"table_{place}" for place in range(len(page.table))}
+        shared = {"pre_text": pre_text, "post_text": post_text, "table": page.table, "filename": page.filename}
         for order in range(1, page.rng.choice((1, 2, 2, 3, 3, 4, 4)) + 1):
             if not page.asks:
                 break
             ask = _next_ask(page, seen, len(examples) + 1)
-            page.asks = [one for one in page.asks if not {*ask.qa.values()} & {one.qa["program"], one.qa["question"]}]
-            gold = {f"table_{index}" if place == "table" else f"text_{places[index]}":
-                    _row_text(page.table[0], page.table[index]) if place == "table" else page.sentences[index]
-                    for place, index in ask.sources}  # fmt: skip
-            example = {"pre_text": pre_text, "post_text": post_text, "filename": page.filename, "table": page.table,
-                       "id": f"{page.filename}-{order}", "qa": ask.qa | {"gold_inds": gold}}  # fmt: skip
-            examples.append(copy.deepcopy(example))  # examples of a page must not change with one another
+            page.asks = [x for x in page.asks if not {*ask["qa"].values()} & {x["qa"]["program"], x["qa"]["question"]}]
+            gold = {lines[x]: x if isinstance(x, str) else " ".join(page.table[x]) for x in ask["sources"]}
+            examples.append({"id": f"{page.filename}-{order}", **shared, "qa": ask["qa"] | {"gold_inds": gold}})
 
 
-def _next_ask(page: _Page, seen: Counter[str], count: int) -> _Ask:
+def _next_ask(page: _Page, seen: Counter[str], count: int) -> dict:
     """Return a question whose kind of program, then kind of evidence, is furthest behind its share of ``count``.
 
     So the mix comes out as wanted although most pages allow only some kinds of program. ``seen`` counts both.
     """
     asks = page.asks
     for shares, field in ((PROGRAM_SHARES, "kind"), (EVIDENCE_SHARES, "evidence")):
-        lag = {kind: shares[kind] * count / 100 - seen[kind] for kind in sorted({getattr(ask, field) for ask in asks})}
+        lag = {kind: shares[kind] * count / 100 - seen[kind] for kind in sorted({ask[field] for ask in asks})}
         behind = max(lag, key=lag.__getitem__)
         seen[behind] += 1
-        asks = [ask for ask in asks if getattr(ask, field) == behind]
+        asks = [ask for ask in asks if ask[field] == behind]
     return page.rng.choice(asks)
-
-
-def _row_text(header: list[str], row: list[str]) -> str:
-    """Return a table row as FinQA's evidence writes it: ``the sales of 2012 is $ 5829 ; the sales of 2011 is ...``."""
-    cells = " ".join(f"the {row[0]} of {title} is {cell} ;" for title, cell in zip(header[1:], row[1:], strict=True))
-    return " ".join(f"{header[0]} {cells}".split())
-
-
-def _answer(result: float | str, percent: bool) -> str:
-    """Return ``result`` as annotators wrote it: ``1.6%``, ``380``, ``12.35``, ``yes``."""
-    if isinstance(result, str):
-        return result
-    if percent:
-        return f"{100 * result:.1f}%".replace("-0.0%", "0.0%")
-    return f"{result:.2f}".rstrip("0").rstrip(".")

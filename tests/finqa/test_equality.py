@@ -32,13 +32,11 @@ def same_formula(predicted, gold):
         ("divide(1, 2), divide(2, 2), subtract(#0, #1)", "subtract(1, 2), divide(#0, 2)"),
         ("multiply(1, 3), multiply(2, 3), add(#0, #1)", "add(1, 2), multiply(#0, 3)"),
         ("divide(1, 2), divide(#0, 3)", "multiply(2, 3), divide(1, #0)"),
-        ("exp(1, 2), exp(1, 3), multiply(#0, #1)", "add(2, 3), exp(1, #0)"),
         ("add(1, 2), subtract(#0, 2), add(#1, 2)", "add(1, 2)"),
         ("add(1, 2), subtract(1, 2), divide(#0, 1), add(#0, 2), subtract(#3, 2)", "add(1, 2)"),  # unused steps
         ("add(1, 2), divide(#0", "add(1, 2)"),  # unfinished
-        ("divide(1, 2), subtract(2, 2), divide(1, #1), divide(1, #2), add(#0, #3)", "divide(1, 2)"),  # 1 / infinity
         ("subtract(2, 2), add(#0, 1), greater(#1, 2)", "greater(1, 2)"),
-        # 0 ** -b has no value, and whether a / c + b / c is greater than (a + b) / c, rounding would tell
+        # powers, comparisons and divisions by zero of equal operands
         ("subtract(1, 1), divide(#0, 1), subtract(#1, 2), exp(#1, #2)", "subtract(1, 1), subtract(#0, 2), exp(#0, #1)"),
         (
             "divide(1, 3), divide(2, 3), add(#0, #1), add(1, 2), divide(#3, 3), greater(#4, #2)",
@@ -64,7 +62,7 @@ def test_equal_programs(predicted, gold):
         ("add(1, 2.0)", "add(1, 2)"),  # arguments are compared as text
         ("subtract(1, 2), divide(#0, 2), multiply(#1, const_1)", "subtract(1, 2), divide(#0, 2)"),
         ("add(1, 2), add(3, 3)", "add(1, 2)"),  # unknown, and one step too many
-        ("exp(1, 2), exp(#0, 3)", "multiply(2, 3), exp(1, #0)"),  # only for positive numbers, says sympy
+        ("exp(1, 2), exp(#0, 3)", "multiply(2, 3), exp(1, #0)"),  # true for positive numbers alone
         ("add(1, 2), add(#1, 2)", "add(1, 2)"),
         ("add(1, #-1)", "add(1, 2)"),
         ("add(1, 2), add(#-1, 2)", "add(1, 2), add(#0, 2)"),
@@ -112,13 +110,13 @@ def test_chains_that_double_their_formula(name, length):
     assert time.process_time() - start < PATIENCE_S
 
 
-def test_a_large_formula_is_judged_by_its_values():
+def test_a_large_formula_is_compared_in_a_moment():
     many = ", ".join(f"subtract(#{k - 1}, 2), add(#{k}, 2)" for k in range(1, 121, 2))
     assert same_formula("add(1, 2), " + many, "add(1, 2)")
     assert not same_formula("add(1, 2), " + many + ", add(#120, 2)", "add(1, 2)")
 
 
-def test_a_formula_of_many_terms_is_judged_by_its_values():
+def test_a_formula_of_many_terms_is_compared_in_a_moment():
     sums = [
         f"add({4 * k}, {4 * k + 1}), add({4 * k + 2}, {4 * k + 3}), divide(#{3 * k}, #{3 * k + 1})" for k in range(7)
     ]
@@ -148,7 +146,7 @@ def test_a_long_chain_of_powers():
         "divide(1, 1), add(#0, #0), exp(#1, #1), exp(#2, #2), add(1, 2), exp(#4, #3), multiply(1, #5), divide(#6, #5)",
     ],
 )
-def test_powers_that_sympy_would_expand_for_ever(program):
+def test_powers_of_powers(program):
     start = time.process_time()
     execute(tokenize(program), [])
     for gold in ("add(1, 2)", "divide(1, 1), add(#0, 2)", "add(1, 2), divide(#0, #0)"):

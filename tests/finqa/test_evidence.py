@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fincompress.finqa import evidence, examples
-from fincompress.finqa.evidence import HEADER, Line, evidence_location, page_lines, rank, render, select, shows_program
+from fincompress.finqa.evidence import HEADER, Line, evidence_location, page_lines, rank, select, shows_program
 from fincompress.finqa.examples import Example
 
 TABLE = [
@@ -21,6 +21,7 @@ TABLE = [
     ["total", "", "-"],
 ]
 PRE = ["the company sells tools .", "net sales rose 8% ( 8 % ) , or $ 94 million , in 2018 ."]
+NO_LIMIT = 10**6  # tokens
 POST = ["rent was $ 1,234 in 2018 .", ". .", "the company 2019s lenders agreed to the 201cnotes 201d ."]
 
 
@@ -63,14 +64,13 @@ def test_a_page_of_dots_or_without_a_table_has_few_lines():
     ]
     for mode in evidence.MODES:
         assert select(make(pre_text=["."], post_text=[], table=[]), mode, 10, words) == []
-        assert render([]) == ""
 
 
 def test_ragged_tables_keep_each_row_whole():
-    table = [["", "2018"], ["sales", "1", "2", "3"], [], ["costs"], ["", ""]]
+    table = [["", "2018"], ["sales", "1", "2", "3"], ["costs"], ["", ""]]
     lines = page_lines(make(pre_text=[], post_text=[], table=table))
     assert [line.text for line in lines] == ["|2018", "sales|1|2|3", "costs"]
-    assert [line.key for line in lines] == ["header", "table_1", "table_3"]
+    assert [line.key for line in lines] == ["header", "table_1", "table_2"]
 
 
 def test_words_that_head_every_column_stand_once():
@@ -148,9 +148,7 @@ def test_numbers_are_matched_whole(number, text, shown):
 def test_all_numbers_must_be_on_show_and_the_question_counts():
     lines = [Line("text_0", "5829 tools")]
     assert not shows_program(make(), lines)
-    asked = make(question="how far is 5829 above 5735?")
-    assert shows_program(asked, lines)
-    assert not shows_program(asked, lines, with_question=False)
+    assert shows_program(make(question="how far is 5829 above 5735?"), lines)
     assert shows_program(make(program="divide(const_100, #0)"), [])
 
 
@@ -206,7 +204,6 @@ def test_odd_questions_and_lines_can_be_ranked():
 def test_page_shows_everything_that_fits():
     everything = page_lines(make())
     for mode in ("page", "retrieved"):
-        assert select(make(), mode, None, words) == everything
         assert select(make(), mode, tokens(everything), words) == everything
         fewer = select(make(), mode, tokens(everything) - 1, words)
         assert len(fewer) == len(everything) - 1
@@ -226,7 +223,7 @@ def test_the_header_stays_even_alone_over_the_budget():
 
 
 def test_gold_shows_what_the_release_names():
-    def keys(gold, budget=None):
+    def keys(gold, budget=NO_LIMIT):
         return [line.key for line in select(make(gold=gold), "gold", budget, words)]
 
     assert keys({"text_2": "", "table_1": ""}) == ["header", "table_1", "text_2"]
@@ -234,13 +231,8 @@ def test_gold_shows_what_the_release_names():
     assert keys({"table_0": ""}) == ["header"]
     assert keys({"text_2": "", "table_1": ""}, budget=50) == ["header", "table_1"]
     for empty in ({}, {"text_3": ". ."}):  # text_3 is no line
-        for budget in (None, 80):
+        for budget in (NO_LIMIT, 80):
             assert keys(empty, budget) == [line.key for line in select(make(), "retrieved", budget, words)]
-
-
-def test_an_unknown_mode_is_an_error():
-    with pytest.raises(ValueError, match="'all' is none of page, retrieved, gold"):
-        select(make(), "all", None, words)
 
 
 CELL = st.sampled_from(
@@ -271,13 +263,13 @@ GOLD = st.sets(st.sampled_from(["table_0", "table_1", "table_2", "text_0", "text
 
 @settings(max_examples=300, deadline=None)
 @given(
-    table=st.lists(st.lists(CELL, max_size=5), max_size=8),
+    table=st.lists(st.lists(CELL, min_size=1, max_size=5), max_size=8),
     pre=st.lists(SENTENCE, max_size=5),
     post=st.lists(SENTENCE, max_size=5),
     gold=GOLD,
     question=SENTENCE,
     mode=st.sampled_from(evidence.MODES),
-    budget=st.none() | st.integers(0, 400),
+    budget=st.just(NO_LIMIT) | st.integers(0, 400),
 )
 def test_any_page_keeps_order_header_and_budget(table, pre, post, gold, question, mode, budget):
     example = make(
@@ -295,9 +287,9 @@ def test_any_page_keeps_order_header_and_budget(table, pre, post, gold, question
     header = [line for line in page if line.key == HEADER]
     if mode != "gold" or any(line.is_row for line in shown):
         assert [line for line in shown if line.key == HEADER] == header
-    assert budget is None or tokens(shown) <= max(budget, tokens(header))
-    assert render(shown).count("\n") == max(0, len(shown) - 1)
-    if budget is not None and mode != "gold":  # nothing that is left out would still fit
+    assert tokens(shown) <= max(budget, tokens(header))
+    assert not any("\n" in line.text for line in shown)
+    if mode != "gold":  # nothing that is left out would still fit
         room = budget - tokens(shown)
         assert all(tokens([line]) > room for line in page if line not in shown)
     assert select(example, mode, budget, words) == shown
@@ -337,6 +329,6 @@ def test_recall_on_dev(finqa_dir, count_tokens):
     for budget, recall in ((224, 0.93), (320, 0.97)):
         shown = [select(example, "retrieved", budget, count_tokens) for example in dev]
         assert sum(map(shows_program, dev, shown)) / len(dev) >= recall
-        rendered = [render(lines) + "\n" for lines in shown]
+        rendered = ["".join(line.text + "\n" for line in lines) for lines in shown]
         headers = count_tokens([lines[0].text + "\n" if lines[0].key == HEADER else "\n" for lines in shown])
         assert all(n <= max(budget, h) for n, h in zip(count_tokens(rendered), headers, strict=True))

@@ -61,16 +61,17 @@ def test_accuracy_counts_and_divides():
     }  # fmt: skip
 
 
-def test_breakdown_counts_by_steps_operation_and_evidence():
+def test_summary_counts_by_steps_operation_and_evidence():
     asked = [
         question("divide(30, 20), divide(#0, 20), add(#1, 1)", where="both"),
         question("divide(30, 20)", where="table"),
         question("table_sum(revenue, none)", where="table"),
     ]
-    verdicts = [{"execution_correct": correct} for correct in (True, False, True)]
+    verdicts = [{"execution_correct": x, "program_correct": x, "invalid": False} for x in (True, False, True)]
     counts = {
         group: {key: (value["correct"], value["of"]) for key, value in values.items()}
-        for group, values in scoring.breakdown(verdicts, asked).items()
+        for group, values in scoring.summarize(verdicts, asked).items()
+        if group in ("steps", "operation", "evidence")
     }
     assert counts == {
         "steps": {"1": (1, 2), "3": (1, 1)},
@@ -79,9 +80,9 @@ def test_breakdown_counts_by_steps_operation_and_evidence():
     }
 
 
-def test_breakdown_refuses_a_question_without_a_verdict():
+def test_summary_refuses_a_question_without_a_verdict():
     with pytest.raises(ValueError, match="zip"):
-        scoring.breakdown([{"execution_correct": True}], [question(), question()])
+        scoring.summarize([{"execution_correct": True}], [question(), question()])
 
 
 def test_summary_of_programs_counts_each_metric():
@@ -158,7 +159,7 @@ def test_own_predictions_are_read_back(tmp_path):
         (b"not json", "is neither a JSON list nor JSONL"),
         (b'[{"id": "a", ', "is neither a JSON list nor JSONL"),
         (b"[" * 100_000, "is neither a JSON list nor JSONL"),
-        (b'\xff{"id": "a"}', "cannot be read"),
+        (b'\xff{"id": "a"}', "is neither a JSON list nor JSONL"),
         (b'{"id": "a", "program": "x"}\n{"id": "b"}', "record 2: expected"),
         (b'[{"id": "a", "program": "x"}, ["b"]]', "record 2: expected"),
         (b'[["a"]]', "record 1: expected"),
@@ -180,7 +181,7 @@ def test_bad_predictions_are_refused_with_their_place(tmp_path, content, said):
 
 
 def test_missing_predictions_are_one_line(tmp_path):
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="No such file"):
         scoring.read_predictions(tmp_path / "none.json")
 
 
