@@ -88,8 +88,7 @@ def score_run(run: str) -> None:
     dtype, reason = models.pick_dtype(device)
     untuned = runs.is_untuned(run)
     if untuned:
-        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
-        runs.check_tokenised_for(BASE_MODEL, DATA_RUN, data)
+        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts)

@@ -24,9 +24,8 @@ PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
 def open_run(settings: dict, script: str) -> Run | None:
     """The run that these constants describe, new or as a kill left it; None where it is finished already."""
     s = settings
-    train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
-    runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)
     if s["CALIBRATION_EXAMPLES"] > len(calibration):
         raise UserError(
             f"CALIBRATION_EXAMPLES = {s['CALIBRATION_EXAMPLES']}, but the calibration split of {s['DATA_RUN']!r} has "

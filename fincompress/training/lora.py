@@ -71,9 +71,8 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     training.check_settings(s)
     if not 0 <= s["LORA_DROPOUT"] < 1:
         raise UserError(f"LORA_DROPOUT is a share, from 0 to below 1, not {s['LORA_DROPOUT']}")
-    train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
-    runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], data_record)
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)

@@ -17,7 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from fincompress import memory, provenance, runs
 from fincompress.errors import UserError
-from fincompress.settings import check_choice, check_positive, check_seed
+from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import target_logits, target_loss
 
 TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
@@ -207,7 +207,8 @@ def check_settings(s: dict) -> None:
     """Raise UserError for a constant that every training script has and that makes no sense."""
     names = ("LORA_RANK", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION", "SAVE_STEPS", "LOGGING_STEPS")
     check_positive(**{name: s[name] for name in names})
-    check_seed(s["SEED"])
+    if not 0 <= s["SEED"] < 2**32:  # what numpy's generator takes
+        raise UserError(f"SEED is from 0 to 2^32 - 1, not {s['SEED']}")
     check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
     optimizers = [name.value for name in OptimizerNames]
     if s["OPTIMIZER"] is not None and s["OPTIMIZER"] not in optimizers:
