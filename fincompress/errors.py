@@ -53,8 +53,9 @@ def _one_line(error: Exception) -> str | None:
     # Safetensors' error has no number, and torch.save says no more than that its writer failed.
     if os.strerror(errno.ENOSPC) in str(error) or "PytorchStreamWriter failed" in str(error):
         return "no space left on the disk: free some and run it again"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; training names the constants that it depends on
-        return "the GPU's memory is not enough: lower BATCH_SIZE, close what else runs on it, or use a smaller model"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike)"
+        return f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py"
     if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"no access to {error.filename}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
     return None

@@ -162,6 +162,7 @@ def start_run(
         if done in names:
             print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
             return None
+        remove_partials(directory)
         return directory
     # Hidden files are left of a kill, and the benchmark measures a base model before it is evaluated.
     if not all(name.startswith((".", "throughput_", "settings.json")) for name in names):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import ast
 import difflib
-import io
 import logging
 import math
 import os
+import re
 import sys
-import tokenize
-from dataclasses import dataclass
+import typing
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -25,18 +24,8 @@ ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
 ENVIRONMENT = ("BASE_MODEL", "DATA_DIR", "RESULTS_DIR")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 # The running script's constants as they stand in its source, before any override.
 DEFAULTS: dict[str, object] = {}
-
-
-@dataclass
-class Constant:
-    """One constant of a script: the types that its value may have, such as ``["int", "None"]``, and its comment."""
-
-    name: str
-    types: list[str]
-    comment: str
 
 
 def configure(namespace: dict) -> dict[str, object]:
@@ -47,14 +36,14 @@ def configure(namespace: dict) -> dict[str, object]:
     all three must happen before torch, transformers or huggingface_hub are imported, so call this first.
     Leaves with status 2 and one line on an unknown or ill-typed override.
     """
-    constants = read_constants(namespace)
+    types = constant_types(namespace)
     if namespace["__name__"] == "__main__":
         if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text(namespace, constants))
+            print(help_text(namespace, list(types)))
             raise SystemExit(0)
         try:
-            DEFAULTS.update({name: check_type(constant, namespace[name]) for name, constant in constants.items()})
-            overrides = find_overrides(sys.argv[1:], constants, load_environment())
+            DEFAULTS.update({name: check_type(name, types[name], namespace[name]) for name in types})
+            overrides = find_overrides(sys.argv[1:], types, load_environment())
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -64,37 +53,25 @@ def configure(namespace: dict) -> dict[str, object]:
             namespace[name] = value
         set_threads()
         quiet_imports()
-    return {name: namespace[name] for name in constants}
+    return {name: namespace[name] for name in types}
 
 
-def read_constants(namespace: dict) -> dict[str, Constant]:
-    """The constants of the script with these globals, in order, up to the call of ``configure``."""
+def constant_types(namespace: dict) -> dict[str, tuple[type, ...]]:
+    """The types that each constant among the globals of a script may have: of its annotation, or of its value."""
+    annotations = namespace.get("__annotations__", {})
+    kinds = {name: annotations.get(name, type(value)) for name, value in namespace.items() if name.isupper()}
+    return {name: typing.get_args(kind) or (kind,) for name, kind in kinds.items()}
+
+
+def help_text(namespace: dict, names: list[str]) -> str:
+    """The script's manual page: its docstring, then each constant as it would be overridden, with its comment."""
     source = Path(namespace["__file__"]).read_text(encoding="utf-8")
-    comments = {
-        token.start[0]: token.string.lstrip("# ")
-        for token in tokenize.generate_tokens(io.StringIO(source).readline)
-        if token.type == tokenize.COMMENT
-    }
-    constants = {}
-    for node in ast.parse(source).body:
-        if "configure(globals())" in ast.unparse(node):
-            break
-        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
-        if isinstance(target, ast.Name) and target.id.isupper():
-            types = [type_name(namespace[target.id])]
-            if isinstance(node, ast.AnnAssign):  # NAME: int | None = None
-                types = ast.unparse(node.annotation).split(" | ")
-            behind = [comments[line] for line in range(node.lineno, node.end_lineno + 1) if line in comments]
-            constants[target.id] = Constant(target.id, types, " ".join(behind))
-    return constants
-
-
-def help_text(namespace: dict, constants: dict[str, Constant]) -> str:
-    """The script's manual page: its docstring, then each constant as it would be overridden."""
-    shown = {name: f"--{name}={namespace[name]}" for name in constants}
+    shown = {name: f"--{name}={namespace[name]}" for name in names}
     width = min(44, max(map(len, shown.values())))
     lines = [namespace["__doc__"].strip(), "", "constants (edit them at the top of the script, or override one here):"]
-    lines += [f"  {text:<{width}}  {constants[name].comment}" for name, text in shown.items()]
+    for name, text in shown.items():
+        comment = re.search(rf"^{name}\b(?s:.*?)  # (.*)$", source, flags=re.MULTILINE)
+        lines.append(f"  {text:<{width}}  {comment[1] if comment else ''}")
     read = f"{', '.join(ENVIRONMENT)} and HF_TOKEN are also read from the environment and from .env, in that order."
     return "\n".join([*lines, "", read])
 
@@ -113,54 +90,50 @@ def load_environment() -> dict[str, str]:
     return dotenv
 
 
-def find_overrides(arguments: list[str], constants: dict[str, Constant], dotenv: dict) -> dict[str, tuple[object, str]]:
+def find_overrides(
+    arguments: list[str], types: dict[str, tuple[type, ...]], dotenv: dict
+) -> dict[str, tuple[object, str]]:
     """``{name: (value, where it came from)}``; raises UserError on an unknown name or a value of the wrong type."""
     found = {
         name: (values[name], origin)
         for origin, values in ((".env", dotenv), ("environment", os.environ))
         for name in ENVIRONMENT
-        if name in constants and values.get(name)
+        if name in types and values.get(name)
     }
     for argument in arguments:
         name, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not equals:
             shown = argument.partition("=")[0]  # what follows may be a token
             raise UserError(f"{shown!r} is not of the form --NAME=value; see --help")
-        if name not in constants:
-            near = difflib.get_close_matches(name.upper(), constants, n=1, cutoff=0.4)
+        if name not in types:
+            near = difflib.get_close_matches(name.upper(), types, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"there is no constant {name}; {hint}")
         found[name] = (text, "command line")
-    return {name: (parse_value(constants[name], text), origin) for name, (text, origin) in found.items()}
+    return {name: (parse_value(name, types[name], text), origin) for name, (text, origin) in found.items()}
 
 
-def parse_value(constant: Constant, text: str) -> object:
-    """``text`` as the constant's type: 1 is a float where one is wanted, ``None`` only where the constant allows it."""
-    value: object = text
-    if "None" in constant.types and text in ("None", "none", ""):
-        value = None
-    elif "bool" in constant.types:
-        value = BOOLEANS.get(text.lower(), text)
-    elif "str" not in constant.types or ("list" in constant.types and text.startswith("[")):
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise UserError(f"{constant.name} takes {' or '.join(constant.types)}, not {text!r}") from None
-    return check_type(constant, value)
+def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
+    """``text`` as a type of the constant's: 1 is a float where one is wanted, ``None`` only where it is allowed."""
+    literal = {"true": "True", "false": "False", "none": "None", "": "None"}.get(text, text)
+    none = literal == "None" and type(None) in types
+    if str in types and not none and not (list in types and text.startswith("[")):
+        return text
+    try:
+        value = ast.literal_eval(literal)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = text
+    return check_type(name, types, value)
 
 
-def check_type(constant: Constant, value: object) -> object:
+def check_type(name: str, types: tuple[type, ...], value: object) -> object:
     """``value``, an int as a float where one is wanted; raises UserError where it is of no type that is wanted."""
-    if type(value) is int and "int" not in constant.types and "float" in constant.types:
+    if type(value) is int and int not in types and float in types:
         value = float(str(value))  # infinite where it is too large
-    # No JSON can record infinity, as 1e999 is read.
-    if type_name(value) not in constant.types or value in (math.inf, -math.inf):
-        raise UserError(f"{constant.name} takes {' or '.join(constant.types)}, not {value!r}")
+    if type(value) not in types or value in (math.inf, -math.inf):  # no JSON can record infinity, as 1e999 is read
+        wanted = " or ".join(kind.__name__.replace("NoneType", "None") for kind in types)
+        raise UserError(f"{name} takes {wanted}, not {value!r}")
     return value
-
-
-def type_name(value: object) -> str:
-    return "None" if value is None else type(value).__name__
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -38,6 +38,11 @@ def failing(error):
         (OSError(errno.EROFS, "Read-only", "results/x"), 2, "error: no access to results/x: Read-only"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: no access to file/x: Not a dir"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the disk: free some"),
+        (
+            type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),
+            2,
+            "error: the GPU's memory is not enough: lower",
+        ),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing"), 2, "error: no space left on the disk"),
     ],
 )

@@ -12,7 +12,7 @@ from conftest import script_globals
 
 from fincompress import settings
 from fincompress.errors import UserError
-from fincompress.settings import ENVIRONMENT, TOKENS, check_choice, check_positive, read_constants
+from fincompress.settings import ENVIRONMENT, TOKENS, check_choice, check_positive, constant_types
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CALL = re.compile(r"^(?:\w+ = )?configure\(", re.MULTILINE)
@@ -100,24 +100,23 @@ def edit(script, line, new):
 
 
 @pytest.mark.parametrize(
-    ("name", "default", "types", "comment"),
+    ("name", "default", "types"),
     [
-        ("DATA_DIR", "data", ["str"], "where it lies"),
-        ("LEARNING_RATE", 1e-3, ["float"], 'peak; "#" is no comment inside of text'),
-        ("RANK", None, ["int", "None"], "None: all"),
-        ("TEXT", "a # b", ["str"], ""),
-        ("NOTES", None, ["str", "None"], "free text"),
-        ("MODE", "retrieved", ["str"], "the line that a formatter wrapped"),
-        ("LAYERS", [1, 2], ["list"], "a list over several lines"),
-        ("QUICK", False, ["bool"], "a sliver"),
-        ("CHECKPOINTING", None, ["bool", "None"], "None: on a GPU"),
-        ("SHARE", 0.5, ["float", "None"], "between 0 and 1"),
+        ("DATA_DIR", "data", (str,)),
+        ("LEARNING_RATE", 1e-3, (float,)),
+        ("RANK", None, (int, type(None))),
+        ("TEXT", "a # b", (str,)),
+        ("NOTES", None, (str, type(None))),
+        ("MODE", "retrieved", (str,)),
+        ("LAYERS", [1, 2], (list,)),
+        ("QUICK", False, (bool,)),
+        ("CHECKPOINTING", None, (bool, type(None))),
+        ("SHARE", 0.5, (float, type(None))),
     ],
 )
-def test_a_constant_is_read_with_its_type_and_comment(run, name, default, types, comment):
+def test_a_constant_is_read_with_its_types(run, name, default, types):
     found = run()
-    constant = read_constants(found)[name]
-    assert (found[name], constant.types, constant.comment) == (default, types, comment)
+    assert (found[name], constant_types(found)[name]) == (default, types)
 
 
 def test_every_constant_above_the_call_can_be_overridden_and_nothing_else(run):
@@ -224,11 +223,8 @@ def test_every_float_constant_says_that_it_is_one(name):
         ("--NOTES=x", "x"),
         ("--LAYERS=[3, 4]", [3, 4]),
         ("--QUICK=True", True),
-        ("--QUICK=yes", True),
-        ("--QUICK=1", True),
+        ("--QUICK=true", True),
         ("--QUICK=false", False),
-        ("--QUICK=No", False),
-        ("--QUICK=0", False),
         ("--CHECKPOINTING=true", True),
         ("--CHECKPOINTING=none", None),
     ],
@@ -253,7 +249,7 @@ def test_an_override_gets_its_value_in_the_type_of_its_constant(run, argument, v
         ("--LEARNING_RATE=True", "LEARNING_RATE takes float"),
         ("--LEARNING_RATE=1e999", "LEARNING_RATE takes float"),
         ("--LEARNING_RATE=" + "9" * 400, "LEARNING_RATE takes float"),
-        ("--QUICK=2", "QUICK takes bool"),
+        ("--QUICK=1", "QUICK takes bool"),
         ("--QUICK=None", "QUICK takes bool"),
         ("--LAYERS=3", "LAYERS takes list"),
         ("--RANK=many", "RANK takes int or None, not 'many'"),

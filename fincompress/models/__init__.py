@@ -25,4 +25,4 @@ from fincompress.models.load import (
     offloading,
     size_gb,
 )
-from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_weights
+from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card

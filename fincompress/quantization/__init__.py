@@ -7,10 +7,10 @@ import pkgutil
 from pathlib import Path
 
 from fincompress import runs
-from fincompress.quantization.method import OFFLOAD, Method, Recipe, quiet, require
+from fincompress.quantization.method import Method, Recipe, quiet, require
 from fincompress.settings import check_choice
 
-__all__ = ["METHODS", "OFFLOAD", "Method", "Recipe", "method_named", "method_of", "quiet", "require"]
+__all__ = ["METHODS", "Method", "Recipe", "method_named", "method_of", "quiet", "require"]
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")

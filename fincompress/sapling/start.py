@@ -44,7 +44,6 @@ def open_run(settings: dict, script: str) -> Run | None:
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
-    runs.remove_partials(directory)
     print(f"{device.type}, {reason}")
     # Questions of one page stand together, so that the first few would be those of a few pages.
     drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
