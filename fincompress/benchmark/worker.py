@@ -125,8 +125,6 @@ class Worker:
         for library in needed.get(subject.precision, []) + ["peft"] * bool(subject.lora_rank):
             with contextlib.suppress(ImportError):  # loading says it better
                 importlib.import_module(library)
-        if method := quantization.METHODS.get(subject.precision):
-            method.kernels(subject.path, self.device, self.dtype)  # compiles what is to be compiled, once
         config = LlamaConfig(
             vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
         )

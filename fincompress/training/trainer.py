@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fincompress import memory, provenance, runs
+from fincompress import provenance, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import target_logits, target_loss
@@ -152,12 +152,8 @@ class Progress(TrainerCallback):
 
 def print_prediction(predicted_gb: float, device: torch.device) -> None:
     """One line with the predicted peak memory, beside what there is of it."""
-    if device.type == "cuda":
-        card = torch.cuda.get_device_properties(0).total_memory / 1e9
-        print(f"predicted peak: {predicted_gb + memory.CUDA_CONTEXT_GB:.1f} GB of the GPU's {card:.1f} GB")
-    else:
-        free = psutil.virtual_memory().available / 1e9
-        print(f"predicted peak: {predicted_gb:.1f} GB and what Python and its libraries take; {free:.1f} GB are free")
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    print(f"predicted peak: {predicted_gb:.1f} GB and what libraries take; {free / 1e9:.1f} GB are free")
 
 
 @contextlib.contextmanager
