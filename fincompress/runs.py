@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Constants that decide no result: where things lie, and what is written on the way.
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS")
-PUBLISHED = "published"  # folder of records of other runs of this repository, inside results/
 
 
 @contextlib.contextmanager
@@ -211,21 +210,23 @@ def records(results_dir: str, pattern: str) -> list[Path]:
     hidden folders, which hold what is not finished, always are.
     """
     found = {path.relative_to(results_dir): path for path in Path(results_dir).rglob(pattern)}
-    unseen = [place for place in found if PUBLISHED in place.parts or any(part[0] == "." for part in place.parts)]
+    unseen = [place for place in found if "published" in place.parts or any(part[0] == "." for part in place.parts)]
     return sorted(path for place, path in found.items() if place not in unseen)
 
 
 def accuracy_table(results_dir: str) -> list[dict]:
-    """One row for every ``eval_<split>.json`` under ``results_dir``, with the columns that keep unlike rows apart."""
-    rows = []
-    for found in map(read_json, records(results_dir, "eval_*.json")):
-        row = {name: found.get(name) for name in ("run", "base_model")}
-        row |= {"data": found["data"]["source"], "data_fingerprint": found["data"]["fingerprint"]}
-        row |= {name: found.get(name) for name in ("split", "questions", "size_gb")}
-        row["share_of_bytes"] = found.get("share_of_base")
-        for name in ("execution_accuracy", "program_accuracy"):
-            scores = found[name] or {"accuracy": None, "interval": (None, None)}
-            row[name] = scores["accuracy"]
-            row[f"{name}_low"], row[f"{name}_high"] = scores["interval"]
-        rows.append(row | {"invalid": found["invalid"]["accuracy"]})
-    return rows
+    """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``."""
+    return [accuracy_row(read_json(path)) for path in records(results_dir, "eval_*.json")]
+
+
+def accuracy_row(found: dict) -> dict:
+    """What ``eval_<split>.json`` says of a run, with the columns that keep unlike rows apart."""
+    row = {name: found.get(name) for name in ("run", "base_model")}
+    row |= {"data": found["data"]["source"], "data_fingerprint": found["data"]["fingerprint"]}
+    row |= {name: found.get(name) for name in ("split", "questions", "size_gb")}
+    row["share_of_bytes"] = found.get("share_of_base")
+    for name in ("execution_accuracy", "program_accuracy"):
+        scores = found[name] or {"accuracy": None, "interval": (None, None)}
+        row[name] = scores["accuracy"]
+        row[f"{name}_low"], row[f"{name}_high"] = scores["interval"]
+    return row | {"invalid": found["invalid"]["accuracy"]}

@@ -141,7 +141,8 @@ class Worker:
         """The model of a subject, a quantized one with its kernel also where dequantized weights are faster."""
         if subject.lora_rank:
             return models.load_run(Path(subject.path), results_dir, self.device, self.dtype)[0]
-        options = models.offloading(limit_gb - memory.CUDA_CONTEXT_GB) if subject.offload else {}
+        room = {0: int((limit_gb - memory.CUDA_CONTEXT_GB - 1) * 1e9), "cpu": 10**12} if subject.offload else None
+        options = {"device_map": "auto", "max_memory": room} if room else {}
         packed = True if subject.precision in quantization.METHODS else None
         return models.load_base(subject.path, "auto", self.device, self.dtype, packed=packed, **options).eval()
 

@@ -11,8 +11,6 @@ from fincompress import memory, quantization, runs
 from fincompress.errors import UserError
 from fincompress.models import base
 
-OFFLOAD_RESERVE_GB = 1.0  # of the GPU, for activations and the KV cache of a model that is partly offloaded
-
 
 def load_base(
     path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None, **options
@@ -101,28 +99,22 @@ def load_adapter(
         return PeftModel.from_pretrained(model, adapter), base.load_tokenizer(str(adapter))
 
 
-def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
-    """Options of ``load_base`` that fill ``free_gb`` of a GPU, save a reserve, and leave the rest in main memory."""
-    return {"device_map": "auto", "max_memory": {0: max(0, int((free_gb - reserve_gb) * 1e9)), "cpu": 10**12}}
-
-
 def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) -> dict:
-    """``offloading`` for 16-bit weights at ``path`` that the GPU's free memory does not hold, which is said; else none.
+    """Options of ``load_base`` that leave in main memory what the GPU does not hold of 16-bit weights at ``path``.
 
     What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free.
     """
     if device.type != "cuda" or quantization.method_of(path) or (Path(path) / "adapter").exists():
         return {}
     config, free = base.read_config(path), torch.cuda.mem_get_info()[0] / 1e9
-    weights = memory.weights_gb(config, "bf16")
-    reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
-    if weights + reserve <= free:
+    needed = memory.inference_gb(config, tokens, batch, "bf16", tokens) + 0.3  # scratch memory of kernels
+    if needed <= free:
         return {}
     print(
-        f"{weights:.1f} GB of weights, {reserve:.1f} GB for {batch} questions at once, {free:.1f} GB of GPU are free: "
-        "what it does not hold is offloaded to main memory (slow; a smaller BATCH_SIZE may avoid it)"
+        f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
     )
-    return offloading(free, reserve)
+    room = free - needed + memory.weights_gb(config, "bf16")
+    return {"device_map": "auto", "max_memory": {0: max(0, int(room * 1e9)), "cpu": 10**12}}
 
 
 def dense_checkpoint(run: str, results_dir: str) -> Path:
