@@ -9,7 +9,7 @@ quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py 
     python quantize_gptq.py --METHOD=rtn --RUN=rtn_4bit                round-to-nearest, the baseline
 """
 
-from fincompress.settings import check_positive, configure
+from fincompress.settings import check_choice, check_positive, configure
 
 # -----------------------------------------------------------------------------
 # Where
@@ -45,22 +45,24 @@ def main() -> None:
     check_positive(CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES, BATCH_SIZE=BATCH_SIZE)
     if not 0 < DAMPING < 1:
         raise UserError(f"DAMPING is a share, above 0 and below 1, not {DAMPING}")
-    method = quantization.method_named(METHOD)
+    check_choice("METHOD", METHOD, tuple(quantization.METHODS))
     quantization.require()
     models.quiet_libraries()
     for source in runs.with_depths(RESULTS_DIR, SOURCE_RUN):
-        quantize_run(method, source, RUN if source == SOURCE_RUN else f"{RUN}/{source.rpartition('/')[2]}")
+        quantize_run(
+            quantization.METHODS[METHOD], source, RUN if source == SOURCE_RUN else f"{RUN}/{source.rpartition('/')[2]}"
+        )
     tables.write_quantization_report(RESULTS_DIR)
 
 
-def quantize_run(method: quantization.Method, source: str, run: str) -> None:
+def quantize_run(source: str, run: str) -> None:
     """Quantize the finished run ``source`` to ``run``, if that is not done; what is wrong is said before it begins."""
     folder = models.dense_checkpoint(source, RESULTS_DIR)
     record = runs.read_json(folder / "settings.json")
     with models.explain_loading(str(folder)):
         memory.checkpoint_bytes(folder)  # reads what a torn file lacks
     recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE)
-    recipe = method.fit(recipe, models.read_config(str(folder)))
+    recipe = quantization.METHODS[METHOD].fit(recipe, models.read_config(str(folder)))
     texts = calibration_texts(record, source)
     facts = {
         "base_model": record["base_model"],
@@ -77,7 +79,7 @@ def quantize_run(method: quantization.Method, source: str, run: str) -> None:
     if directory is None:
         return
     try:
-        write_quantized(directory, method, recipe, folder, record, texts)
+        write_quantized(directory, recipe, folder, record, texts)
     except BaseException:  # nothing can be resumed, and what is left would refuse a corrected constant
         shutil.rmtree(directory)
         raise
@@ -98,10 +100,10 @@ def calibration_texts(record: dict, source: str) -> list[list[int]]:
 
 
 def write_quantized(
-    directory: Path, method: quantization.Method, recipe: quantization.Recipe, source: Path, record: dict,
-    texts: list[list[int]],
-) -> None:  # fmt: skip
+    directory: Path, recipe: quantization.Recipe, source: Path, record: dict, texts: list[list[int]]
+) -> None:
     """Write the quantized checkpoint and its metrics into the run's folder."""
+    method = quantization.METHODS[METHOD]
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     asked = "" if recipe.group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"
@@ -115,7 +117,7 @@ def write_quantized(
     name = source.relative_to(RESULTS_DIR).as_posix()
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
     models.write_model_card(partial, record["base_model"], text)
-    kernel = try_out(method, partial, texts[0], device, dtype)
+    kernel = try_out(partial, texts[0], device, dtype)
     for path in partial.iterdir():
         os.replace(path, directory / path.name)
     partial.rmdir()
@@ -137,9 +139,7 @@ def write_quantized(
     print(f"quantized in {seconds / 60:.1f} min: {sizes}; kernel here {kernel or 'none'}; wrote {directory}/")
 
 
-def try_out(
-    method: quantization.Method, checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype
-) -> str | None:
+def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
     """The kernel that runs the quantized model here; None, which is said, where none does: another machine may.
 
     Raises UserError where the checkpoint is not whole, or computes no numbers.
@@ -153,7 +153,7 @@ def try_out(
         logits = model(torch.tensor([tokens], device=device)).logits
     if not torch.isfinite(logits).all():
         raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
-    return method.kernel(model)
+    return quantization.METHODS[METHOD].kernel(model)
 
 
 if __name__ == "__main__":

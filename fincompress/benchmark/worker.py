@@ -43,7 +43,7 @@ class Worker:
             torch.cuda.empty_cache()
             return {"error": "out of memory"}
         except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:  # no kernel, no package for it
-            return {"error": f"{type(error).__name__}: {models.base.first_line(error)}"}
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def probe(self, seconds: float) -> dict:
         """The device, and the bandwidth of its memory."""

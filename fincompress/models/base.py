@@ -168,20 +168,13 @@ def load_tokenizer(path: str):
     with explain_loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        candidates = [tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>"]
+        candidates = (tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>")
         known = [t for t in candidates if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
         if not known:
-            raise UserError(
-                f"{path} has no token to pad with besides EOS; set a pad token in its tokenizer_config.json"
-            )
+            raise UserError(f"{path} has no token to pad with besides EOS: set one in its tokenizer_config.json")
         tokenizer.pad_token = known[0]
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -193,10 +186,11 @@ def explain_loading(path: str):
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GatedRepoError):
             cause = cause.__cause__ or cause.__context__
+        said = str(error).strip().partition("\n")[0]
         if cause is not None:
             text = f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
         elif Path(path).exists():
-            text = f"the checkpoint in {path} is damaged or cannot be read: {first_line(error)}"
+            text = f"the checkpoint in {path} is damaged or cannot be read: {said}"
         else:
-            text = f"{path} is no folder here and cannot be had from the Hub: {first_line(error)}"
+            text = f"{path} is no folder here and cannot be had from the Hub: {said}"
         raise UserError(text) from None

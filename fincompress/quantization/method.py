@@ -55,11 +55,6 @@ class Method(ABC):
     def gptqmodel_config(self, recipe: Recipe, **common):
         """gptqmodel's config of the recipe; ``common`` are ``bits``, ``group_size`` and where to offload to."""
 
-    def recognises(self, config: dict) -> bool:
-        """Whether the ``quantization_config`` of a checkpoint says that this method made it."""
-        marked = self.mark is None or bool(config.get("meta", {}).get(self.mark))
-        return marked and config.get("quant_method") == self.quant_method
-
     def bits_per_weight(self, bits: int, group_size: int) -> float:
         """Stored bits per weight in groups of ``group_size`` > 0: the weight, and its share of a scale and a zero."""
         return bits + (16 + bits) / group_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import shutil
 from pathlib import Path
@@ -78,9 +77,8 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
     # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    memory.release_unused()
+    torch.cuda.empty_cache()
     metrics["data"] = data_record["data"]
     metrics["merged"] = merge(directory, s, calibration, device, dtype)
     runs.write_json(directory / "train_metrics.json", metrics)

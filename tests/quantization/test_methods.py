@@ -305,11 +305,6 @@ def test_a_recipe_that_a_method_cannot_follow_is_one_line(name, recipe, message)
     assert "\n" not in str(refusal.value)
 
 
-def test_an_unknown_method_is_one_line_that_names_the_nearest():
-    with pytest.raises(UserError, match="METHOD is one of 'awq', 'gptq', 'rtn', not 'gptx'; did you mean 'gptq'"):
-        quantization.method_named("gptx")
-
-
 def test_memory_is_predicted_from_each_methods_bits_per_weight():
     assert all(memory.BASE_BYTES[name] == pytest.approx(0.5 + 2.5 / 128) for name in NAMES)
 
