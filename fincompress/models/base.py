@@ -12,6 +12,7 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.serialization import _torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
@@ -39,6 +40,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
+    _torch.logger.setLevel("ERROR")  # which is none of the library's: it bears the name of its file
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
