@@ -49,9 +49,7 @@ def main() -> None:
     quantization.require()
     models.quiet_libraries()
     for source in runs.with_depths(RESULTS_DIR, SOURCE_RUN):
-        quantize_run(
-            quantization.METHODS[METHOD], source, RUN if source == SOURCE_RUN else f"{RUN}/{source.rpartition('/')[2]}"
-        )
+        quantize_run(source, RUN if source == SOURCE_RUN else f"{RUN}/{source.rpartition('/')[2]}")
     tables.write_quantization_report(RESULTS_DIR)
 
 
