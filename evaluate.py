@@ -31,6 +31,8 @@ configure(globals())
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import pandas as pd  # noqa: E402
+
 from fincompress import provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
@@ -54,27 +56,23 @@ def score_file() -> None:
     """Score PREDICTIONS against the gold questions of DATA_DIR; a question without a prediction is wrong."""
     predictions = scoring.read_predictions(Path(PREDICTIONS))
     source, gold = examples.load_split(DATA_DIR, SPLIT, SEED)
-    unknown = sorted(set(predictions) - {example.id for example in gold})
-    if len(unknown) == len(predictions):
-        raise UserError(f"{PREDICTIONS} holds no id of {SPLIT} (its first is {unknown[0]}): is SPLIT right?")
-    if unknown:
-        print(f"{len(unknown)} predictions are for questions that {SPLIT} does not have, such as {unknown[0]}: ignored")
-    questions = [
-        {"id": e.id, "question": e.question, "program": e.program, "exe_ans": e.exe_ans, "table": e.table,
-         "evidence_location": evidence.evidence_location(e)}
-        for e in gold
-    ]  # fmt: skip
+    questions = [vars(example) | {"evidence_location": evidence.evidence_location(example)} for example in gold]
+    answered = sum(question["id"] in predictions for question in questions)
+    if not answered:
+        raise UserError(
+            f"{PREDICTIONS} holds no id of {SPLIT} (its first is {next(iter(predictions), None)}): is SPLIT right?"
+        )
+    print(f"{answered} of {len(questions)} questions of {SPLIT} are answered by {len(predictions)} predictions")
     verdicts = []
     for question in questions:
         tokens = predictions.get(question["id"])
         output = None if tokens is None else program.detokenize(tokens)
-        verdict = scoring.score_program(tokens or ["EOF"], question)
-        verdicts.append({"id": question["id"], "output": output} | verdict)
+        verdicts.append({"id": question["id"], "output": output} | scoring.score_program(tokens or ["EOF"], question))
     facts = {
         "run": f"predictions/{Path(PREDICTIONS).stem}",
         "base_model": None,
         "data": {"source": source, "fingerprint": None},
-        "answered": sum(question["id"] in predictions for question in questions),
+        "answered": answered,
     }
     write_and_show(runs.run_directory(RESULTS_DIR, facts["run"]), facts, verdicts, questions)
 
@@ -88,8 +86,7 @@ def score_run(run: str) -> None:
     dtype, reason = models.pick_dtype(device)
     untuned = runs.is_untuned(run)
     if untuned:
-        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT)
-        runs.check_tokenised_for(BASE_MODEL, DATA_RUN, data)
+        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts)
@@ -110,25 +107,18 @@ def score_run(run: str) -> None:
         return
     print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
-    options = {}
-    if untuned or (directory / "config.json").exists():
-        longest = max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS
-        options = models.offload_if_needed(path, device, BATCH_SIZE, longest)
-    if untuned:
-        model = models.load_base(path, "auto", device, dtype, **options).eval()
-        tokenizer = models.load_tokenizer(path)
-    else:
-        model, tokenizer = models.load_run(directory, RESULTS_DIR, device, dtype, **options)
+    options = models.offload_if_needed(path, device, BATCH_SIZE, max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS)
+    model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     clock = runs.Stopwatch()
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS)
     seconds = clock.seconds()
 
-    questions, verdicts = [], []
-    for row, output in zip(dataset.remove_columns("input_ids"), outputs, strict=True):
-        question = row | {"exe_ans": json.loads(row["exe_ans"]), "table": json.loads(row["table"])}
-        verdict = scoring.score_program(program.tokenize(program.extract_program(output["output"])), question)
-        questions.append(question)
-        verdicts.append({"id": row["id"], **output, **verdict})
+    rows = dataset.remove_columns("input_ids")
+    questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
+    verdicts = []
+    for question, output in zip(questions, outputs, strict=True):
+        tokens = program.tokenize(program.extract_program(output["output"]))
+        verdicts.append({"id": question["id"], **output, **scoring.score_program(tokens, question)})
     size = models.size_gb(None if untuned else directory, record["base_model"], RESULTS_DIR)
     facts = {
         "run": run,
@@ -144,11 +134,12 @@ def score_run(run: str) -> None:
         "seconds": round(seconds, 1),
         "peak_memory_gb": memory.peak_memory_gb(),
     }
+    print(f"{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves")
     write_and_show(directory, facts, verdicts, questions)
 
 
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:
-    """Write the verdicts and their summary, then show five predictions, the summary line and the table."""
+    """Write the verdicts and their summary, then show five predictions and the table."""
     summary = {**facts, "split": SPLIT, **scoring.summarize(verdicts, questions)}
     runs.write_jsonl(directory / f"predictions_{SPLIT}.jsonl", verdicts)
     runs.write_json(directory / f"eval_{SPLIT}.json", summary)
@@ -159,9 +150,6 @@ def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions
         print(f"  program   {verdict['program']}  ->  {verdict['value']}")
         verdict_word = "right" if verdict["execution_correct"] else "WRONG"
         print(f"  gold      {question['program']}  ->  {question['exe_ans']}   {verdict_word}")
-    if "ended_by_themselves" in facts:
-        print(f"\n{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves", end=", ")
-        print(f"{sum(not verdict['invalid'] for verdict in verdicts)} could be executed")
     show_table()
     if (directory / "quantize_metrics.json").exists():
         tables.write_quantization_report(RESULTS_DIR)
@@ -172,18 +160,10 @@ def show_table() -> None:
     """Rebuild results/accuracy.csv from every evaluation, and print the rows of this split."""
     rows = runs.accuracy_table(RESULTS_DIR)
     runs.write_csv(Path(RESULTS_DIR) / "accuracy.csv", rows)
-    width = 2 + max([16, *(len(row["run"]) for row in rows if row["split"] == SPLIT)])
-    line = f"{{:<{width}}}" + "{:<14}{:<11}{:<12}{:>9}{:>7}  {:<22}{}"
-    titles = ("run", "base model", "data", "split", "questions", "size", "execution accuracy", "program accuracy")
-    print("\n" + line.format(*titles))
-    for row in (row for row in rows if row["split"] == SPLIT):
-        shown = ["-", "-"]
-        for i, name in enumerate(("execution_accuracy", "program_accuracy")):
-            if row[name] is not None:
-                shown[i] = f"{row[name]:.1%} [{row[name + '_low']:.1%}, {row[name + '_high']:.1%}]"
-        size = "-" if row["share_of_bytes"] is None else f"{row['share_of_bytes']:.0%}"
-        model = str(row["base_model"])[-13:]
-        print(line.format(row["run"], model, row["data"], SPLIT, row["questions"], size, *shown))
+    table = pd.DataFrame(rows)
+    shown = ["run", "base_model", "data", "questions", "share_of_bytes", "execution_accuracy"]
+    shown += ["execution_accuracy_low", "execution_accuracy_high", "program_accuracy"]
+    print("\n" + table[table["split"] == SPLIT][shown].to_string(index=False, float_format="{:.1%}".format, na_rep="-"))
 
 
 if __name__ == "__main__":

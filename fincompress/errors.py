@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import sys
 
 
@@ -32,38 +31,31 @@ def run_script(main, resumes: bool = False) -> None:
     try:
         main()
         sys.stdout.flush()
-    except UserError as error:
-        _leave(str(error))
-    except BrokenPipeError:
-        if not _nobody_reads():
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+    except BrokenPipeError:  # of stdout, as `| head` closes it; Python flushes it once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         again = "resumes from the last checkpoint" if resumes else "starts again"
-        _leave(f"stopped by the keyboard; the same command {again}", status=130)
+        print(f"error: stopped by the keyboard; the same command {again}", file=sys.stderr)
+        raise SystemExit(130) from None
     except Exception as error:
-        number, name = getattr(error, "errno", None), getattr(error, "filename", None)
-        if number == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):  # safetensors' own error has no number
-            _leave(f"no space left on the disk while writing {name or 'a result'}: free some and run it again")
-        if "PytorchStreamWriter failed" in str(error):  # torch.save says no more than that
-            _leave("a checkpoint could not be written: is the disk full? Free some of it and run it again")
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; training names the constants that it depends on
-            _leave(
-                "the GPU's memory is not enough: lower BATCH_SIZE, close what else runs on it, or use a smaller model"
-            )
-        if number in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            _leave(f"no access to {name}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR")
-        raise
+        line = _one_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of stdout, such as `head`, has closed it."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)  # of errors alone
-    return bool(poll.poll(0))
-
-
-def _leave(line: str, status: int = 2) -> None:
-    print(f"error: {line}", file=sys.stderr)
-    raise SystemExit(status)
+def _one_line(error: Exception) -> str | None:
+    """What to tell the person who can mend an error; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    # Safetensors' error has no number, and torch.save says no more than that its writer failed.
+    if os.strerror(errno.ENOSPC) in str(error) or "PytorchStreamWriter failed" in str(error):
+        return "no space left on the disk: free some and run it again"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike)"
+        return f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py"
+    if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return f"no access to {error.filename}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
+    return None

@@ -34,15 +34,10 @@ def command() -> str:
 def code_version() -> str | None:
     """The commit of this code, with ``+`` where files were changed since; None outside a git checkout."""
     root = Path(__file__).parents[1]
-    git = ["git", "-C", str(root)]
-    try:
-        if not (root / ".git").exists():  # installed somewhere inside another repository
-            return None
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + ("+" if changes.stdout.strip() else "")
+    git = ["git", f"--git-dir={root}/.git", f"--work-tree={root}", "describe", "--always", "--abbrev=40"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run([*git, "--dirty=+", "--exclude=*"], capture_output=True, text=True)
+        return done.stdout.strip() or None
 
 
 def versions() -> dict[str, str]:
@@ -75,14 +70,13 @@ def cpu_name() -> str:
     """The processor's name, its generation, which clouds leave out of the name, and its instructions for bf16: they
     decide the compute type, and the speed.
     """
-    name, found = platform.processor() or platform.machine(), {}
+    found = {"model name": platform.processor() or platform.machine(), "flags": ""}
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
-            key, _, value = line.partition(":")
-            found[key.strip()] = value.strip()
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        found |= {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     generation = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
-    special = [flag for flag in BF16_FLAGS if flag in found.get("flags", "").split()] or ["no bf16"]
-    return f"{found.get('model name', name)} ({', '.join(generation + special)})"
+    special = [flag for flag in BF16_FLAGS if flag in found["flags"].split()] or ["no bf16"]
+    return f"{found['model name']} ({', '.join(generation + special)})"
 
 
 def fingerprint(*parts: object) -> str:

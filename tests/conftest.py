@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -52,6 +53,14 @@ def run_in_process(script, *arguments, **environment):
             DEFAULTS.clear()
             DEFAULTS.update(before)
     return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
+
+
+def script_globals(name):
+    """The globals of a script of the repository at its call of ``configure``: its constants and its docstring."""
+    path = REPOSITORY / name
+    found = {"__file__": str(path), "__name__": "read"}
+    exec(re.split(r"^(?:\w+ = )?configure\(", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0], found)
+    return found
 
 
 def is_whole(path):

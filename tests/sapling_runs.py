@@ -3,9 +3,7 @@
 import json
 
 import pytest
-from conftest import REPOSITORY, run_in_process
-
-from fincompress.settings import read_constants
+from conftest import run_in_process, script_globals
 
 DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
@@ -37,10 +35,10 @@ def done(*arguments, **environment):
 
 def settings_of(environment, **changed):
     """The constants of sapling_train.py for the six blocks, as ``main`` hands them on."""
-    constants = read_constants(REPOSITORY / "sapling_train.py")
+    constants = {name: value for name, value in script_globals("sapling_train.py").items() if name.isupper()}
     small = {"DATA_RUN": "six_data", "CALIBRATION_EXAMPLES": 16, "FIRST_SCAN_EXAMPLES": 8, "HEAL_AT": []}
     small |= {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25}
-    return {name: constant.default for name, constant in constants.items()} | environment | small | changed
+    return constants | environment | small | changed
 
 
 @pytest.fixture(scope="session")

@@ -134,8 +134,8 @@ def assert_same_training(unbroken, broken):
     assert weights[0] == weights[1]
 
 
-def test_a_run_stopped_after_its_last_step_takes_no_other(pipeline, monkeypatch):
-    """Its last checkpoint stands in the middle of an epoch, where the Trainer would go on by a step."""
+def test_a_run_stopped_after_its_last_step_ends_as_an_unbroken_one(pipeline, monkeypatch):
+    """That step, in the middle of an epoch, left no checkpoint: from one the Trainer would take a step too many."""
     results, environment = pipeline
     part = (*TRAIN, "--EPOCHS=0.6", "--SAVE_STEPS=1", "--LR_SCHEDULE=constant_with_warmup")
     assert run_in_process(*part, "--RUN=part", **environment).returncode == 0
@@ -149,7 +149,7 @@ def test_a_run_stopped_after_its_last_step_takes_no_other(pipeline, monkeypatch)
     (torn / "trainer_state.json").write_text('{"global')
     resumed = run_in_process(*part, "--RUN=part_stopped", **environment)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"resuming from checkpoint-{read(unbroken / 'train_metrics.json')['steps']}" in resumed.stdout
+    assert f"resuming from checkpoint-{read(unbroken / 'train_metrics.json')['steps'] - 1}" in resumed.stdout
     assert_same_training(unbroken, broken)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress import provenance, runs
+from fincompress import runs
 from fincompress.errors import UserError
 
 SETTINGS = {"LEARNING_RATE": 1e-3, "RUN": "lora", "RESULTS_DIR": "results", "DATA_DIR": "data", "RANK": None}
@@ -139,19 +139,6 @@ def test_an_unfinished_run_resumes_with_its_settings_written(tmp_path):
     assert runs.read_json(directory / "settings.json") == record
 
 
-def test_a_run_resumed_elsewhere_keeps_who_began_it_and_adds_who_resumed_it(tmp_path, monkeypatch):
-    directory = start(tmp_path)
-    first = runs.read_json(directory / "settings.json")
-    (directory / "checkpoint.txt").write_text("kept")
-    for threads in (7, 7, 8):
-        monkeypatch.setattr(provenance, "hardware", lambda threads=threads: first["hardware"] | {"threads": threads})
-        start(tmp_path)
-    record = runs.read_json(directory / "settings.json")
-    resumed = record.pop("resumed")
-    assert record == first
-    assert [one["hardware"]["threads"] for one in resumed] == [7, 8]  # and not once more for the same machine
-
-
 def test_a_finished_run_is_skipped_wherever_it_lies(tmp_path, capsys):
     directory = start(tmp_path)
     (directory / "done.json").write_text("{}")
@@ -200,9 +187,9 @@ def test_names_of_untuned_models_are_refused_before_anything_is_trained(tmp_path
     assert not tree(tmp_path)
 
 
-def test_a_run_of_another_script_is_named_by_its_script(tmp_path):
+def test_a_run_of_another_script_is_refused(tmp_path):
     (start(tmp_path) / "checkpoint.txt").write_text("")
-    with pytest.raises(UserError, match=r"lora/ holds a run of train\.py: choose"):
+    with pytest.raises(UserError, match=r"lora/ holds .* other settings \(script 'train\.py' -> 'quantize_gptq\.py'"):
         runs.start_run(str(tmp_path), "lora", "quantize_gptq.py", {"BITS": 4}, {})
 
 

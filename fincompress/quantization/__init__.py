@@ -7,25 +7,17 @@ import pkgutil
 from pathlib import Path
 
 from fincompress import runs
-from fincompress.quantization.method import OFFLOAD, Method, Recipe, quiet, require
-from fincompress.settings import check_choice
-
-__all__ = ["METHODS", "OFFLOAD", "Method", "Recipe", "method_named", "method_of", "quiet", "require"]
+from fincompress.quantization.method import Method, Recipe, quiet, require
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")
 METHODS: dict[str, Method] = {found.name: found() for found in Method.__subclasses__()}
 
 
-def method_named(name: str) -> Method:
-    """The method that ``METHOD`` names; raises UserError where there is none."""
-    check_choice("METHOD", name, tuple(METHODS))
-    return METHODS[name]
-
-
 def method_of(path: str | Path) -> Method | None:
     """The method that made the checkpoint in the folder ``path``; None where it is no folder or no method's."""
     file = Path(path) / "config.json"
-    config = runs.read_json(file).get("quantization_config") if file.exists() else None
-    found = [method for method in METHODS.values() if config and method.recognises(config)]
+    config = runs.read_json(file).get("quantization_config", {}) if file.exists() else {}
+    marks = [None, *(name for name, value in config.get("meta", {}).items() if value)]
+    found = [one for one in METHODS.values() if one.quant_method == config.get("quant_method") and one.mark in marks]
     return max(found, key=lambda method: method.mark is not None, default=None)

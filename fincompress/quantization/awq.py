@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import AwqConfig
 
-from fincompress.errors import UserError
-from fincompress.quantization.method import Method, Recipe, linear_shapes
-
-CLIPPED_ROWS = 64  # rows that gptqmodel searches a clipping range for at once
+from fincompress.quantization.method import Method, Recipe
 
 
 class AWQ(Method):
@@ -24,14 +21,6 @@ class AWQ(Method):
         from gptqmodel.quantization import AWQConfig
 
         return AWQConfig(sym=False, **common)
-
-    def fit(self, recipe: Recipe, config) -> Recipe:
-        widths = sorted({outputs for _, outputs in linear_shapes(config)})
-        if any(width % CLIPPED_ROWS for width in widths):
-            raise UserError(
-                f"METHOD = 'awq': the output widths {widths} must be multiples of {CLIPPED_ROWS}; choose another METHOD"
-            )
-        return super().fit(recipe, config)
 
     def run(self, model, calibration: list[dict], batch_size: int) -> None:
         from gptqmodel import BACKEND

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from fincompress.quantization.method import Method, Recipe
 
 
@@ -18,6 +16,3 @@ class GPTQ(Method):
 
         grouped = recipe.group_size > 0 and not recipe.desc_act  # whole groups in the order of their activations
         return QuantizeConfig(desc_act=recipe.desc_act, damp_percent=recipe.damping, act_group_aware=grouped, **common)
-
-    def compute_type(self, dtype: torch.dtype) -> torch.dtype | str:
-        return dtype if dtype == torch.float32 else "auto"  # bf16 on a CPU without it takes twice as long

@@ -15,15 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GPTQConfig
 
 from fincompress import runs
 from fincompress.depth import sublayers as sub
 from fincompress.errors import NoKernel, UserError
-
-OFFLOAD = ".offload-"  # how the name of the folder begins in which quantized blocks wait on disk
 
 
 @dataclass(frozen=True)
@@ -58,11 +55,6 @@ class Method(ABC):
     def gptqmodel_config(self, recipe: Recipe, **common):
         """gptqmodel's config of the recipe; ``common`` are ``bits``, ``group_size`` and where to offload to."""
 
-    def recognises(self, config: dict) -> bool:
-        """Whether the ``quantization_config`` of a checkpoint says that this method made it."""
-        marked = self.mark is None or bool(config.get("meta", {}).get(self.mark))
-        return marked and config.get("quant_method") == self.quant_method
-
     def bits_per_weight(self, bits: int, group_size: int) -> float:
         """Stored bits per weight in groups of ``group_size`` > 0: the weight, and its share of a scale and a zero."""
         return bits + (16 + bits) / group_size
@@ -72,90 +64,66 @@ class Method(ABC):
 
         Raises UserError where none does, or the method or its kernels do not take the recipe.
         """
+        takes = f"METHOD = {self.name!r} takes "
         if recipe.bits not in self.bits:
-            takes = f"is one of {', '.join(map(str, self.bits))}" if len(self.bits) > 1 else f"must be {self.bits[0]}"
-            raise UserError(f"BITS = {recipe.bits}: {takes} with METHOD = {self.name!r}")
+            raise UserError(f"BITS = {recipe.bits}: {takes}{', '.join(map(str, self.bits))}")
         if recipe.desc_act and not self.orders_columns:
-            raise UserError(f"DESC_ACT = True: METHOD = {self.name!r} has no such order; set it to False")
+            raise UserError(f"DESC_ACT = True: {takes}False")
         if recipe.group_size == -1:
             return recipe
         if recipe.group_size not in self.group_sizes:
-            sizes = ", ".join(map(str, sorted(self.group_sizes)))
-            raise UserError(f"GROUP_SIZE = {recipe.group_size}: is -1 or one of {sizes} with METHOD = {self.name!r}")
-        widths = sorted({inputs for inputs, _ in linear_shapes(config)})
+            raise UserError(f"GROUP_SIZE = {recipe.group_size}: {takes}-1, {', '.join(map(str, self.group_sizes))}")
+        widths = input_widths(config)
         for size in self.group_sizes:
             if size <= recipe.group_size and not any(width % size for width in widths):
                 return replace(recipe, group_size=size)
         raise UserError(f"GROUP_SIZE = {recipe.group_size}: no size up to it divides the input widths {widths}; set -1")
 
-    def compute_type(self, dtype: torch.dtype) -> torch.dtype | str:
-        """What quantizing computes in where the device is best at ``dtype``; "auto" is the checkpoint's own type."""
-        return "auto"
-
     def quantize(
-        self, source: Path, target: Path, texts: list[list[int]], recipe: Recipe, device: torch.device,
-        dtype: torch.dtype, log: Path,
-    ) -> None:  # fmt: skip
+        self, source: Path, target: Path, texts: list[list[int]], recipe: Recipe, device: torch.device, log: Path
+    ) -> None:
         """Quantize the linear layers of the blocks of the checkpoint in ``source``; write it to the folder ``target``.
 
         ``texts`` are calibration texts as token ids. Embeddings, norms and head stay in the checkpoint's type.
         ``target`` also gets ``quant_log.csv``, the error of every layer. What gptqmodel prints goes to ``log``.
-        Raises UserError where memory or a kernel is missing.
         """
         require()
-        source, target = Path(source).resolve(), target.resolve()
-        stored, compute = AutoConfig.from_pretrained(source), self.compute_type(dtype)
         calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in texts]
         with (
-            tqdm(total=stored.num_hidden_layers, desc="quantizing", unit="block") as bar,
+            tqdm(total=AutoConfig.from_pretrained(source).num_hidden_layers, desc="quantizing", unit="block") as bar,
             # Finished blocks wait there, gigabytes of a large model: not in /tmp, which may lie in memory.
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=OFFLOAD) as scratch,
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".offload-", suffix=".partial") as scratch,
             quiet(log),
-            working_in(scratch),
         ):
             from gptqmodel import GPTQModel
+            from gptqmodel.looper import loop_processor
 
             def layer_complete(layer_idx: int, submodule_finalized: bool) -> None:
                 bar.update(int(submodule_finalized))
 
+            loop_processor._PROJECT_LOG_DIR = Path(scratch)  # or its logs lie in the folder that one works in
             common = {"bits": recipe.bits, "group_size": recipe.group_size, "offload_to_disk_path": scratch}
             config = self.gptqmodel_config(recipe, **common)
-            model = GPTQModel.load(str(source), config, device=str(device), dtype=compute)
+            model = GPTQModel.load(str(source), config, device=str(device), dtype="auto")
             model.layer_callback = layer_complete
-            try:
-                self.run(model, calibration, recipe.batch_size)
-            except torch.OutOfMemoryError:
-                raise UserError("the GPU's memory does not hold the calibration: lower BATCH_SIZE") from None
-            except NotImplementedError as error:
-                raise UserError(f"gptqmodel has no kernel for {recipe.bits} bits on {device.type}: {error}") from None
+            self.run(model, calibration, recipe.batch_size)
             bar.update(bar.total - bar.n)
             model.save(str(target))
-        if compute == torch.float32:
-            store_in(target, stored.dtype)
-        forget_offload(target)
+        for name in ("config.json", "quantize_config.json"):  # name that folder of this machine
+            found = runs.read_json(target / name)
+            found.get("quantization_config", found).get("meta", {}).pop("offload_to_disk_path", None)
+            runs.write_json(target / name, found)
 
     def run(self, model, calibration: list[dict], batch_size: int) -> None:
         """Quantize gptqmodel's ``model`` in place."""
         model.quantize(calibration, batch_size=batch_size)
 
-    def kernels(self, path: str, device: torch.device, dtype: torch.dtype) -> list[str | None]:
-        """Kernels to try for the checkpoint at ``path``, best first; None lets gptqmodel choose, as on a CPU.
+    def kernels(self, device: torch.device) -> tuple[str | None, ...]:
+        """Kernels to try, best first; None lets gptqmodel choose, as on a CPU.
 
-        On a GPU gptqmodel would choose Machete where the GPU is new enough, without asking whether it compiles. Marlin
-        is compiled with nvcc, for float16 at loading and for ``dtype`` at the first product, too late for a fallback:
-        both are tried here. Triton's kernel takes a C compiler; it and torch's dequantize whole matrices.
+        On a GPU gptqmodel would choose Machete where the GPU is new enough, without asking whether it compiles.
         """
-        if device.type != "cuda":
-            return [None]
-        from gptqmodel.utils.marlin import prewarm_marlin_extension
-
-        compiled = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"] in (4, 8)
-        for needed in (torch.float16, dtype):
-            try:
-                compiled = compiled and prewarm_marlin_extension(needed)
-            except (ImportError, OSError, RuntimeError):
-                compiled = False
-        return list(self.gpu_kernels[0 if compiled else 1 :])
+        return self.gpu_kernels if device.type == "cuda" else (None,)
 
     def load(self, path: str, device: torch.device, dtype: torch.dtype, options: dict) -> tuple:
         """``(model, loading info)`` of a checkpoint of this method, with the first kernel that takes it.
@@ -165,15 +133,10 @@ class Method(ABC):
         require()
         bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
         failure: Exception | None = None
-        for kernel in self.kernels(path, device, dtype):
+        for kernel in self.kernels(device):
             chosen = {"quantization_config": self.kernel_config(bits=bits, backend=kernel)} if kernel else {}
             try:
-                with quiet():
-                    model, info = AutoModelForCausalLM.from_pretrained(path, **(options | chosen))
-                    if kernel and "triton" in kernel:  # it is compiled in its first product
-                        with torch.no_grad():
-                            model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
-                return model, info
+                return load_with_kernel(path, options | chosen, compiles=kernel is not None)
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # of any kind, from compilers and their builders
@@ -205,6 +168,15 @@ class Method(ABC):
         return "+".join(sorted({type(layer).__name__ for _, layer in quantized_layers(model)})) or None
 
 
+def load_with_kernel(path: str, options: dict, compiles: bool) -> tuple:
+    """``(model, loading info)``; where a kernel ``compiles``, after its first product, which may fail."""
+    with quiet(), torch.no_grad():
+        model, info = AutoModelForCausalLM.from_pretrained(path, **options)
+        if compiles:
+            model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+    return model, info
+
+
 def quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     """``(name, module)`` of every layer that holds packed weights."""
     for name, module in model.named_modules():
@@ -212,12 +184,11 @@ def quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Mod
             yield name, module
 
 
-def linear_shapes(config) -> set[tuple[int, int]]:
-    """``(inputs, outputs)`` of the linear layers in the blocks of a model, from its config."""
+def input_widths(config) -> list[int]:
+    """Input widths of the linear layers in the blocks of a model, from its config."""
     with torch.device("meta"):
         layers = sub.decoder(AutoModelForCausalLM.from_config(config)).layers
-    found = (module for module in layers.modules() if isinstance(module, torch.nn.Linear))
-    return {(module.in_features, module.out_features) for module in found}
+    return sorted({module.in_features for module in layers.modules() if isinstance(module, torch.nn.Linear)})
 
 
 def require() -> None:
@@ -232,40 +203,5 @@ def require() -> None:
 @contextlib.contextmanager
 def quiet(log: Path | None = None) -> Iterator[None]:
     """Send what gptqmodel prints, thousands of lines, to a file instead of the terminal; without a file, away."""
-    with open(log or os.devnull, "a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+    with open(log or os.devnull, "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         yield
-
-
-@contextlib.contextmanager
-def working_in(folder: str | Path) -> Iterator[None]:
-    """Another current directory for a while: gptqmodel leaves its logs in the one it is called from."""
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
-
-
-def store_in(directory: Path, dtype: torch.dtype) -> None:
-    """Write the float32 tensors of a checkpoint in ``dtype``: what was not quantized, and only computed in float32."""
-    for path in directory.glob("*.safetensors"):
-        tensors = load_file(path)
-        narrow = {name: t.to(dtype) if t.dtype == torch.float32 else t for name, t in tensors.items()}
-        with runs.atomic_path(path) as partial:
-            save_file(narrow, partial, metadata={"format": "pt"})
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        found = runs.read_json(index)
-        found["metadata"]["total_size"] = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
-        runs.write_json(index, found)
-    config = runs.read_json(directory / "config.json")
-    runs.write_json(directory / "config.json", config | {"dtype": str(dtype).removeprefix("torch.")})
-
-
-def forget_offload(directory: Path) -> None:
-    """Remove this machine's temporary folder from the configs that gptqmodel wrote."""
-    for name in ("config.json", "quantize_config.json"):
-        found = runs.read_json(directory / name)
-        found.get("quantization_config", found).get("meta", {}).pop("offload_to_disk_path", None)
-        runs.write_json(directory / name, found)

@@ -101,7 +101,7 @@ def train_stage(
     teaching = open_teaching(run)
     gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
     checkpoints = run.directory / folder
-    rows = run.train_set.select(training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"]))
+    indices, passes = training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"])
     columns = training.TRAINING_COLUMNS + (["row"] if "row" in run.train_set.column_names else [])
     arguments = training.training_arguments(
         s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
@@ -111,19 +111,19 @@ def train_stage(
     trainer = RecoveryTrainer(
         model=student.model,
         args=arguments,
-        train_dataset=rows.select_columns(columns),
+        train_dataset=run.train_set.select(indices).select_columns(columns),
         data_collator=run.collator,
         processing_class=run.tokenizer,
         callbacks=[progress, *callbacks],
     )
-    trainer.passes = training.stream_passes(len(run.train_set), state.examples_seen, count)
+    trainer.passes = passes
     trainer.moments = moments
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
     trainer.remove_callback(PrinterCallback)
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
         print(f"going on from {checkpoint.name} of this stage")
-    with run.explain_out_of_memory(), training.explain_resuming(checkpoint):
+    with run.explain_out_of_memory():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.write_cache()
     student.model.eval()

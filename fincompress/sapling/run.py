@@ -287,7 +287,7 @@ class Run:
         if not s["PATCH_EXAMPLES"] or s["UPDATE"] == "qlora":  # weights in 4 bits cannot be changed a little
             return
         count = min(s["PATCH_EXAMPLES"], len(self.train_set))
-        order = training.shuffled_stream(len(self.train_set), 0, count, s["SEED"])
+        order, _ = training.shuffled_stream(len(self.train_set), 0, count, s["SEED"])
         batches = self.batches(self.train_set, order)
         with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
             changed = absorb(student.model, unit, batches)

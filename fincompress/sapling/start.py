@@ -25,9 +25,8 @@ PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
 def open_run(settings: dict, script: str) -> Run | None:
     """The run that these constants describe, new or as a kill left it; None where it is finished already."""
     s = settings
-    train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train")
+    train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
-    runs.check_tokenised_for(s["BASE_MODEL"], s["DATA_RUN"], record)
     if s["CALIBRATION_EXAMPLES"] > len(calibration):
         raise UserError(
             f"CALIBRATION_EXAMPLES = {s['CALIBRATION_EXAMPLES']}, but the calibration split of {s['DATA_RUN']!r} has "
@@ -46,7 +45,6 @@ def open_run(settings: dict, script: str) -> Run | None:
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
-    runs.remove_partials(directory)
     print(f"{device.type}, {reason}")
     # Questions of one page stand together, so that the first few would be those of a few pages.
     drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))

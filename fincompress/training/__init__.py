@@ -6,11 +6,9 @@ from fincompress.training.trainer import (
     TargetTrainer,
     check_settings,
     explain_out_of_memory,
-    explain_resuming,
     last_checkpoint,
     print_prediction,
     run_facts,
     shuffled_stream,
-    stream_passes,
     training_arguments,
 )

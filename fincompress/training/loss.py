@@ -5,6 +5,7 @@ from __future__ import annotations
 import datasets
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 IGNORE = -100  # label of a position that carries no loss
 
@@ -21,26 +22,22 @@ class TargetCollator:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        keep = 1 + max(len(row["input_ids"]) - row["prompt_tokens"] for row in rows)
-        input_ids = torch.full((len(rows), length), self.pad_token_id)
-        attention_mask = torch.zeros((len(rows), length), dtype=torch.long)
-        labels = torch.full((len(rows), keep), IGNORE)
-        for i, row in enumerate(rows):
-            ids = torch.tensor(row["input_ids"])
-            target = ids[row["prompt_tokens"] :]
-            input_ids[i, length - len(ids) :] = ids
-            attention_mask[i, length - len(ids) :] = 1
-            labels[i, keep - len(target) :] = target
+        ids = [torch.tensor(row["input_ids"]) for row in rows]
+        targets = [one[row["prompt_tokens"] :] for one, row in zip(ids, rows, strict=True)]
+        attention_mask = _pad([torch.ones_like(one) for one in ids], 0)
         batch = {
-            "input_ids": input_ids,
+            "input_ids": _pad(ids, self.pad_token_id),
             "attention_mask": attention_mask,
             "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),
-            "labels": labels,
+            "labels": F.pad(_pad(targets, IGNORE), (1, 0), value=IGNORE),
         }
         if "row" in rows[0]:
             batch["rows"] = torch.tensor([row["row"] for row in rows])
         return batch
+
+
+def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side="left")
 
 
 def target_loss(logits: torch.Tensor, labels: torch.Tensor, tokens: torch.Tensor | int | None = None) -> torch.Tensor:
@@ -75,20 +72,14 @@ def target_outputs(
     return output.logits[:, :-1], labels[:, 1:], output.hidden_states if hidden_states else None
 
 
-def target_scores(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Teacher-forced ``(nll, exact)`` of each row, from aligned (batch, K, vocabulary) logits and (batch, K) labels.
-
-    ``nll`` is the mean negative log-likelihood in nats per target token, EOS included. ``exact`` says whether every
-    target token is the model's first choice, that is, whether greedy decoding would write the target to the letter.
-    """
-    return packed_scores(logits[labels.ne(IGNORE)], labels)
-
-
 def packed_scores(
     logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``target_scores`` from the logits of the target tokens alone, (target tokens, vocabulary), row after row.
+    """Teacher-forced ``(nll, exact)`` of each row of (batch, K) labels, from the logits of the target tokens alone:
+    (target tokens, vocabulary), row after row.
 
+    ``nll`` is the mean negative log-likelihood in nats per target token, EOS included. ``exact`` says whether every
+    target token is the model's first choice, that is, whether greedy decoding would write the target to the letter.
     With a ``teacher``'s logits of the same tokens, KL(teacher || model) stands for the negative log-likelihood.
     """
     counted = labels.ne(IGNORE)
@@ -107,7 +98,7 @@ def packed_scores(
 def score_targets(
     model, dataset: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``target_scores`` of every example, each of shape (examples,), in the order of the dataset."""
+    """``packed_scores`` of every example, each of shape (examples,), in the order of the dataset."""
     training = model.training
     model.eval()
     nll, exact = torch.zeros(len(dataset)), torch.zeros(len(dataset), dtype=torch.bool)
@@ -117,7 +108,7 @@ def score_targets(
         batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits, labels = target_logits(model, batch)
-        scores = target_scores(logits, labels)
+        scores = packed_scores(logits[labels.ne(IGNORE)], labels)
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
     model.train(training)
     return nll, exact

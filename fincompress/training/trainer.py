@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fincompress import memory, provenance, runs
+from fincompress import provenance, runs
 from fincompress.errors import UserError
-from fincompress.settings import check_choice, check_positive, check_seed
+from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import target_logits, target_loss
 
 TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
@@ -38,21 +36,16 @@ class TargetTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # it prints every log as a dictionary
 
     def train(self, *arguments, **options):
-        with self.plain_attention():
-            return super().train(*arguments, **options)
+        """``Trainer.train``, on a CPU with attention as plain products.
 
-    @contextlib.contextmanager
-    def plain_attention(self):
-        """On a CPU, attention as plain products.
-
-        The backward pass of torch's flash attention takes a CPU several times as long as they do for prompts of some
-        hundred tokens: a seventh of a step.
+        The backward pass of torch's flash attention takes a CPU several times as long for prompts of some hundred
+        tokens: a seventh of a step.
         """
         before = self.model.config._attn_implementation
         if self.args.use_cpu:
             self.model.set_attn_implementation("eager")
         try:
-            yield
+            return super().train(*arguments, **options)
         finally:
             self.model.set_attn_implementation(before)
 
@@ -77,7 +70,6 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
     def __init__(self, lengths: list[int], batch_size: int, seed: int, passes: list[int] | None = None):
         self.lengths = list(lengths)
         self.passes = passes or [len(self.lengths)]  # rows of each, in order
-        assert sum(self.passes) == len(self.lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
@@ -109,19 +101,18 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
             yield from batch
 
 
-def shuffled_stream(examples: int, start: int, count: int, seed: int) -> list[int]:
-    """Indices ``start`` to ``start + count`` of an endless stream over the examples, shuffled again at each pass."""
-    indices: list[int] = []
+def shuffled_stream(examples: int, start: int, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Indices ``start`` to ``start + count`` of an endless stream over the examples, shuffled again at each pass.
+
+    Also returns how many of them belong to each pass, in order.
+    """
+    indices, passes = [], []
     for epoch in range(start // examples, (start + count - 1) // examples + 1):
-        indices += torch.randperm(examples, generator=_generator(seed, epoch)).tolist()
-    begin = start % examples
-    return indices[begin : begin + count]
-
-
-def stream_passes(examples: int, start: int, count: int) -> list[int]:
-    """How many of the rows of ``shuffled_stream`` belong to each pass, in order."""
-    passes = range(start // examples, (start + count - 1) // examples + 1)
-    return [min(start + count, (i + 1) * examples) - max(start, i * examples) for i in passes]
+        order = torch.randperm(examples, generator=_generator(seed, epoch)).tolist()
+        part = order[max(0, start - epoch * examples) : start + count - epoch * examples]
+        indices += part
+        passes.append(len(part))
+    return indices, passes
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:
@@ -129,7 +120,10 @@ def _generator(seed: int, epoch: int) -> torch.Generator:
 
 
 class Progress(TrainerCallback):
-    """One progress bar for a stage of training; keeps the clock across restarts."""
+    """One progress bar for a stage of training; keeps the clock across restarts.
+
+    The last step leaves no checkpoint: from one in the middle of an epoch the Trainer would take a step too many.
+    """
 
     def __init__(self, name: str = "training"):
         self.name = name
@@ -144,6 +138,7 @@ class Progress(TrainerCallback):
         self.bar.update()
         if state.global_step >= state.max_steps:
             control.should_log = True  # the last steps too, and those of a run shorter than LOGGING_STEPS
+            control.should_save = False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         # log_history is saved with each checkpoint, so a resumed run finds its clock there.
@@ -157,12 +152,8 @@ class Progress(TrainerCallback):
 
 def print_prediction(predicted_gb: float, device: torch.device) -> None:
     """One line with the predicted peak memory, beside what there is of it."""
-    if device.type == "cuda":
-        card = torch.cuda.get_device_properties(0).total_memory / 1e9
-        print(f"predicted peak: {predicted_gb + memory.CUDA_CONTEXT_GB:.1f} GB of the GPU's {card:.1f} GB")
-    else:
-        free = psutil.virtual_memory().available / 1e9
-        print(f"predicted peak: {predicted_gb:.1f} GB and what Python and its libraries take; {free:.1f} GB are free")
+    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
+    print(f"predicted peak: {predicted_gb:.1f} GB and what libraries take; {free / 1e9:.1f} GB are free")
 
 
 @contextlib.contextmanager
@@ -173,46 +164,29 @@ def explain_out_of_memory(predicted_gb: float, lower: str = "BATCH_SIZE"):
     except torch.cuda.OutOfMemoryError:
         card = torch.cuda.get_device_properties(0).total_memory / 1e9
         raise UserError(
-            f"the GPU's {card:.1f} GB are not enough (predicted {predicted_gb:.1f} GB): lower {lower} (raise "
+            f"the GPU's memory is not enough ({card:.1f} GB, predicted {predicted_gb:.1f}): lower {lower} (raise "
             "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
         ) from None
 
 
-@contextlib.contextmanager
-def explain_resuming(checkpoint: Path | None):
-    """Turn a damaged checkpoint to resume from into one line; ``None`` where nothing is resumed."""
-    try:
-        yield
-    except (SafetensorError, RuntimeError) as error:
-        torn = isinstance(error, SafetensorError) or "PytorchStreamReader" in str(error)  # torch.load's only sign of it
-        if checkpoint is None or not torn:
-            raise
-        raise UserError(f"{checkpoint}/ is damaged: remove it and run again") from None
-
-
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones, left by a kill, are removed."""
-    whole = []
     for path in directory.glob("checkpoint-*"):
-        try:  # the Trainer writes its state last
-            runs.read_json(path / "trainer_state.json")
+        try:
+            runs.read_json(path / "trainer_state.json")  # the Trainer writes it last
         except UserError:
             shutil.rmtree(path)
-        else:
-            whole.append(path)
-    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
+    return max(directory.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
 def check_settings(s: dict) -> None:
     """Raise UserError for a constant that every training script has and that makes no sense."""
     names = ("LORA_RANK", "LEARNING_RATE", "BATCH_SIZE", "GRADIENT_ACCUMULATION", "SAVE_STEPS", "LOGGING_STEPS")
     check_positive(**{name: s[name] for name in names})
-    check_seed(s["SEED"])
+    if not 0 <= s["SEED"] < 2**32:  # what numpy's generator takes
+        raise UserError(f"SEED is from 0 to 2^32 - 1, not {s['SEED']}")
     check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
-    optimizers = [name.value for name in OptimizerNames]
-    if s["OPTIMIZER"] is not None and s["OPTIMIZER"] not in optimizers:
-        near = difflib.get_close_matches(s["OPTIMIZER"], optimizers, n=1, cutoff=0)[0]
-        raise UserError(f"OPTIMIZER = {s['OPTIMIZER']!r} is none that transformers knows; did you mean {near!r}?")
+    check_choice("OPTIMIZER", s["OPTIMIZER"] or "adamw_torch", tuple(name.value for name in OptimizerNames))
     if s["WARMUP"] < 0:
         raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {s['WARMUP']}")
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:

@@ -18,7 +18,7 @@ def make_finished_runs(root, tiny_base):
     for depth in ("4", "12"):
         make(f"sapling/{depth}")
     make("sapling", weights=False)
-    make("other", base_model="shape:llama-160m")
+    make("other", base_model="shape:llama-2-7b")
     make("sapling/.2.99.partial")
     (root / "unfinished").mkdir()
     return root

@@ -24,7 +24,7 @@ def test_every_finished_run_of_the_base_model_is_found(finished, capsys):
     shutil.copytree(finished / "sapling" / "4", finished / "sapling" / "4" / "merged")
     found = subjects.find_subjects(str(finished), None, "shape:tiny", "speed_data")
     assert [s.run for s in found] == ["base", "sapling/4", "sapling/4/merged", "sapling/12"]
-    assert "other: left out, it is of shape:llama-160m" in capsys.readouterr().out
+    assert "other: left out, it is of shape:llama-2-7b" in capsys.readouterr().out
 
 
 def test_named_runs_bring_their_base_model_and_data_run(finished):

@@ -212,7 +212,7 @@ def test_question_without_a_prediction_counts_as_wrong(tmp_path):
         ],
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "1 predictions are for questions that dev does not have" in done.stdout
+    assert "4 of 400 questions of dev are answered by 5 predictions" in done.stdout
     folder = tmp_path / "results" / "predictions" / "guess"
     summary = strict_json((folder / "eval_dev.json").read_text())
     questions = synthetic.DEFAULT_COUNTS["dev"]

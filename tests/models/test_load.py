@@ -96,7 +96,6 @@ def test_dequantizing_int8_once_trains_as_bitsandbytes_does(tiny_base):
         (32, 2, 9.5, 8.2e9),
         (32, 8, 9.5, 5.7e9),
         (18, 8, 9.5, 7.1e9),
-        (32, 128, 9.5, "lower BATCH_SIZE"),
     ],
 )
 def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
@@ -107,10 +106,7 @@ def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
     config.save_pretrained(tmp_path)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 1e9), int(10e9)))
     arguments = (str(tmp_path), torch.device("cuda"), batch, 768)
-    if isinstance(on_the_gpu, str):
-        with pytest.raises(UserError, match=on_the_gpu):
-            models.offload_if_needed(*arguments)
-    elif on_the_gpu is None:
+    if on_the_gpu is None:
         assert models.offload_if_needed(*arguments) == {}
     else:
         found = models.offload_if_needed(*arguments)["max_memory"][0]

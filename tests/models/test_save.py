@@ -1,31 +1,17 @@
-"""Writing: shards that are a whole checkpoint, and adapters merged into weights read one by one."""
-
-import weakref
+"""Writing: whatever the model holds its weights in, a standard checkpoint of copies, tied weights once."""
 
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from fincompress import models, runs
+from fincompress import models
 
 
-def test_a_checkpoint_of_several_shards_is_whole_and_one_shard_at_a_time_is_held(tiny_base, tmp_path):
-    expected = AutoModelForCausalLM.from_pretrained(tiny_base)
-    written: list[weakref.ref] = []
-    limit = 2 * max(parameter.nbytes for parameter in expected.parameters())
-
-    def tensors():
-        for name, parameter in expected.named_parameters():
-            tensor = parameter.detach().clone()
-            written.append(weakref.ref(tensor))
-            assert sum(one().nbytes for one in written if one() is not None) <= limit + tensor.nbytes
-            yield name, tensor
-
-    models.write_weights(tmp_path, tensors(), shard_bytes=limit)
-    expected.config.save_pretrained(tmp_path)
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    assert len(shards) > 1 and shards[-1].name == f"model-{len(shards):05d}-of-{len(shards):05d}.safetensors"
-    assert all(shard.stat().st_size < 1.01 * limit + 10_000 for shard in shards)
-    index = runs.read_json(tmp_path / "model.safetensors.index.json")
-    assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in expected.parameters())
-    found = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
-    assert all(torch.equal(found[name], value) for name, value in expected.state_dict().items())
+def test_a_checkpoint_is_whole_standard_and_in_the_type_asked_for(tiny_base, tmp_path):
+    expected = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+    models.write_checkpoint(tmp_path, expected, models.load_tokenizer(tiny_base), torch.bfloat16)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
+    found, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and found.dtype == torch.bfloat16
+    assert all(torch.equal(value.bfloat16(), found.state_dict()[name]) for name, value in expected.state_dict().items())
+    assert models.load_tokenizer(str(tmp_path)).get_vocab() == models.load_tokenizer(tiny_base).get_vocab()

@@ -36,7 +36,7 @@ def test_the_merge_of_lower_calibration_nll_is_kept(better, tiny_base, tmp_path,
 
     monkeypatch.setattr(lora, "score_targets", score)
     settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
-    found = lora.merge(tmp_path / "run", settings, None, CPU, torch.bfloat16)
+    found = lora.merge(tmp_path / "run", settings, {"length": [40]}, CPU, torch.bfloat16)
     assert found["merged_into"] == better and len(found["scores"]) == 2
     merged = models.load_base(str(tmp_path / "run" / "merged"), "auto", CPU, torch.bfloat16)
     weight = merged.get_decoder().layers[0].mlp.up_proj.weight
