@@ -75,9 +75,9 @@ class Worker:
             memory.release_unused()
             before = memory.reset_peak()
             began = time.perf_counter()
-            self.model, _ = models.load_run(
+            self.model = models.load_run(
                 Path(subject.path), results_dir, self.device, self.dtype, packed=quantized or None
-            )
+            )[0]
             generation.time_prefill(self.model, 1)  # until then weights may be mapped, not read, or not yet repacked
             seconds = generation.now(self.device) - began
             if quantized and self.device.type == "cpu":
