@@ -78,9 +78,11 @@ def main() -> None:
     paths = {run: record.write(RESULTS_DIR, entrant, card, common) for run, entrant in entrants.items()}
     rows = {run: record.read_throughput(path) for run, path in paths.items()}
     print_table(rows)
-    for run, why in [*not_measured.items(), *((run, one.not_measured) for run, one in entrants.items())]:
-        if why:
-            print(f"{run}: not measured: {why}")
+    for run, why in not_measured.items():
+        print(f"{run}: not measured: {why}")
+    for run, entrant in entrants.items():
+        for name, why in entrant.not_measured.items():
+            print(f"{run}: {name} not measured: {why}")
     if not rows:
         raise UserError(f"nothing was measured: {'; '.join(not_measured.values())}")
     runs.write_csv(Path(RESULTS_DIR) / "throughput.csv", record.table(RESULTS_DIR))
