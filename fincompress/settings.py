@@ -47,6 +47,7 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
     all three must happen before torch, transformers or huggingface_hub are imported, so call this first.
     Leaves with status 2 and one line on an unknown or ill-typed override.
     """
+    quiet_imports()  # also where the processes that a script starts import it
     script = Path(namespace["__file__"])
     constants = read_constants(script, namespace)
     if namespace["__name__"] != "__main__":
@@ -68,7 +69,6 @@ def configure(namespace: dict, arguments: list[str] | None = None) -> dict[str, 
         print(f"{name} = {value!r}  ({origin})")
         namespace[name] = value
     set_threads()
-    quiet_imports()
     return {name: namespace[name] for name in constants}
 
 

@@ -14,14 +14,12 @@ import torch
 from fincompress import generation, memory, models, provenance, quantization
 from fincompress.benchmark.subjects import Subject
 from fincompress.errors import UserError
-from fincompress.settings import quiet_imports
 
 
 class Worker:
     """Loads one model, and times prefill and decoding when it is told to."""
 
     def __init__(self):
-        quiet_imports()
         models.quiet_libraries()
         self.device = models.pick_device()
         self.dtype, self.reason = models.pick_dtype(self.device)
