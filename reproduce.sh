@@ -34,7 +34,7 @@ if [ "$quick" = yes ]; then
     training=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
     gptq=(--CALIBRATION_EXAMPLES=16)
     sapling=(--CALIBRATION_EXAMPLES=4 --DROPS_EARLY=10 --DROPS_LATE=10 --LOGGING_STEPS=2 --SAVE_STEPS=4)
-    benchmark=(--ROUNDS=1 --NEW_TOKENS=4 --MAX_SECONDS=5)
+    benchmark=(--ROUNDS=1 --NEW_TOKENS=4)
 fi
 export RESULTS_DIR
 

@@ -32,6 +32,7 @@ CONTEXT = 512  # tokens of the prompt that is decoded after
 SETTINGS = configure(globals())
 
 import json  # noqa: E402
+import math  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 
@@ -41,7 +42,7 @@ from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fincompress import memory, models, training  # noqa: E402
-from fincompress.benchmark import rounds, subjects  # noqa: E402
+from fincompress.benchmark import subjects, worker  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
 from fincompress.training.loss import TargetCollator  # noqa: E402
@@ -137,17 +138,12 @@ def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, 
 def decode() -> dict[str, float]:
     """Predicted and measured peak of a prompt and some tokens after it, in a worker of benchmark_throughput.py."""
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
-    subject = subjects.Subject("base", BASE_MODEL, path, subjects.weight_files(path))
-    found = rounds.probe(0.1)
-    plan = rounds.Plan({"fixed": CONTEXT}, [], 1, 8, 1.0, RESULTS_DIR, None)
-    entrant = rounds.Entrant(subject, plan)
-    entrant.warm_up()
-    entrant.close()
+    found = worker.Worker()
+    peak = found.load(subjects.Subject("base", BASE_MODEL, path), RESULTS_DIR, math.inf, CONTEXT, 8)["memory_gb"]
     predicted = memory.inference_gb(
-        models.base_config(BASE_MODEL, RESULTS_DIR), CONTEXT + 8, 1, "auto", CONTEXT, found["device"],
-        4 if found["dtype"] == "float32" else 2,
+        models.base_config(BASE_MODEL, RESULTS_DIR), CONTEXT + 8, 1, "auto", CONTEXT, found.device.type,
+        found.dtype.itemsize,
     )  # fmt: skip
-    peak = entrant.memory["batch 1"]
     return {"predicted_gb": predicted, "measured_gb": peak.get("vram_allocated", peak["rss"])}
 
 

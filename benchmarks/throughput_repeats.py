@@ -17,7 +17,6 @@ RESULTS_DIR = "results"  # where they lie
 CALLS = 2  # calls of the benchmark
 ROUNDS = 10  # of each call, and tokens decoded in a round: as in benchmark_throughput.py
 NEW_TOKENS = 16
-MAX_SECONDS: float = 30.0  # of one measure over all rounds: enough for every round of a small model on a CPU
 BATCH_SIZES: list = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
@@ -36,7 +35,7 @@ def main() -> None:
     calls, minutes, bandwidths = [], [], []
     for number in range(CALLS):
         told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
-                "NEW_TOKENS": NEW_TOKENS, "MAX_SECONDS": MAX_SECONDS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
+                "NEW_TOKENS": NEW_TOKENS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
         clock = runs.Stopwatch()
         command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in told.items())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -44,7 +43,7 @@ def main() -> None:
             raise UserError(f"call {number + 1} of the benchmark failed")
         last = json.loads(done.stdout.splitlines()[-1])
         calls.append(last["runs"])
-        bandwidths.append(" ".join(f"{value:.0f}" for value in last["bandwidth_gb_per_s"] or []) or "not measured")
+        bandwidths.append(f"{last['bandwidth_gb_per_s']:.0f}")
         minutes.append(f"{clock.seconds() / 60:.1f}")
     found = provenance.hardware()
     print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {provenance.code_version()}")
@@ -64,7 +63,7 @@ def main() -> None:
             furthest = max(furthest, apart)
             print(f"{run:<28}{name:<26}{shown}{apart:>9.1%}")
     print(f"furthest apart: {furthest:.1%}; minutes of each call, {1 + len(RUNS)} models: {', '.join(minutes)}")
-    print(f"memory, GB/s between rounds (lowest, median, highest) of each call: {', '.join(bandwidths)}")
+    print(f"memory, GB/s at the start of each call: {', '.join(bandwidths)}")
 
 
 if __name__ == "__main__":

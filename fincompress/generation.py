@@ -9,8 +9,6 @@ import datasets
 import torch
 from tqdm import tqdm
 
-from fincompress.errors import UserError
-
 
 @torch.inference_mode()
 def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int) -> list[dict]:
@@ -39,12 +37,7 @@ def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_n
             indices = longest_first[start : start + batch_size]
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-            try:
-                tokens = model.generate(**batch, **settings)
-            except torch.cuda.OutOfMemoryError:
-                raise UserError(
-                    f"the GPU's memory does not hold {batch_size} questions at once: lower BATCH_SIZE"
-                ) from None
+            tokens = model.generate(**batch, **settings)
             for i, row in zip(indices, tokens[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
                 ended = eos in row
                 row = row[: row.index(eos)] if ended else row

@@ -36,6 +36,7 @@ def configure(namespace: dict) -> dict[str, object]:
     all three must happen before torch, transformers or huggingface_hub are imported, so call this first.
     Leaves with status 2 and one line on an unknown or ill-typed override.
     """
+    quiet_imports()  # also where the processes that a script starts import it
     types = constant_types(namespace)
     if namespace["__name__"] == "__main__":
         if {"-h", "--help"} & set(sys.argv[1:]):
@@ -52,7 +53,6 @@ def configure(namespace: dict) -> dict[str, object]:
             print(f"{name} = {value!r}  ({origin})")
             namespace[name] = value
         set_threads()
-        quiet_imports()
     return {name: namespace[name] for name in types}
 
 

@@ -76,7 +76,7 @@ mkdir -p $published
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 depths=($(cd "$RESULTS_DIR" && printf '%s\n' sapling/[0-9]*/ sapling_gptq/[0-9]*/ | sed 's,/$,,'))
 run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${phases[@]}" "${depths[@]}")" \
-    --ROUNDS=20 --NEW_TOKENS=32 --MAX_SECONDS=60 "--BATCH_SIZES=[]" |
+    --ROUNDS=20 --NEW_TOKENS=32 "--BATCH_SIZES=[]" |
     tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 run benchmarks/publish.py --TO=$published \

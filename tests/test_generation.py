@@ -8,7 +8,6 @@ import torch
 from training_rows import make_rows
 
 from fincompress import generation, models
-from fincompress.errors import UserError
 
 CPU = torch.device("cpu")
 NEW = 12
@@ -69,14 +68,3 @@ def test_timed_decoding_is_greedy_as_generate_does_it_and_not_stopped_by_eos(par
     expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False,
                               max_new_tokens=NEW + 1, eos_token_id=None)  # fmt: skip
     assert written.tolist() == [expected[0, 64:].tolist()] * 2 and len(steps) == NEW + 1 + 1 + NEW + 1
-
-
-def test_a_full_gpu_names_the_constant_to_lower(parts, monkeypatch):
-    model, tokenizer, rows = parts
-
-    def full(**arguments):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(model, "generate", full)
-    with pytest.raises(UserError, match="64 questions at once: lower BATCH_SIZE"):
-        generation.generate(model, tokenizer, rows, 64, NEW)

@@ -1,9 +1,7 @@
-"""The models of one benchmark call: which they are, what they need on disk and in memory, and whether they fit."""
+"""The models of one benchmark call: which they are, what they need in memory, and whether they fit."""
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +10,6 @@ from fincompress.errors import UserError
 
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
 FIXED_PROMPT = 512  # tokens, for comparison with papers
-DONE = ("train_metrics.json", "quantize_metrics.json")  # the records that a finished run has one of
 PROCESS_GB = 0.5  # what Python and its libraries, or a CUDA context, take in every worker
 
 
@@ -23,14 +20,11 @@ class Subject:
     run: str  # its name, and the folder under the results directory that its record goes to
     base_model: str
     path: str  # what is loaded
-    files: list[str]  # the weights it needs on disk
     precision: str = "auto"  # of the blocks' weights
     lora_rank: int = 0  # of an adapter on the base it was trained against; 0: none
     data_run: str | None = None
     size_gb: float | None = None  # as the accuracy table counts it
     predicted_gb: float = 0.0  # of inference at batch 1, with the longest prompt
-    offload: bool = False  # what a small card does not hold stays in main memory
-    label: str | None = None  # says so
 
 
 def find_subjects(results_dir: str, names: list[str] | None, base_model: str, data_run: str) -> list[Subject]:
@@ -38,77 +32,46 @@ def find_subjects(results_dir: str, names: list[str] | None, base_model: str, da
 
     Raises UserError where a named run is missing, unfinished, or one of another base model or data run than the rest.
     """
-    chosen = []
-    for name in runs_with_weights(results_dir) if names is None else [name for name in names if name != BASE]:
-        try:
-            subject = run_subject(results_dir, name)
-        except UserError as error:
-            if names is not None:
-                raise
-            print(f"{name}: left out, {error}")  # damaged: no reason not to measure the others
-            continue
-        if names is None and (subject.base_model, subject.data_run) != (base_model, data_run):
-            print(f"{name}: left out, it is of {subject.base_model} and data run {subject.data_run!r}")
-        else:
-            chosen.append(subject)
-    for what, attribute in (("base model", "base_model"), ("data run", "data_run")):
-        kinds = sorted({str(getattr(subject, attribute)) for subject in chosen})
-        if len(kinds) > 1:
-            raise UserError(f"RUNS are of more than one {what} ({', '.join(kinds)}): name those of one alone")
-    if chosen:
+    found = runs_with_weights(results_dir) if names is None else names
+    chosen = [run_subject(results_dir, name) for name in found if name != BASE]
+    if names is not None and chosen:
         base_model, data_run = chosen[0].base_model, chosen[0].data_run
-    path = models.base_model_path(base_model, results_dir)
+    others = [one.run for one in chosen if (one.base_model, one.data_run) != (base_model, data_run)]
+    if others and names is not None:
+        raise UserError(f"RUNS are of more than one base model or data run: leave out {', '.join(others)}")
+    if others:
+        print(f"left out, of another base model or data run: {', '.join(others)}")
+    chosen = [one for one in chosen if one.run not in others]
     settings = Path(results_dir) / BASE / "settings.json"
     if settings.exists() and runs.read_json(settings)["base_model"] != base_model:
         raise UserError(f"{settings.parent}/ is about another base model than {base_model}: choose another RESULTS_DIR")
+    path = models.checkpoint_folder(models.base_model_path(base_model, results_dir))
     size_gb = models.size_gb(None, base_model, results_dir)
-    return [Subject(BASE, base_model, path, weight_files(path), data_run=data_run, size_gb=size_gb), *chosen]
+    return [Subject(BASE, base_model, str(path), data_run=data_run, size_gb=size_gb), *chosen]
 
 
 def runs_with_weights(results_dir: str) -> list[str]:
-    """Names of the finished runs that hold a model, merged ones included, in natural order."""
-    folders = set()
-    for kind in DONE:
-        for record in runs.records(results_dir, kind):
-            directory, merged = record.parent, record.parent / "merged"
-            if (directory / "config.json").exists() or (directory / "adapter").exists():
-                folders.add(directory)
-            if (merged / "config.json").exists():
-                folders.add(merged)
-    names = [str(folder.relative_to(results_dir)) for folder in folders]
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    """Names of the finished runs that hold a model, merged ones included."""
+    folders = {record.parent for record in runs.records(results_dir, "*_metrics.json")}
+    folders |= {folder / "merged" for folder in folders}
+    held = [folder for folder in folders if (folder / "config.json").exists() or (folder / "adapter").exists()]
+    return sorted(folder.relative_to(results_dir).as_posix() for folder in held)
 
 
 def run_subject(results_dir: str, run: str) -> Subject:
     """A finished run as it is evaluated; ``<run>/merged`` is its adapter merged into 16 bits."""
-    owner = run.removesuffix("/merged")
-    directory = runs.run_directory(results_dir, owner)
-    kind = next((kind for kind in DONE if (directory / kind).exists()), DONE[0])
-    record = runs.read_json(runs.finished_run(results_dir, owner, kind) / "settings.json")
-    base_model, data_run = record["base_model"], record.get("settings", {}).get("DATA_RUN")
-    directory = runs.run_directory(results_dir, run)
-    adapter = directory / "adapter"
+    record = runs.read_json(runs.finished_run(results_dir, run.removesuffix("/merged")) / "settings.json")
+    directory, precision, rank = runs.run_directory(results_dir, run), "auto", 0
     if (directory / "config.json").exists():
-        files, lora_rank = weight_files(str(directory)), 0
         method = quantization.method_of(directory)
         precision = method.name if method else "auto"
-    elif adapter.exists():
-        files = weight_files(models.base_model_path(base_model, results_dir)) + weight_files(str(adapter))
-        precision, lora_rank = record["base_precision"], runs.read_json(adapter / "adapter_config.json")["r"]
+    elif (directory / "adapter").exists():
+        precision, rank = record["base_precision"], runs.read_json(directory / "adapter" / "adapter_config.json")["r"]
     else:
         raise UserError(f"{directory}/ has no weights and no adapter of its own: name one of its depths, <run>/<n>")
-    size_gb = models.size_gb(directory, base_model, results_dir)
-    return Subject(run, base_model, str(directory), files, precision, lora_rank, data_run, size_gb)
-
-
-def weight_files(path: str) -> list[str]:
-    """The safetensors files of a checkpoint, a hub id's in the Hub's cache."""
-    return sorted(map(str, models.checkpoint_folder(path).glob("*.safetensors")))
-
-
-def subject_config(subject: Subject, results_dir: str):
-    """The config that decides a subject's memory."""
-    return models.base_config(subject.base_model if subject.lora_rank else subject.path, results_dir)
+    size_gb = models.size_gb(directory, record["base_model"], results_dir)
+    data_run = record.get("settings", {}).get("DATA_RUN")
+    return Subject(run, record["base_model"], str(directory), precision, rank, data_run, size_gb)
 
 
 def prompt_lengths(results_dir: str, data_run: str | None, longest: int) -> tuple[dict[str, int], dict | None]:
@@ -126,28 +89,24 @@ def prompt_lengths(results_dir: str, data_run: str | None, longest: int) -> tupl
     return {name: min(tokens, longest) for name, tokens in lengths.items()}, record
 
 
-def place(subject: Subject, limit_gb: float | None, free_gb: float) -> None:
-    """Decide how a subject runs on a card of ``limit_gb`` (None: on a CPU with ``free_gb``).
+def which_fit(
+    chosen: list[Subject], results_dir: str, prompt: int, new_tokens: int, card: dict, room_gb: float
+) -> tuple[list[Subject], dict[str, str]]:
+    """``(models to measure, reasons by run)``: a model that needs more than ``room_gb`` is not measured.
 
-    A 16-bit model that is too large for the card is offloaded in part, and labelled. Raises UserError where that cannot
-    be done.
+    Sets each model's ``predicted_gb``. ``card`` is the reply of ``rounds.probe``. Raises UserError where the others do
+    not fit in the device's memory together, with a margin for batches and processes.
     """
-    if limit_gb is None:
-        if subject.predicted_gb > free_gb:
-            raise UserError(f"needs {subject.predicted_gb:.1f} GB, {free_gb:.1f} GB are free")
-        return
-    needed = subject.predicted_gb + memory.CUDA_CONTEXT_GB
-    if needed > limit_gb:
-        label = f"does not fit {limit_gb:g} GB (needs {needed:.1f})"
-        if subject.lora_rank or subject.precision != "auto":
-            raise UserError(f"{label}, and is in few bits already")
-        subject.offload, subject.label = True, f"{label}: measured with the rest offloaded to the CPU"
-
-
-def check_fit_together(subjects: list[Subject], limit_gb: float | None, free_gb: float) -> None:
-    """Raise UserError where several models do not fit in memory at once, with a margin for batches and processes."""
-    held = [min(subject.predicted_gb, limit_gb or math.inf) for subject in subjects]
-    needed, room = sum(1.2 * one + PROCESS_GB for one in held), 0.9 * free_gb
-    if len(subjects) > 1 and needed > room:
-        names = ", ".join(subject.run for subject in subjects)
+    for one in chosen:
+        config = models.base_config(one.base_model if one.lora_rank else one.path, results_dir)
+        one.predicted_gb = memory.inference_gb(
+            config, prompt + new_tokens, 1, one.precision, prompt, card["device"],
+            4 if card["dtype"] == "float32" else 2, one.lora_rank,
+        )  # fmt: skip
+    fitting = [one for one in chosen if one.predicted_gb <= room_gb]
+    needed, room = sum(1.2 * one.predicted_gb + PROCESS_GB for one in fitting), 0.9 * card["free_gb"]
+    if len(fitting) > 1 and needed > room:
+        names = ", ".join(one.run for one in fitting)
         raise UserError(f"{names}: {needed:.1f} GB does not fit together in {room:.1f} GB: name fewer RUNS")
+    reasons = {one.run: f"needs {one.predicted_gb:.1f} GB, {room_gb:.1f} GB are free" for one in chosen}
+    return fitting, {one.run: reasons[one.run] for one in chosen if one not in fitting}

@@ -17,14 +17,14 @@ def finished(tmp_path, tiny_base):
 
 
 def subject(run="a", **changes):
-    return Subject(**{"run": run, "base_model": "shape:tiny", "path": "nowhere", "files": []} | changes)
+    return Subject(**{"run": run, "base_model": "shape:tiny", "path": "nowhere"} | changes)
 
 
 def test_every_finished_run_of_the_base_model_is_found(finished, capsys):
     shutil.copytree(finished / "sapling" / "4", finished / "sapling" / "4" / "merged")
     found = subjects.find_subjects(str(finished), None, "shape:tiny", "speed_data")
-    assert [s.run for s in found] == ["base", "sapling/4", "sapling/4/merged", "sapling/12"]
-    assert "other: left out, it is of shape:llama-2-7b" in capsys.readouterr().out
+    assert [s.run for s in found] == ["base", "sapling/12", "sapling/4", "sapling/4/merged"]
+    assert "left out, of another base model or data run: other" in capsys.readouterr().out
 
 
 def test_named_runs_bring_their_base_model_and_data_run(finished):
@@ -48,33 +48,30 @@ def test_named_runs_must_be_finished_and_of_one_base_model(finished, names, says
         subjects.find_subjects(str(finished), names, "shape:tiny", "speed_data")
 
 
-def test_a_16_bit_model_that_is_too_large_for_the_card_is_offloaded_and_labelled():
-    fits, large = subject(predicted_gb=9.4), subject(predicted_gb=13.5)
-    subjects.place(fits, 10.0, 9.5)
-    assert (fits.offload, fits.label) == (False, None)
-    subjects.place(large, 10.0, 9.5)
-    assert large.offload and large.label.startswith("does not fit 10 GB (needs 14.0)")
+CARD = {"device": "cuda", "dtype": "bfloat16", "free_gb": 24.0}
 
 
-@pytest.mark.parametrize(
-    ("changes", "limit", "says"),
-    [
-        ({"predicted_gb": 13.0, "precision": "gptq"}, 10.0, "in few bits already"),
-        ({"predicted_gb": 13.0}, None, "needs 13.0 GB, 9.5 GB are free"),
-    ],
-)
-def test_what_fits_in_no_way_is_refused(changes, limit, says):
-    with pytest.raises(UserError, match=says):
-        subjects.place(subject(**changes), limit, 9.5)
+def fit(chosen, room_gb, **card):
+    fitting, reasons = subjects.which_fit(chosen, "results", 512, 16, CARD | card, room_gb)
+    return [one.run for one in fitting], reasons
+
+
+def seven_billion(run, precision="auto"):
+    return subject(run, path="shape:llama-2-7b", precision=precision)
+
+
+def test_a_model_that_is_too_large_for_the_card_is_not_measured_and_the_others_are():
+    fitting, reasons = fit([seven_billion("base"), seven_billion("q", "gptq"), subject("tiny", path="shape:tiny")], 9.5)
+    assert fitting == ["q", "tiny"] and list(reasons) == ["base"]
+    assert reasons["base"] == "needs 13.8 GB, 9.5 GB are free"
+    assert fit([seven_billion("base"), seven_billion("q", "gptq")], 24.0, free_gb=80.0) == (["base", "q"], {})
 
 
 def test_models_that_do_not_fit_together_are_refused_with_the_numbers():
-    several = [subject("base", predicted_gb=4.0), subject("a", predicted_gb=4.0)]  # and a fifth more, and 0.5 each
-    subjects.check_fit_together(several, None, 11.8)
-    with pytest.raises(UserError, match=r"base, a: 10\.6 GB does not fit together in 9\.9 GB: name fewer RUNS"):
-        subjects.check_fit_together(several, None, 11.0)
-    subjects.check_fit_together(several[:1], None, 4.5)  # alone, it is a question of place
-    subjects.check_fit_together([subject("base", predicted_gb=40.0, offload=True), several[1]], 10.0, 24.0)
+    several = [seven_billion("a", "gptq"), seven_billion("b", "gptq")]
+    with pytest.raises(UserError, match=r"a, b: \d+\.\d GB does not fit together in 9\.0 GB: name fewer RUNS"):
+        fit(several, 9.5, free_gb=10.0)
+    assert fit(several[:1], 9.5, free_gb=5.0) == (["a"], {})  # alone, it is its own room that counts
 
 
 def test_prompt_lengths_are_those_of_the_data_run_up_to_a_model_s_positions(tmp_path):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from fincompress import memory, models, quantization, runs
-from fincompress.benchmark.subjects import Subject, weight_files
+from fincompress.benchmark.subjects import Subject
 from fincompress.benchmark.worker import Worker
 from fincompress.errors import NoKernel, UserError
 from fincompress.quantization import METHODS, Recipe
@@ -213,11 +213,10 @@ def test_what_is_benchmarked_is_the_kernel_and_not_dequantized_weights(base, qua
     found = {}
     packed = shutil.copytree(quantized[name], tmp_path / "packed")  # that no other test has loaded
     for path, precision in ((base, "auto"), (packed, name)):
-        subject = Subject("a", "shape:tiny", str(path), weight_files(str(path)), precision=precision)
         worker = Worker()
-        found[precision] = worker.load(vars(subject), "results", None)
-    assert found["auto"]["kernel"].startswith("Linear ") and not found[name]["kernel"].startswith("Linear ")
-    assert found[name]["in_memory_gb"] < found["auto"]["in_memory_gb"]
+        found[precision] = worker.load(Subject("a", "shape:tiny", str(path), precision), "results", 8.0, 16, 4)
+    assert found["auto"]["kernel"].startswith("Linear;") and not found[name]["kernel"].startswith("Linear;")
+    assert found[name]["bytes_per_token"] < found["auto"]["bytes_per_token"]
     # The kernel has repacked its weights: the file they were read from is let go.
     assert worker.model is not None and str(packed) not in Path("/proc/self/maps").read_text()
 
