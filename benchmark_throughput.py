@@ -40,6 +40,8 @@ import math  # noqa: E402
 import time  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import pandas as pd  # noqa: E402
+
 from fincompress import memory, models, provenance, runs  # noqa: E402
 from fincompress.benchmark import record, rounds, subjects  # noqa: E402
 from fincompress.depth import repack  # noqa: E402
@@ -121,16 +123,16 @@ def print_card(card: dict, base: subjects.Subject, lengths: dict[str, int], data
 
 def print_table(rows: dict[str, dict]) -> None:
     """The medians of every model, one a line, with the lowest and highest ratio."""
-    table = tables.Table(("run", "size GB", "memory GB", "prefill/s", "x base", "decode/s", "x base", "% of bound",
-                          "kernel"))  # fmt: skip
+    lines = []
     for run, row in rows.items():
-        cells = [f"{row['size_gb']:.3f}", f"{row['inference_memory_gb']:.2f}"]
+        line = {"run": run, "size GB": f"{row['size_gb']:.3f}", "memory GB": f"{row['inference_memory_gb']:.2f}"}
         for name, form in (("prefill", ".0f"), ("decode", ".1f")):
             speed, ratios = row[f"{name}_tokens_per_s"], row["ratios"][f"{name}_tokens_per_s"]
-            cells.append("-" if speed is None else format(speed, form))
-            cells.append(f"{row[f'{name}_ratio']:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]" if ratios else "-")
-        table.lines.append([run, *cells, f"{row['share_of_bandwidth']:.0%}", row["kernel"]])
-    print("\n" + table.plain())
+            line[f"{name}/s"] = "-" if speed is None else format(speed, form)
+            ratio = f"{row[f'{name}_ratio']:.2f} [{min(ratios):.2f}, {max(ratios):.2f}]" if ratios else "-"
+            line[f"{name} x base"] = ratio
+        lines.append(line | {"% of bound": f"{row['share_of_bandwidth']:.0%}", "kernel": row["kernel"]})
+    print("\n" + pd.DataFrame(lines).to_string(index=False))
 
 
 def print_predictions() -> None:
