@@ -54,8 +54,10 @@ def _one_line(error: Exception) -> str | None:
     if os.strerror(errno.ENOSPC) in str(error) or "PytorchStreamWriter failed" in str(error):
         return "no space left on the disk: free some and run it again"
     if type(error).__name__ == "OutOfMemoryError":  # torch's
-        lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike)"
-        return f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py"
+        lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike; in SAPLING also SCAN_BATCH_SIZE)"
+        return (
+            f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py, under another RUN"
+        )
     if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"no access to {error.filename}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
     return None

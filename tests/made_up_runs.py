@@ -42,7 +42,7 @@ def evaluation(
 
 def throughput(
     root, run, decode, prefill=800.0, memory=0.5, device="cpu", hardware=HARDWARE, base=23.0, spread=0.01, seed=None,
-    label=None, kernel="dense", bandwidth=0.5,
+    kernel="dense", bandwidth=0.5,
 ):  # fmt: skip
     """Rounds of one call, that in which the base model decodes at about ``base`` tokens/s."""
     noise = 1 + spread * np.random.default_rng(len(run) if seed is None else seed).standard_normal((2, 5))
@@ -58,7 +58,7 @@ def throughput(
 
     record = {
         "run": run, "base_model": "smollm2-135m", "device": device, "hardware": hardware, "kernel": kernel,
-        "label": label, "reference": "base", "call": f"base at {base}", "data_run": "data",
+        "reference": "base", "call": f"base at {base}", "data_run": "data",
         "prefill": {"median": {"prompt_tokens": 186} | entry(prefill, 800.0, noise[0])},
         "decode": {"1": entry(decode, base, noise[1])}, "inference_memory_gb": memory, "size_gb": 0.2,
         "ceiling": {"share_of_bandwidth": bandwidth},

@@ -70,12 +70,11 @@ def read_throughput(path: Path) -> dict:
     Returns ``prefill_tokens_per_s`` (prompts of ``prompt_tokens``: the data set's median, else the fixed length),
     ``decode_tokens_per_s`` (batch 1), ``prefill_ratio`` and ``decode_ratio`` to the base model; ``rounds`` and
     ``ratios``, ``{measure: one value a round}``; ``inference_memory_gb``, ``size_gb``, ``share_of_bandwidth`` of
-    decoding at batch 1; ``device`` ("cpu", "cuda"), ``hardware`` in words, ``kernel``, ``label`` (how a model that did
-    not fit was run, in older records), ``call`` (of the benchmark) and ``data_run``. Raises UserError where the file
-    is damaged.
+    decoding at batch 1; ``device`` ("cpu", "cuda"), ``hardware`` in words, ``kernel``, ``call`` (of the benchmark) and
+    ``data_run``. Raises UserError where the file is damaged.
     """
     record = runs.read_json(path)
-    copied = ("kernel", "label", "call", "data_run", "inference_memory_gb", "size_gb")
+    copied = ("kernel", "call", "data_run", "inference_memory_gb", "size_gb")
     try:
         prefill, decode = record.get("prefill") or {}, record.get("decode") or {}
         measured = {"prefill": prefill.get("median") or prefill.get("fixed") or {}, "decode": decode.get("1") or {}}

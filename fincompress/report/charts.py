@@ -31,7 +31,7 @@ STYLES = {
 LINES = ("-", "--", ":", "-.")
 PANELS = {"share_of_bytes": "size (% of the base model's bytes)",
           "seconds_per_question": "time per question (s, batch 1)",
-          "memory_gb": "peak memory of inference (GB)"}  # fmt: skip
+          "inference_memory_gb": "peak memory of inference (GB)"}  # fmt: skip
 STEPS = ("1", "2", "3+")  # columns of accuracy_by_steps
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
 

@@ -16,7 +16,7 @@ from fincompress.report import statistics
 from fincompress.report.methods import KINDS, PHASE_1, depth, describe, lineage, record_of, training_cost
 
 SPEEDS = ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio",
-          "inference_memory_gb", "kernel", "label")  # fmt: skip
+          "inference_memory_gb", "kernel")  # fmt: skip
 
 
 class Row(SimpleNamespace):
@@ -25,8 +25,8 @@ class Row(SimpleNamespace):
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (the run that it is a checkpoint of),
     ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the
-    gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``memory_gb`` (peak of
-    inference of the model itself), ``lost`` (``statistics.compare`` of the reference run with it) and ``chart_label``.
+    gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost``
+    (``statistics.compare`` of the reference run with it) and ``chart_label``.
     """
 
 
@@ -126,15 +126,14 @@ def on_device(row: Row, device: str | None, hardware: str | None) -> Row:
     """A copy of a row with what was measured on a device.
 
     Time per question is that of reading a prompt of median length and decoding the median answer, whose first token
-    the prefill gives. A model that was measured in another form, as its label says, has no time and memory of its own.
+    the prefill gives.
     """
     speed = next((one for one in row.speeds if (one["device"], one["hardware"]) == (device, hardware)), None)
     here = Row(**vars(row), device=device, hardware=hardware, speed=speed)
     vars(here).update({name: speed and speed[name] for name in SPEEDS}, benchmark_call=speed and speed["call"])
-    here.memory_gb = None if here.label else here.inference_memory_gb
     needed = here.prompt_tokens, here.prefill_tokens_per_s, row.answer_tokens, here.decode_tokens_per_s
     here.seconds_per_question = None
-    if None not in needed and not here.label:
+    if None not in needed:
         here.seconds_per_question = needed[0] / needed[1] + (needed[2] - 1) / needed[3]
     return here
 

@@ -19,7 +19,7 @@ CSV = (
     "description", "sublayers_left", "sublayers", "execution_accuracy", "execution_accuracy_low",
     "execution_accuracy_high", "program_accuracy", "program_accuracy_low", "program_accuracy_high", "size_gb",
     "share_of_bytes", "on_frontier", "prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s",
-    "decode_ratio", "inference_memory_gb", "kernel", "label", "answer_tokens", "seconds_per_question",
+    "decode_ratio", "inference_memory_gb", "kernel", "answer_tokens", "seconds_per_question",
     "benchmark_call", "evaluation_dtype", "total_training_seconds", "total_tokens_seen", "reference_run",
     "accuracy_lost", "accuracy_lost_low", "accuracy_lost_high", "mcnemar_p",
 )  # fmt: skip
@@ -53,7 +53,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
     table = Table(columns)
     for row in rows:
         unhealed = "saved on the way down, not healed as the last depth is" if row.healed is False else None
-        speed = row.label or (None if row.speed else "speed not measured on this device")
+        speed = None if row.speed else "speed not measured on this device"
         accuracy = percent(row.execution_accuracy, (row.execution_accuracy_low, row.execution_accuracy_high))
         lost = percent(row.lost["difference"], row.lost["interval"], "+") if row.lost else "-"
         values = {
@@ -68,7 +68,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             "Prefill tokens/s": table.noted(shown(row.prefill_tokens_per_s, ".0f"), speed),
             "Decode tokens/s": table.noted(shown(row.decode_tokens_per_s, ".1f"), speed),
             "s per question": table.noted(shown(row.seconds_per_question, ".2f"), speed),
-            "Memory GB": table.noted(shown(row.memory_gb, ".2f"), speed),
+            "Memory GB": table.noted(shown(row.inference_memory_gb, ".2f"), speed),
             "Training min": shown(row.total_training_seconds, ".0f", 1 / 60),
         }
         table.lines.append([values[column] for column in columns])

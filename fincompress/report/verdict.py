@@ -152,13 +152,13 @@ def compare_cost(comparison: Comparison) -> None:
     """Bytes, memory, and decode and prefill throughput."""
     sapling, other, won, ratios = comparison.sapling, comparison.other, comparison.winners, comparison.ratios
     won |= {"bytes": lower(sapling.size_gb, other.size_gb), "memory": OPEN, "decode": OPEN, "prefill": OPEN}
-    unmeasured = [row for row in (sapling, other) if row.label or not row.speed]
+    unmeasured = [row for row in (sapling, other) if not row.speed]
     if unmeasured:
-        comparison.notes += [f"{row.run}: {row.label or 'speed and memory were not measured'}" for row in unmeasured]
+        comparison.notes += [f"{row.run}: speed and memory were not measured" for row in unmeasured]
         return
-    if sapling.memory_gb and other.memory_gb:
-        won["memory"] = lower(sapling.memory_gb, other.memory_gb)
-        ratios["memory"] = f"{sapling.memory_gb / other.memory_gb:.2f}"
+    if sapling.inference_memory_gb and other.inference_memory_gb:
+        won["memory"] = lower(sapling.inference_memory_gb, other.inference_memory_gb)
+        ratios["memory"] = f"{sapling.inference_memory_gb / other.inference_memory_gb:.2f}"
     if sapling.seconds_per_question and other.seconds_per_question:
         ratios["seconds"] = f"{sapling.seconds_per_question / other.seconds_per_question:.2f}"
     for name in ("decode", "prefill"):

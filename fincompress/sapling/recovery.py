@@ -123,8 +123,7 @@ def train_stage(
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
         print(f"going on from {checkpoint.name} of this stage")
-    with run.explain_out_of_memory():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.write_cache()
     student.model.eval()
     step = state.loss_curve[-1]["step"] if state.loss_curve else 0

@@ -36,9 +36,8 @@ class Run:
         self.moments: Moments = {}
         self.cache: TeachingCache | None = None
         self.state = State.read(directory)
-        with self.explain_out_of_memory():
-            student.load()
-            self.own_teacher = load_teacher(student)
+        student.load()
+        self.own_teacher = load_teacher(student)
         if self.state.trainable is not None:
             self.resume()
 
@@ -92,7 +91,7 @@ class Run:
         if min(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]) == 1:  # all are trained, in whichever order
             return units
         clock = runs.Stopwatch()
-        with self.explain_out_of_memory(), self.student.scoring_model() as model:
+        with self.student.scoring_model() as model:
             scores, whole = scan(model, units, self.questions(s["FIRST_SCAN_EXAMPLES"]))
         self.state.scanning_seconds += clock.seconds()
         self.record_scores(Ranking(scores, whole), "trainable")
@@ -156,11 +155,6 @@ class Run:
         for path in self.directory.glob("trainer-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def explain_out_of_memory(self):
-        return training.explain_out_of_memory(
-            self.predicted_gb, f"BATCH_SIZE and SCAN_BATCH_SIZE under another RUN than {self.settings['RUN']!r}"
-        )
-
     # ---------------------------------------------------------------- scoring
 
     def score(self) -> Ranking:
@@ -172,7 +166,7 @@ class Run:
         ranked = state.ranking is not None or student.share <= s["TARGET_SIZE"]
         units = [] if ranked else student.units()
         ranking = Ranking([])
-        with self.explain_out_of_memory(), student.scoring_model() as model:
+        with student.scoring_model() as model:
             if units:
                 rank = criteria.get(s["CRITERION"]).rank
                 ranking = rank(model, units, self.questions(len(self.calibration)), self.context())

@@ -102,6 +102,5 @@ def return_above_floor(run: Run) -> None:
     state.weights, state.patched, state.trained, state.fading = above["weights"], above["patched"], False, []
     state.write(run.directory)
     run.cache = None
-    with run.explain_out_of_memory():
-        run.student.load()
+    run.student.load()
     run.resume()

@@ -5,7 +5,6 @@ from fincompress.training.trainer import (
     Progress,
     TargetTrainer,
     check_settings,
-    explain_out_of_memory,
     last_checkpoint,
     print_prediction,
     run_facts,

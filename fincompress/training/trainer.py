@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,19 +153,6 @@ def print_prediction(predicted_gb: float, device: torch.device) -> None:
     """One line with the predicted peak memory, beside what there is of it."""
     free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
     print(f"predicted peak: {predicted_gb:.1f} GB and what libraries take; {free / 1e9:.1f} GB are free")
-
-
-@contextlib.contextmanager
-def explain_out_of_memory(predicted_gb: float, lower: str = "BATCH_SIZE"):
-    """Turn a GPU that is too small into one line that says which constants to lower."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        card = torch.cuda.get_device_properties(0).total_memory / 1e9
-        raise UserError(
-            f"the GPU's memory is not enough ({card:.1f} GB, predicted {predicted_gb:.1f}): lower {lower} (raise "
-            "GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in preprocess_data.py, then LORA_RANK"
-        ) from None
 
 
 def last_checkpoint(directory: Path) -> Path | None:

@@ -10,7 +10,7 @@ from fincompress.finqa import scoring
 from fincompress.report import charts
 from fincompress.report.rows import Row, make_sections, read_rows
 
-NO_SPEED = {"seconds_per_question": None, "memory_gb": None}
+NO_SPEED = {"seconds_per_question": None, "inference_memory_gb": None}
 
 
 def row(correct=12, of=40, label="QLoRA", **changes):
@@ -18,7 +18,8 @@ def row(correct=12, of=40, label="QLoRA", **changes):
     low, high = score["interval"]
     defaults = {"run": label, "kind": "qlora", "description": label, "chart_label": label, "depth": "",
                 "sublayers_left": None, "execution_accuracy": score["accuracy"], "execution_accuracy_low": low,
-                "execution_accuracy_high": high, "share_of_bytes": 0.5, "seconds_per_question": 2.6, "memory_gb": 0.3,
+                "execution_accuracy_high": high, "share_of_bytes": 0.5, "seconds_per_question": 2.6,
+                "inference_memory_gb": 0.3,
                 "steps": {}}  # fmt: skip
     return Row(**defaults | changes)
 
@@ -70,7 +71,7 @@ ODD = {
 def test_pareto_draws_every_measured_row_and_names_each_method_once(tmp_path, rows, figures):
     charts.pareto(tmp_path / "pareto.png", rows, "title with $5 in it")
     assert drawn(tmp_path / "pareto.png")
-    costs = ("share_of_bytes", "seconds_per_question", "memory_gb")
+    costs = ("share_of_bytes", "seconds_per_question", "inference_memory_gb")
     for axes, cost in zip(figures[0].axes, costs, strict=True):
         there = [one for one in rows if getattr(one, cost) is not None]
         assert sum(len(bars.lines[0].get_xdata()) for bars in axes.containers) == len(there)

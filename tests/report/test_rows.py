@@ -171,14 +171,6 @@ def test_seconds_per_question_are_those_of_a_median_prompt_and_answer(tmp_path):
     assert expected == pytest.approx(1 + 1.7, rel=0.15)
 
 
-def test_another_form_of_a_model_has_no_memory_and_no_time_of_its_own(tmp_path):
-    evaluated(tmp_path, "a")
-    made.data_report(tmp_path)
-    made.throughput(tmp_path, "a", 10.0, label="half of it on the CPU")
-    (section,) = sections(tmp_path)
-    assert section.rows[0].seconds_per_question is None and section.rows[0].memory_gb is None
-
-
 @pytest.mark.parametrize("record", [{}, {"decode": {}, "prefill": None}, {"decode": {"1": {"tokens_per_s": None}}}])
 def test_an_incomplete_benchmark_is_read_as_not_measured(tmp_path, record):
     evaluated(tmp_path, "a")

@@ -68,16 +68,6 @@ def test_a_depth_that_was_not_healed_is_noted(tmp_path):
     assert next(iter(table.notes)).startswith("saved on the way down")
 
 
-def test_a_model_measured_in_another_form_is_noted(tmp_path):
-    made.settings(tmp_path / "a", "train_qlora_4bit.py")
-    made.evaluation(tmp_path, "a", made.answers(0.3, 40))
-    made.throughput(tmp_path, "a", 10.0, label="half of it on the CPU")
-    table = tables.results_table(sections(tmp_path)[0].rows, tables.FULL)
-    (line,) = cells(table)
-    number = table.notes["half of it on the CPU"]
-    assert line["Decode tokens/s"].endswith(f" ({number})") and line["Memory GB"] == f"- ({number})"
-
-
 def test_a_table_reads_the_same_in_markdown_and_in_a_terminal():
     table = tables.Table(("a", "b"))
     table.lines.append(["x|y", table.noted("-", "not measured")])

@@ -277,15 +277,6 @@ def test_a_ratio_within_the_benchmarks_own_spread_decides_nothing(tmp_path, deco
     assert equal_size(read(tmp_path)).winners["decode"] == winner
 
 
-def test_a_model_measured_in_another_form_decides_no_speed_and_no_memory(tmp_path):
-    section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
-    made.throughput(tmp_path, "gptq_4bit", 20.0, memory=0.9)
-    made.throughput(tmp_path, "sapling/30", 40.0, memory=0.3, label="does not fit a 10 GB card: measured in 4 bits")
-    found = equal_size(read(tmp_path))
-    assert found.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
-    assert "measured in 4 bits" in notes(found)
-
-
 @pytest.mark.parametrize(
     ("device", "kernel", "bandwidth", "decode", "prefill"),
     [

@@ -6,7 +6,6 @@ from training_rows import CPU, make_rows
 from transformers import Trainer, TrainingArguments
 
 from fincompress import models
-from fincompress.errors import UserError
 from fincompress.training import trainer
 
 
@@ -67,13 +66,3 @@ def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer.TargetTrainer(model=model, args=arguments).train()
     assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
-
-
-def test_a_gpu_that_is_too_small_names_the_need_and_the_constants_to_lower(monkeypatch):
-    card = type("Card", (), {"total_memory": 10e9})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
-    with (
-        pytest.raises(UserError, match=r"not enough \(10.0 GB, predicted 12.3\): lower BATCH_SIZE .*LORA_RANK"),
-        trainer.explain_out_of_memory(12.3),
-    ):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
