@@ -86,7 +86,7 @@ def read_predictions(path: Path) -> dict[str, list[str]]:
         # splitlines() also parts at U+2028
         records = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is neither a JSON list nor JSONL: {error}") from None
+        raise UserError(f"{path} cannot be read as a JSON list or JSONL: {error}") from None
     predictions: dict[str, list[str]] = {}
     for number, record in enumerate(records, start=1):
         record = record if isinstance(record, dict) else {}
