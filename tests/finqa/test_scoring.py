@@ -156,10 +156,10 @@ def test_own_predictions_are_read_back(tmp_path):
     [
         (b"", "holds no prediction"),
         (b"[]", "holds no prediction"),
-        (b"not json", "is neither a JSON list nor JSONL"),
-        (b'[{"id": "a", ', "is neither a JSON list nor JSONL"),
-        (b"[" * 100_000, "is neither a JSON list nor JSONL"),
-        (b'\xff{"id": "a"}', "is neither a JSON list nor JSONL"),
+        (b"not json", "cannot be read as a JSON list or JSONL"),
+        (b'[{"id": "a", ', "cannot be read as a JSON list or JSONL"),
+        (b"[" * 100_000, "cannot be read as a JSON list or JSONL"),
+        (b'\xff{"id": "a"}', "cannot be read as a JSON list or JSONL"),
         (b'{"id": "a", "program": "x"}\n{"id": "b"}', "record 2: expected"),
         (b'[{"id": "a", "program": "x"}, ["b"]]', "record 2: expected"),
         (b'[["a"]]', "record 1: expected"),
@@ -235,7 +235,7 @@ def test_question_without_a_prediction_counts_as_wrong(tmp_path):
 @pytest.mark.parametrize(
     ("predictions", "arguments", "said"),
     [
-        ("{", [], "is neither a JSON list nor JSONL"),
+        ("{", [], "cannot be read as a JSON list or JSONL"),
         ([{"id": "other", "program": "divide(1, 2)"}], [], "holds no id of dev (its first is other)"),
         ([{"id": "a"}], ["--SPLIT=calibration"], "SPLIT is one of 'train', 'dev', 'test', not 'calibration'"),
         ([{"id": "a", "program": ""}], ["--DATA_DIR=nowhere"], "DATA_DIR=nowhere is no folder"),
