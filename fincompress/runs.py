@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
 # Constants that decide no result: where things lie, and what is written on the way.
-LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "RUN")
+LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "CACHE_GB")
 
 

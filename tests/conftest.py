@@ -4,11 +4,11 @@ import contextlib
 import io
 import json
 import os
-import re
 import runpy
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -57,9 +57,18 @@ def run_in_process(script, *arguments, **environment):
 
 def script_globals(name):
     """The globals of a script of the repository at its call of ``configure``: its constants and its docstring."""
-    path = REPOSITORY / name
-    found = {"__file__": str(path), "__name__": "read"}
-    exec(re.split(r"^(?:\w+ = )?configure\(", path.read_text(), maxsplit=1, flags=re.MULTILINE)[0], found)
+
+    class Reached(Exception):
+        pass
+
+    found = {}
+
+    def reached(namespace):
+        found.update(namespace)
+        raise Reached
+
+    with mock.patch("fincompress.settings.configure", reached), contextlib.suppress(Reached):
+        runpy.run_path(str(REPOSITORY / name), run_name="read")
     return found
 
 

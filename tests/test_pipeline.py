@@ -16,6 +16,7 @@ import torch
 from conftest import REPOSITORY, run_in_process, run_script
 from safetensors.torch import load_file
 
+from fincompress.finqa import examples
 from fincompress.training import lora
 
 DATA = ("preprocess_data.py", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
@@ -201,6 +202,26 @@ def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     assert adapter["ceiling"]["bytes_per_token"] > base["ceiling"]["bytes_per_token"]
     report = read(results / "data" / "data_report.json")["splits"]["dev"]["prompt_tokens"]
     assert adapter["prefill"]["p95"]["prompt_tokens"] == report["p95"] and adapter["data"]["source"] == "synthetic"
+
+
+def test_a_calibration_page_among_the_extra_questions_is_refused(pipeline, tmp_path):
+    train = examples.load_dataset("synthetic").splits["train"]
+    leaked = examples.carve_calibration(train, 8, 0)[1][0].page
+    asked = {"uid": "q", "question": "?", "answer_type": "arithmetic", "derivation": "3-2", "answer": 1, "scale": ""}
+    page = {
+        "table": {"uid": leaked, "table": [["", "a"], ["b", "3"], ["c", "2"]]},
+        "paragraphs": [],
+        "questions": [asked],
+    }
+    (tmp_path / "train.json").write_text(json.dumps([page]))
+    done = run_in_process(*DATA, "--RUN=leak", f"--EXTRA_DATA_DIR={tmp_path}", **pipeline[1])
+    assert done.returncode == 2 and f"page {leaked} is in train and in calibration" in done.stderr
+    assert not (pipeline[0] / "leak").exists()
+    (tmp_path / "train.json").write_text(json.dumps([page | {"table": page["table"] | {"uid": "another"}}]))
+    done = run_in_process(*DATA, "--RUN=more", f"--EXTRA_DATA_DIR={tmp_path}", **pipeline[1])
+    assert done.returncode == 0 and "and 1 arithmetic questions of TAT-QA" in done.stdout
+    report = json.loads((pipeline[0] / "more" / "data_report.json").read_text())
+    assert report["splits"]["train"]["examples"] == 49 and report["extra"]["usable"] == 1
 
 
 @pytest.mark.parametrize(
