@@ -36,7 +36,7 @@ import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from fincompress import models, runs  # noqa: E402
+from fincompress import models, runs, training  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, prompts, tatqa  # noqa: E402
 
@@ -85,14 +85,14 @@ def encode(example: examples.Example, tokenizer) -> dict:
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
         lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
     )  # fmt: skip
-    prompt_ids = tokenizer(prompt).input_ids
-    target_ids = [*tokenizer(example.program, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    ids = training.encode(prompt, example.program, tokenizer)
+    target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]
     return {
         "id": example.id,
-        "input_ids": prompt_ids + target_ids,
-        "prompt_tokens": len(prompt_ids),
-        "target_tokens": len(target_ids),
-        "length": len(prompt_ids) + len(target_ids),
+        **ids,
+        "target_tokens": target_tokens,
+        "length": len(ids["input_ids"]),
+        "prompt": prompt,
         "question": example.question,
         "program": example.program,
         "exe_ans": json.dumps(example.exe_ans),  # a number or yes/no: one column needs one type

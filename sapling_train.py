@@ -43,6 +43,7 @@ KL: float = 1.0  # weight of KL(teacher || model) on the target tokens
 TEMPERATURE: float = 2.0  # of both distributions in that KL
 CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
+AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked anew
 HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
 HEALING_EPOCHS: float = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0

@@ -20,6 +20,7 @@ LORA_RANK = 32  # rank of the adapters; more learns more and costs little at thi
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 LORA_DROPOUT: float = 0.0  # on the input of the adapters
 # Optimizer
+AUGMENT: str | None = None  # "figures": page, question and program have new figures in every pass but the first
 EPOCHS: float = 1.0  # passes over the training set; 3 on FinQA
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
 LEARNING_RATE: float = 8e-4  # peak; 2e-4 suits 7B
@@ -31,9 +32,7 @@ OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float
 # Batches
 BATCH_SIZE = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION = 1  # batches per optimizer step; the step sees BATCH_SIZE times this many sequences
-GRADIENT_CHECKPOINTING: bool | None = (
-    None  # recompute activations: a third slower, much less memory; None: on a GPU only
-)
+GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations: less memory, a third slower; None: on a GPU only
 # Afterwards
 MERGE_INTO = "dequantized"  # 16-bit weights the adapter is merged into: these, "original", or the "better" of both
 # Records

@@ -6,6 +6,7 @@ from transformers import TrainingArguments
 
 from fincompress.sapling.recovery import Recovery, RecoveryTrainer
 from fincompress.training.loss import TargetCollator
+from fincompress.training.rows import TrainingRows
 
 
 def training_steps(model, recovery, batches, steps=3):
@@ -24,8 +25,8 @@ def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="
         optim=optimizer, save_strategy="no",
     )  # fmt: skip
     trainer = RecoveryTrainer(
-        model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0),
-        callbacks=list(callbacks),
+        model=model, args=arguments, data_collator=TargetCollator(0), callbacks=list(callbacks),
+        train_dataset=TrainingRows(datasets.Dataset.from_list(rows), None, None, 0),
     )  # fmt: skip
     trainer.moments, trainer.recovery = moments, Recovery(0.0, 1.0, 0.0, 2.0)
     return trainer

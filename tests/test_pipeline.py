@@ -21,7 +21,15 @@ from fincompress.training import lora
 
 DATA = ("preprocess_data.py", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=96", "--MAX_PROMPT_TOKENS=200")  # fmt: skip
-TRAIN = ("train_qlora_4bit.py", "--BATCH_SIZE=4", "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--LORA_RANK=4", "--EPOCHS=2")
+TRAIN = (
+    "train_qlora_4bit.py",
+    "--BATCH_SIZE=4",
+    "--LOGGING_STEPS=1",
+    "--SAVE_STEPS=2",
+    "--LORA_RANK=4",
+    "--EPOCHS=2",
+    "--AUGMENT=figures",
+)
 
 
 @pytest.fixture(scope="module")

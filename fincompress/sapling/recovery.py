@@ -102,7 +102,10 @@ def train_stage(
     gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
     checkpoints = run.directory / folder
     indices, passes = training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"])
-    columns = training.TRAINING_COLUMNS + (["row"] if "row" in run.train_set.column_names else [])
+    first_pass = state.examples_seen // len(run.train_set)
+    rows = training.TrainingRows(
+        run.train_set.select(indices), run.tokenizer, s["AUGMENT"], s["SEED"], passes, first_pass
+    )
     arguments = training.training_arguments(
         s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
         save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,
@@ -111,12 +114,11 @@ def train_stage(
     trainer = RecoveryTrainer(
         model=student.model,
         args=arguments,
-        train_dataset=run.train_set.select(indices).select_columns(columns),
+        train_dataset=rows,
         data_collator=run.collator,
         processing_class=run.tokenizer,
         callbacks=[progress, *callbacks],
     )
-    trainer.passes = passes
     trainer.moments = moments
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
     trainer.remove_callback(PrinterCallback)
@@ -137,7 +139,7 @@ def train_stage(
 
 
 def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching] | None:
-    """What says a batch's ``Teaching``: a cache where CACHE_GB has room for the training set, else the teacher."""
+    """What says a batch's ``Teaching``: a cache of a fixed training set where CACHE_GB has room, else the teacher."""
     s = run.settings
     hidden, temperature = s["HIDDEN_STATES"] > 0, s["TEMPERATURE"]
     if s["KL"] == 0 and not hidden:
@@ -145,7 +147,7 @@ def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching]
     teacher, config, dtype = run.teacher, run.student.config, run.student.dtype
     shape = (config.num_hidden_layers, losses.POSITIONS, config.hidden_size) if hidden else None
     size = len(run.train_set) * math.prod(shape) * dtype.itemsize if hidden else 0
-    if size > 1e9 * s["CACHE_GB"]:
+    if s["AUGMENT"] or size > 1e9 * s["CACHE_GB"]:
         return functools.partial(teacher.teach, temperature=temperature, hidden_states=hidden)
     if run.cache is None:
         path = run.directory / "teaching.safetensors"

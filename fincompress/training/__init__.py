@@ -1,7 +1,7 @@
 """Training: ``loss`` on target tokens, the ``trainer`` of every phase (its names are also here), and ``lora``."""
 
+from fincompress.training.rows import TrainingRows, encode
 from fincompress.training.trainer import (
-    TRAINING_COLUMNS,
     Progress,
     TargetTrainer,
     check_settings,

@@ -122,8 +122,8 @@ def train_adapter(
     )  # fmt: skip
     progress = ProgressAndCalibration(calibration, tokenizer, 2 * s["BATCH_SIZE"], dtype)
     trainer = TargetTrainer(
-        model=model, args=arguments, train_dataset=train_set.select_columns(training.TRAINING_COLUMNS),
-        data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=[progress],
+        model=model, args=arguments, data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer,
+        train_dataset=training.TrainingRows(train_set, tokenizer, s["AUGMENT"], s["SEED"]), callbacks=[progress],
     )  # fmt: skip
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:

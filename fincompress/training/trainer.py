@@ -16,8 +16,8 @@ from fincompress import provenance, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import target_logits, target_loss
+from fincompress.training.rows import FIGURES, TrainingRows
 
-TRAINING_COLUMNS = ["input_ids", "prompt_tokens", "length"]
 LR_SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 WINDOW = 50  # batches that are sorted by length together
 
@@ -25,10 +25,8 @@ WINDOW = 50  # batches that are sorted by length together
 class TargetTrainer(Trainer):
     """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own.
 
-    ``passes`` are the lengths of the passes over the examples that stand one after another in the training set.
+    Its training set are ``TrainingRows``.
     """
-
-    passes: list[int] | None = None  # None: one pass
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
@@ -55,36 +53,32 @@ class TargetTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(self.train_dataset["length"], batch_size, self.args.seed, self.passes)
+        return LengthGroupedSampler(self.train_dataset, batch_size, self.args.seed)
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler):
     """Shuffled order in which neighbours have like lengths; epoch k's order depends on the seed and k alone.
 
     transformers' own sampler draws from the global generator: a resumed run would see another order than an unbroken
-    one. Where the rows are several ``passes`` over the same examples, one pass comes after another: shuffled together,
+    one. Where the rows are several passes over the same examples, one pass comes after another: shuffled together,
     copies of an example, which are of one length, would meet in a batch.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, passes: list[int] | None = None):
-        self.lengths = list(lengths)
-        self.passes = passes or [len(self.lengths)]  # rows of each, in order
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
+    def __init__(self, rows: TrainingRows, batch_size: int, seed: int):
+        self.rows, self.lengths, self.batch_size, self.seed = rows, rows.lengths, batch_size, seed
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer at the start of each epoch, also of a resumed one."""
-        self.epoch = epoch
+        self.rows.epoch = epoch
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = _generator(self.seed, self.epoch)
+        generator = _generator(self.seed, self.rows.epoch)
         size = WINDOW * self.batch_size
         begin, short = 0, []
-        for rows in self.passes:
+        for rows in self.rows.passes:
             order = (begin + torch.randperm(rows, generator=generator)).tolist()
             begin += rows
             batches = []
@@ -172,6 +166,7 @@ def check_settings(s: dict) -> None:
     if not 0 <= s["SEED"] < 2**32:  # what numpy's generator takes
         raise UserError(f"SEED is from 0 to 2^32 - 1, not {s['SEED']}")
     check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
+    check_choice("AUGMENT", s["AUGMENT"] or FIGURES, (FIGURES,))
     check_choice("OPTIMIZER", s["OPTIMIZER"] or "adamw_torch", tuple(name.value for name in OptimizerNames))
     if s["WARMUP"] < 0:
         raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {s['WARMUP']}")

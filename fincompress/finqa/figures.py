@@ -1,0 +1,81 @@
+"""Redraw the figures of a prompt and its program together: the skill is to find and copy them, not to remember them."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from fincompress.finqa import program
+from fincompress.finqa.numbers import parse_number
+
+# A whole number of a text, as ``numbers.numbers_in`` finds it, without its sign.
+_FIGURE = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)|(?<![\w.,])\.\d+(?!\w|[.,]\d)")
+YEARS = range(1980, 2041)  # kept: which year is asked for is not a figure
+SMALL = 31  # whole numbers up to this are kept: days of a month, counts, notes
+TRIES = 10  # draws before an example is left as it is
+
+
+def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
+    """``(prompt, program)`` with new figures, the same ones in both, of as many digits and decimals.
+
+    Commas and signs stay where they are; years, small whole numbers, constants and figures in the name of a row that
+    the program uses are kept. Different figures stay different. A pair whose program no longer executes, as where what
+    it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
+    """
+    tokens = program.tokenize(text)
+    fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, _FIGURE.findall(row))}
+    found = [_plain(figure) for figure in _FIGURE.findall(prompt + " " + " ".join(program.operands(text)[0]))]
+    figures = [figure for figure in dict.fromkeys(found) if figure not in fixed and not _is_kept(figure)]
+    arithmetic = not any(name in program.TABLE for name in program.operations(tokens))
+    for _ in range(TRIES):
+        new = {figure: _draw(figure, generator) for figure in figures}
+        if len(set(new.values())) < len(new):
+            continue
+        written = ", ".join(_rewrite_step(step, new) for step in text.split(", "))
+        # What a table operation gives cannot be told from the lines of a prompt.
+        if not arithmetic or not program.execute(program.tokenize(written), []).invalid:
+            return _rewrite(prompt, new), written
+    return prompt, text
+
+
+def _plain(figure: str) -> str:
+    """A figure without commas and without zeros at the end: 1,250.50 is 1250.5, also in the program."""
+    figure = figure.replace(",", "")
+    return figure.rstrip("0").rstrip(".") if "." in figure else figure
+
+
+def _is_kept(figure: str) -> bool:
+    value = float(figure)
+    return value == 0 or ("." not in figure and (value <= SMALL or value in YEARS))
+
+
+def _draw(figure: str, generator: random.Random) -> str:
+    """As many digits, none of them a leading 0 that was not there, and no figure that would be kept."""
+    while True:
+        leading = re.match(r"[0.]*", figure)[0]
+        rest = figure[len(leading) :]
+        drawn = leading + "".join(
+            digit if digit == "." else str(generator.randint(position == 0, 9)) for position, digit in enumerate(rest)
+        )
+        if not _is_kept(drawn):
+            return drawn
+
+
+def _rewrite(text: str, new: dict[str, str]) -> str:
+    """``text`` with new figures where the old ones stood, commas included."""
+
+    def replace(match: re.Match) -> str:
+        figure = _plain(match[0])
+        zeros = match[0].replace(",", "")[len(figure) :]
+        digits = iter(new.get(figure, figure) + zeros)
+        return "".join(character if character == "," else next(digits) for character in match[0])
+
+    return _FIGURE.sub(replace, text)
+
+
+def _rewrite_step(part: str, new: dict[str, str]) -> str:
+    """A part of a program's text between two commas: ``add(5829`` or ``5735)``; references and constants stay."""
+    name, bracket, argument = part.rpartition("(")
+    if "#" in argument or "const" in argument or name in program.TABLE or parse_number(argument.rstrip(")")) is None:
+        return part
+    return name + bracket + _rewrite(argument, new)

@@ -1,0 +1,64 @@
+"""The examples of a training in the order of a stream, and their figures, drawn anew in every pass but the first."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import random
+
+import datasets
+import torch
+
+from fincompress.errors import UserError
+from fincompress.finqa import figures
+
+FIGURES = "figures"  # the value of AUGMENT
+
+
+class TrainingRows(torch.utils.data.Dataset):
+    """Rows of a data run for the Trainer, on the fly: no copy of a redrawn example is stored.
+
+    ``passes`` says how many rows belong to each pass over the examples, of which ``first_pass`` is the number of the
+    first. ``epoch``, which the sampler sets, counts passes on. New figures depend on ``seed``, the pass and the
+    example's id alone, so that a resumed run sees those of an unbroken one.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, tokenizer, augment: str | None, seed: int,
+        passes: list[int] | None = None, first_pass: int = 0,
+    ):  # fmt: skip
+        self.columns = [name for name in ("input_ids", "prompt_tokens", "row") if name in rows.column_names]
+        needed = {"id", "prompt", "program"} if augment else set()
+        if not needed <= set(rows.column_names):
+            raise UserError(
+                "AUGMENT needs a data run that keeps the prompts: run preprocess_data.py again, as another RUN"
+            )
+        self.rows = rows.select_columns([*self.columns, "length", *sorted(needed)])
+        self.tokenizer, self.augment, self.seed = tokenizer, augment, seed
+        self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass, 0
+        self.ends = list(itertools.accumulate(self.passes))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row as it was prepared; new figures have as many digits."""
+        return list(self.rows["length"])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.rows[index]
+        found = {name: row[name] for name in self.columns}
+        number = self.first_pass + self.epoch + bisect.bisect(self.ends, index)
+        if self.augment is None or number == 0:
+            return found
+        generator = random.Random(f"{self.seed} {number} {row['id']}")
+        prompt, text = figures.redraw(row["prompt"], row["program"], generator)
+        return found | encode(prompt, text, self.tokenizer)
+
+
+def encode(prompt: str, text: str, tokenizer) -> dict:
+    """``input_ids`` of prompt + program + EOS, and how many of them are the prompt's."""
+    prompt_ids = tokenizer(prompt).input_ids
+    target_ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return {"input_ids": prompt_ids + target_ids, "prompt_tokens": len(prompt_ids)}

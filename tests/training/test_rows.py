@@ -1,0 +1,55 @@
+"""Training rows: an example has its own figures in the first pass and new ones in each later pass, by seed and id."""
+
+import datasets
+import pytest
+
+from fincompress import models
+from fincompress.errors import UserError
+from fincompress.training.rows import FIGURES, TrainingRows, encode
+
+PROMPT, TEXT = "net sales|5829|5735\nQuestion: what changed?\nProgram:\n", "subtract(5829, 5735)"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_base):
+    return models.load_tokenizer(tiny_base)
+
+
+def make_rows(tokenizer, count=3):
+    row = encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "program": TEXT}
+    return datasets.Dataset.from_list([row | {"id": str(i), "length": len(row["input_ids"])} for i in range(count)])
+
+
+def texts(rows, tokenizer):
+    return [tokenizer.decode(row["input_ids"]) for row in rows]
+
+
+def test_the_first_pass_is_as_released_and_later_ones_have_new_figures_each(tokenizer):
+    examples = make_rows(tokenizer)
+    rows = TrainingRows(examples.select([0, 1, 2, 2, 0]), tokenizer, FIGURES, seed=0, passes=[3, 2])
+    found = texts(rows, tokenizer)
+    assert found[:3] == texts(examples, tokenizer) and len({*found[:1], *found[3:]}) == 3
+    assert all(text.endswith("<|im_end|>") and "subtract(" in text for text in found)
+    for text in found[3:]:
+        first, second = text.split("|")[1], text.split("|")[2].partition("\n")[0]
+        assert f"subtract({first}, {second})" in text
+    assert rows.lengths == examples.select([0, 1, 2, 2, 0])["length"]
+
+
+def test_a_resumed_run_sees_the_figures_of_an_unbroken_one(tokenizer):
+    examples = make_rows(tokenizer)
+    unbroken = texts(TrainingRows(examples.select([0, 1, 2, 2, 0]), tokenizer, FIGURES, 0, [3, 2]), tokenizer)
+    later = TrainingRows(examples.select([2, 0]), tokenizer, FIGURES, 0, [2], first_pass=1)
+    assert texts(later, tokenizer) == unbroken[3:]
+    epochs = TrainingRows(examples, tokenizer, FIGURES, 0)
+    epochs.epoch = 1
+    assert texts(epochs, tokenizer)[2] == unbroken[3]
+    assert texts(TrainingRows(examples, tokenizer, FIGURES, 1, first_pass=1), tokenizer)[2] != unbroken[3]
+
+
+def test_nothing_is_redrawn_unless_asked_for(tokenizer):
+    examples = make_rows(tokenizer)
+    rows = TrainingRows(examples, tokenizer, None, seed=0, first_pass=3)
+    assert texts(rows, tokenizer) == texts(examples, tokenizer)
+    with pytest.raises(UserError, match="run preprocess_data.py again"):
+        TrainingRows(examples.remove_columns("prompt"), tokenizer, FIGURES, seed=0)
