@@ -46,7 +46,9 @@ HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden state
 AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked anew
 HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
-HEALING_EPOCHS: float = 0.5  # longest training of such a copy, and after the last drop; its learning rate falls to 0
+HEALING_EPOCHS: float | list = (
+    0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
+)
 KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
 PATCH_EXAMPLES = 64  # examples by which the layer before takes up what a dropped unit does; 0: none (as with "qlora")
 FADE: float = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
@@ -125,7 +127,7 @@ def check_settings(s: dict) -> None:
         SAVE_EVERY=SAVE_EVERY,
     )  # fmt: skip
     training.check_settings(s)
-    for name in ("FIRST_EPOCHS", "CYCLE_EPOCHS", "HEALING_EPOCHS"):
+    for name in ("FIRST_EPOCHS", "CYCLE_EPOCHS"):
         if s[name] < 0:
             raise UserError(f"{name} cannot be below 0, as {s[name]} is")
     for name in ("TARGET_SIZE", "TRAIN_RATIO", "HEALING_TRAIN_RATIO", "ACCURACY_FLOOR"):
@@ -161,6 +163,12 @@ def check_recovery(s: dict) -> None:
         raise UserError("there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper'")
     if UPDATE == "qlora" and TEACHER not in (None, START_FROM):
         raise UserError("with UPDATE = 'qlora' teacher and model share one base: TEACHER must be START_FROM, or None")
+    passes = s["HEALING_EPOCHS"]
+    if isinstance(passes, list) and len(passes) != len(s["HEAL_AT"]) + 1:
+        raise UserError("HEALING_EPOCHS lists the passes at each depth of HEAL_AT, and one more for the last depth")
+    for each in passes if isinstance(passes, list) else [passes]:
+        if isinstance(each, bool) or not isinstance(each, int | float) or each < 0:
+            raise UserError(f"HEALING_EPOCHS are passes over the training set, 0 or more, not {each!r}")
     for depth in s["HEAL_AT"]:
         if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
             raise UserError(f"HEAL_AT holds numbers of sub-layers (30) or shares of the bytes (0.5), not {depth!r}")

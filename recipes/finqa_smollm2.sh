@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The record on real FinQA with SmolLM2-135M: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate eight hours on two cores that multiply bf16, with 1,964 training examples;
+# skipped, a killed run resumes. By estimate fourteen hours on two cores that multiply bf16, with 1,964 training examples;
 # all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle machine:
 # nothing else should run during the last step.
 #
@@ -39,12 +39,14 @@ run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]
 
 # Phase 3 with its teacher, healed at five depths, the last one of the bytes of GPTQ's checkpoint (43 %)
 start=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --CALIBRATION_EXAMPLES=128)
-schedule=(--CYCLE_EPOCHS=0.25 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=1)
-run sapling_train.py --RUN=sapling "${start[@]}" "${schedule[@]}" --TARGET_SIZE=0.43 "--HEAL_AT=[50,40,30,22]"
+schedule=(--CYCLE_EPOCHS=0.25 --DROPS_EARLY=5 --DROPS_LATE=4)
+run sapling_train.py --RUN=sapling "${start[@]}" "${schedule[@]}" --TARGET_SIZE=0.43 "--HEAL_AT=[50,40,30,22]" \
+    "--HEALING_EPOCHS=[1,1,3,3,3]"
+half=("${schedule[@]}" "--HEAL_AT=[30,22]" "--HEALING_EPOCHS=[3,3,0]")
 for seed in 1 2; do
-    run sapling_train.py --RUN=sapling_seed_$seed "${start[@]}" "${schedule[@]}" "--HEAL_AT=[30,22]" --SEED=$seed
+    run sapling_train.py --RUN=sapling_seed_$seed "${start[@]}" "${half[@]}" --SEED=$seed
 done
-run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${schedule[@]}" "--HEAL_AT=[30,22]" --UPDATE=qlora
+run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${half[@]}" --UPDATE=qlora
 # As the paper trains: no teacher, a quarter of the layers
 run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 \
     --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
@@ -52,11 +54,11 @@ run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_
 pruned=()
 for criterion in last block_influence taylor random; do
     run sapling_train.py --RUN=one_shot_$criterion "${start[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
-        --DROP_UNIT=block "--HEAL_AT=[30,22]" --HEALING_EPOCHS=2
+        --DROP_UNIT=block "--HEAL_AT=[30,22]" --HEALING_EPOCHS=4
     pruned+=(one_shot_$criterion)
 done
 # Phase 1 trained on for as many examples, no layer dropped: with itself as teacher, and without
-longer=("${start[@]}" --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=2)
+longer=("${start[@]}" --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=4)
 run sapling_train.py --RUN=longer_taught "${longer[@]}"
 run sapling_train.py --RUN=longer "${longer[@]}" --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 

@@ -37,7 +37,7 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
         **shares,
         **training_so_far(run, [healed] if healed else []),  # not what other depths were healed by
         "final": bool(state.stopped) or student.share <= s["TARGET_SIZE"],
-        "healed": healed is not None and s["HEALING_EPOCHS"] > 0,
+        "healed": healed is not None and healed["examples_seen"] > 0,
         **{key: value for key, value in (healed or {}).items() if key.startswith("calibration_")},
         "dropped": [row["dropped"] for row in state.trajectory],
     }

@@ -32,7 +32,10 @@ def heal(run: Run, last: bool = False) -> None:
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
     if any(row["units_left"] == student.left for row in state.healed) or not (depths or last):
         return
-    count = round(s["HEALING_EPOCHS"] * len(run.train_set))
+    passes = s["HEALING_EPOCHS"]
+    if isinstance(passes, list):
+        passes = passes[s["HEAL_AT"].index(depths[-1]) if depths else -1]
+    count = round(passes * len(run.train_set))
     row = {"units_left": student.left, "share_of_bytes": round(student.share, 5), "heal_at": depths}
     row |= {"examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
     folder = f"healing-{student.left}"

@@ -120,3 +120,5 @@ def apply_recovery(s: dict) -> None:
     if s["RECOVERY"] == "paper":
         print("RECOVERY = 'paper' sets " + ", ".join(f"{name} = {value!r}" for name, value in PAPER.items()))
         s.update(PAPER)
+        if isinstance(s["HEALING_EPOCHS"], list):  # of which the paper's algorithm has the last alone
+            s["HEALING_EPOCHS"] = s["HEALING_EPOCHS"][-1:]

@@ -172,7 +172,14 @@ def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
 
 
 def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
-    more = ("--CRITERION=kl", "--HIDDEN_STATES=0", "--FADE=0", "--TARGET_SIZE=0.9", "--HEAL_AT=[]")
+    more = (
+        "--CRITERION=kl",
+        "--HIDDEN_STATES=0",
+        "--FADE=0",
+        "--TARGET_SIZE=0.9",
+        "--HEAL_AT=[]",
+        "--HEALING_EPOCHS=1",
+    )
     done(*SAPLING, *TAUGHT, *more, "--RUN=by_kl", **six[1])
     scores = pd.read_csv(six[0] / "by_kl" / "layer_scores.csv")
     first = scores[scores["scan"] == 1]
