@@ -13,8 +13,9 @@ import pytest
 import torch
 from conftest import REPOSITORY, run_in_process
 from safetensors.torch import load_file, save_file
-from sapling_runs import SAPLING, assert_same_run, done, read
+from sapling_runs import SAPLING, assert_same_run, done, read, settings_of
 
+import fincompress.sapling as method
 from fincompress.sapling.recovery import RecoveryTrainer
 from fincompress.sapling.state import State, moments_from_tensors, moments_to_tensors
 
@@ -63,6 +64,20 @@ def test_one_shot_resumes_within_its_training(six):
     kill_within("trainer-0", *command, "--RUN=shot_broken", **environment)
     assert "of this stage" in done(*command, "--RUN=shot_broken", **environment)
     assert_same_run(results / "shot", results / "shot_broken")
+
+
+def test_what_a_patch_made_of_frozen_weights_is_there_again_after_a_kill(six):
+    settings = settings_of(six[1], RUN="patched", PATCH_EXAMPLES=8, TRAIN_RATIO=0.1, START_FROM=None, KL=0.0,
+                           HIDDEN_STATES=0.0, SAVE_EVERY=None)  # fmt: skip
+    run = method.open_run(settings, "sapling_train.py")
+    run.choose_trainable(run.rank_by_importance())
+    run.save_state()
+    run.drop(run.score())
+    run.save_state()
+    weights = {name: p for name, p in run.student.model.named_parameters() if name in run.state.patched}
+    assert any(not p.requires_grad for p in weights.values())
+    again = dict(method.open_run(settings, "sapling_train.py").student.model.named_parameters())
+    assert all(torch.equal(again[name], p) for name, p in weights.items())
 
 
 @pytest.mark.parametrize("stage", ["trainer-0", "healing-10"])  # the first fades out what was dropped
