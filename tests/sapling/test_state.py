@@ -56,7 +56,7 @@ def test_a_killed_process_resumes_with_the_same_drops_and_ends_the_same(sapling,
 
 
 def test_one_shot_resumes_within_its_training(six):
-    """Also with what a patch made of frozen weights, and with redrawn figures."""
+    """Also with patched weights and redrawn figures."""
     results, environment = six
     command = (*SAPLING, "--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block", "--FIRST_EPOCHS=1.5",
                "--SAVE_STEPS=2", "--PATCH_EXAMPLES=8", "--AUGMENT=figures")  # fmt: skip
