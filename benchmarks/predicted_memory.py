@@ -129,10 +129,8 @@ def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, 
             TRAINING, Path(folder), device, dtype, max_steps=count, save_strategy="no",
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
-        trainer = training.TargetTrainer(
-            model=model, args=arguments, train_dataset=datasets.Dataset.from_list(rows), data_collator=TargetCollator(0)
-        )
-        trainer.train()
+        rows = training.TrainingRows(datasets.Dataset.from_list(rows), None, None, 0)
+        training.TargetTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0)).train()
 
 
 def decode() -> dict[str, float]:
