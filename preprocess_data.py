@@ -16,6 +16,7 @@ from fincompress.settings import check_choice, check_positive, configure
 BASE_MODEL = "smollm2-135m"  # whose tokenizer: smollm2-135m (embedded), a folder, a hub id, or shape:<name>
 DATA_DIR = "synthetic"  # the generated set, or a folder of FinQA's JSON; into "data" it is downloaded
 EXTRA_DATA_DIR: str | None = None  # a folder of TAT-QA's JSON, whose arithmetic questions are trained on as well
+PAGE_QUESTIONS = 0  # so many further questions are made from the tables and sentences of training pages
 RESULTS_DIR = "results"  # every run gets a folder in here
 RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 # What a prompt shows
@@ -38,7 +39,7 @@ from tqdm import tqdm  # noqa: E402
 
 from fincompress import models, runs, training  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, prompts, tatqa  # noqa: E402
+from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa  # noqa: E402
 
 
 def main() -> None:
@@ -55,7 +56,9 @@ def main() -> None:
     extra, extra_report = tatqa.load(EXTRA_DATA_DIR) if EXTRA_DATA_DIR else ([], None)
     if extra:
         facts["extra"] = {name: extra_report[name] for name in ("source", "fingerprint")}
-    splits = {"train": train[:TRAIN_EXAMPLES] + extra, "calibration": calibration}
+    train = train[:TRAIN_EXAMPLES] + extra
+    made = from_pages.make(train, PAGE_QUESTIONS, SEED)
+    splits = {"train": train + made, "calibration": calibration}
     splits |= {name: found.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in found.splits}
     examples.check_pages_disjoint(splits)
     directory = runs.start_run(RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json")
@@ -65,6 +68,7 @@ def main() -> None:
         "source": found.source,
         "skipped": found.skipped,
         "extra": extra_report,
+        "made_from_pages": len(made),
         "missing_splits": [split for split in examples.SPLITS if split not in found.splits],
         "calibration_ids": [example.id for example in calibration],
         "splits": {},
@@ -127,6 +131,8 @@ def print_report(report: dict) -> None:
     if extra := report["extra"]:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in extra["left_out"].items())
         print(f"  and {extra['usable']} arithmetic questions of {extra['source']}, {reasons}")
+    if report["made_from_pages"]:
+        print(f"  and {report['made_from_pages']} questions made from the pages of both")
     for split in report["missing_splits"]:
         print(f"  no {split} split: there is no {split}.json in {DATA_DIR}/")
     print(f"{'split':<12}{'examples':>9}{'prompt p50':>11}{'p95':>6}{'max':>6}{'evidence recall':>17}")

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import itertools
 import random
-import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from fincompress.finqa.program import execute, operations, tokenize
+from fincompress.finqa.questions import FIELD, Asker, Figure, Grid, next_ask
 
 DEFAULT_COUNTS = {"train": 3000, "dev": 400, "test": 400}
 
@@ -61,77 +60,7 @@ def may_show(number: int, split: str) -> bool:
     return abs(number) < 100 or owner == split
 
 
-# --- questions ------------------------------------------------------------------------------------------------------
-
-# Kinds of question: the program, and ways to ask it, the free one last. Rows are x, z, w, their total t; x2 is x at the
-# date d, x0 and x1 are x in y0 and the later y1, span is from y0 to y1.
-FAMILIES = (
-    ("subtract({x1}, {x0})", "what was the change in {x} {span}", "what was the net change in {x} {span}",
-     "how much did {x} change between {y0} and {y1}"),
-    ("subtract({high}, {low})", "what was the {increase} in {x} {span}", "by how much did {x} {increase} {span}",
-     "how much {higher} was {x} in {y1} than in {y0}"),
-    ("subtract({x1}, {x0}), divide(#0, {x0})", "what was the percentage change in {x} {span}",
-     "what was the growth rate in {x} {span}", "by what percentage did {x} change {span}",
-     "what was the growth rate in {x} for {y1} over {y0}"),
-    ("divide({x1}, {x0}), subtract(#0, const_1)", "how much {higher} , in percent , was {x} in {y1} than in {y0}",
-     "what percent {higher} was {x} in {y1} than in {y0}", "in percent , how far was {x} in {y1} from {y0}"),
-    ("add({x0}, {x1})", "what was the total {x} for {y0} and {y1}", "how much were {x} in {y0} and {y1} together"),
-    ("add({x0}, {x1}), divide(#0, const_2)", "what was the average {x} for {y0} and {y1}",
-     "for {y0} and {y1} , what was {x} on average"),
-    ("add({u0}, {u1}), add(#0, {u2})", "what was the total {x} for the three years {first} to {last}",
-     "what were cumulative {x} in {first}-{last}"),
-    ("add({u0}, {u1}), add(#0, {u2}), divide(#1, const_3)",
-     "what was the average {x} for the three years {first} to {last}",
-     "considering the years {first}-{last} , what was the average {x}"),
-    *((f"table_{operation}({{row}}, none)", f"what was the {word} {{x}} over the years shown",
-       f"for all years presented , what was the {word} {{x}}")
-      for operation, word in (("average", "average"), ("max", "highest"), ("min", "lowest"), ("sum", "total"))),
-    ("subtract({x2}, {z2})", "what was the difference between {x} and {z} in {d}",
-     "by how much did {x} exceed {z} in {d}", "what was {x} in {d} net of {z}"),
-    ("divide({x2}, {z2})", "what was the ratio of {x} to {z} in {d}", "how many times {z} was {x} in {d}"),
-    ("add({x2}, {z2})", "what was the total of {x} and {z} in {d}", "how much were {x} and {z} together in {d}"),
-    ("greater({x2}, {z2})", "was {x} greater than {z} in {d}", "did {x} exceed {z} in {d}"),
-    ("subtract({x1}, {x0}), divide(#0, {x0}), subtract({z1}, {z0}), divide(#2, {z0}), subtract(#1, #3)",
-     "what was the difference in the percentage change in {x} and {z} {span}",
-     "by how much did the growth rate in {x} differ from that in {z} {span}"),
-    ("add({x1}, {z1}), add({x0}, {z0}), subtract(#0, #1), divide(#2, #1)",
-     "what was the percentage change in the total of {x} and {z} {span}",
-     "by what percent did {x} and {z} together change {span}"),
-    ("divide({x2}, {t2})", "what was {x} as a percentage of {t} in {d}", "{x} was what percent of {t} in {d}",
-     "what percentage of {t} in {d} was {x}"),
-    ("add({x2}, {z2}), divide(#0, {t2})", "what were {x} and {z} as a percentage of {t} in {d}",
-     "what percentage of {t} in {d} was {x} and {z} combined"),
-    ("add({x2}, {z2}), add(#0, {w2}), divide(#1, {t2})", "what were {x} , {z} and {w} as a percentage of {t} in {d}",
-     "what percentage of {t} in {d} was {x} , {z} and {w} combined"),
-    ("subtract({t2}, {x2})", "what was {t} excluding {x} in {d}", "how much of {t} in {d} was not {x}"),
-    ("divide({x1}, {t1}), divide({x0}, {t0}), subtract(#0, #1)",
-     "what was the change in {x} as a percentage of {t} {span}",
-     "by how many percentage points did the share of {x} in {t} change {span}"),
-    # An index that starts at 100; the table and the text together.
-    ("subtract({x2}, const_100), divide(#0, const_100)", "what was the total return of {x} from {start} to {d}",
-     "what was the roi of an investment in {x} from {start} to {d}"),
-    ("subtract({x2}, const_100), divide(#0, const_100), subtract({z2}, const_100), divide(#2, const_100), "
-     "subtract(#1, #3)", "what was the difference in the total return of {x} and {z} from {start} to {d}",
-     "by how much did the return of {x} differ from that of {z} from {start} to {d}"),
-    ("subtract({x2}, {cost})", "what was {x} excluding {event} in {d}", "what was {x} without {event} in {d}",
-     "what would {x} have been in {d} but for {event}"),
-    ("divide({cost}, {x2})", "what was {event} as a percentage of {x} in {d}", "{event} was what percent of {x} in {d}",
-     "what portion of {x} in {d} came from {event}"),
-    ("multiply({x2}, {part})", "how much of {x} was from {source} in {d}",
-     "what was the value of {x} attributable to {source} in {d}"),
-    ("multiply({billions}, const_1000), divide(#0, {x2})",
-     "what was the part from {source} as a percentage of {x} in {d}", "what portion of {x} in {d} came from {source}"),
-    ("divide({x2}, {count})", "what was {x} per {unit} in {d}", "how much {x} was there for each {unit} in {d}"),
-    # Of NOTES.
-    ("multiply({principal}, {rate})", "what was the annual interest on the senior notes of {d}",
-     "how much interest do the senior notes of {d} cost a year"),
-    ("divide({paid}, {shares})", "what was the average price of the shares repurchased in {d}",
-     "how much was paid per repurchased share in {d}"),
-    ("multiply({each}, {trucks}), divide(#0, const_1000)", "what was the cost in thousands of the trucks bought in {d}",
-     "how many thousand dollars did the trucks of {d} cost"),
-    ("add({owned}, {leased}), divide({owned}, #0)", "what was owned space as a percentage of owned and leased space",
-     "what percent of all square feet is owned"),
-)  # fmt: skip
+# --- pages ----------------------------------------------------------------------------------------------------------
 
 # Sentences that need no table, and those that tell more of a row x of the table. Ranges of their figures: low, high,
 # decimals and unit.
@@ -194,34 +123,17 @@ SHEETS = (
 # --- one page -------------------------------------------------------------------------------------------------------
 
 
-class _Figure(str):
-    """A figure as programs write it (``-14``, ``12.4%``), or a row's name, and the line that shows it."""
-
-    source: int | str  # a row of the table, or a sentence
-
-    def at(self, source: int | str) -> _Figure:
-        self.source = source
-        return self
-
-
-_Grid = dict[str, dict[str, _Figure]]  # figures by what they are of, then by date
-_FIELD = re.compile(r"{(\w+)}")  # of a template
-# Programs whose result has another unit than their figures, which must be positive.
-_UNITLESS = re.compile(r"greater|multiply|divide\(\S+ (?!const_[23])")
-
-
-class _Page:
+class _Page(Asker):
     """A page while it is made: its table, its sentences, and all that could be asked about them."""
 
     def __init__(self, seed: int, split: str, number: int):
         # random.Random hashes a string with SHA-512: the same everywhere, unlike hash().
-        self.rng, self.split = random.Random(f"{seed}/{split}/{number}"), split
+        super().__init__(random.Random(f"{seed}/{split}/{number}"), [], LOOSE, LATEST)
+        self.split = split
         head, tail = self.rng.choice(_NAMES[split].split()), self.rng.choice(_ENDINGS)
         self.company, self.year = head + tail, self.rng.randint(2001, 2022)
         self.filename = f"{head[:3]}{tail[0]}".upper() + f"/{self.year}/page_{number}.pdf"
-        self.table: list[list[str]] = []
         self.blocks: list[list[str]] = []  # sentences that stand one after the other
-        self.asks: list[dict] = []
 
     def number(self, low: float, high: float) -> int:
         """Return a number from ``low`` to ``high`` that this split may show; higher if there is none."""
@@ -229,9 +141,9 @@ class _Page:
         draws = (self.rng.randint(low, high + attempt // 20) for attempt in itertools.count())
         return next(number for number in draws if may_show(number, self.split))
 
-    def figure(self, low: float, high: float, decimals: int = 0, unit: str = "") -> _Figure:
+    def figure(self, low: float, high: float, decimals: int = 0, unit: str = "") -> Figure:
         number = self.number(low * 10**decimals, high * 10**decimals)
-        return _Figure(f"{number / 10**decimals:.{decimals}f}{unit}")
+        return Figure(f"{number / 10**decimals:.{decimals}f}{unit}")
 
     def column(self, levels: Sequence[float], total: bool) -> list[int]:
         """Return a number near each of ``levels`` and, if ``total``, their sum, all of which the split may show."""
@@ -243,14 +155,14 @@ class _Page:
 
     def say(self, *sentences: str, **fields: object) -> None:
         """Add sentences, draw those of their figures that ``fields`` lacks, and ask about them."""
-        for name in _FIELD.findall(" ".join(sentences)):
+        for name in FIELD.findall(" ".join(sentences)):
             if name in _RANGES:
                 fields[name] = self.figure(*_RANGES[name])
-        shown = {name: _cell(field) if isinstance(field, _Figure) else field for name, field in fields.items()}
+        shown = {name: _cell(field) if isinstance(field, Figure) else field for name, field in fields.items()}
         self.blocks.append([sentence.format(**shown) for sentence in sentences])
         for sentence, said in zip(sentences, self.blocks[-1], strict=True):
-            for name in _FIELD.findall(sentence):
-                if isinstance(fields[name], _Figure):
+            for name in FIELD.findall(sentence):
+                if isinstance(fields[name], Figure):
                     fields[name].at(said)
         self.ask(**fields)
 
@@ -269,60 +181,6 @@ class _Page:
         opening = f"{self.company} annual report {self.year} . {distraction} {fillers[0]}"
         intro = f"{fillers[1]} the following table presents {title} : ."
         return [opening, *itertools.chain(*self.blocks[:cut]), intro], [*itertools.chain(*self.blocks[cut:])]
-
-    def ask(self, **fields: object) -> None:
-        """Add a question of each of ``FAMILIES`` that ``fields`` can fill and whose program executes."""
-        for template, *wordings in FAMILIES:
-            if not {*_FIELD.findall(template + wordings[0])} <= fields.keys():
-                continue
-            figures = [fields[name] for name in _FIELD.findall(template)]
-            program = template.format(**fields)
-            execution = execute(tokenize(program), self.table)
-            if execution.invalid or (_UNITLESS.search(template) and any(figure[0] == "-" for figure in figures)):
-                continue
-            wording = wordings[-1] if self.rng.random() < LOOSE else self.rng.choice(wordings[:-1])
-            if self.rng.random() < 0.3:
-                wording = re.sub("^what was", "what is", wording)
-            question = wording.format(**fields).replace("total total ", "total ") + "?"
-            places = {"text" if isinstance(figure.source, str) else "table" for figure in figures}
-            self.asks.append({
-                "qa": {"question": question, "program": program, "exe_ans": execution.result},
-                "sources": dict.fromkeys(figure.source for figure in figures),
-                "kind": "index " * ("const_100), divide" in program) + " ".join(operations(tokenize(program))),
-                "evidence": "both" if len(places) == 2 else places.pop(),
-            })  # fmt: skip
-
-    def ask_grid(self, grid: _Grid, whole: str = "", **fields: str) -> None:
-        """Ask about the figures of ``grid``; ``whole`` is the one that the others are parts of."""
-        parts = [name for name in grid if name != whole]
-        single = [[name] for name in self.rng.sample([*grid], min(4, len(grid)))]
-        count = min(3, len(parts) - bool(whole))  # never all parts of the whole
-        several = [sorted(self.rng.sample(parts, count), key=parts.index) for _ in range(3)] if count > 1 else []
-        for names in single + several:
-            rows = dict(zip("xzw", names, strict=False)) | ({"t": whole} if whole and len(names) > 1 else {})
-            self.ask(**fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
-
-    def dated(self, rows: _Grid) -> dict[str, str]:
-        """Return the fields of dates drawn for ``rows``, whose figures are named as in ``FAMILIES``."""
-        dates, figures = [*rows["x"]], [*rows["x"].values()]
-        date = dates[-1] if len(dates) == 1 or self.rng.random() < LATEST else self.rng.choice(dates[:-1])
-        fields = {"d": date} | {f"{letter}2": row[date] for letter, row in rows.items()}
-        if len(dates) == 1:
-            return fields
-        (source, *others) = {figure.source for figure in figures}
-        if not others and len(dates) == len(self.table[0]) - 1 and "%" not in figures[0]:  # a whole row
-            fields["row"] = _Figure(self.table[source][0]).at(source)
-        y0, y1 = (dates[place] for place in sorted(self.rng.sample(range(len(dates)), 2)))
-        fields |= {"y0": y0, "y1": y1, "span": f"from {y0} to {y1}"}
-        for letter, row in rows.items():
-            fields |= {f"{letter}0": row[y0], f"{letter}1": row[y1]}
-        low, high = sorted((fields["x0"], fields["x1"]), key=lambda figure: float(figure.rstrip("%")))
-        if low != high:
-            words = ("increase", "higher") if high == fields["x1"] else ("decrease", "lower")
-            fields |= {"low": low, "high": high, "increase": words[0], "higher": words[1]}
-        if len(dates) > 2:
-            fields |= {"first": dates[-3], "last": dates[-1]} | dict(zip(("u0", "u1", "u2"), figures[-3:], strict=True))
-        return fields
 
 
 def _cell(figure: str, dollar: bool = False) -> str:
@@ -357,7 +215,7 @@ def _make_table(page: _Page) -> str:
     by_year = rng.random() < BY_YEAR
     page.table, grid = [[corner, *years[::step]]], {}
     for place, (name, numbers) in enumerate(zip(names, zip(*columns, strict=True), strict=True), start=1):
-        figures = [_Figure(f"{number / 10:.1f}%" if percent else number) for number in numbers]
+        figures = [Figure(f"{number / 10:.1f}%" if percent else number) for number in numbers]
         page.table.append([name, *(_cell(x, money and place in (1, len(names))) for x in figures[::step])])
         grid[name] = {year: figure.at(page.table[0].index(year, 1) if by_year else place)
                       for year, figure in zip(years, figures, strict=True)}  # fmt: skip
@@ -371,7 +229,7 @@ def _make_table(page: _Page) -> str:
     return title if percent or index else f"{title} ( {unit} )"
 
 
-def _tell_more(page: _Page, name: str, row: dict[str, _Figure]) -> None:
+def _tell_more(page: _Page, name: str, row: dict[str, Figure]) -> None:
     """Tell something of a table row that needs the table as well."""
     rng, dated, first = page.rng, page.dated({"x": row}), min(row)
     value = float(dated["x2"])
@@ -394,10 +252,10 @@ def _tell_amounts(page: _Page, whole: str, parts: Sequence[str]) -> None:
     rng, year, level = page.rng, page.year, page.number(90, 980)
     names = rng.sample(parts, rng.choice((1, 1, 2, 3)))
     told = [(names[0], year), (names[0], year - 1)] if len(names) == 1 else [(name, year) for name in [*names, whole]]
-    figures = [_Figure(level) if name == whole else page.figure(level * 0.08, level * 0.3) for name, _ in told]
+    figures = [Figure(level) if name == whole else page.figure(level * 0.08, level * 0.3) for name, _ in told]
     sentences = [f"{name} totaled $ {{f{place}}} million in {date} ." for place, (name, date) in enumerate(told)]
     page.say(*sentences, **{f"f{place}": figure for place, figure in enumerate(figures)})
-    grid: _Grid = {}
+    grid: Grid = {}
     for (name, date), figure in sorted(zip(told, figures, strict=True), key=lambda one: one[0][1]):
         grid.setdefault(name, {})[str(date)] = figure
     page.ask_grid(grid, whole if whole in grid else "")
@@ -426,21 +284,7 @@ def generate(split: str, count: int | None = None, seed: int = 0) -> list[dict]:
         for order in range(1, page.rng.choice((1, 2, 2, 3, 3, 4, 4)) + 1):
             if not page.asks:
                 break
-            ask = _next_ask(page, seen, len(examples) + 1)
+            ask = next_ask(page.asks, page.rng, seen, len(examples) + 1, kind=PROGRAM_SHARES, evidence=EVIDENCE_SHARES)
             page.asks = [x for x in page.asks if not {*ask["qa"].values()} & {x["qa"]["program"], x["qa"]["question"]}]
             gold = {lines[x]: x if isinstance(x, str) else " ".join(page.table[x]) for x in ask["sources"]}
             examples.append({"id": f"{page.filename}-{order}", **shared, "qa": ask["qa"] | {"gold_inds": gold}})
-
-
-def _next_ask(page: _Page, seen: Counter[str], count: int) -> dict:
-    """Return a question whose kind of program, then kind of evidence, is furthest behind its share of ``count``.
-
-    So the mix comes out as wanted although most pages allow only some kinds of program. ``seen`` counts both.
-    """
-    asks = page.asks
-    for shares, field in ((PROGRAM_SHARES, "kind"), (EVIDENCE_SHARES, "evidence")):
-        lag = {kind: shares[kind] * count / 100 - seen[kind] for kind in sorted({ask[field] for ask in asks})}
-        behind = max(lag, key=lag.__getitem__)
-        seen[behind] += 1
-        asks = [ask for ask in asks if ask[field] == behind]
-    return page.rng.choice(asks)

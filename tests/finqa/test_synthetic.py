@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.finqa import examples, program, synthetic
+from fincompress.finqa import examples, program, questions, synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = Path(os.environ.get("FINQA_DIR") or ROOT.parent / "shared" / "finqa")
@@ -277,8 +277,8 @@ def test_a_tenth_of_the_tables_have_a_row_a_year(splits):
 
 
 def test_families_have_several_wordings():
-    assert len(synthetic.FAMILIES) == 34
-    for _, *wordings in synthetic.FAMILIES:
+    assert len(questions.FAMILIES) == 34
+    for _, *wordings in questions.FAMILIES:
         assert len(set(wordings)) >= 2
     openings = {
         re.sub(r"\d+", "0", " ".join(example["qa"]["question"].split()[:5]))

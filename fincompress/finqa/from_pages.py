@@ -1,0 +1,173 @@
+"""Programs first: further questions about training pages, made from their tables and sentences.
+
+A program of FinQA's mix is drawn first, on figures that the page shows, then worded from the names of rows and years
+(as TaNOS does, arXiv 2604.21495). What else the page says stays as distraction.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+
+from fincompress.finqa import numbers, program
+from fincompress.finqa.examples import Example
+from fincompress.finqa.questions import Asker, Figure, Grid, next_ask
+
+# Per cent of FinQA's programs with one, two, and three or more steps (Chen et al. 2021, section 3). What a training
+# part keeps of the release may have another mix.
+STEPS = {1: 59.1, 2: 32.7, 3: 8.2}
+LOOSE, LATEST = 0.3, 0.5  # of ``Asker``
+PER_PAGE = 12  # questions about one page at most
+UNDATED = "no year"  # stands for the date of a table with one column of amounts and no year
+
+_YEAR = re.compile(r"\b(?:19[89]|20[0-4])\d\b")
+_FIGURE = re.compile(r"-?(?:\d+\.?\d*|\.\d+)%?")
+_NAME = r"(?P<name>[a-z][a-z0-9 /&'()-]{3,90}?)"
+_SAYS = r" (?:was|were|totaled|totalled|aggregated|approximated|amounted to|of)(?: approximately| about)? "
+_AMOUNTS = (
+    r"(?P<amounts>\$?[\d.]+%?(?: [mb]illion)?(?:, \$?[\d.]+%?(?: [mb]illion)?)*,? and \$?[\d.]+%?(?: [mb]illion)?)"
+)
+_YEARS = r"(?P<years>(?:19|20)\d\d(?:, (?:19|20)\d\d)*,? and (?:19|20)\d\d)"
+# "rent expense was $71 million and $74 million in 2014 and 2013", and with the years in front.
+_TELLS = (
+    re.compile(rf"(?:^|[.,;] |\bthe |\bour ){_NAME}{_SAYS}{_AMOUNTS},? (?:[a-z]+ )*(?:[a-z]+ \d\d?, )?{_YEARS}\b"),
+    re.compile(rf"\b{_YEARS}, (?:the |our |we had )?{_NAME}{_SAYS}{_AMOUNTS},? respectively"),
+)
+
+
+def make(examples: list[Example], count: int, seed: int) -> list[Example]:
+    """``count`` further examples about the pages of ``examples``, fewer where these do not allow so many.
+
+    Their programs have the mix of those of ``examples``, brought to the published shares of steps, as far as the pages
+    allow. The same arguments give the same examples.
+    """
+    pages = list({example.page: example for example in examples}.values())
+    asks = {page.page: page_asks(page, random.Random(f"questions {seed} {page.page}")) for page in pages}
+    rng, seen, shares = random.Random(f"questions {seed}"), Counter(), program_shares(examples)
+    known = {(example.page, example.question) for example in examples}
+    made: list[Example] = []
+    for turn in range(PER_PAGE):
+        rng.shuffle(pages)
+        for page in pages:
+            if len(made) >= count:
+                return made
+            left = [ask for ask in asks[page.page] if (page.page, ask["qa"]["question"]) not in known]
+            if not left:
+                continue
+            ask = next_ask(left, rng, seen, len(made) + 1, kind=shares)
+            qa = ask["qa"]
+            asks[page.page] = [
+                one for one in left if not {*qa.values()} & {one["qa"]["program"], one["qa"]["question"]}
+            ]
+            made.append(
+                replace(
+                    page, id=f"{page.id}-made-{turn}", question=qa["question"], program=qa["program"],
+                    exe_ans=qa["exe_ans"], gold_inds=gold_inds(page, ask["sources"]),
+                )
+            )  # fmt: skip
+    return made
+
+
+def program_shares(examples: list[Example]) -> dict[str, float]:
+    """Per cent of each kind of program, as ``Asker.asks`` names kinds, at the published shares of steps."""
+    kinds = Counter(
+        "index " * ("const_100), divide" in example.program)
+        + " ".join(program.operations(program.tokenize(example.program)))
+        for example in examples
+    )
+    steps = {kind: min(3, len(kind.removeprefix("index ").split())) for kind in kinds}
+    totals = Counter()
+    for kind, number in kinds.items():
+        totals[steps[kind]] += number
+    return {kind: STEPS[steps[kind]] * number / totals[steps[kind]] for kind, number in kinds.items()}
+
+
+def gold_inds(page: Example, sources: Iterable[int | str]) -> dict[str, str]:
+    """The evidence of figures from rows of the table, given by number, and from sentences, given by key."""
+    rows = {f"table_{i}": " ".join(row) for i, row in enumerate(page.table)}
+    texts = {f"text_{i}": text for i, text in enumerate(page.pre_text + page.post_text)}
+    keys = [f"table_{source}" if isinstance(source, int) else source for source in sources]
+    return {key: (rows | texts)[key] for key in keys}
+
+
+def page_asks(page: Example, rng: random.Random) -> list[dict]:
+    """All that ``Asker`` asks about a page's table and about sentences that tell an amount of several years."""
+    about_table = Asker(rng, page.table, LOOSE, LATEST)
+    grid = table_grid(page.table)
+    names = list(grid)
+    index = {name: row for name, row in grid.items() if len(row) > 2 and re.match(r"100(\.0+)?$", [*row.values()][0])}
+    if index and len(index) == len(grid):  # what an investment of 100 became
+        start, *later = next(iter(index.values()))
+        about_table.ask_grid({name: {year: row[year] for year in later} for name, row in index.items()}, start=start)
+    elif grid:
+        about_table.ask_grid(grid)
+        for whole in [name for name in names if name.startswith("total")]:
+            parts = names[: names.index(whole)]
+            begin = max((i + 1 for i, name in enumerate(parts) if name.startswith("total")), default=0)
+            if parts[begin:]:
+                about_table.ask_grid({name: grid[name] for name in [*parts[begin:], whole]}, whole)
+    for ask in about_table.asks:
+        ask["qa"]["question"] = ask["qa"]["question"].replace(f" in {UNDATED}", "")
+    about_text = Asker(rng, [[]], LOOSE, LATEST)
+    for place, text in enumerate(page.pre_text + page.post_text):
+        for name, row in told(numbers.clean_sentence(text)).items():
+            about_text.ask_grid({name: {year: Figure(figure).at(f"text_{place}") for year, figure in row.items()}})
+    return about_table.asks + about_text.asks
+
+
+def table_grid(table: list[list[str]]) -> Grid:
+    """The figures of a table by row and by year, in order of years; of one with a row a year, by column and by year.
+
+    Only rows that have a figure of every year; of one column of amounts without a year the date is ``UNDATED``.
+    """
+    columns = _by_year(table[0])
+    rows = _by_year([row[0] if len(row) == len(table[0]) else "" for row in table])
+    if len(rows) > 1 >= len(columns):
+        cells = {name: {year: (i, j) for year, i in rows.items()} for j, name in enumerate(table[0]) if j}
+    else:
+        columns = columns or ({UNDATED: 1} if len(table[0]) == 2 else {})
+        by_row = {row[0]: i for i, row in enumerate(table) if i and len(row) == len(table[0])}
+        cells = {name: {year: (i, j) for year, j in columns.items()} for name, i in by_row.items()}
+    grid: Grid = {}
+    for name, places in cells.items():
+        figures = {year: Figure(numbers.clean_cell(table[i][j])).at(i) for year, (i, j) in places.items()}
+        name = clean_name(name)
+        if name and figures and all(map(_is_amount, figures.values())):
+            grid[name] = figures
+    return grid
+
+
+def _is_amount(figure: str) -> bool:
+    """Whether a cell is a number but 0; a dash became its code point in hexadecimal, 2013 or 2014."""
+    return bool(_FIGURE.fullmatch(figure)) and figure not in ("2013", "2014") and float(figure.rstrip("%")) != 0
+
+
+def _by_year(labels: list[str]) -> dict[str, int]:
+    """Where each year stands, in order of years: of labels with one year each, no two of them the same."""
+    found = {place: _YEAR.findall(label) for place, label in enumerate(labels) if place}
+    years = [one[0] for one in found.values() if len(one) == 1]
+    single = {one[0]: place for place, one in found.items() if len(one) == 1 and years.count(one[0]) == 1}
+    return dict(sorted(single.items()))
+
+
+def clean_name(name: str) -> str:
+    """A row's name as a question says it, without notes in brackets; empty where it is none."""
+    name = " ".join(re.sub(r"\([^)]*\)|[:*()]", " ", name.lower()).split()).strip(" .,-")
+    name = re.sub(r"^(?:we (?:had )?|the company |had |included )+(?:an? )?", "", name)
+    return name if re.search("[a-z]{3}", name) and len(name) <= 70 and not re.search(r"(?:19|20)\d\d", name) else ""
+
+
+def told(sentence: str) -> dict[str, dict[str, str]]:
+    """Amounts of several years that a sentence tells, by what they are of, in order of years."""
+    found = {}
+    for pattern in _TELLS:
+        for match in pattern.finditer(sentence):
+            years = re.findall(r"\d{4}", match["years"])
+            amounts = re.findall(r"[\d.]*\d%?", match["amounts"])
+            name = clean_name(match["name"])
+            if name and len(years) == len(amounts) == len(set(years)) and all(map(_is_amount, amounts)):
+                found[name] = dict(sorted(zip(years, amounts, strict=True)))
+    return found

@@ -1,0 +1,91 @@
+"""Questions made from training pages: executable, about what the page shows, in the mix that is wanted."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from fincompress.finqa import evidence, examples, from_pages, program
+
+TABLE = [
+    ["( in millions )", "december 31 , 2015", "december 31 , 2016", "increase"],
+    ["software ( 1 )", "$ 120", "$ 150", "30"],
+    ["services", "80", "-40 ( 40 )", "-120"],
+    ["licences", "7", "2014", ""],  # a dash, as the release writes it
+    ["total revenue", "207", "$ 190", "-17"],
+]
+SENTENCES = [
+    "rent expense under operating leases was $ 71 million and $ 74 million in 2016 and 2015 , respectively .",
+    "in 2016 , 2015 and 2014 , we had capital spending of $ 3.5 million , $ 4.1 million and $ 6 million respectively .",
+    "net sales were $ 5 million in 2016 .",
+]
+
+
+def example(name: str, table=TABLE, sentences=(), question="what?", text="subtract(150, 120)", **options):
+    return examples.Example(name, f"{name}.pdf", list(sentences), [], table, question, text, 30.0, {}, **options)
+
+
+def test_rows_with_a_figure_of_every_year_are_asked_about():
+    grid = from_pages.table_grid(TABLE)
+    assert grid == {
+        "software": {"2015": "120", "2016": "150"},
+        "services": {"2015": "80", "2016": "-40"},
+        "total revenue": {"2015": "207", "2016": "190"},
+    }
+    assert {figure.source for figure in grid["services"].values()} == {2}
+
+
+def test_a_table_with_a_row_a_year_is_asked_by_column():
+    grid = from_pages.table_grid([["", "sales", "profit"], ["2016", "9", "3"], ["2015", "8", "-"]])
+    assert grid == {"sales": {"2015": "8", "2016": "9"}}
+    assert grid["sales"]["2015"].source == 2
+
+
+def test_a_column_of_amounts_without_a_year_is_asked_about_undated():
+    asks = from_pages.page_asks(
+        example("a", [["", "amount"], ["goodwill", "60"], ["total price", "90"]]), random.Random(0)
+    )
+    asked = {ask["qa"]["program"]: ask["qa"]["question"] for ask in asks}
+    assert "divide(60, 90)" in asked and all("in no year" not in question for question in asked.values())
+
+
+def test_amounts_of_several_years_are_read_from_sentences():
+    assert [from_pages.told(from_pages.numbers.clean_sentence(sentence)) for sentence in SENTENCES] == [
+        {"rent expense under operating leases": {"2015": "74", "2016": "71"}},
+        {"capital spending": {"2014": "6", "2015": "4.1", "2016": "3.5"}},
+        {},
+    ]
+
+
+def test_made_examples_execute_and_their_evidence_shows_them():
+    pages = [example("a", sentences=SENTENCES), example("b", [["", "2001", "2002"], ["sales", "8.5%", "7.5%"]])]
+    made = from_pages.make(pages, 20, seed=0)
+    assert {one.page for one in made} == {"a.pdf", "b.pdf"} and len({one.id for one in made}) == len(made) > 10
+    for one in made:
+        execution = program.execute(program.tokenize(one.program), one.table)
+        assert not execution.invalid and execution.result == one.exe_ans
+        lines = [line for line in evidence.page_lines(one) if line.key in one.gold_inds]
+        assert evidence.shows_program(one, lines), one.program
+    assert from_pages.make(pages, 20, seed=0) == made != from_pages.make(pages, 20, seed=1)
+    assert from_pages.make(pages, 5, seed=0) == made[:5] and from_pages.make(pages, 0, seed=0) == []
+
+
+def test_a_question_that_the_page_has_already_is_not_made_again():
+    made = from_pages.make([example("a")], 100, seed=0)
+    for known in made:
+        again = from_pages.make([example("a", question=known.question)], 100, seed=0)
+        assert known.question not in {one.question for one in again}
+
+
+def test_programs_have_the_kinds_of_the_examples_at_the_published_shares_of_steps():
+    shares = from_pages.program_shares(
+        [
+            *[example(f"{i}", text="subtract(150, 120), divide(#0, 120)") for i in range(6)],
+            *[example(f"{i}", text="divide(150, 120)") for i in range(6, 9)],
+            example("9", text="add(150, 120)"),
+        ]
+    )
+    assert shares == pytest.approx({"subtract divide": 32.7, "divide": 59.1 * 3 / 4, "add": 59.1 / 4})
+    made = from_pages.make([example("a"), example("b", text="subtract(150, 120), divide(#0, 120)")], 12, seed=0)
+    steps = Counter(len(program.operations(program.tokenize(one.program))) for one in made)
+    assert steps[1] > steps[2] > 0
