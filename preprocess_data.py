@@ -48,6 +48,8 @@ def main() -> None:
         EVIDENCE_TOKENS=EVIDENCE_TOKENS, MAX_PROMPT_TOKENS=MAX_PROMPT_TOKENS, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         TRAIN_EXAMPLES=TRAIN_EXAMPLES, EVAL_EXAMPLES=EVAL_EXAMPLES,
     )  # fmt: skip
+    if PAGE_QUESTIONS < 0:
+        raise UserError(f"PAGE_QUESTIONS cannot be below 0, as {PAGE_QUESTIONS} is")
     models.quiet_libraries()
     found = examples.load_dataset(DATA_DIR, SEED)
     train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
@@ -132,7 +134,7 @@ def print_report(report: dict) -> None:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in extra["left_out"].items())
         print(f"  and {extra['usable']} arithmetic questions of {extra['source']}, {reasons}")
     if report["made_from_pages"]:
-        print(f"  and {report['made_from_pages']} questions made from the pages of both")
+        print(f"  and {report['made_from_pages']} questions made from training pages")
     for split in report["missing_splits"]:
         print(f"  no {split} split: there is no {split}.json in {DATA_DIR}/")
     print(f"{'split':<12}{'examples':>9}{'prompt p50':>11}{'p95':>6}{'max':>6}{'evidence recall':>17}")

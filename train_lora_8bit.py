@@ -15,6 +15,7 @@ BASE_MODEL = "smollm2-135m"  # smollm2-135m (embedded), a folder, a hub id, or s
 RESULTS_DIR = "results"  # every run gets a folder in here
 DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
 RUN = "lora_8bit"  # name of this run
+START_FROM: str | None = None  # an earlier run of this script, as on further data, whose adapter is trained on
 # LoRA, on all linear layers of every block
 LORA_RANK = 32  # rank of the adapters; more learns more and costs little at this size
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK

@@ -232,9 +232,28 @@ def test_a_calibration_page_among_the_extra_questions_is_refused(pipeline, tmp_p
     assert report["splits"]["train"]["examples"] == 49 and report["extra"]["usable"] == 1
 
 
+def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline):
+    results, environment = pipeline
+    done = run_in_process(*DATA, "--RUN=made", "--PAGE_QUESTIONS=20", **environment)
+    assert done.returncode == 0 and "20 questions made from" in done.stdout
+    assert read(results / "made" / "data_report.json")["splits"]["train"]["examples"] == 68
+    script = (*TRAIN, "--DATA_RUN=made", "--RUN=longer", "--START_FROM=qlora_4bit", "--LEARNING_RATE=1e-30")
+    done = run_in_process(*script, **environment)
+    assert done.returncode == 0, done.stderr
+    before, after = (
+        load_file(results / run / "adapter" / "adapter_model.safetensors") for run in ("qlora_4bit", "longer")
+    )
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert read(results / "longer" / "settings.json")["source"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ((*TRAIN, "--RUN=a", "--START_FROM=nothing"), "'nothing' does not exist"),
+        ((*TRAIN, "--RUN=a", "--START_FROM=qlora_4bit", "--LORA_RANK=8"), "with LORA_RANK = 4: set it so, not to 8"),
+        (("train_lora_8bit.py", "--RUN=a", "--START_FROM=qlora_4bit"), "has no adapter on a base in int8"),
+        (("train_qlora_4bit.py", "--RUN=a", "--START_FROM=qlora_4bit/merged"), "has no adapter on a base in nf4"),
         (("evaluate.py", "--RUN=nothing"), "'nothing' does not exist"),
         (("evaluate.py", "--RUN=base_a", "--BASE_MODEL=smollm2-135m"), "tokenised for shape:tiny"),
         (("evaluate.py", f"--RESULTS_DIR={__file__}/x", "--RUN=base"), "does not exist"),
@@ -250,6 +269,7 @@ def test_a_calibration_page_among_the_extra_questions_is_refused(pipeline, tmp_p
         (("train_qlora_4bit.py", "--RUN=a", "--LORA_DROPOUT=1.5"), "LORA_DROPOUT is a share"),
         (("train_qlora_4bit.py", "--RUN=a", "--MAX_STEPS=0"), "must be above 0"),
         (("preprocess_data.py", "--RUN=a", "--EVIDENCE=papge"), "did you mean 'page'"),
+        (("preprocess_data.py", "--RUN=a", "--PAGE_QUESTIONS=-1"), "PAGE_QUESTIONS cannot be below 0"),
         (("preprocess_data.py", "--RUN=a", "--DATA_DIR=/nothing/here"), "is no folder"),
         (("preprocess_data.py", "--RUN=a", "--BASE_MODEL=/nothing/here"), "no folder here"),
         (("preprocess_data.py", "--RUN=a", "--CALIBRATION_EXAMPLES=2900"), "more than half"),

@@ -7,7 +7,7 @@ import shutil
 import torch
 from transformers import set_seed
 
-from fincompress import memory, models, provenance, runs, training
+from fincompress import memory, models, runs, training
 from fincompress.errors import UserError
 from fincompress.sapling.run import Run
 from fincompress.sapling.stop import check_targets
@@ -37,11 +37,11 @@ def open_run(settings: dict, script: str) -> Run | None:
     facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
     if s["START_FROM"]:
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-        facts["source"] = check_origin("START_FROM", s, record, facts)
+        facts["source"] = training.check_origin("START_FROM", s, record, facts)
     else:
         source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     if s["TEACHER"] and needs_teacher(s):
-        facts["teacher"] = check_origin("TEACHER", s, record, facts)
+        facts["teacher"] = training.check_origin("TEACHER", s, record, facts)
     directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     if directory is None:
         return None
@@ -62,36 +62,6 @@ def open_run(settings: dict, script: str) -> Run | None:
         if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
             shutil.rmtree(directory)
         raise
-
-
-def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
-    """Fingerprint of the finished run that the constant ``name`` names.
-
-    Raises UserError where it is a run of another base model or of other data, or may have seen the calibration split.
-    """
-    run = s[name]
-    start = runs.finished_run(s["RESULTS_DIR"], run)
-    started = runs.read_json(start / "settings.json")
-    if started["base_model"] != s["BASE_MODEL"]:
-        raise UserError(f"{name} = {run!r} is a run of another base model than {s['BASE_MODEL']}")
-    if started["data"] != record["data"]:
-        raise UserError(
-            f"{name} = {run!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have seen this "
-            "calibration split"
-        )
-    reports = [
-        runs.read_json(runs.run_directory(s["RESULTS_DIR"], data_run) / "data_report.json")["calibration_ids"]
-        for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
-    ]
-    same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
-    redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
-    if redone or any(ids != reports[0] for ids in reports):
-        raise UserError(
-            f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "
-            "seen some of these questions"
-        )
-    # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
-    return provenance.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
 
 
 def predict(student: Student, train_set) -> float:

@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
-from fincompress import memory, models, quantization, runs
+from fincompress import memory, models, quantization, runs, training
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
-from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
 from fincompress.sapling.teacher import ADAPTER, needs_teacher
 
@@ -193,9 +192,5 @@ def find_adapter(s: dict) -> Path | None:
     start = start.parent if start.name == "merged" else start
     if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != "nf4":
         return None
-    with models.explain_loading(str(start / "adapter")):
-        begun = LoraConfig.from_pretrained(start / "adapter")
-    for name, found in (("LORA_RANK", begun.r), ("LORA_ALPHA", begun.lora_alpha)):
-        if found != s[name]:
-            raise UserError(f"{s['START_FROM']!r} was trained with {name} = {found}: set it so, not to {s[name]}")
+    training.check_adapter(s["START_FROM"], start, s)
     return start

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import set_seed
 
 from fincompress import memory, models, quantization, runs, training
@@ -67,6 +67,8 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
+    if s["START_FROM"]:
+        facts["source"] = check_start(s, base_precision, data_record, facts)
     directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
     started = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     models.quiet_libraries()
@@ -90,6 +92,16 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     )
 
 
+def check_start(s: dict, base_precision: str, data_record: dict, facts: dict) -> str:
+    """Fingerprint of the run START_FROM, whose adapter is trained on; raises UserError where it cannot be."""
+    source = training.check_origin("START_FROM", s, data_record, facts)
+    start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
+    if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != base_precision:
+        raise UserError(f"START_FROM = {s['START_FROM']!r} has no adapter on a base in {base_precision}")
+    training.check_adapter(s["START_FROM"], start, s)
+    return source
+
+
 def train_adapter(
     directory: Path, s: dict, base_precision: str, train_set, calibration, device: torch.device, dtype: torch.dtype
 ) -> dict:
@@ -109,7 +121,11 @@ def train_adapter(
         target_modules="all-linear", task_type="CAUSAL_LM",
     )  # fmt: skip
     with quantization.quiet():  # peft imports gptqmodel, which greets
-        model = get_peft_model(model, adapters)
+        if s["START_FROM"]:
+            start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
+            model = PeftModel.from_pretrained(model, start / "adapter", is_trainable=True)
+        else:
+            model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
     print(f"{len(train_set)} examples, {sum(train_set['length'])} tokens an epoch")
     model.print_trainable_parameters()

@@ -1,0 +1,49 @@
+"""What a training may go on from: finished runs of the same base and data, and their adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fincompress import models, provenance, runs
+from fincompress.errors import UserError
+
+
+def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
+    """Fingerprint of the finished run that the constant ``name`` names.
+
+    Raises UserError where it is a run of another base model or of other data, or may have seen the calibration split.
+    """
+    run = s[name]
+    start = runs.finished_run(s["RESULTS_DIR"], run)
+    started = runs.read_json(start / "settings.json")
+    if started["base_model"] != s["BASE_MODEL"]:
+        raise UserError(f"{name} = {run!r} is a run of another base model than {s['BASE_MODEL']}")
+    if started["data"] != record["data"]:
+        raise UserError(
+            f"{name} = {run!r} was trained on other data than {s['DATA_RUN']!r} holds: it may have seen this "
+            "calibration split"
+        )
+    reports = [
+        runs.read_json(runs.run_directory(s["RESULTS_DIR"], data_run) / "data_report.json")["calibration_ids"]
+        for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
+    ]
+    same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
+    redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
+    if redone or any(ids != reports[0] for ids in reports):
+        raise UserError(
+            f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "
+            "seen some of these questions"
+        )
+    # A run that was trained again is another one: a killed run must not mix its own weights with the new ones.
+    return provenance.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
+
+
+def check_adapter(run: str, directory: Path, s: dict) -> None:
+    """Raise UserError where the adapter of ``run`` has another shape or scale than the constants say."""
+    from peft import LoraConfig
+
+    with models.explain_loading(str(directory / "adapter")):
+        begun = LoraConfig.from_pretrained(directory / "adapter")
+    for name, found in (("LORA_RANK", begun.r), ("LORA_ALPHA", begun.lora_alpha)):
+        if found != s[name]:
+            raise UserError(f"{run!r} was trained with {name} = {found}: set it so, not to {s[name]}")
