@@ -24,6 +24,7 @@ RESULTS_DIR = "results"  # every run has a folder in here
 # How
 BATCH_SIZE = 128  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
 MAX_NEW_TOKENS = 96  # longest output; the longest gold program of FinQA's dev split has 67 tokens (SmolLM2)
+BEAMS = 1  # more: of so many programs, the likeliest that executes on figures which the prompt shows; slower
 SEED = 0  # only for the synthetic set
 # -----------------------------------------------------------------------------
 configure(globals())
@@ -43,7 +44,7 @@ SPLITS = ("train", "calibration", "dev", "test")
 
 def main() -> None:
     check_choice("SPLIT", SPLIT, SPLITS)
-    check_positive(BATCH_SIZE=BATCH_SIZE, MAX_NEW_TOKENS=MAX_NEW_TOKENS)
+    check_positive(BATCH_SIZE=BATCH_SIZE, MAX_NEW_TOKENS=MAX_NEW_TOKENS, BEAMS=BEAMS)
     if PREDICTIONS:
         check_choice("SPLIT", SPLIT, examples.SPLITS)  # calibration is carved out of train, and is no file
         score_file()
@@ -78,7 +79,7 @@ def score_file() -> None:
 
 
 def score_run(run: str) -> None:
-    """Decode SPLIT with the model of a run, greedily, and score what it writes."""
+    """Decode SPLIT with the model of a run and score what it writes."""
     from fincompress import generation, memory, models
 
     models.quiet_libraries()
@@ -98,6 +99,8 @@ def score_run(run: str) -> None:
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
+    if BEAMS > 1:
+        decoding["beams"] = BEAMS
     prepared = provenance.fingerprint(data["settings"])
     done = directory / f"eval_{SPLIT}.json"
     before = runs.read_json(done) if done.exists() else {}
@@ -109,12 +112,19 @@ def score_run(run: str) -> None:
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
     options = models.offload_if_needed(path, device, BATCH_SIZE, max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
-    clock = runs.Stopwatch()
-    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS)
-    seconds = clock.seconds()
-
     rows = dataset.remove_columns("input_ids")
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
+
+    def accept(place: int, output: str) -> bool:
+        text = program.extract_program(output)
+        prompt = tokenizer.decode(dataset[place]["input_ids"][: dataset[place]["prompt_tokens"]])
+        executed = program.execute(program.tokenize(text), questions[place]["table"])
+        return not executed.invalid and executed.result != program.INVALID and evidence.shows_numbers(text, prompt)
+
+    clock = runs.Stopwatch()
+    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS, accept)
+    seconds = clock.seconds()
+
     verdicts = []
     for question, output in zip(questions, outputs, strict=True):
         tokens = program.tokenize(program.extract_program(output["output"]))

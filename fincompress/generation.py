@@ -1,9 +1,10 @@
-"""Batched greedy decoding, and the one place that times prefill and decoding."""
+"""Batched decoding, and the one place that times prefill and decoding."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import datasets
 import torch
@@ -11,11 +12,16 @@ from tqdm import tqdm
 
 
 @torch.inference_mode()
-def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int) -> list[dict]:
-    """Greedy continuations of every prompt, in the order of the dataset.
+def generate(
+    model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int, beams: int = 1,
+    accept: Callable[[int, str], bool] | None = None,
+) -> list[dict]:  # fmt: skip
+    """Continuations of every prompt, in the order of the dataset: greedy ones, or by beam search.
 
     One ``{"output": str, "ended": bool, "new_tokens": int}`` an example; ``ended`` says that the model wrote EOS by
-    itself. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at once.
+    itself. Of several beams it is the likeliest that ``accept`` takes, given the example's place and the text, or the
+    likeliest of all. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at
+    once.
     """
     results: list[dict | None] = [None] * len(dataset)
     lengths = list(dataset["prompt_tokens"])
@@ -24,6 +30,8 @@ def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_n
     settings = {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,
+        "num_beams": beams,
+        "num_return_sequences": beams,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": eos,
         # As an index, for a slice of the prompt's hidden states is not contiguous: where the head is frozen, as under
@@ -38,13 +46,18 @@ def generate(model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_n
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
             tokens = model.generate(**batch, **settings)
-            for i, row in zip(indices, tokens[:, batch["input_ids"].shape[1] :].tolist(), strict=True):
-                ended = eos in row
-                row = row[: row.index(eos)] if ended else row
-                output = tokenizer.decode(row, skip_special_tokens=True)
-                results[i] = {"output": output, "ended": ended, "new_tokens": len(row) + ended}
+            rows = [_cut(row, eos, tokenizer) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
+            for place, i in enumerate(indices):
+                found = rows[place * beams : (place + 1) * beams]
+                results[i] = next((row for row in found if accept is None or accept(i, row["output"])), found[0])
             bar.update(len(indices))
     return results
+
+
+def _cut(row: list[int], eos: int, tokenizer) -> dict:
+    ended = eos in row
+    row = row[: row.index(eos)] if ended else row
+    return {"output": tokenizer.decode(row, skip_special_tokens=True), "ended": ended, "new_tokens": len(row) + ended}
 
 
 def now(device: torch.device) -> float:

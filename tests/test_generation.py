@@ -49,6 +49,22 @@ def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_
         }  # fmt: skip
 
 
+def test_of_several_beams_the_likeliest_accepted_one_is_taken_and_else_the_likeliest(parts):
+    model, tokenizer, rows = parts
+    seen: dict[int, list[str]] = {}
+
+    def none(place, output):
+        seen.setdefault(place, []).append(output)
+        return False
+
+    likeliest = generation.generate(model, tokenizer, rows, 4, NEW, 3, none)
+    assert [one["output"] for one in likeliest] == [seen[place][0] for place in range(len(rows))]
+    assert all(len(texts) == 3 for texts in seen.values()) and any(len({*texts}) > 1 for texts in seen.values())
+    wanted = {place: texts[-1] for place, texts in seen.items()}
+    found = generation.generate(model, tokenizer, rows, 4, NEW, 3, lambda place, output: output == wanted[place])
+    assert [one["output"] for one in found] == [wanted[place] for place in range(len(rows))]
+
+
 @torch.no_grad()
 def test_timed_decoding_is_greedy_as_generate_does_it_and_not_stopped_by_eos(parts, monkeypatch):
     model, _, _ = parts

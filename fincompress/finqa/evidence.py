@@ -83,6 +83,11 @@ def numbers_needed(text: str) -> set[tuple[float, bool]]:
     return {number for number in found if math.isfinite(number[0])}
 
 
+def shows_numbers(text: str, shown: str) -> bool:
+    """Return whether all numbers that the program ``text`` uses can be read in what is ``shown``."""
+    return numbers_needed(text) <= numbers.numbers_in(shown)
+
+
 def rows_needed(example: Example) -> set[str]:
     """Return the keys of the rows that table operations use, as the executor finds them: the last row of a name.
 
@@ -100,8 +105,8 @@ def shows_program(example: Example, lines: Sequence[Line]) -> bool:
     by ``5%``, ``5 %`` or ``5 percent`` only; a plain ``5`` also by ``5%``. A number in the question counts as shown,
     for a prompt always holds the question.
     """
-    shown = numbers.numbers_in(example.question).union(*(numbers.numbers_in(line.text) for line in lines))
-    return numbers_needed(example.program) <= shown and rows_needed(example) <= {line.key for line in lines}
+    texts = [example.question, *(line.text for line in lines)]
+    return shows_numbers(example.program, "\n".join(texts)) and rows_needed(example) <= {line.key for line in lines}
 
 
 def evidence_location(example: Example) -> str:
