@@ -23,6 +23,7 @@ RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound, no result)
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
+COLUMN_NAMES = False  # a cell of a table stands with the name of its column: sales|2018=41|2017=39
 # Splits
 CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
@@ -89,7 +90,7 @@ def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
     prompt, lines = prompts.build_prompt(
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
-        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
+        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids], COLUMN_NAMES,
     )  # fmt: skip
     ids = training.encode(prompt, example.program, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]

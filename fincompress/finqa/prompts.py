@@ -14,17 +14,18 @@ def build_prompt(
     evidence_tokens: int | None,
     max_prompt_tokens: int,
     count_tokens: Callable[[list[str]], list[int]],
+    column_names: bool = False,
 ) -> tuple[str, list[evidence.Line]]:
     """Return the prompt of one example and the lines of evidence it shows; the gold program follows on a new line.
 
     ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for retrieved evidence
     (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
     ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
-    cut. ``count_tokens`` maps texts to token counts.
+    cut. ``count_tokens`` maps texts to token counts. ``column_names``: see ``evidence.page_lines``.
     """
     question = f"Question: {' '.join(example.question.split())}\nProgram:\n"
     budget = max(0, max_prompt_tokens - count_tokens([question])[0])
     if mode == "retrieved" and evidence_tokens is not None:
         budget = min(budget, evidence_tokens)
-    lines = evidence.select(example, mode, budget, count_tokens)
+    lines = evidence.select(example, mode, budget, count_tokens, column_names)
     return "\n".join(line.text for line in lines) + "\n" + question, lines
