@@ -24,6 +24,7 @@ EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
 COLUMN_NAMES = False  # a cell of a table stands with the name of its column: sales|2018=41|2017=39
+QUESTION_FIRST = False  # the question stands before the page's lines, else after them
 # Splits
 CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
