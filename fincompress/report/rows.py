@@ -75,7 +75,7 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     row.quantizer = settings.get("METHOD", "gptq") if "quantized" in kind else None
     row.method = kind.replace("quantized", row.quantizer or "")
     row.bits = settings.get("BITS", 4)
-    row.family = row.run.rpartition("/")[0] or row.run if kind in ("sapling", "pruning") else row.run
+    row.family = row.run.rpartition("/")[0] or row.run if pruned else row.run
     row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
     row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
     row.description = f"{name}, {row.depth} sub-layers" if row.depth else name

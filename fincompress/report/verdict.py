@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ FAST_KERNEL = "Marlin"  # of those that run a quantized model on a GPU, the one 
 LAUNCH_BOUND = 0.3  # share of a GPU's memory bandwidth below which decoding waits for Python, not for the weights
 BITS = 4  # the hypothesis is about 4 bits
 SAPLING, OTHER, OPEN = "SAPLING", "the other", "not decided"
+SAPLINGS = ("sapling", "sapling_quantized")  # kinds: quantized afterwards it is set against quantization alone too
 SIZE, ACCURACY, UNSHOWN = "size", "accuracy", "accuracy: not shown"
 UNPAIRED = "there are no predictions of both on the same questions"
 MEASURES = ("accuracy", "decode", "prefill", "memory", "bytes")  # those that may decide
@@ -44,21 +44,28 @@ class Comparison:
 def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]]:
     """Every SAPLING run of a section against every 4-bit quantized run, then against every other pruned run.
 
-    The first have two comparisons, at equal size and at equal accuracy, of which a share of ``equal_within`` may be
-    lost; the others have one, with the last depth of that run.
+    Those of SAPLING alone come first, then those that were quantized afterwards. Against quantized runs they have two
+    comparisons, at equal size and at equal accuracy, of which a share of ``equal_within`` may be lost; against pruned
+    runs one, with the last depth of that run.
     """
     sized = [row for row in section.rows if row.size_gb is not None]
     families: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(sized, key=lambda row: (row.kind, row.family, row.size_gb, row.run)):
-        if row.kind == "pruning" or (row.kind == "sapling" and row.share_of_bytes <= 0.99):  # something was dropped
+        if row.kind == "pruning" or (row.kind in SAPLINGS and row.share_of_bytes <= 0.99):  # something was dropped
             families.setdefault((row.kind, row.family), []).append(row)
-    sapling = [rows for (kind, _), rows in families.items() if kind == "sapling"]
-    against = [(depths, rows[0]) for depths in sapling for (kind, _), rows in families.items() if kind == "pruning"]
+    against = [
+        (depths, rows[0])
+        for (sapling, _), depths in families.items()
+        for (kind, _), rows in families.items()
+        if (sapling, kind) == ("sapling", "pruning")
+    ]
     return [
         [at_equal_size(rival, depths), at_equal_accuracy(rival, depths, equal_within)]
+        for sapling in SAPLINGS
         for rival in sized
         if rival.kind == "quantized" and rival.bits == BITS
-        for depths in sapling
+        for (kind, _), depths in families.items()
+        if kind == sapling
     ] + [[against_pruning(other, depths, 1 - 0.05 / len(against))] for depths, other in against]
 
 
@@ -204,37 +211,53 @@ def table(pairs: list[list[Comparison]]) -> Table:
 
 
 def sentence(pairs: list[list[Comparison]]) -> str:
-    """The verdict on a section in one sentence."""
+    """The verdict on a section in a sentence for SAPLING, and one for SAPLING that was quantized afterwards."""
     if not any(pair[0].other.quantizer for pair in pairs):
         return f"Not decided: it takes evaluated runs of SAPLING and of {BITS}-bit quantization (quantize_gptq.py)."
-    said = []
-    for name, group in itertools.groupby(pairs, key=lambda pair: rival_name(pair[0].other)):
-        decisions = [decision(pair) for pair in group]
-        text = f"{name} in {decisions.count('yes')} of {len(decisions)} pairs"
-        said.append(text + (f" ({decisions.count(OPEN)} not decided)" if OPEN in decisions else ""))
-    return f"SAPLING beats {', and '.join(said)}."
+    said: dict[str, list[str]] = {}
+    names = [(sapling_name(pair[0].sapling), rival_name(pair[0].other)) for pair in pairs]
+    for one in dict.fromkeys(names):
+        decisions = [decision(pair) for pair, name in zip(pairs, names, strict=True) if name == one]
+        text = f"{one[1]} in {decisions.count('yes')} of {len(decisions)} pairs"
+        text += f" ({decisions.count(OPEN)} not decided)" if OPEN in decisions else ""
+        said.setdefault(one[0], []).append(text)
+    return " ".join(f"{name} beats {', and '.join(texts)}." for name, texts in said.items())
+
+
+def sapling_name(row: Row) -> str:
+    return f"SAPLING + {rival_name(row)}" if row.quantizer else "SAPLING"
 
 
 def rival_name(row: Row) -> str:
-    return f"{row.quantizer.upper()} {BITS}-bit" if row.quantizer else "other pruning"
+    return f"{row.quantizer.upper()} {row.bits}-bit" if row.quantizer else "other pruning"
 
 
 def answers(pairs: list[list[Comparison]]) -> list[str]:
     """Sentences for "at equal size", "at equal accuracy" and "time per question", where that was measured.
 
-    One pair speaks for the others: one whose speeds were measured and which has a depth shown to be as accurate.
+    One pair speaks for the others of SAPLING alone, and one for those of SAPLING that was quantized afterwards: one
+    whose speeds were measured and which has a depth shown to be as accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
         return [sentence(pairs)]
+    kinds = [[pair for pair in pairs if pair[0].sapling.kind == kind] for kind in SAPLINGS]
+    return [line for group in kinds if group for line in answer(group)]
+
+
+def answer(pairs: list[list[Comparison]]) -> list[str]:
+    """``answers`` of pairs of one kind."""
     size, equal = max(pairs, key=lambda pair: ("seconds" in pair[0].ratios, pair[1].equal == ACCURACY))
-    sapling, rival, name = size.sapling, size.other, rival_name(size.other)
+    sapling, rival = size.sapling, size.other
+    ours, name = sapling_name(sapling), rival_name(rival)
     losses = sum(pair[0].winners["accuracy"] == OTHER for pair in pairs)
     shares = [f"{100 * row.share_of_bytes:.1f} %" for row in (sapling, rival)]
     right = [f"{100 * row.execution_accuracy:.1f} %" for row in (sapling, rival)]
+    near = abs(sapling.size_gb / rival.size_gb - 1) <= TOLERANCE
     said = [
-        f"**At equal size** ({shares[0]} of the bytes against {shares[1]}) SAPLING answers {right[0]} and {name} "
-        f"{right[1]}: {size.ratios.get('accuracy', '?')} points. It is less accurate in {losses} of {len(pairs)} pairs."
+        f"**{'At equal size' if near else 'Nearest in size'}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
+        f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. It is less accurate in "
+        f"{losses} of {len(pairs)} pairs."
     ]
     if equal.equal == UNSHOWN:
         said.append(f"**At equal accuracy** nothing is compared: {equal.sapling.run} is {equal.notes[0]}.")
@@ -242,13 +265,14 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
         cost = " and ".join(f"{equal.ratios[x]} times the {x}" for x in ("bytes", "memory") if x in equal.ratios)
         shown = sum(pair[1].equal == ACCURACY for pair in pairs)
         said.append(
-            f"**At equal accuracy** ({equal.ratios['accuracy']} points) SAPLING takes {cost} of {name}. A depth is "
+            f"**At equal accuracy** ({equal.ratios['accuracy']} points) {ours} takes {cost} of {name}. A depth is "
             f"shown to be as accurate in {shown} of {len(pairs)} pairs."
         )
     times = [row.seconds_per_question for row in (sapling, equal.sapling, rival)]
     if None not in times:
         tokens = f"{rival.prompt_tokens} tokens in, {rival.answer_tokens} out"
         depth = "at equal accuracy" if equal.equal == ACCURACY else "at its most accurate depth"
-        text = "**Time per question** ({}): SAPLING takes {:.2f} s at equal size and {:.2f} s {}, {} {:.2f} s."
-        said.append(text.format(tokens, *times[:2], depth, name, times[2]))
+        text = "**Time per question** ({}): {} takes {:.2f} s {} and {:.2f} s {}, {} {:.2f} s."
+        where = "at equal size" if near else "there"
+        said.append(text.format(tokens, ours, times[0], where, times[1], depth, name, times[2]))
     return said

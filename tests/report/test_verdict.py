@@ -137,6 +137,23 @@ def test_answers_are_three_sentences(tmp_path):
     )
 
 
+def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(tmp_path):
+    section(tmp_path, (N < 300, 0.43), {50: (N < 300, 0.9)})
+    made.settings(tmp_path / "sapling_gptq" / "50", "quantize_gptq.py", {"SOURCE_RUN": "sapling/50"})
+    made.evaluation(tmp_path, "sapling_gptq/50", N < 300, 0.38)
+    made.throughput(tmp_path, "sapling_gptq/50", 30.0, prefill=200.0, memory=0.4)
+    alone, quantized = pairs = verdict.judge(read(tmp_path))
+    assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
+    assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
+    said = "SAPLING beats GPTQ 4-bit in 0 of 1 pairs. SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 pairs"
+    assert verdict.sentence(pairs).startswith(said)
+    lines = verdict.answers(pairs)
+    assert len(lines) == 6 and lines[3].startswith(
+        "**Nearest in size** (38.0 % of the bytes against 43.0 %) SAPLING + "
+    )
+    assert "SAPLING + GPTQ 4-bit takes 0.88 times the bytes and 0.80 times the memory of GPTQ 4-bit" in lines[4]
+
+
 def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measured(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
     _, accuracy = verdict.answers(verdict.judge(found))
