@@ -25,6 +25,7 @@ EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; No
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
 COLUMN_NAMES = False  # a cell of a table stands with the name of its column: sales|2018=41|2017=39
 QUESTION_FIRST = False  # the question stands before the page's lines, else after them
+REFERENCES = False  # programs name cells (r2c1) and figures of sentences (n3) instead of copying their digits
 # Splits
 CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
@@ -41,7 +42,7 @@ from tqdm import tqdm  # noqa: E402
 
 from fincompress import models, runs, training  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa  # noqa: E402
+from fincompress.finqa import evidence, examples, from_pages, prompts, references, tatqa  # noqa: E402
 
 
 def main() -> None:
@@ -50,6 +51,8 @@ def main() -> None:
         EVIDENCE_TOKENS=EVIDENCE_TOKENS, MAX_PROMPT_TOKENS=MAX_PROMPT_TOKENS, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         TRAIN_EXAMPLES=TRAIN_EXAMPLES, EVAL_EXAMPLES=EVAL_EXAMPLES,
     )  # fmt: skip
+    if COLUMN_NAMES and REFERENCES:
+        raise UserError("REFERENCES number the columns of a table in its header, which COLUMN_NAMES takes away")
     if PAGE_QUESTIONS < 0:
         raise UserError(f"PAGE_QUESTIONS cannot be below 0, as {PAGE_QUESTIONS} is")
     models.quiet_libraries()
@@ -93,7 +96,8 @@ def encode(example: examples.Example, tokenizer) -> dict:
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
         lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids], COLUMN_NAMES,
     )  # fmt: skip
-    ids = training.encode(prompt, example.program, tokenizer)
+    target = references.refer(example.program, lines, [*example.gold_inds]) if REFERENCES else example.program
+    ids = training.encode(prompt, target, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]
     return {
         "id": example.id,
@@ -103,6 +107,7 @@ def encode(example: examples.Example, tokenizer) -> dict:
         "prompt": prompt,
         "question": example.question,
         "program": example.program,
+        "target": target,
         "exe_ans": json.dumps(example.exe_ans),  # a number or yes/no: one column needs one type
         "table": json.dumps(example.table),
         "evidence_location": evidence.evidence_location(example),

@@ -72,7 +72,7 @@ def test_every_target_ends_in_eos_and_no_prompt_holds_it(pipeline):
         prompt, target = row["input_ids"][: row["prompt_tokens"]], row["input_ids"][row["prompt_tokens"] :]
         assert target[-1] == tokenizer.eos_token_id
         assert tokenizer.eos_token_id not in prompt + target[:-1]
-        assert tokenizer.decode(target[:-1]).strip() == row["program"]
+        assert tokenizer.decode(target[:-1]).strip() == row["program"] == row["target"]
         assert tokenizer.decode(prompt).endswith(f"Question: {row['question']}\nProgram:\n")
 
 

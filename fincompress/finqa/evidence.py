@@ -219,9 +219,11 @@ def _words(text: str) -> list[str]:
 
 
 def select(
-    example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]], column_names: bool = False
+    example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]],
+    column_names: bool = False, form: Callable[[list[Line]], list[Line]] = list,
 ) -> list[Line]:  # fmt: skip
-    """Return the lines to show, in reading order; ``column_names`` as for ``page_lines``.
+    """Return the lines to show, in reading order; ``column_names`` as for ``page_lines``. ``form`` is what they will
+    be shown as, whose tokens are counted.
 
     ``mode`` says what may be shown: ``"page"`` and ``"retrieved"`` all lines of the page, so that they differ by the
     budget they are given; ``"gold"`` the lines of ``gold_inds``, and the header if a row is among them, or all lines
@@ -237,7 +239,7 @@ def select(
         if any(line.is_row and line.key in keys for line in page):
             keys.add(HEADER)
         lines = [line for line in page if line.key in keys] or page
-    costs = count_tokens([line.text + "\n" for line in lines]) if lines else []
+    costs = count_tokens([line.text + "\n" for line in form(lines)]) if lines else []
     if sum(costs) <= budget:
         return lines
     ranked = page_lines(example)  # as the weights of the rank were fitted

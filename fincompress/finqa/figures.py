@@ -5,12 +5,9 @@ from __future__ import annotations
 import random
 import re
 
-from fincompress.finqa import program
-from fincompress.finqa.numbers import parse_number
+from fincompress.finqa import program, references
+from fincompress.finqa.numbers import FIGURE, YEARS, parse_number
 
-# A whole number of a text, as ``numbers.numbers_in`` finds it, without its sign.
-_FIGURE = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)|(?<![\w.,])\.\d+(?!\w|[.,]\d)")
-YEARS = range(1980, 2041)  # kept: which year is asked for is not a figure
 SMALL = 31  # whole numbers up to this are kept: days of a month, counts, notes
 TRIES = 10  # draws before an example is left as it is
 
@@ -23,8 +20,8 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
     it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
     """
     tokens = program.tokenize(text)
-    fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, _FIGURE.findall(row))}
-    found = [_plain(figure) for figure in _FIGURE.findall(prompt + " " + " ".join(program.operands(text)[0]))]
+    fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, FIGURE.findall(row))}
+    found = [_plain(figure) for figure in FIGURE.findall(prompt + " " + " ".join(program.operands(text)[0]))]
     figures = [figure for figure in dict.fromkeys(found) if figure not in fixed and not _is_kept(figure)]
     arithmetic = not any(name in program.TABLE for name in program.operations(tokens))
     for _ in range(TRIES):
@@ -33,8 +30,10 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
             continue
         written = ", ".join(_rewrite_step(step, new) for step in text.split(", "))
         # What a table operation gives cannot be told from the lines of a prompt.
-        if not arithmetic or not program.execute(program.tokenize(written), []).invalid:
-            return _rewrite(prompt, new), written
+        redrawn = _rewrite(prompt, new)
+        resolved = references.resolve(written, references.figures_of(redrawn))
+        if not arithmetic or not program.execute(program.tokenize(resolved), []).invalid:
+            return redrawn, written
     return prompt, text
 
 
@@ -70,7 +69,7 @@ def _rewrite(text: str, new: dict[str, str]) -> str:
         digits = iter(new.get(figure, figure) + zeros)
         return "".join(character if character == "," else next(digits) for character in match[0])
 
-    return _FIGURE.sub(replace, text)
+    return FIGURE.sub(replace, text)
 
 
 def _rewrite_step(part: str, new: dict[str, str]) -> str:

@@ -13,6 +13,10 @@ _IN_TEXT = re.compile(
     r"(?<![\w.,])(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)(?P<percent> ?(?:%|percent\b))?"
 )
 
+# The same without its percent sign, and never at the start of a longer one.
+FIGURE = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)|(?<![\w.,])\.\d+(?!\w|[.,]\d)")
+YEARS = range(1980, 2041)  # whole numbers that are no figures where a year may stand
+
 
 # --- as the official evaluator reads them ---------------------------------------------------------------------------
 
