@@ -1,10 +1,12 @@
 """Fixtures: a tiny random Llama for fast tests, and real FinQA where it lies at hand."""
 
 import contextlib
+import gc
 import io
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,29 @@ def run_script(*arguments, cwd=REPOSITORY, **environment):
         text=True,
         timeout=900,
     )
+
+
+KILL = """
+import os, pkgutil, runpy, signal, sys
+owner, name, calls = pkgutil.resolve_name(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+function, seen = getattr(owner, name), []
+def killing(*arguments, **options):
+    found = function(*arguments, **options)
+    seen.append(1)
+    if len(seen) == calls:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return found
+setattr(owner, name, killing)
+sys.argv = sys.argv[4:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_and_kill(owner, name, calls, *arguments, **environment):
+    """Run a script in a process of its own, killed by SIGKILL as the call ``calls`` of a function of ``owner``, a
+    module or a class by its full name, comes to its end."""
+    done = run_script("-c", KILL, owner, name, calls, *arguments, **environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def run_in_process(script, *arguments, **environment):
@@ -79,6 +104,31 @@ def is_whole(path):
     except (OSError, ValueError):
         return False
     return True
+
+
+@pytest.fixture(autouse=True)
+def few_objects_to_collect():
+    """What is imported is never garbage: without it a collection takes milliseconds, not half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def synthetic_set_made_once():
+    """The synthetic set as scripts within this process read it: three seconds each time that they are run."""
+    from fincompress.finqa import examples
+
+    find, found = examples.find_records, {}
+
+    def find_once(data_dir, split, seed):
+        if data_dir != examples.SYNTHETIC:
+            return find(data_dir, split, seed)
+        if (split, seed) not in found:
+            found[split, seed] = json.dumps(find(data_dir, split, seed))
+        return json.loads(found[split, seed])
+
+    with mock.patch.object(examples, "find_records", find_once):
+        yield
 
 
 @pytest.fixture(scope="session")

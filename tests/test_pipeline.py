@@ -4,16 +4,11 @@ Each script but the benchmark starts once as a person starts it; the other times
 """
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_in_process, run_script
+from conftest import run_and_kill, run_in_process, run_script
 from safetensors.torch import load_file
 
 from fincompress.finqa import examples
@@ -115,18 +110,10 @@ def test_a_finished_run_without_its_merged_weights_merges_its_adapter_again(pipe
 
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):
     results, environment = pipeline
-    command = [sys.executable, *TRAIN, "--RUN=killed"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
-    checkpoints = results / "killed" / "checkpoints"
-    deadline = time.monotonic() + 300
-    # After the seventh of 24 steps at the earliest: within the first epoch, and between two checkpoints.
-    while not (checkpoints / "checkpoint-6" / "trainer_state.json").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (results / "killed" / "train_metrics.json").exists(), "the run ended before it could be killed"
+    # After the seventh of 24 steps: within the first epoch, and between two checkpoints.
+    step = ("fincompress.training.trainer:TargetTrainer", "training_step", 7)
+    run_and_kill(*step, *TRAIN, "--RUN=killed", **environment)
+    assert not (results / "killed" / "train_metrics.json").exists()
     resumed = run_in_process(*TRAIN, "--RUN=killed", **environment)
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from checkpoint-" in resumed.stdout and "predicted peak: " in resumed.stdout

@@ -1,15 +1,9 @@
 """quantize_gptq.py: runs it leaves, texts it calibrates on, a kill, and what it refuses."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import datasets
 import pytest
 import torch
-from conftest import REPOSITORY, run_script
+from conftest import run_and_kill, run_script
 from safetensors.torch import load_file
 
 import evaluate
@@ -125,16 +119,9 @@ def test_recomputing_activations_trains_the_same(results, script, precision):
 
 def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again(results, quantize):
     constants = {"SOURCE_RUN": "source", "RUN": "killed", "CALIBRATION_EXAMPLES": 16}
-    command = [sys.executable, "quantize_gptq.py", *(f"--{name}={value}" for name, value in constants.items())]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"RESULTS_DIR": str(results)},
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list((results / "killed").glob(".offload-*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list((results / "killed").glob(".offload-*")), "the run ended before it could be killed"
+    command = ("quantize_gptq.py", *(f"--{name}={value}" for name, value in constants.items()))
+    run_and_kill("fincompress.quantization:Method", "run", 1, *command, RESULTS_DIR=results)
+    assert list((results / "killed").glob(".offload-*")) and not (results / "killed" / "quantize_metrics.json").exists()
     (results / "killed" / ".checkpoint.partial").mkdir(exist_ok=True)
     quantize(**constants)
     assert not [path.name for path in (results / "killed").iterdir() if path.name.startswith(".")]

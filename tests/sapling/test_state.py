@@ -1,17 +1,12 @@
 """A killed run resumes: the same drops, the same scores, the same weights; a state that is torn is refused."""
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_in_process
+from conftest import run_and_kill, run_in_process
 from safetensors.torch import load_file, save_file
 from sapling_runs import SAPLING, assert_same_run, done, read, settings_of
 
@@ -40,17 +35,9 @@ def kill_within(stage, *command, **environment):
 def test_a_killed_process_resumes_with_the_same_drops_and_ends_the_same(sapling, six):
     directory, environment, _ = sapling
     broken = six[0] / "broken"
-    process = subprocess.Popen([sys.executable, *SAPLING, "--RUN=broken"], cwd=REPOSITORY, env=os.environ | environment,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-    deadline = time.monotonic() + 600
-    while process.poll() is None and not (
-        (broken / "state.json").exists() and read(broken / "state.json")["trajectory"]
-    ):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (broken / "train_metrics.json").exists(), "the run ended before it could be killed"
+    run_and_kill("fincompress.sapling.run:Run", "save_state", 3, *SAPLING, "--RUN=broken", **environment)
+    assert read(broken / "state.json")["trajectory"]
+    assert not (broken / "train_metrics.json").exists()
     assert "going on with" in done(*SAPLING, "--RUN=broken", **environment)
     assert_same_run(directory, broken)
 
