@@ -23,7 +23,6 @@ RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound, no result)
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
-COLUMN_NAMES = False  # a cell of a table stands with the name of its column: sales|2018=41|2017=39
 QUESTION_FIRST = False  # the question stands before the page's lines, else after them
 REFERENCES = False  # programs name cells (r2c1) and figures of sentences (n3) instead of copying their digits
 # Splits
@@ -51,8 +50,6 @@ def main() -> None:
         EVIDENCE_TOKENS=EVIDENCE_TOKENS, MAX_PROMPT_TOKENS=MAX_PROMPT_TOKENS, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
         TRAIN_EXAMPLES=TRAIN_EXAMPLES, EVAL_EXAMPLES=EVAL_EXAMPLES,
     )  # fmt: skip
-    if COLUMN_NAMES and REFERENCES:
-        raise UserError("REFERENCES number the columns of a table in its header, which COLUMN_NAMES takes away")
     if PAGE_QUESTIONS < 0:
         raise UserError(f"PAGE_QUESTIONS cannot be below 0, as {PAGE_QUESTIONS} is")
     models.quiet_libraries()
@@ -94,7 +91,8 @@ def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
     prompt, lines = prompts.build_prompt(
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
-        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids], COLUMN_NAMES,
+        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
+        question_first=QUESTION_FIRST, numbered=REFERENCES,
     )  # fmt: skip
     target = references.refer(example.program, lines, [*example.gold_inds]) if REFERENCES else example.program
     ids = training.encode(prompt, target, tokenizer)

@@ -8,7 +8,6 @@ Evidence is good when every number that the gold program needs can be read in it
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os.path
@@ -23,7 +22,6 @@ from fincompress.finqa import numbers, program
 from fincompress.finqa.examples import Example
 
 MODES = ("page", "retrieved", "gold")
-SHORT_NAME = 20  # characters of a column's name that may stand in every row
 HEADER = "header"  # the key of the table's header line, which is table_0 in FinQA's numbering
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index it builds
@@ -41,30 +39,22 @@ class Line(NamedTuple):
         return self.key.startswith("table_")
 
 
-def page_lines(example: Example, column_names: bool = False) -> list[Line]:
+def page_lines(example: Example) -> list[Line]:
     """Return the page's lines in reading order: sentences before the table, header, rows, sentences after it.
 
     Lines without a letter or digit are left out. Numbers keep the form in which gold programs write them; what the
     release writes twice, as in ``-14 ( 14 )`` or ``1.2% ( 1.2 % )``, stands once. Row names stay as they are, because
-    table operations name rows by them. With ``column_names`` a cell stands with the name of its column,
-    ``sales|2018=41|2017=39``, where there are several columns with short names; the header is left with what is not
-    theirs.
+    table operations name rows by them.
     """
     texts = [numbers.clean_sentence(text) for text in example.pre_text + example.post_text]
     sentences = [Line(f"text_{i}", text) for i, text in enumerate(texts)]
     table: list[Line] = []
-    columns: list[str] = []
     for i, row in enumerate(example.table):
         cells = [numbers.clean_cell(cell) for cell in row]
         if i == 0:
             cells = _share_words(cells)
-            if column_names and len(cells) > 2 and all(len(cell) <= SHORT_NAME for cell in cells[1:]):
-                columns, cells = cells[1:], cells[:1]
         else:
             cells[0] = " ".join(row[0].strip().splitlines())
-            if columns:
-                named = zip(itertools.chain(columns, itertools.repeat("")), cells[1:], strict=False)
-                cells[1:] = [f"{name}={cell}" if name else cell for name, cell in named if cell]
         table.append(Line(f"table_{i}" if i else HEADER, "|".join(cells)))
     before = len(example.pre_text)
     return [line for line in sentences[:before] + table + sentences[before:] if re.search(r"[^\W_]", line.text)]
@@ -220,10 +210,9 @@ def _words(text: str) -> list[str]:
 
 def select(
     example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]],
-    column_names: bool = False, form: Callable[[list[Line]], list[Line]] = list,
+    form: Callable[[list[Line]], list[Line]] = list,
 ) -> list[Line]:  # fmt: skip
-    """Return the lines to show, in reading order; ``column_names`` as for ``page_lines``. ``form`` is what they will
-    be shown as, whose tokens are counted.
+    """Return the lines to show, in reading order; ``form`` is what they will be shown as, whose tokens are counted.
 
     ``mode`` says what may be shown: ``"page"`` and ``"retrieved"`` all lines of the page, so that they differ by the
     budget they are given; ``"gold"`` the lines of ``gold_inds``, and the header if a row is among them, or all lines
@@ -233,7 +222,7 @@ def select(
     of ``rank`` down; one that does not fit is passed over for the next that does, never cut. The header always stays,
     even where it alone is over the budget. ``count_tokens`` maps texts to their token counts, special tokens left out.
     """
-    page = lines = page_lines(example, column_names)
+    page = lines = page_lines(example)
     if mode == "gold":
         keys = {HEADER if key == "table_0" else key for key in example.gold_inds}
         if any(line.is_row and line.key in keys for line in page):
@@ -242,8 +231,7 @@ def select(
     costs = count_tokens([line.text + "\n" for line in form(lines)]) if lines else []
     if sum(costs) <= budget:
         return lines
-    ranked = page_lines(example)  # as the weights of the rank were fitted
-    scores = {line.key: score for line, score in zip(ranked, rank(example, ranked), strict=True)}
+    scores = {line.key: score for line, score in zip(page, rank(example, page), strict=True)}
     return [lines[i] for i in fill_budget(lines, [scores[line.key] for line in lines], costs, budget)]
 
 

@@ -14,7 +14,6 @@ def build_prompt(
     evidence_tokens: int | None,
     max_prompt_tokens: int,
     count_tokens: Callable[[list[str]], list[int]],
-    column_names: bool = False,
     question_first: bool = False,
     numbered: bool = False,
 ) -> tuple[str, list[evidence.Line]]:
@@ -23,7 +22,7 @@ def build_prompt(
     ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for retrieved evidence
     (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
     ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
-    cut. ``count_tokens`` maps texts to token counts. ``column_names``: see ``evidence.page_lines``.
+    cut. ``count_tokens`` maps texts to token counts.
     With ``question_first`` the question stands before the lines, so that a causal model reads them knowing it;
     ``numbered`` lines are those of ``references.number_lines``.
     """
@@ -32,6 +31,6 @@ def build_prompt(
     if mode == "retrieved" and evidence_tokens is not None:
         budget = min(budget, evidence_tokens)
     form = references.number_lines if numbered else list
-    lines = form(evidence.select(example, mode, budget, count_tokens, column_names, form))
+    lines = form(evidence.select(example, mode, budget, count_tokens, form))
     shown = "\n".join(line.text for line in lines) + "\n"
     return (question + shown if question_first else shown + question) + "Program:\n", lines

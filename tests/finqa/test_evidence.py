@@ -86,22 +86,6 @@ def test_row_names_stay_as_table_operations_name_them():
     assert "\n" not in page_lines(make(table=[["", "x"], ["net\nsales", "5"]]))[3].text
 
 
-def test_cells_stand_with_the_names_of_their_columns_where_these_are_short():
-    table = [
-        ["in millions", "may 31 2018", "may 31 2017", ""],
-        ["net sales", "$ 41", "39", "5%"],
-        ["other", "", "-2 ( 2 )"],
-    ]
-    page = make(table=table, pre_text=[], post_text=[])
-    shown = page_lines(page, column_names=True)
-    assert [line.text for line in shown] == ["in millions may 31", "net sales|2018=41|2017=39|5%", "other|2017=-2"]
-    assert [line.key for line in shown] == [line.key for line in page_lines(page)] == [HEADER, "table_1", "table_2"]
-    assert shows_program(make(table=table, program="subtract(41, 39)"), shown[1:2])
-    for header in (["", "amount"], ["", "2018", "weighted average exercise price"]):  # nothing to choose, or too long
-        plain = make(table=[header, ["sales", "5", "6"][: len(header)]])
-        assert page_lines(plain, column_names=True) == page_lines(plain)
-
-
 @pytest.mark.parametrize(
     ("released", "shown"),
     [

@@ -18,7 +18,3 @@ def test_the_question_stands_after_the_lines_or_before_them():
     lines, question = "sales rose.\n|2018|2017\nsales|41|39\n", "Question: what was the change?\n"
     assert build() == lines + question + "Program:\n"
     assert build(question_first=True) == question + lines + "Program:\n"
-
-
-def test_cells_are_shown_with_their_columns():
-    assert build(column_names=True) == "sales rose.\nsales|2018=41|2017=39\nQuestion: what was the change?\nProgram:\n"
