@@ -86,30 +86,31 @@ def test_a_pruned_model_can_be_pruned_again(model, batches):
 
 
 LOAD = """
-import sys, torch
+import pathlib, sys, torch
 from transformers import AutoModelForCausalLM
-model, info = AutoModelForCausalLM.from_pretrained(sys.argv[1], output_loading_info=True, dtype=torch.float32)
-assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], info
-ids = torch.load(sys.argv[2], weights_only=True)
-torch.save(model(ids).logits, sys.argv[3])
-assert model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6).shape[1] == ids.shape[1] + 6
+for path in map(pathlib.Path, sys.argv[1:]):
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True, dtype=torch.float32)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"], (path, info)
+    ids = torch.load(path / "ids.pt", weights_only=True)
+    torch.save(model(ids).logits, path / "logits.pt")
+    assert model.generate(ids, max_new_tokens=6, do_sample=False, min_new_tokens=6).shape[1] == ids.shape[1] + 6
 assert not any(name.startswith("fincompress") for name in sys.modules)
 """
 
 
-@pytest.mark.parametrize("gone", [PACKABLE, MIXED])
-def test_stock_transformers_loads_the_checkpoint_in_a_fresh_process(any_model, batches, gone, tiny_base, tmp_path):
-    sub.remove(any_model, *gone)
-    packed = repack.packed_model(any_model)
-    models.write_checkpoint(tmp_path / "model", packed, models.load_tokenizer(tiny_base), torch.float32)
-    ids = batches[0]["input_ids"][:, -6:].clamp(min=3)
-    torch.save(ids, tmp_path / "ids.pt")
-    command = [sys.executable, "-c", LOAD, tmp_path / "model", tmp_path / "ids.pt", tmp_path / "logits.pt"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+def test_stock_transformers_loads_the_checkpoints_in_a_process_of_its_own(batches, tiny_base, tmp_path):
+    expected, ids = {}, batches[0]["input_ids"][:, -6:].clamp(min=3)
+    for family, (name, gone) in itertools.product(CONFIGS, {"packable": PACKABLE, "mixed": MIXED}.items()):
+        model, path = make_model(family), tmp_path / f"{family}-{name}"
+        sub.remove(model, *gone)
+        models.write_checkpoint(path, repack.packed_model(model), models.load_tokenizer(tiny_base), torch.float32)
+        torch.save(ids, path / "ids.pt")
+        expected[path] = model(ids, use_cache=False).logits
+    done = subprocess.run([sys.executable, "-c", LOAD, *expected], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    reloaded = torch.load(tmp_path / "logits.pt", weights_only=True)
-    assert torch.allclose(reloaded, any_model(ids, use_cache=False).logits, atol=1e-5)
-    assert not any(str(path) in (tmp_path / "model" / "config.json").read_text() for path in (REPOSITORY, tmp_path))
+    for path, logits in expected.items():
+        assert torch.allclose(torch.load(path / "logits.pt", weights_only=True), logits, atol=1e-5), path.name
+        assert not any(str(folder) in (path / "config.json").read_text() for folder in (REPOSITORY, tmp_path))
 
 
 @pytest.mark.parametrize("four_bits", [False, True])
