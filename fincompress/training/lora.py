@@ -124,6 +124,8 @@ def train_adapter(
         if s["START_FROM"]:
             start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
             model = PeftModel.from_pretrained(model, start / "adapter", is_trainable=True)
+            # As a new adapter has it: from a bare name peft would look for the base on the hub at every checkpoint.
+            model.peft_config["default"].base_model_name_or_path = path
         else:
             model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
