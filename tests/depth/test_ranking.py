@@ -27,6 +27,12 @@ def test_a_tie_in_accuracy_falls_to_nll_also_across_kinds():
     assert best.unit[0].kind == "attention" and why == "nll"
 
 
+def test_more_than_one_standard_error_in_accuracy_is_no_tie():
+    one, other = [1.0] * 52 + [0.0] * 48, [1.0] * 50 + [0.0] * 50  # 2 points, 1.4 standard errors
+    best, why = ranking.choose([score("mlp", other, [0.1] * 100), score("attention", one, [0.9] * 100)])
+    assert best.unit[0].kind == "attention" and why == "accuracy"
+
+
 def test_a_tie_in_both_falls_to_the_largest_norm():
     exact, noise = [1.0, 0.0] * 50, torch.randn(100, generator=torch.Generator().manual_seed(0))
     nll = (0.5 + 0.1 * noise).tolist()

@@ -10,7 +10,7 @@ from conftest import REPOSITORY
 from depth_models import CONFIGS, make_batches, make_model
 from peft import LoraConfig, get_peft_model
 
-from fincompress import models
+from fincompress import memory, models
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
@@ -83,6 +83,16 @@ def test_a_pruned_model_can_be_pruned_again(model, batches):
     assert sub.sublayers(again) == [SubLayer(block, kind) for block in range(4) for kind in sub.KINDS]
     sub.remove(again, A(0), M(0))
     assert torch.equal(target_logits(repack.packed_model(again), batches[0])[0], target_logits(again, batches[0])[0])
+
+
+def test_what_is_written_is_of_the_models_type_and_attention_and_counted_before(model):
+    model.to(torch.bfloat16).set_attn_implementation("eager")
+    sizes = memory.parameter_sizes(model.config)
+    sub.remove(model, *MIXED)
+    packed = repack.packed_model(model)
+    assert packed.config._attn_implementation == "eager"
+    assert {parameter.dtype for parameter in packed.parameters()} == {torch.bfloat16}
+    assert repack.checkpoint_parameters(model, sizes) == sum(one.numel() for one in packed.parameters())
 
 
 LOAD = """

@@ -128,6 +128,11 @@ def test_a_unit_that_was_bad_earlier_goes_only_if_it_is_clearly_behind_now():
     assert survivors(found)[-1] == units[2]  # tried last
 
 
+def test_units_are_tried_in_the_order_of_an_earlier_scan_and_new_ones_first():
+    units = [(SubLayer(block, "mlp"),) for block in range(3)]
+    assert scan.Elimination(units, earlier={units[0]: 0.9, units[1]: 0.2}).alive == [units[2], units[1], units[0]]
+
+
 def test_the_units_of_the_highest_accuracy_stay():
     """Accuracy decides first, so as many units as will be dropped stay for it, however their NLL looks."""
     units = [(SubLayer(block, "mlp"),) for block in range(20)]
