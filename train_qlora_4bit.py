@@ -21,7 +21,7 @@ LORA_RANK = 32  # rank of the adapters; more learns more and costs little at thi
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 LORA_DROPOUT: float = 0.0  # on the input of the adapters
 # Optimizer
-AUGMENT: str | None = None  # "figures": page, question and program have new figures in every pass but the first
+AUGMENT: str | None = None  # "figures": new ones in page, question and program, but not in the first pass of all
 EPOCHS: float = 1.0  # passes over the training set; 3 on FinQA
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
 LEARNING_RATE: float = 8e-4  # peak; 2e-4 suits 7B

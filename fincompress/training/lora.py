@@ -139,9 +139,11 @@ def train_adapter(
         reentrant=base_precision == "int8",
     )  # fmt: skip
     progress = ProgressAndCalibration(calibration, tokenizer, 2 * s["BATCH_SIZE"], dtype)
+    # Their own figures are what START_FROM has seen.
+    rows = training.TrainingRows(train_set, tokenizer, s["AUGMENT"], s["SEED"], first_pass=int(bool(s["START_FROM"])))
     trainer = TargetTrainer(
         model=model, args=arguments, data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer,
-        train_dataset=training.TrainingRows(train_set, tokenizer, s["AUGMENT"], s["SEED"]), callbacks=[progress],
+        train_dataset=rows, callbacks=[progress],
     )  # fmt: skip
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
