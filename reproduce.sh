@@ -20,8 +20,6 @@ case "$*" in
         ;;
 esac
 source ./setup_env.sh
-# Phases come one after another: threads that wait longer before they sleep suit a lone job, and hold up a second one.
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-2000}
 SECONDS=0 # times are those of the phases, after the install
 RESULTS_DIR=$(python -c 'import os, dotenv
 print(os.environ.get("RESULTS_DIR") or dotenv.dotenv_values(".env").get("RESULTS_DIR") or "results")')

@@ -1,7 +1,7 @@
 """What OpenMP's waiting costs: LoRA training steps of SmolLM2 with one process and with two, under five policies.
 
-Prints tokens/s of each process and the ratio to OpenMP's default, taken in one run. The third policy is what
-``fincompress.settings.set_threads`` sets. Takes about seven minutes on two cores.
+Prints tokens/s of each process and the ratio to OpenMP's default, which the scripts leave as it is, taken in one run.
+Takes about seven minutes on two cores. Where two jobs share the cores, ``OMP_WAIT_POLICY=passive`` helps both.
 
     python benchmarks/openmp_wait.py
 """

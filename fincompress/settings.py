@@ -165,16 +165,12 @@ def quiet_imports() -> None:
 
 
 def set_threads() -> None:
-    """One OpenMP thread a core, threads that soon sleep at a barrier, and one GPU, unless the caller chose otherwise.
+    """One OpenMP thread a core and one GPU, unless the caller chose otherwise; read when torch is imported.
 
-    OpenMP's default is to spin at every barrier: two processes on two cores then wait for threads that are not running,
-    at half the speed and less. A few hundred spins do not disturb a second process; 6,000 do. A process that is alone
-    loses a tenth where threads sleep (``benchmarks/openmp_wait.py``). OpenMP reads this once, when torch is imported.
+    How threads wait stays OpenMP's choice: where they sleep between products, training alone takes a third longer.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     defaults = {
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "500",
         "OMP_NUM_THREADS": str(cores),
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "0",  # the Trainer would multiply the batch by the number of GPUs

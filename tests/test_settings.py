@@ -17,7 +17,7 @@ from fincompress.settings import ENVIRONMENT, TOKENS, check_choice, check_positi
 REPOSITORY = Path(__file__).resolve().parents[1]
 CALL = re.compile(r"^(?:\w+ = )?configure\(", re.MULTILINE)
 SCRIPTS = sorted(path.name for path in REPOSITORY.glob("*.py") if CALL.search(path.read_text()))
-THREADS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+THREADS = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 SECRET = "hf_doNotShowThis"
 
 SOURCE = '''"""A small script."""
@@ -381,17 +381,17 @@ def test_importing_a_script_overrides_no_constant_and_does_no_work(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_threads_do_not_spin_unless_the_caller_wants_it(run):
+def test_one_thread_a_core_unless_the_caller_wants_others(run):
+    os.environ.pop("OMP_NUM_THREADS", None)
     run()
-    assert os.environ["OMP_WAIT_POLICY"] == "passive"
-    assert int(os.environ["OMP_NUM_THREADS"]) >= 1
-    os.environ |= {"OMP_WAIT_POLICY": "active", "OMP_NUM_THREADS": "3"}
+    assert int(os.environ["OMP_NUM_THREADS"]) == len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = "3"
     run()
-    assert (os.environ["OMP_WAIT_POLICY"], os.environ["OMP_NUM_THREADS"]) == ("active", "3")
+    assert os.environ["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_imports_only_settings_before_the_thread_policy_is_set(name):
+def test_a_script_imports_only_settings_before_the_threads_are_set(name):
     above = CALL.split((REPOSITORY / name).read_text())[0]
     imports = re.findall(r"^(?:from|import) (\S+)", above, flags=re.MULTILINE)
     assert imports == ["fincompress.settings"]

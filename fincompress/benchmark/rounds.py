@@ -19,8 +19,8 @@ class WorkerProcess:
     """A ``worker.Worker`` in a fresh process; it sleeps between commands."""
 
     def __init__(self):
-        # One model runs at a time, so threads wait as OpenMP's default does, not as settings.set_threads has it for
-        # jobs that share the cores: GPTQ's kernel, of many small steps, loses most where they sleep in between.
+        # One model runs at a time: threads wait as OpenMP's default does, whatever suits jobs that share the cores.
+        # GPTQ's kernel, of many small steps, loses most where they sleep in between.
         for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
             os.environ.pop(name, None)
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA, and shares memory
