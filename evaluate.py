@@ -36,7 +36,7 @@ import pandas as pd  # noqa: E402
 
 from fincompress import provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, program, references, scoring  # noqa: E402
+from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
 
 SPLITS = ("train", "calibration", "dev", "test")
@@ -112,33 +112,22 @@ def score_run(run: str) -> None:
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
     options = models.offload_if_needed(path, device, BATCH_SIZE, max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
-    rows, numbered = dataset.remove_columns("input_ids"), data["settings"].get("REFERENCES")
+    rows = dataset.remove_columns("input_ids")
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
 
-    def prompt_of(place: int) -> str:
-        return tokenizer.decode(dataset[place]["input_ids"][: dataset[place]["prompt_tokens"]])
-
-    def read(place: int, output: str) -> str:
-        """The program that a model wrote, its references resolved."""
-        text = program.extract_program(output)
-        return references.resolve(text, references.figures_of(prompt_of(place))) if numbered else text
-
     def accept(place: int, output: str) -> bool:
-        text = read(place, output)
+        text = program.extract_program(output)
+        prompt = tokenizer.decode(dataset[place]["input_ids"][: dataset[place]["prompt_tokens"]])
         executed = program.execute(program.tokenize(text), questions[place]["table"])
-        return (
-            not executed.invalid
-            and executed.result != program.INVALID
-            and evidence.shows_numbers(text, prompt_of(place))
-        )
+        return not executed.invalid and executed.result != program.INVALID and evidence.shows_numbers(text, prompt)
 
     clock = runs.Stopwatch()
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS, accept)
     seconds = clock.seconds()
 
     verdicts = []
-    for place, (question, output) in enumerate(zip(questions, outputs, strict=True)):
-        tokens = program.tokenize(read(place, output["output"]))
+    for question, output in zip(questions, outputs, strict=True):
+        tokens = program.tokenize(program.extract_program(output["output"]))
         verdicts.append({"id": question["id"], **output, **scoring.score_program(tokens, question)})
     size = models.size_gb(None if untuned else directory, record["base_model"], RESULTS_DIR)
     facts = {

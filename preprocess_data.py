@@ -24,7 +24,6 @@ EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
 QUESTION_FIRST = False  # the question stands before the page's lines, else after them
-REFERENCES = False  # programs name cells (r2c1) and figures of sentences (n3) instead of copying their digits
 # Splits
 CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
@@ -41,7 +40,7 @@ from tqdm import tqdm  # noqa: E402
 
 from fincompress import models, runs, training  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, from_pages, prompts, references, tatqa  # noqa: E402
+from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa  # noqa: E402
 
 
 def main() -> None:
@@ -92,10 +91,9 @@ def encode(example: examples.Example, tokenizer) -> dict:
     prompt, lines = prompts.build_prompt(
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
         lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
-        question_first=QUESTION_FIRST, numbered=REFERENCES,
+        question_first=QUESTION_FIRST,
     )  # fmt: skip
-    target = references.refer(example.program, lines, [*example.gold_inds]) if REFERENCES else example.program
-    ids = training.encode(prompt, target, tokenizer)
+    ids = training.encode(prompt, example.program, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]
     return {
         "id": example.id,
@@ -105,7 +103,6 @@ def encode(example: examples.Example, tokenizer) -> dict:
         "prompt": prompt,
         "question": example.question,
         "program": example.program,
-        "target": target,
         "exe_ans": json.dumps(example.exe_ans),  # a number or yes/no: one column needs one type
         "table": json.dumps(example.table),
         "evidence_location": evidence.evidence_location(example),

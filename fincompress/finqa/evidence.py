@@ -208,11 +208,8 @@ def _words(text: str) -> list[str]:
 # --- selection -------------------------------------------------------------------------------------------------------
 
 
-def select(
-    example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]],
-    form: Callable[[list[Line]], list[Line]] = list,
-) -> list[Line]:  # fmt: skip
-    """Return the lines to show, in reading order; ``form`` is what they will be shown as, whose tokens are counted.
+def select(example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]]) -> list[Line]:
+    """Return the lines to show, in reading order.
 
     ``mode`` says what may be shown: ``"page"`` and ``"retrieved"`` all lines of the page, so that they differ by the
     budget they are given; ``"gold"`` the lines of ``gold_inds``, and the header if a row is among them, or all lines
@@ -228,7 +225,7 @@ def select(
         if any(line.is_row and line.key in keys for line in page):
             keys.add(HEADER)
         lines = [line for line in page if line.key in keys] or page
-    costs = count_tokens([line.text + "\n" for line in form(lines)]) if lines else []
+    costs = count_tokens([line.text + "\n" for line in lines]) if lines else []
     if sum(costs) <= budget:
         return lines
     scores = {line.key: score for line, score in zip(page, rank(example, page), strict=True)}

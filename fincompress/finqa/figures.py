@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from fincompress.finqa import program, references
+from fincompress.finqa import program
 from fincompress.finqa.numbers import FIGURE, YEARS, parse_number
 
 SMALL = 31  # whole numbers up to this are kept: days of a month, counts, notes
@@ -30,10 +30,8 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
             continue
         written = ", ".join(_rewrite_step(step, new) for step in text.split(", "))
         # What a table operation gives cannot be told from the lines of a prompt.
-        redrawn = _rewrite(prompt, new)
-        resolved = references.resolve(written, references.figures_of(redrawn))
-        if not arithmetic or not program.execute(program.tokenize(resolved), []).invalid:
-            return redrawn, written
+        if not arithmetic or not program.execute(program.tokenize(written), []).invalid:
+            return _rewrite(prompt, new), written
     return prompt, text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fincompress.finqa import evidence, references
+from fincompress.finqa import evidence
 from fincompress.finqa.examples import Example
 
 
@@ -15,7 +15,6 @@ def build_prompt(
     max_prompt_tokens: int,
     count_tokens: Callable[[list[str]], list[int]],
     question_first: bool = False,
-    numbered: bool = False,
 ) -> tuple[str, list[evidence.Line]]:
     """Return the prompt of one example and the lines of evidence it shows; the gold program follows on a new line.
 
@@ -23,14 +22,12 @@ def build_prompt(
     (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
     ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
     cut. ``count_tokens`` maps texts to token counts.
-    With ``question_first`` the question stands before the lines, so that a causal model reads them knowing it;
-    ``numbered`` lines are those of ``references.number_lines``.
+    With ``question_first`` the question stands before the lines, so that a causal model reads them knowing it.
     """
     question = f"Question: {' '.join(example.question.split())}\n"
     budget = max(0, max_prompt_tokens - count_tokens([question + "Program:\n"])[0])
     if mode == "retrieved" and evidence_tokens is not None:
         budget = min(budget, evidence_tokens)
-    form = references.number_lines if numbered else list
-    lines = form(evidence.select(example, mode, budget, count_tokens, form))
+    lines = evidence.select(example, mode, budget, count_tokens)
     shown = "\n".join(line.text for line in lines) + "\n"
     return (question + shown if question_first else shown + question) + "Program:\n", lines

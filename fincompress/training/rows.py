@@ -28,7 +28,7 @@ class TrainingRows(torch.utils.data.Dataset):
         passes: list[int] | None = None, first_pass: int = 0,
     ):  # fmt: skip
         self.columns = [name for name in ("input_ids", "prompt_tokens", "row") if name in rows.column_names]
-        needed = {"id", "prompt", "target"} if augment else set()
+        needed = {"id", "prompt", "program"} if augment else set()
         if not needed <= set(rows.column_names):
             raise UserError(
                 "AUGMENT needs a data run that keeps the prompts: run preprocess_data.py again, as another RUN"
@@ -53,7 +53,7 @@ class TrainingRows(torch.utils.data.Dataset):
         if self.augment is None or number == 0:
             return found
         generator = random.Random(f"{self.seed} {number} {row['id']}")
-        prompt, text = figures.redraw(row["prompt"], row["target"], generator)
+        prompt, text = figures.redraw(row["prompt"], row["program"], generator)
         return found | encode(prompt, text, self.tokenizer)
 
 

@@ -16,7 +16,7 @@ def tokenizer(tiny_base):
 
 
 def make_rows(tokenizer, count=3):
-    row = encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "target": TEXT}
+    row = encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "program": TEXT}
     return datasets.Dataset.from_list([row | {"id": str(i), "length": len(row["input_ids"])} for i in range(count)])
 
 
