@@ -23,7 +23,6 @@ RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
 EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound, no result)
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
 MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
-QUESTION_FIRST = False  # the question stands before the page's lines, else after them
 # Splits
 CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
@@ -91,7 +90,6 @@ def encode(example: examples.Example, tokenizer) -> dict:
     prompt, lines = prompts.build_prompt(
         example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
         lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
-        question_first=QUESTION_FIRST,
     )  # fmt: skip
     ids = training.encode(prompt, example.program, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]

@@ -71,15 +71,6 @@ def test_every_target_ends_in_eos_and_no_prompt_holds_it(pipeline):
         assert tokenizer.decode(prompt).endswith(f"Question: {row['question']}\nProgram:\n")
 
 
-def test_a_question_stands_before_the_page_where_it_should(pipeline):
-    import datasets
-
-    done = run_in_process(*DATA, "--RUN=question_first", "--QUESTION_FIRST=True", **pipeline[1])
-    assert done.returncode == 0, done.stderr
-    for row in datasets.load_from_disk(str(pipeline[0] / "question_first" / "dev")):
-        assert row["prompt"].startswith(f"Question: {row['question']}\n") and row["prompt"].endswith("\nProgram:\n")
-
-
 def test_a_finished_run_keeps_its_record_and_removes_its_checkpoints(pipeline):
     directory = pipeline[0] / "qlora_4bit"
     metrics, settings = read(directory / "train_metrics.json"), read(directory / "settings.json")

@@ -14,7 +14,6 @@ def build_prompt(
     evidence_tokens: int | None,
     max_prompt_tokens: int,
     count_tokens: Callable[[list[str]], list[int]],
-    question_first: bool = False,
 ) -> tuple[str, list[evidence.Line]]:
     """Return the prompt of one example and the lines of evidence it shows; the gold program follows on a new line.
 
@@ -22,12 +21,10 @@ def build_prompt(
     (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
     ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
     cut. ``count_tokens`` maps texts to token counts.
-    With ``question_first`` the question stands before the lines, so that a causal model reads them knowing it.
     """
     question = f"Question: {' '.join(example.question.split())}\n"
     budget = max(0, max_prompt_tokens - count_tokens([question + "Program:\n"])[0])
     if mode == "retrieved" and evidence_tokens is not None:
         budget = min(budget, evidence_tokens)
     lines = evidence.select(example, mode, budget, count_tokens)
-    shown = "\n".join(line.text for line in lines) + "\n"
-    return (question + shown if question_first else shown + question) + "Program:\n", lines
+    return "\n".join(line.text for line in lines) + f"\n{question}Program:\n", lines
