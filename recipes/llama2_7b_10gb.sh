@@ -3,6 +3,8 @@
 # and a token in .env, 32 GB of main memory and about 100 GB of disk. Finished runs are skipped, a killed run resumes.
 #
 #   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
+#
+# EXTRA_DATA_DIR=path/to/tatqa adds TAT-QA to the first pass.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
@@ -15,10 +17,16 @@ run() {
 }
 lora=(--LEARNING_RATE=2e-4 --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16)
 
-run preprocess_data.py --EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=256 --TRAIN_EXAMPLES=None \
-    --EVAL_EXAMPLES=None
-run train_qlora_4bit.py "${lora[@]}" --EPOCHS=3
-run train_lora_8bit.py "${lora[@]}" --EPOCHS=3
+prompts=(--EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=256 --TRAIN_EXAMPLES=None
+    --EVAL_EXAMPLES=None)
+
+run preprocess_data.py "${prompts[@]}"
+run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --PAGE_QUESTIONS=2500 --EXTRA_DATA_DIR="${EXTRA_DATA_DIR:-None}"
+# A pass over more data, then FinQA alone: docs/recipe.md
+run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1
+run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=2
+run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1
+run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=2
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
 # Down to the bytes of GPTQ's checkpoint
 run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 "--HEAL_AT=[56,44,32]" --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \

@@ -125,10 +125,13 @@ def healing_at_22(HEALING_EPOCHS, HEAL_AT=(), **others):
 def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
-    done, calls = phases(script="recipes/finqa_smollm2.sh", DATA_DIR="finqa")
+    done, calls = phases(script="recipes/finqa_smollm2.sh", DATA_DIR="finqa", EXTRA_DATA_DIR="tatqa")
     assert (done.returncode, done.stderr) == (0, "")
     assert {folder for _, folder in calls} == {"RESULTS_DIR=results-finqa"}
     calls = [(call[0], overrides(call)) for call, _ in calls]
+    mixed = next(constants for script, constants in calls if constants.get("RUN") == "mixed_data")
+    assert mixed["EXTRA_DATA_DIR"] == "tatqa" and mixed["PAGE_QUESTIONS"] > 0
+    assert {"mixed_qlora", "mixed_lora_8bit"} <= {constants.get("START_FROM") for _, constants in calls}
     evaluated = [constants["RUN"] for script, constants in calls if script == "evaluate.py"]
     assert len(evaluated) == len(set(evaluated))
     assert {"base", "sapling", "sapling_gptq", "longer", "longer_gptq"} <= set(evaluated)
@@ -149,19 +152,19 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
     done, calls = phases("recipes/llama2_7b_10gb.sh", script=shell_name)
     assert (done.returncode, done.stderr) == (0, "")
     assert {folder for _, folder in calls} == {"RESULTS_DIR=results-llama"}
-    assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16, 16, 16]
+    assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16, 16, 16, 16, 16]
     assert [call[0] for call, _ in calls][-2:] == ["benchmark_throughput.py", "plot_pareto.py"]
 
 
 def test_the_commands_for_llama_stop_at_the_first_failure(phases):
     done, calls = phases(script="recipes/llama2_7b_10gb.sh", FAIL="train_qlora_4bit.py")
-    assert (done.returncode, len(calls)) == (3, 2)
+    assert (done.returncode, len(calls)) == (3, 3)
 
 
 def test_the_record_is_made_of_no_other_data_than_finqa(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "synthetic"\n}\n')
-    done, calls = phases(script="recipes/finqa_smollm2.sh")
+    done, calls = phases(script="recipes/finqa_smollm2.sh", EXTRA_DATA_DIR="tatqa")
     assert (done.returncode, done.stderr) == (2, "error: DATA_DIR does not hold FinQA's train.json and dev.json\n")
     assert [call[0][0] for call in calls] == ["preprocess_data.py"]
 
