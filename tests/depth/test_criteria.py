@@ -5,22 +5,11 @@ import math
 import pytest
 import torch
 from conftest import REPOSITORY
-from depth_models import make_batches, make_model
 
 from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.depth.criteria import Context
 from fincompress.training.loss import IGNORE, target_logits
-
-
-@pytest.fixture
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def batches():
-    return make_batches()
 
 
 def ranked(name, model, units, batches, **context):

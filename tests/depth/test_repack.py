@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY
-from depth_models import CONFIGS, make_batches, make_model
+from depth_models import CONFIGS, make_model
 from peft import LoraConfig, get_peft_model
 
 from fincompress import memory, models
@@ -15,22 +15,6 @@ from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.training.loss import target_logits
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def any_model(request):
-    return make_model(request.param)
-
-
-@pytest.fixture
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def batches():
-    return make_batches()
-
 
 A, M = (lambda block: SubLayer(block, "attention")), (lambda block: SubLayer(block, "mlp"))
 PACKABLE = [M(1), A(2), A(4), M(4)]  # A1 M2, A3 M3, ...: no slot stays empty

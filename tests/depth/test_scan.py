@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from depth_models import CONFIGS, make_batches, make_model
+from depth_models import make_batches, make_model
 
 from fincompress.depth import ranking, scan
 from fincompress.depth import sublayers as sub
@@ -12,21 +12,6 @@ from fincompress.depth.ranking import Score
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.training.loss import IGNORE, target_logits
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def any_model(request):
-    return make_model(request.param)
-
-
-@pytest.fixture
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def batches():
-    return make_batches()
 
 
 @pytest.mark.parametrize(("drop_unit", "packable"), [("sublayer", False), ("sublayer", True), ("block", False)])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from depth_models import CONFIGS, make_batches, make_model
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
@@ -10,21 +9,6 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.training.loss import target_logits
-
-
-@pytest.fixture(params=sorted(CONFIGS))
-def any_model(request):
-    return make_model(request.param)
-
-
-@pytest.fixture
-def model():
-    return make_model()
-
-
-@pytest.fixture
-def batches():
-    return make_batches()
 
 
 def stream_through(model, batch, block):
