@@ -13,7 +13,7 @@ from fincompress.settings import check_positive, configure
 
 # -----------------------------------------------------------------------------
 # What
-RUNS: list | None = None  # names of runs, such as ["qlora_4bit", "sapling/30"]; None: every finished one of BASE_MODEL
+RUNS: list | None = None  # as ["qlora_4bit", "sapling/30"]; None: every finished one of BASE_MODEL and DATA_RUN
 BASE_MODEL = "smollm2-135m"  # the dense reference (runs that are named bring their own), or shape:<name>
 DATA_RUN = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
 RESULTS_DIR = "results"  # every run has a folder in here

@@ -34,7 +34,7 @@ from pathlib import Path  # noqa: E402
 
 import pandas as pd  # noqa: E402
 
-from fincompress import provenance, runs  # noqa: E402
+from fincompress import runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
@@ -101,7 +101,7 @@ def score_run(run: str) -> None:
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
     if BEAMS > 1:
         decoding["beams"] = BEAMS
-    prepared = provenance.fingerprint(data["settings"])
+    prepared = runs.prepared(data)
     done = directory / f"eval_{SPLIT}.json"
     before = runs.read_json(done) if done.exists() else {}
     if (before.get("decoding"), before.get("prepared")) == (decoding, prepared):

@@ -44,7 +44,7 @@ TEMPERATURE: float = 2.0  # of both distributions in that KL
 CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
 AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
-CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked anew
+CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked again
 HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
 HEALING_EPOCHS: float | list = (
     0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
@@ -74,7 +74,7 @@ GRADIENT_ACCUMULATION = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records
 SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed; None: none, but all with ACCURACY_FLOOR
-SAVE_STEPS = 100  # optimizer steps between what a killed run goes on from, within the training of a cycle
+SAVE_STEPS = 100  # optimizer steps between what a killed run resumes from, within the training of a cycle
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
 SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
 # -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Phase 1: QLoRA, LoRA adapters on a 4-bit NF4 base (Dettmers et al. 2023). The accuracy ceiling of the comparison.
 
 Reads the splits of results/<DATA_RUN>/ (preprocess_data.py). Writes results/<RUN>/: adapter/, merged/ (a standard
-checkpoint), train_metrics.json, loss_curve.csv and .png. A killed run, started again with the same command, goes on.
+checkpoint), train_metrics.json, loss_curve.csv and .png. A killed run, started again with the same command, resumes.
 
     python train_qlora_4bit.py                                         SmolLM2-135M, the synthetic set
     recipes/finqa_smollm2.sh and recipes/llama2_7b_10gb.sh             other data, other models
@@ -15,14 +15,14 @@ BASE_MODEL = "smollm2-135m"  # smollm2-135m (embedded), a folder, a hub id, or s
 RESULTS_DIR = "results"  # every run gets a folder in here
 DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
 RUN = "qlora_4bit"  # name of this run
-START_FROM: str | None = None  # an earlier run of this script, as on further data, whose adapter is trained on
+START_FROM: str | None = None  # an earlier run of this script: its adapter is trained further
 # LoRA, on all linear layers of every block
 LORA_RANK = 32  # rank of the adapters; more learns more and costs little at this size
 LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 LORA_DROPOUT: float = 0.0  # on the input of the adapters
 # Optimizer
-AUGMENT: str | None = None  # "figures": new ones in page, question and program, but not in the first pass of all
-EPOCHS: float = 1.0  # passes over the training set; 3 on FinQA
+AUGMENT: str | None = None  # "figures": new ones in page, question and program after a pass, with START_FROM at once
+EPOCHS: float = 1.0  # passes over the training set; on FinQA 1 over more data, then 2: docs/recipe.md
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
 LEARNING_RATE: float = 8e-4  # peak; 2e-4 suits 7B
 LR_SCHEDULE = "cosine"  # after the warm-up: "cosine", "linear" or "constant_with_warmup"

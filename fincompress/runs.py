@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Constants that decide no result: where things lie, and what is written on the way.
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "CACHE_GB")
+NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
 @contextlib.contextmanager
@@ -186,6 +187,12 @@ def _check_same_recipe(directory: Path, record: dict) -> None:
             f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
             "choose another RUN, or remove that folder"
         )
+
+
+def prepared(data_record: dict) -> str:
+    """Fingerprint of how a data run was made, from its ``settings.json``: constants, and what was added to train."""
+    settings = {name: value for name, value in data_record["settings"].items() if value != NEW_AND_OFF.get(name, ...)}
+    return provenance.fingerprint(settings, *([data_record["extra"]] if "extra" in data_record else []))
 
 
 def is_untuned(run: str) -> bool:

@@ -32,7 +32,7 @@ def configure(namespace: dict) -> dict[str, object]:
     """Apply overrides to a script's constants in place and return them all; ``--help`` prints them and leaves.
 
     Overrides nothing when the script is imported rather than run (``evaluate.py`` shadows a library of that name).
-    Also loads ``.env``, hands the Hub token on under the name the hub library reads, and sets the thread policy:
+    Also loads ``.env``, hands the Hub token on under the name the hub library reads, and sets the number of threads:
     all three must happen before torch, transformers or huggingface_hub are imported, so call this first.
     Leaves with status 2 and one line on an unknown or ill-typed override.
     """

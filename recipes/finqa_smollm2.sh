@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The record on real FinQA with SmolLM2-135M: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate sixteen hours on two cores that multiply bf16, with 1,964 training examples;
+# skipped, a killed run resumes. By estimate sixteen hours on two cores that multiply bf16, with a train.json of 1,964 examples;
 # all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle machine:
 # nothing else should run during the last step.
 #
 #   DATA_DIR=path/to/finqa EXTRA_DATA_DIR=path/to/tatqa recipes/finqa_smollm2.sh
+#
+# EXTRA_DATA_DIR holds TAT-QA's dev and test files; its train file as well gives other numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh

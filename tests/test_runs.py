@@ -262,3 +262,16 @@ def test_the_accuracy_table_has_a_row_for_every_evaluation(tmp_path):
          **execution, "program_accuracy": None, "program_accuracy_low": None,
          "program_accuracy_high": None, "invalid": 0.1},
     ]  # fmt: skip
+
+
+def test_data_is_prepared_alike_where_a_new_constant_is_off_and_not_where_train_was_added_to():
+    old = {"settings": {"EVIDENCE_TOKENS": 160}}
+    assert runs.prepared({"settings": old["settings"] | {"PAGE_QUESTIONS": 0}}) == runs.prepared(old)
+    extra = {"source": "TAT-QA", "fingerprint": "a"}
+    others = [
+        {"settings": {"EVIDENCE_TOKENS": 64}},
+        {"settings": old["settings"] | {"PAGE_QUESTIONS": 5}},
+        old | {"extra": extra},
+        old | {"extra": extra | {"fingerprint": "b"}},
+    ]
+    assert len({runs.prepared(one) for one in (old, *others)}) == 5

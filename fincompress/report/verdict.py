@@ -254,10 +254,12 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     shares = [f"{100 * row.share_of_bytes:.1f} %" for row in (sapling, rival)]
     right = [f"{100 * row.execution_accuracy:.1f} %" for row in (sapling, rival)]
     near = abs(sapling.size_gb / rival.size_gb - 1) <= TOLERANCE
+    counted = f"It is less accurate in {losses} of {len(pairs)} pairs."
+    if not near and sapling.size_gb < rival.size_gb:
+        counted = "It is smaller, so that less accuracy decides nothing."
     said = [
         f"**{'At equal size' if near else 'Nearest in size'}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
-        f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. It is less accurate in "
-        f"{losses} of {len(pairs)} pairs."
+        f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
     ]
     if equal.equal == UNSHOWN:
         said.append(f"**At equal accuracy** nothing is compared: {equal.sapling.run} is {equal.notes[0]}.")

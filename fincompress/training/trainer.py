@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fincompress import provenance, runs
+from fincompress import runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import target_logits, target_loss
@@ -180,7 +180,7 @@ def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: to
         "base_model": base_model,
         "base_precision": base_precision,
         "data": data_record["data"],
-        "prepared": provenance.fingerprint(data_record["settings"]),
+        "prepared": runs.prepared(data_record),
         "dtype": str(dtype).removeprefix("torch."),  # a run must not be resumed in another one on another machine
     }
 
