@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 from fincompress import runs
 from fincompress.sapling.checkpoints import save_checkpoint
 from fincompress.sapling.recovery import train_stage
+from fincompress.training.loss import calibration_means
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
@@ -53,7 +54,7 @@ def heal(run: Run, last: bool = False) -> None:
             run.moments = state.read_weights(run.directory, student.device)[1]  # the run's: never both in memory
         else:
             with student.scoring_model() as model:
-                best = means(*run.calibration_scores(model))
+                best = calibration_means(*run.calibration_scores(model))
         row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
         save_checkpoint(run, row)
     state.healed.append(row)
@@ -108,7 +109,7 @@ class KeepBest(TrainerCallback):
         if state.global_step % self.every and not last:
             return
         before = [row["calibration_nll"] for row in state.log_history if "calibration_nll" in row]
-        found = {"step": state.global_step, **means(*self.scores(self.model))}
+        found = {"step": state.global_step, **calibration_means(*self.scores(self.model))}
         state.log_history.append(found)
         if found["calibration_nll"] < min(before, default=math.inf):
             if not last:  # the last weights are those in memory
@@ -126,11 +127,3 @@ class KeepBest(TrainerCallback):
             for name, parameter in self.trained().items():
                 parameter.data.copy_(weights[name])
         return best
-
-
-def means(nll: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
-    """The mean scores of the calibration split, from those of each question."""
-    return {
-        "calibration_nll": round(nll.mean().item(), 5),
-        "calibration_exact": round(exact.float().mean().item(), 5),
-    }

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from transformers import PrinterCallback
 
 from fincompress import provenance, training
 from fincompress.errors import UserError
@@ -121,7 +120,6 @@ def train_stage(
     )
     trainer.moments = moments
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
-    trainer.remove_callback(PrinterCallback)
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
         print(f"going on from {checkpoint.name} of this stage")

@@ -16,7 +16,7 @@ from fincompress import memory, models, quantization, runs, training
 from fincompress.errors import UserError
 from fincompress.report import charts
 from fincompress.settings import check_choice, check_positive
-from fincompress.training.loss import TargetCollator, score_targets
+from fincompress.training.loss import TargetCollator, calibration_means, score_targets
 from fincompress.training.trainer import Progress, TargetTrainer
 
 MERGE_INTO = ("dequantized", "original")  # the base as the adapter was trained against it, or as it was before
@@ -41,12 +41,9 @@ class ProgressAndCalibration(Progress):
 
 
 def calibration_scores(model, calibration: datasets.Dataset, tokenizer, batch_size: int, dtype: torch.dtype) -> dict:
-    """Mean NLL in nats per target token and share of exact matches, of the calibration split."""
-    nll, exact = score_targets(model, calibration, TargetCollator(tokenizer.pad_token_id), batch_size, dtype)
-    return {
-        "calibration_nll": round(nll.mean().item(), 5),
-        "calibration_exact": round(exact.float().mean().item(), 5),
-    }
+    """``calibration_means`` of a model."""
+    collator = TargetCollator(tokenizer.pad_token_id)
+    return calibration_means(*score_targets(model, calibration, collator, batch_size, dtype))
 
 
 def train(settings: dict, base_precision: str, script: str) -> None:

@@ -112,3 +112,11 @@ def score_targets(
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
     model.train(training)
     return nll, exact
+
+
+def calibration_means(nll: torch.Tensor, exact: torch.Tensor) -> dict[str, float]:
+    """Mean NLL in nats per target token and share of exact matches, from those of every calibration question."""
+    return {
+        "calibration_nll": round(nll.mean().item(), 5),
+        "calibration_exact": round(exact.float().mean().item(), 5),
+    }

@@ -4,7 +4,6 @@ import made_up_runs as made
 import numpy as np
 import pytest
 
-from fincompress import runs
 from fincompress.report import rows as report_rows
 from fincompress.report import statistics, verdict
 
@@ -310,24 +309,6 @@ def test_speed_not_owed_to_the_model_on_a_gpu_decides_nothing(tmp_path, device, 
     made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=100.0, kernel=kernel, bandwidth=bandwidth, **common)
     winners = equal_size(read(tmp_path)).winners
     assert (winners["decode"], winners["prefill"], winners["memory"]) == (decode, prefill, "SAPLING")
-
-
-def test_only_rounds_of_one_call_are_paired(tmp_path):
-    made.throughput(tmp_path, "aa", 20.0, base=23.0)
-    made.throughput(tmp_path, "bbb", 40.0, base=23.0)
-    made.throughput(tmp_path, "c", 40.0, base=23.5)
-    paths = [tmp_path / run / "throughput_cpu.json" for run in ("aa", "bbb", "c")]
-    one, same, other = map(report_rows.read_throughput, paths)
-    name = "decode_tokens_per_s"
-    first, second = verdict.paired_rounds(one, same, name)
-    assert len(first) == 5 and all(b / a == pytest.approx(2, rel=0.1) for a, b in zip(first, second, strict=True))
-    recorded = runs.read_json(paths[0])["decode"]["1"]
-    assert first == recorded["ratio"]["rounds"]
-    assert verdict.paired_rounds(one, other, name) is None
-    same["rounds"][name] = same["rounds"][name][:3]  # a slow model: fewer rounds
-    assert len(verdict.paired_rounds(one, same, name)[0]) == 3
-    one["ratios"][name] = one["ratios"][name][:2]  # a slow base model: fewer still
-    assert verdict.paired_rounds(one, same, name)[0] == recorded["tokens_per_s"]["rounds"][:3]
 
 
 def test_without_predictions_nothing_is_decided_and_without_a_size_a_run_is_missing(tmp_path):
