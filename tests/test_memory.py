@@ -163,6 +163,7 @@ def test_releasing_files_keeps_every_value(tiny_base):
     assert model.packed._base is None and "packed" in dict(model.named_buffers())
 
 
+@pytest.mark.real
 def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
     """benchmarks/predicted_memory.py on a random model just large enough to stand out from a process's own noise."""
     torch.manual_seed(0)

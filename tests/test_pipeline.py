@@ -187,6 +187,7 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     assert again.returncode == 0 and "skipped" not in again.stdout
 
 
+@pytest.mark.real
 def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     results, environment = pipeline
     script = ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]")
