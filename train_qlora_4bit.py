@@ -22,7 +22,7 @@ LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 LORA_DROPOUT: float = 0.0  # on the input of the adapters
 # Optimizer
 AUGMENT: str | None = None  # "figures": new ones in page, question and program after a pass, with START_FROM at once
-EPOCHS: float = 1.0  # passes over the training set; on FinQA 1 over more data, then 2: docs/recipe.md
+EPOCHS: float = 1.0  # passes over the training set; on FinQA 1 over more data, then 3: docs/recipe.md
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
 LEARNING_RATE: float = 8e-4  # peak; 2e-4 suits 7B
 LR_SCHEDULE = "cosine"  # after the warm-up: "cosine", "linear" or "constant_with_warmup"

@@ -36,10 +36,11 @@ if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; the
     exit 2
 fi
 
-# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA alone: docs/recipe.md
+# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with
+# new figures: docs/recipe.md
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
 first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1)
-then=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=2 --MERGE_INTO=better)
+then=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
 run train_qlora_4bit.py --RUN=mixed_qlora "${first[@]}"
 run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${then[@]}"
 run train_lora_8bit.py --RUN=mixed_lora_8bit "${first[@]}"

@@ -22,11 +22,11 @@ prompts=(--EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=25
 
 run preprocess_data.py "${prompts[@]}"
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --PAGE_QUESTIONS=2500 --EXTRA_DATA_DIR="${EXTRA_DATA_DIR:-None}"
-# A pass over more data, then FinQA alone: docs/recipe.md
+# A pass over more data, then FinQA with new figures: docs/recipe.md
 run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1
-run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=2
+run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGMENT=figures
 run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1
-run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=2
+run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
 # Down to the bytes of GPTQ's checkpoint
 run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 "--HEAL_AT=[56,44,32]" --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \

@@ -118,14 +118,17 @@ def test_recomputing_activations_trains_the_same(results, script, precision):
 
 
 def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again(results, quantize):
-    constants = {"SOURCE_RUN": "source", "RUN": "killed", "CALIBRATION_EXAMPLES": 16}
+    constants = {"SOURCE_RUN": "source", "RUN": "killed_q4", "CALIBRATION_EXAMPLES": 16}
     command = ("quantize_gptq.py", *(f"--{name}={value}" for name, value in constants.items()))
     run_and_kill("fincompress.quantization:Method", "run", 1, *command, RESULTS_DIR=results)
-    assert list((results / "killed").glob(".offload-*")) and not (results / "killed" / "quantize_metrics.json").exists()
-    (results / "killed" / ".checkpoint.partial").mkdir(exist_ok=True)
+    assert (
+        list((results / "killed_q4").glob(".offload-*"))
+        and not (results / "killed_q4" / "quantize_metrics.json").exists()
+    )
+    (results / "killed_q4" / ".checkpoint.partial").mkdir(exist_ok=True)
     quantize(**constants)
-    assert not [path.name for path in (results / "killed").iterdir() if path.name.startswith(".")]
-    assert (results / "killed" / "quantize_metrics.json").exists()
+    assert not [path.name for path in (results / "killed_q4").iterdir() if path.name.startswith(".")]
+    assert (results / "killed_q4" / "quantize_metrics.json").exists()
 
 
 def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results, quantize, monkeypatch):

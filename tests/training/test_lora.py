@@ -25,14 +25,19 @@ def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(preci
 
 
 @pytest.mark.parametrize("better", lora.MERGE_INTO)
-def test_the_merge_of_lower_calibration_nll_is_kept(better, tiny_base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("decides", ["calibration_exact", "calibration_nll"])
+def test_the_merge_of_more_exact_matches_is_kept_then_that_of_lower_nll(
+    decides, better, tiny_base, tmp_path, monkeypatch
+):
     write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
     scored = []
 
     def score(model, *arguments):  # of the two in turn
         scored.append(model.get_decoder().layers[0].mlp.up_proj.weight.clone())
-        nll = 1.0 if lora.MERGE_INTO[len(scored) - 1] == better else 2.0
-        return torch.tensor([nll]), torch.tensor([True])
+        is_better = lora.MERGE_INTO[len(scored) - 1] == better
+        if decides == "calibration_exact":
+            return torch.tensor([2.0 if is_better else 1.0]), torch.tensor([is_better])
+        return torch.tensor([1.0 if is_better else 2.0]), torch.tensor([True])
 
     monkeypatch.setattr(lora, "score_targets", score)
     settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
