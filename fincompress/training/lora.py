@@ -186,7 +186,7 @@ def finish(directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype) -> 
     weights = {name: p.detach().to(models.checkpoint_dtype(dtype)) for name, p in trained}
     trainer.model.peft_config["default"].base_model_name_or_path = s["BASE_MODEL"]  # and not where it lies here
     with runs.atomic_path(directory / "adapter") as partial:
-        trainer.model.save_pretrained(partial, state_dict=weights)
+        trainer.model.save_pretrained(partial, state_dict=weights, save_embedding_layers=False)
         tokenizer.save_pretrained(partial)
         models.write_model_card(
             partial, s["BASE_MODEL"], f"LoRA adapter for FinQA programs, run `{s['RUN']}`.",

@@ -314,7 +314,8 @@ def test_the_example_in_the_documentation_is_a_method_that_quantizes(base, texts
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
     method = next(kind() for kind in shared.Method.__subclasses__() if kind.__module__ == "example")
     monkeypatch.setitem(METHODS, method.name, method)
-    method.quantize(base, tmp_path / "out", texts, RECIPE, CPU, tmp_path / "log")
+    unequal = [text[place % 7 :] for place, text in enumerate(texts)]
+    method.quantize(base, tmp_path / "out", unequal, RECIPE, CPU, tmp_path / "log")
     assert quantization.method_of(tmp_path / "out") is method
     with torch.no_grad():
         logits = [dense(path)(torch.tensor(texts[:4])).logits.float() for path in (tmp_path / "out", base)]
