@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The record on real FinQA with SmolLM2-135M: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate sixteen hours on two cores that multiply bf16, with a train.json of 1,964 examples;
-# all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle machine:
-# nothing else should run during the last step.
+# skipped, a killed run resumes. By estimate sixteen hours on two cores that multiply bf16, with a train.json of 1,964
+# examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
+# machine: nothing else should run during the last step.
 #
 #   DATA_DIR=path/to/finqa EXTRA_DATA_DIR=path/to/tatqa recipes/finqa_smollm2.sh
 #
@@ -36,15 +36,15 @@ if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; the
     exit 2
 fi
 
-# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with
-# new figures: docs/recipe.md
+# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with new
+# figures: docs/recipe.md
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
 first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1)
-then=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
+second=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
 run train_qlora_4bit.py --RUN=mixed_qlora "${first[@]}"
-run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${then[@]}"
+run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${second[@]}"
 run train_lora_8bit.py --RUN=mixed_lora_8bit "${first[@]}"
-run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${then[@]}"
+run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${second[@]}"
 
 # Phase 2
 gptq=(--CALIBRATION_EXAMPLES=256)

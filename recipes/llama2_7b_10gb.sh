@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Llama-2-7B on FinQA with a 10 GB GPU: written for such a card and not run on one. Needs the licence accepted on the Hub
-# and a token in .env, 32 GB of main memory and about 130 GB of disk (mixed_*/merged can go after phase 1). Finished runs are skipped, a killed run resumes.
+# and a token in .env, 32 GB of main memory and about 130 GB of disk (mixed_*/merged can go after phase 1). Finished runs
+# are skipped, a killed run resumes.
 #
 #   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
 #

@@ -11,6 +11,7 @@ import torch
 from conftest import run_and_kill, run_in_process, run_script
 from safetensors.torch import load_file
 
+from fincompress import training
 from fincompress.finqa import examples
 from fincompress.training import lora
 
@@ -220,8 +221,16 @@ def test_a_calibration_page_among_the_extra_questions_is_refused(pipeline, tmp_p
     assert report["splits"]["train"]["examples"] == 49 and report["extra"]["usable"] == 1
 
 
-def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline):
+def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, monkeypatch):
     results, environment = pipeline
+    begun = []  # the pass that the figures of each training begin with
+
+    class Rows(training.TrainingRows):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            begun.append(self.first_pass)
+
+    monkeypatch.setattr(training, "TrainingRows", Rows)
     done = run_in_process(*DATA, "--RUN=made", "--PAGE_QUESTIONS=20", **environment)
     assert done.returncode == 0 and "20 questions made from" in done.stdout
     assert read(results / "made" / "data_report.json")["splits"]["train"]["examples"] == 68
@@ -233,6 +242,7 @@ def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline):
     )
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert read(results / "longer" / "settings.json")["source"]
+    assert begun == [1]  # the other has seen the examples' own figures
 
 
 @pytest.mark.parametrize(

@@ -255,8 +255,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     right = [f"{100 * row.execution_accuracy:.1f} %" for row in (sapling, rival)]
     near = abs(sapling.size_gb / rival.size_gb - 1) <= TOLERANCE
     counted = f"It is less accurate in {losses} of {len(pairs)} pairs."
-    if not near and sapling.size_gb < rival.size_gb:
-        counted = "It is smaller, so that less accuracy decides nothing."
+    if not near and sapling.size_gb < rival.size_gb and size.difference and size.difference["difference"] < 0:
+        counted = "It is smaller, so this decides nothing."
     said = [
         f"**{'At equal size' if near else 'Nearest in size'}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
         f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"

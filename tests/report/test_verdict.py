@@ -150,7 +150,10 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     assert len(lines) == 6 and lines[3].startswith(
         "**Nearest in size** (38.0 % of the bytes against 43.0 %) SAPLING + "
     )
+    assert lines[3].endswith("It is less accurate in 0 of 1 pairs.")  # as accurate
     assert "SAPLING + GPTQ 4-bit takes 0.88 times the bytes and 0.80 times the memory of GPTQ 4-bit" in lines[4]
+    made.evaluation(tmp_path, "sapling_gptq/50", N < 100, 0.38)
+    assert verdict.answers(verdict.judge(read(tmp_path)))[3].endswith("points. It is smaller, so this decides nothing.")
 
 
 def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measured(tmp_path):
