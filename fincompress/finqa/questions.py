@@ -102,13 +102,15 @@ class Asker:
     about one date that are about the latest.
     """
 
-    def __init__(self, rng: random.Random, table: list[list[str]], loose: float, latest: float):
-        self.rng, self.table, self.loose, self.latest = rng, table, loose, latest
+    def __init__(
+        self, rng: random.Random, table: list[list[str]], loose: float, latest: float, families: tuple = FAMILIES
+    ):
+        self.rng, self.table, self.loose, self.latest, self.families = rng, table, loose, latest, families
         self.asks: list[dict] = []
 
     def ask(self, **fields: object) -> None:
-        """Add a question of each of ``FAMILIES`` that ``fields`` can fill and whose program executes."""
-        for template, *wordings in FAMILIES:
+        """Add a question of each of ``families`` that ``fields`` can fill and whose program executes."""
+        for template, *wordings in self.families:
             if not {*FIELD.findall(template + wordings[0])} <= fields.keys():
                 continue
             figures = [fields[name] for name in FIELD.findall(template)]
@@ -136,7 +138,11 @@ class Asker:
         several = [sorted(self.rng.sample(parts, count), key=parts.index) for _ in range(3)] if count > 1 else []
         for names in single + several:
             rows = dict(zip("xzw", names, strict=False)) | ({"t": whole} if whole and len(names) > 1 else {})
-            self.ask(**fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
+            dated = self.dated({letter: grid[name] for letter, name in rows.items()})
+            if "z2" in dated:  # the smaller and the bigger one
+                small, big = sorted("xz", key=lambda letter: abs(float(dated[f"{letter}2"].rstrip("%"))))
+                dated |= {"s": rows[small], "s2": dated[f"{small}2"], "b": rows[big], "b2": dated[f"{big}2"]}
+            self.ask(**fields, **rows, **dated)
 
     def dated(self, rows: Grid) -> dict[str, str]:
         """Return the fields of dates drawn for ``rows``, whose figures are named as in ``FAMILIES``."""
