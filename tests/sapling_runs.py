@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import run_in_process, script_globals
+from scripts import run_in_process, script_globals
 
 DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, run_in_process
 from peft import LoraConfig, get_peft_model
+from scripts import REPOSITORY, run_in_process
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import memory, models

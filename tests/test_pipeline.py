@@ -8,8 +8,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import run_and_kill, run_in_process, run_script
 from safetensors.torch import load_file
+from scripts import run_and_kill, run_in_process, run_script
 
 from fincompress import training
 from fincompress.finqa import examples

@@ -3,7 +3,7 @@
 import json
 
 import made_up_runs as made
-from conftest import run_script
+from scripts import run_script
 
 from fincompress import runs
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import script_globals
+from scripts import script_globals
 
 from fincompress import settings
 from fincompress.errors import UserError

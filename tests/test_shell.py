@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import script_globals
+from scripts import script_globals
 
 from fincompress.settings import ENVIRONMENT, constant_types, find_overrides
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from scripts import REPOSITORY
 
 from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub

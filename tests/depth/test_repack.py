@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from depth_models import CONFIGS, make_model
 from peft import LoraConfig, get_peft_model
+from scripts import REPOSITORY
 
 from fincompress import memory, models
 from fincompress.depth import repack

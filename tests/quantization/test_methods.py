@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
+from scripts import REPOSITORY
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from fincompress import memory, models, quantization, runs

@@ -3,8 +3,8 @@
 import datasets
 import pytest
 import torch
-from conftest import run_and_kill, run_script
 from safetensors.torch import load_file
+from scripts import run_and_kill, run_script
 
 import evaluate
 import preprocess_data

@@ -3,7 +3,7 @@
 import datasets
 import pytest
 import torch
-from conftest import run_script
+from scripts import run_script
 
 from fincompress import models, runs
 from fincompress.training import loss

@@ -5,7 +5,7 @@ import statistics
 import datasets
 import pytest
 import torch
-from conftest import run_script
+from scripts import run_script
 
 from fincompress import models
 from fincompress.depth import repack

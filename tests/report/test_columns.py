@@ -6,7 +6,7 @@ from fnmatch import fnmatch
 
 import made_up_runs as made
 import pytest
-from conftest import REPOSITORY
+from scripts import REPOSITORY
 
 from fincompress import runs
 from fincompress.report import rows, tables

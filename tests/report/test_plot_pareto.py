@@ -4,7 +4,7 @@ import made_up_runs as made
 import matplotlib.image
 import pandas as pd
 import pytest
-from conftest import run_script
+from scripts import run_script
 
 import plot_pareto
 from fincompress.errors import UserError

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 import torch
-from conftest import run_in_process, run_script
 from sapling_runs import QLORA, SAPLING, TAUGHT, assert_same_run, done, read, settings_of
+from scripts import run_in_process, run_script
 
 import fincompress.sapling as method
 from fincompress import models, runs

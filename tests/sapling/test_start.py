@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-from conftest import run_in_process
 from sapling_runs import QLORA, SAPLING, TAUGHT, read
+from scripts import run_in_process
 
 
 def assert_refused(six, says, *arguments):

@@ -6,9 +6,9 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import run_and_kill, run_in_process
 from safetensors.torch import load_file, save_file
 from sapling_runs import SAPLING, assert_same_run, done, read, settings_of
+from scripts import run_and_kill, run_in_process
 
 import fincompress.sapling as method
 from fincompress.sapling.recovery import RecoveryTrainer

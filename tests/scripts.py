@@ -1,0 +1,110 @@
+"""Ways to run a script of the repository: in a process of its own, killed half-way, within the test's process."""
+
+import contextlib
+import gc
+import io
+import multiprocessing
+import os
+import pkgutil
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+# Importing takes seconds: one process does it, and scripts run in forks of that. Not gptqmodel, whose threads a fork
+# would miss.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "matplotlib.pyplot", "scipy.stats"]
+)
+
+
+def run_script(*arguments, cwd=REPOSITORY, kill=None, **environment):
+    """Run a script of the repository as a person would; returns the completed process with its output as text."""
+    arguments, environment = [*map(str, arguments)], {name: str(value) for name, value in environment.items()}
+    with TemporaryDirectory() as folder:
+        said = [Path(folder) / name for name in ("out", "err")]
+        process = FORKS.Process(target=_run, args=(arguments, cwd, os.environ | environment, said, kill))
+        process.start()
+        process.join(900)
+        out, err = (path.read_text() for path in said)
+    return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
+
+
+def run_and_kill(owner, name, calls, *arguments, **environment):
+    """Run a script in a process of its own, killed by SIGKILL as the call ``calls`` of a function of ``owner``, a
+    module or a class by its full name, comes to its end."""
+    done = run_script(*arguments, kill=(owner, name, calls), **environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def _run(arguments, cwd, environment, said, kill):
+    gc.freeze()
+    for file, path in zip((1, 2), said, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = arguments
+    if kill:
+        owner, name, calls = kill
+        _kill_at_call(pkgutil.resolve_name(owner), name, calls)
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _kill_at_call(owner, name, calls):
+    function, seen = getattr(owner, name), []
+
+    def killing(*arguments, **options):
+        found = function(*arguments, **options)
+        seen.append(1)
+        if len(seen) == calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(owner, name, killing)
+
+
+def run_in_process(script, *arguments, **environment):
+    """``run_script`` without a process of its own, for a test to which the seconds of imports show nothing more."""
+    from fincompress.settings import DEFAULTS
+
+    out, err, before = io.StringIO(), io.StringIO(), dict(DEFAULTS)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(REPOSITORY)
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        for name, value in environment.items():
+            patch.setenv(name, str(value))
+        DEFAULTS.clear()
+        try:
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
+            status = 0
+        except SystemExit as left:
+            status = left.code
+        finally:
+            DEFAULTS.clear()
+            DEFAULTS.update(before)
+    return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
+
+
+def script_globals(name):
+    """The globals of a script of the repository at its call of ``configure``: its constants and its docstring."""
+
+    class Reached(Exception):
+        pass
+
+    found = {}
+
+    def reached(namespace):
+        found.update(namespace)
+        raise Reached
+
+    with mock.patch("fincompress.settings.configure", reached), contextlib.suppress(Reached):
+        runpy.run_path(str(REPOSITORY / name), run_name="read")
+    return found
