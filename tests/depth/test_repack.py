@@ -1,14 +1,12 @@
 """What is left, packed into fewer blocks: the same logits, a standard checkpoint, zeros only for missing partners."""
 
 import itertools
-import subprocess
-import sys
 
 import pytest
 import torch
 from depth_models import CONFIGS, make_model
 from peft import LoraConfig, get_peft_model
-from scripts import REPOSITORY
+from scripts import REPOSITORY, run_script
 
 from fincompress import memory, models
 from fincompress.depth import repack
@@ -100,7 +98,8 @@ def test_stock_transformers_loads_the_checkpoints_in_a_process_of_its_own(batche
         models.write_checkpoint(path, repack.packed_model(model), models.load_tokenizer(tiny_base), torch.float32)
         torch.save(ids, path / "ids.pt")
         expected[path] = model(ids, use_cache=False).logits
-    done = subprocess.run([sys.executable, "-c", LOAD, *expected], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "load.py").write_text(LOAD)
+    done = run_script("load.py", *expected, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for path, logits in expected.items():
         assert torch.allclose(torch.load(path / "logits.pt", weights_only=True), logits, atol=1e-5), path.name

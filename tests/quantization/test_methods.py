@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from scripts import REPOSITORY
+from scripts import REPOSITORY, run_script
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from fincompress import memory, models, quantization, runs
@@ -181,13 +180,14 @@ def test_eight_bits_in_the_order_of_activations_are_nearer_to_the_source_than_fo
 def test_a_fresh_process_with_stock_transformers_loads_each_and_predicts(quantized, texts, tmp_path):
     code = (
         "import os, sys, json; os.environ.setdefault('GPTQMODEL_CPU_WORKERS', '2'); import torch; "
+        "assert not any(name.startswith('fincompress') for name in sys.modules); "
         "from transformers import AutoModelForCausalLM as Auto; "
         f"ids = torch.tensor([{texts[0][:20]}]); "
         "loaded = [Auto.from_pretrained(p, dtype=torch.bfloat16, device_map='cpu') for p in sys.argv[1:]]; "
         "print(json.dumps([m.generate(ids, max_new_tokens=8, do_sample=False)[0, 20:].tolist() for m in loaded]))"
     )
-    command = [sys.executable, "-c", code, *(quantized[name] for name in NAMES)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    (tmp_path / "predict.py").write_text(code)
+    done = run_script("predict.py", *(quantized[name] for name in NAMES), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     ours = []
     for name in NAMES:
