@@ -6,7 +6,6 @@ cpu or cuda) and rebuilds results/throughput.csv. The last line printed is one J
 
     python benchmark_throughput.py                                     every finished run of BASE_MODEL
     python benchmark_throughput.py --RUNS="['qlora_4bit', 'sapling/30']"
-    python benchmark_throughput.py --PREDICT=True --BASE_MODEL=shape:llama-2-7b    predicted memory, of the config alone
 """
 
 from fincompress.settings import check_positive, configure
@@ -25,13 +24,6 @@ BATCH_SIZES = [4]  # sequences decoded at once, beside batch 1
 VRAM_LIMIT_GB: float | None = (
     10.0  # a model that needs more is not measured, also on a larger card; None: no such limit
 )
-# Prediction
-PREDICT = False  # print predicted peak memory on a card of VRAM_LIMIT_GB and on a CPU, and leave
-BATCH_SIZE = 1  # only for PREDICT: sequences at once, in training
-TRAIN_TOKENS = 736  # only for PREDICT: tokens of the longest example
-TARGET_TOKENS = 96  # only for PREDICT: tokens of the longest target
-LORA_RANK = 16  # only for PREDICT
-TRAIN_RATIO: float = 0.25  # only for PREDICT: share of the layers that SAPLING trains
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -44,8 +36,6 @@ import pandas as pd  # noqa: E402
 
 from fincompress import memory, models, provenance, runs  # noqa: E402
 from fincompress.benchmark import record, rounds, subjects  # noqa: E402
-from fincompress.depth import repack  # noqa: E402
-from fincompress.depth.sublayers import SubLayer  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 MEDIANS = ("prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio", "inference_memory_gb",
@@ -55,9 +45,6 @@ MEDIANS = ("prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "deco
 def main() -> None:
     check_settings()
     models.quiet_libraries()
-    if PREDICT:
-        print_predictions()
-        return
     clock = runs.Stopwatch()
     chosen = subjects.find_subjects(RESULTS_DIR, RUNS, BASE_MODEL, DATA_RUN)
     base = chosen[0]
@@ -97,17 +84,11 @@ def main() -> None:
 
 
 def check_settings() -> None:
-    check_positive(
-        ROUNDS=ROUNDS, NEW_TOKENS=NEW_TOKENS, VRAM_LIMIT_GB=VRAM_LIMIT_GB,
-        BATCH_SIZE=BATCH_SIZE, TRAIN_TOKENS=TRAIN_TOKENS, TARGET_TOKENS=TARGET_TOKENS, LORA_RANK=LORA_RANK,
-        TRAIN_RATIO=TRAIN_RATIO,
-    )  # fmt: skip
+    check_positive(ROUNDS=ROUNDS, NEW_TOKENS=NEW_TOKENS, VRAM_LIMIT_GB=VRAM_LIMIT_GB)
     if not all(type(size) is int and size > 0 for size in BATCH_SIZES):
         raise UserError(f"BATCH_SIZES are whole numbers above 0, not {BATCH_SIZES}")
     if RUNS is not None and not all(isinstance(name, str) for name in RUNS):
         raise UserError(f"RUNS are names of runs, not {RUNS}")
-    if TRAIN_RATIO > 1:
-        raise UserError(f"TRAIN_RATIO is a share, above 0 and at most 1, not {TRAIN_RATIO}")
 
 
 def print_card(card: dict, base: subjects.Subject, lengths: dict[str, int], data: dict | None, room_gb: float) -> None:
@@ -133,33 +114,6 @@ def print_table(rows: dict[str, dict]) -> None:
             line[f"{name} x base"] = ratio
         lines.append(line | {"% of bound": f"{row['share_of_bandwidth']:.0%}", "kernel": row["kernel"]})
     print("\n" + pd.DataFrame(lines).to_string(index=False))
-
-
-def print_predictions() -> None:
-    """Predicted peak memory of every method for BASE_MODEL, on a card and on a CPU, from its config alone."""
-    config = models.base_config(BASE_MODEL, RESULTS_DIR)
-    blocks = range(max(1, config.num_hidden_layers // 2))
-    half = repack.packed_config(config, [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in blocks])
-    on = {
-        device: memory.predict_methods(
-            config, half, BATCH_SIZE, TRAIN_TOKENS, TARGET_TOKENS, LORA_RANK, TRAIN_RATIO, device
-        )
-        for device in ("cuda", "cpu")
-    }
-    print(
-        f"predicted peak memory of {BASE_MODEL}: batch {BATCH_SIZE}, {TRAIN_TOKENS} tokens, {TARGET_TOKENS} of them "
-        f"target, LoRA rank {LORA_RANK}\nGPU: 8-bit AdamW, activations recomputed, {memory.CUDA_CONTEXT_GB} GB of CUDA "
-        "context included; CPU: AdamW in float32, beside what Python takes"
-    )
-    card = f"{VRAM_LIMIT_GB:g} GB GPU" if VRAM_LIMIT_GB else "GPU"
-    print(f"\n{'method':<34}{card + ', GB':>16}{'fits':>6}{'CPU, GB':>10}")
-    rows = []
-    for name, gpu in on["cuda"].items():
-        gpu, cpu = gpu + memory.CUDA_CONTEXT_GB, on["cpu"][name]
-        fits = None if VRAM_LIMIT_GB is None else gpu <= VRAM_LIMIT_GB
-        print(f"{name:<34}{gpu:>16.2f}{'-' if fits is None else 'yes' if fits else 'no':>6}{cpu:>10.2f}")
-        rows.append({"method": name, "gpu_gb": round(gpu, 3), "fits": fits, "cpu_gb": round(cpu, 3)})
-    print(json.dumps({"base_model": BASE_MODEL, "vram_limit_gb": VRAM_LIMIT_GB, "predicted": rows}))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Predicted peak memory against measured: QLoRA training, SAPLING and full training, and inference, on SmolLM2.
+"""Simulated peak memory against measured: QLoRA, SAPLING with its teacher, its scan, and decoding.
 
-Each in a fresh process, a few steps of the Trainer that the training scripts use, on random tokens: memory does not ask
-what they say. On a CPU what is measured is the growth of resident memory since before the model was loaded; on a GPU
-what was allocated. Takes about three minutes on two cores.
+Each in a fresh process, training as a few steps of the Trainer that the scripts use, on random tokens: memory does not
+ask what they say. On a CPU what is measured is the growth of resident memory since before the model was loaded, with
+large blocks handed back to the system at once (MALLOC_MMAP_THRESHOLD_); on a GPU what was allocated.
 
     python benchmarks/predicted_memory.py
-    python benchmarks/predicted_memory.py --CASES="['decode']"
+    python benchmarks/predicted_memory.py --BASE_MODEL=shape:llama-1.1b --CASES="['qlora', 'scan', 'decode']"
 """
 
 import sys
@@ -16,35 +16,38 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RESULTS_DIR = "results"  # the embedded model is converted into base_models/ in here, once
+RESULTS_DIR = "results"  # the base model is made in base_models/ in here, once
 BASE_MODEL = "smollm2-135m"  # or shape:<name>
-CASES = ["qlora", "sapling", "full", "decode"]  # what is measured
+CASES = ["qlora", "sapling", "sapling_qlora", "scan", "decode"]  # what is measured
 CASE: str | None = None  # set by the script for its own subprocesses
-BATCH_SIZE = 8  # sequences at once, in training
+BATCH_SIZE = 4  # sequences at once
 TOKENS = 224  # tokens of the longest sequence
 TARGET_TOKENS = 32  # tokens of the longest target
 LORA_RANK = 32  # of the adapters
-TRAIN_RATIO: float = 0.25  # share of the layers that SAPLING trains
 GRADIENT_CHECKPOINTING: bool | None = None  # None: on a GPU only
-STEPS = 3  # optimizer steps
+STEPS = 2  # optimizer steps
 CONTEXT = 512  # tokens of the prompt that is decoded after
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
 import json  # noqa: E402
-import math  # noqa: E402
+import os  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
 
 import datasets  # noqa: E402
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+from transformers import AutoModelForCausalLM, DynamicCache  # noqa: E402
 
-from fincompress import memory, models, training  # noqa: E402
-from fincompress.benchmark import subjects, worker  # noqa: E402
+from fincompress import memory, models, simulation, training  # noqa: E402
+from fincompress.depth import scan  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
+from fincompress.sapling import start  # noqa: E402
+from fincompress.sapling.gates import Gate  # noqa: E402
+from fincompress.sapling.recovery import Recovery, RecoveryTrainer  # noqa: E402
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher  # noqa: E402
 from fincompress.training.loss import TargetCollator  # noqa: E402
 
 TRAINING = {
@@ -56,13 +59,14 @@ TRAINING = {
 def main() -> None:
     models.quiet_libraries()
     if CASE is not None:
-        print(json.dumps(decode() if CASE == "decode" else train(CASE)))
+        print(json.dumps(measure(CASE)))
         return
     rows = []
     print(f"{'':<10}{'predicted GB':>14}{'measured GB':>14}{'error':>9}")
     for case in CASES:
         command = [sys.executable, __file__, *sys.argv[1:], f"--CASE={case}"]
-        done = subprocess.run(command, capture_output=True, text=True)
+        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:
             raise UserError(f"{case} failed ({why_it_ended(done.returncode, done.stderr)})")
         found = json.loads(done.stdout.splitlines()[-1])
@@ -72,51 +76,65 @@ def main() -> None:
     print(json.dumps({"base_model": BASE_MODEL, "rows": rows}))
 
 
-def train(case: str) -> dict[str, float]:
-    """Predicted and measured peak of a few steps, made as train_qlora_4bit.py and sapling_train.py make them."""
+def measure(case: str) -> dict[str, float]:
+    """Simulated and measured peak of one case, on the device that is here."""
     device = models.pick_device()
     dtype, _ = models.pick_dtype(device)
-    checkpointing = device.type == "cuda" if GRADIENT_CHECKPOINTING is None else GRADIENT_CHECKPOINTING
-    path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
-    config = models.base_config(BASE_MODEL, RESULTS_DIR)
-    steps(tiny_model(), device, dtype, False, 1)  # what the libraries take when they are first used is not the run's
+    recompute = device.type == "cuda" if GRADIENT_CHECKPOINTING is None else GRADIENT_CHECKPOINTING
+    path, config = models.base_model_path(BASE_MODEL, RESULTS_DIR), models.base_config(BASE_MODEL, RESULTS_DIR)
+    nf4 = "qlora" in case
+    shape, options = (config, BATCH_SIZE, TOKENS, TARGET_TOKENS), {"device": device.type, "dtype": dtype}
+    # What the libraries take when they are first used is not the run's.
+    steps(tiny_model(device), Recovery(0, 1, 0, 1), device, dtype, False, 1)
     before = memory.reset_peak()
-    shape = (BATCH_SIZE, TOKENS, 1 + TARGET_TOKENS, checkpointing)
-    compute_bytes = dtype.itemsize
-    model = models.load_base(path, "nf4" if case == "qlora" else "auto", device, dtype)
-    if case == "qlora":
-        model = get_peft_model(
-            model, LoraConfig(r=LORA_RANK, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
+    model = models.load_base(path, "nf4" if nf4 else "auto", device, dtype)
+    if nf4:
+        adapter = LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(model, adapter)
         models.compute_in_model_dtype(model)
-        predicted = memory.predict_lora_training_gb(config, "nf4", LORA_RANK, *shape, device.type, compute_bytes)
+    if case == "qlora":
+        predicted = simulation.training_gb(*shape, "nf4", LORA_RANK, recompute=recompute, **options)
+        steps(model, Recovery(0, 1, 0, 1), device, dtype, recompute, STEPS)
+    elif case in ("sapling", "sapling_qlora"):
+        predicted = start.simulate(*shape, LORA_RANK if nf4 else None, recompute=recompute, **options)
+        if nf4:
+            model.add_adapter(ADAPTER, adapter)
+            models.compute_in_model_dtype(model)
+            teacher = SharedTeacher(model, {}, Gate(), ADAPTER)
+        else:
+            teacher = Teacher(models.load_base(path, "auto", device, dtype))
+            blocks_in_float32(model)
+        taught = Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True))
+        steps(model, taught, device, dtype, recompute, STEPS)
+    elif case == "scan":
+        predicted = simulation.scan_gb(*shape, **options)
+        batch = {name: tensor.to(device) for name, tensor in simulation.batch_of(*shape[1:]).items()}
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            scan.scores_without(model.eval(), (sub.sublayers(model)[0],), scan.trace(model, batch))
     else:
-        ratio = TRAIN_RATIO if case == "sapling" else 1.0
-        train_some(model, ratio)
-        predicted = memory.predict_training_gb(config, *shape, ratio, True, device.type, compute_bytes)
-    steps(model, device, dtype, checkpointing, STEPS)
+        predicted = simulation.decoding_gb(config, 1, CONTEXT, **options)
+        cache, ids = DynamicCache(), torch.zeros(1, CONTEXT, dtype=torch.long, device=device)
+        with torch.no_grad():
+            for given in (ids, ids[:, :1]):
+                model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
     found = memory.peak_memory_gb()
     return {"predicted_gb": predicted, "measured_gb": found.get("vram_allocated", memory.peak_rss_gb() - before)}
 
 
-def train_some(model, ratio: float) -> None:
-    """Let gradients reach the ends and a share of the sub-layers, spread over the depth, attentions and MLPs alike."""
-    every = sub.sublayers(model)
-    kinds = [[one for one in every if one.kind == kind] for kind in sub.KINDS]
-    chosen = [one for group in kinds for i, one in enumerate(group) if int((i + 1) * ratio) > int(i * ratio)]
+def blocks_in_float32(model) -> None:
+    """As SAPLING trains all weights of the blocks."""
     model.requires_grad_(False)
-    ends = [*model.model.embed_tokens.parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
-    for parameter in [p for one in chosen for p in sub.parameters(model, one)] + ends:
+    for parameter in [p for one in sub.sublayers(model) for p in sub.parameters(model, one)]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()
     memory.release_files(model)
 
 
-def tiny_model():
-    return AutoModelForCausalLM.from_config(models.shape_config("shape:tiny"))
+def tiny_model(device: torch.device):
+    return AutoModelForCausalLM.from_config(models.shape_config("shape:tiny")).to(device)
 
 
-def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, count: int) -> None:
+def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: bool, count: int) -> None:
     """Some optimizer steps on random tokens; the first sequence is the longest, the others need padding."""
     vocabulary = model.config.vocab_size
     rows = []
@@ -130,19 +148,9 @@ def steps(model, device: torch.device, dtype: torch.dtype, checkpointing: bool, 
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         rows = training.TrainingRows(datasets.Dataset.from_list(rows), None, None, 0)
-        training.TargetTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0)).train()
-
-
-def decode() -> dict[str, float]:
-    """Predicted and measured peak of a prompt and some tokens after it, in a worker of benchmark_throughput.py."""
-    path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
-    found = worker.Worker()
-    peak = found.load(subjects.Subject("base", BASE_MODEL, path), RESULTS_DIR, math.inf, CONTEXT, 8)["memory_gb"]
-    predicted = memory.inference_gb(
-        models.base_config(BASE_MODEL, RESULTS_DIR), CONTEXT + 8, 1, "auto", CONTEXT, found.device.type,
-        found.dtype.itemsize,
-    )  # fmt: skip
-    return {"predicted_gb": predicted, "measured_gb": peak.get("vram_allocated", peak["rss"])}
+        trainer = RecoveryTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0))
+        trainer.recovery = recovery
+        trainer.train()
 
 
 if __name__ == "__main__":

@@ -43,6 +43,16 @@ def synthetic_set_made_once():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_not_simulated():
+    """By scripts within this process, most of a second each time; tests/test_simulation.py asks for it itself."""
+    with (
+        mock.patch("fincompress.training.lora.simulation", mock.Mock(training_gb=lambda *shape, **options: 0.1)),
+        mock.patch("fincompress.sapling.start.predict", lambda *run: 0.1),
+    ):
+        yield
+
+
 @pytest.fixture(scope="session")
 def results_dir(tmp_path_factory):
     """A results directory that all tests share, so that base models are made once."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fincompress import memory, models, quantization, runs
+import torch
+
+from fincompress import models, quantization, runs, simulation
 from fincompress.errors import UserError
 
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
@@ -99,10 +101,9 @@ def which_fit(
     """
     for one in chosen:
         config = models.base_config(one.base_model if one.lora_rank else one.path, results_dir)
-        one.predicted_gb = memory.inference_gb(
-            config, prompt + new_tokens, 1, one.precision, prompt, card["device"],
-            4 if card["dtype"] == "float32" else 2, one.lora_rank,
-        )  # fmt: skip
+        one.predicted_gb = simulation.decoding_gb(
+            config, 1, prompt + new_tokens, one.precision, one.lora_rank, card["device"], getattr(torch, card["dtype"])
+        )
     fitting = [one for one in chosen if one.predicted_gb <= room_gb]
     needed, room = sum(1.2 * one.predicted_gb + PROCESS_GB for one in fitting), 0.9 * card["free_gb"]
     if len(fitting) > 1 and needed > room:

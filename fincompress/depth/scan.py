@@ -17,7 +17,7 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Score, Unit, behind
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.training.loss import IGNORE, packed_scores, target_logits
+from fincompress.training.loss import at_targets, packed_scores, target_logits
 
 FIRST_CUT = 8  # questions before which no unit is eliminated, whatever the batch: fewer say nothing
 FINALISTS = 4  # units, at least, that see every question
@@ -29,7 +29,7 @@ class Trace:
 
     streams: dict[SubLayer, torch.Tensor]  # what enters each sub-layer, (batch, tokens, hidden)
     last: torch.Tensor  # what leaves the last block, (batch, tokens, hidden)
-    squares: dict[SubLayer, float]  # sum of squares of what each sub-layer adds, padding left out
+    squares: dict[SubLayer, torch.Tensor]  # sum of squares of what each sub-layer adds, padding left out
     arguments: list[dict]  # keyword arguments of each block: masks, positions
     logits: torch.Tensor  # of the target positions, (batch, K - 1, vocabulary)
     labels: torch.Tensor  # (batch, K - 1)
@@ -66,7 +66,7 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
     def adds(one):
         def hook(body, args, output):
             added = output[0] if isinstance(output, tuple) else output
-            squares[one] = float((added.float() * mask).square().sum())
+            squares[one] = (added.float() * mask).square().sum()
 
         return sub.module(model, one).register_forward_hook(hook)
 
@@ -119,7 +119,7 @@ def targets_of(stream: torch.Tensor, seen: Trace) -> torch.Tensor:
     Most positions of a batch are prompt, or padding beside its longest target.
     """
     keep = seen.labels.shape[1] + 1
-    return stream[:, -keep:-1][seen.labels.ne(IGNORE)]
+    return at_targets(stream[:, -keep:-1], seen.labels)
 
 
 def head(model, last: torch.Tensor) -> torch.Tensor:
@@ -217,15 +217,15 @@ def scan(
         if number == 0:
             _check_head(model, seen)
         seen.teacher = teacher(batch) if teacher else None
-        counted = seen.labels.ne(IGNORE)
-        whole.add(*packed_scores(seen.logits[counted], seen.labels, seen.teacher))
+        whole.add(*packed_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher))
         for unit in race.alive:
             if cached:
                 found = scores_without(model, unit, seen)
             else:
                 with sub.skipped(model, *unit), torch.no_grad():
-                    found = packed_scores(target_logits(model, batch)[0][counted], seen.labels, seen.teacher)
-            scores[unit].add(*found, sum(seen.squares[one] for one in unit))
+                    logits = at_targets(target_logits(model, batch)[0], seen.labels)
+                found = packed_scores(logits, seen.labels, seen.teacher)
+            scores[unit].add(*found, float(sum(seen.squares[one] for one in unit)))
         if eliminate:
             race.eliminate(scores)
         del seen  # or the next batch's streams would be held beside it
@@ -236,6 +236,6 @@ def _check_head(model, seen: Trace) -> None:
     """Refuse a model whose logits are not just its head on its last norm: its suffixes would be scored wrongly."""
     with torch.no_grad():
         ours = head(model, targets_of(seen.last, seen))
-    theirs = seen.logits[seen.labels.ne(IGNORE)]
+    theirs = at_targets(seen.logits, seen.labels)
     if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
         raise UserError(f"{type(model).__name__} does more to its logits than a Llama does; it cannot be scanned")

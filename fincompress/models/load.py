@@ -106,8 +106,10 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     """
     if device.type != "cuda" or quantization.method_of(path) or (Path(path) / "adapter").exists():
         return {}
+    from fincompress import simulation  # which builds models itself
+
     config, free = base.read_config(path), torch.cuda.mem_get_info()[0] / 1e9
-    needed = memory.inference_gb(config, tokens, batch, "bf16", tokens) + 0.3  # scratch memory of kernels
+    needed = simulation.decoding_gb(config, batch, tokens) + 0.3  # scratch memory of kernels
     if needed <= free:
         return {}
     print(

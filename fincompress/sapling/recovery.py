@@ -18,7 +18,7 @@ from fincompress.errors import UserError
 from fincompress.sapling import losses
 from fincompress.sapling.state import Moments
 from fincompress.sapling.teacher import TeachingCache
-from fincompress.training.loss import IGNORE, target_outputs
+from fincompress.training.loss import at_targets, target_outputs
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
@@ -38,8 +38,7 @@ class Recovery:
     def loss(self, model, batch: dict[str, torch.Tensor], targets: torch.Tensor | int | None = None) -> torch.Tensor:
         """Mean loss per target token; ``targets`` is their number where the optimizer's step sees several batches."""
         logits, labels, states = target_outputs(model, batch, hidden_states=self.hidden_states > 0)
-        counted = labels.ne(IGNORE)
-        logits, tokens = logits[counted], labels[counted]
+        logits, tokens = at_targets(logits, labels), at_targets(labels, labels)
         count = len(tokens) if targets is None else targets
         loss = logits.new_zeros((), dtype=torch.float32)
         if self.cross_entropy:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 
 import torch
 from transformers import set_seed
 
-from fincompress import memory, models, runs, training
+from fincompress import models, runs, simulation, training
 from fincompress.errors import UserError
+from fincompress.sapling.gates import Gate
+from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.run import Run
 from fincompress.sapling.stop import check_targets
 from fincompress.sapling.student import Student
-from fincompress.sapling.teacher import needs_teacher
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, needs_teacher
 from fincompress.settings import check_choice
 
 PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
@@ -66,22 +69,40 @@ def open_run(settings: dict, script: str) -> Run | None:
 
 def predict(student: Student, train_set) -> float:
     """Predicted peak memory of training in GB, before any drop."""
-    s, config, device, bytes_each = student.settings, student.config, student.device.type, student.dtype.itemsize
-    batch = (s["BATCH_SIZE"], max(train_set["length"]), 1 + max(train_set["target_tokens"]))
-    qlora = s["UPDATE"] == "qlora"
-    teacher = memory.predict_teacher_gb(
-        config, *batch, bytes_each, adapter_rank=s["LORA_RANK"] if qlora else None,
-        hidden_states=s["HIDDEN_STATES"] > 0,
-    ) if needs_teacher(s) else 0.0  # fmt: skip
-    ratio = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
-    if qlora:
-        return teacher + memory.predict_lora_training_gb(
-            config, "nf4", s["LORA_RANK"], *batch, student.recomputes, device, bytes_each, ratio,
-            frozen_adapters=student.adapter is not None,
-        )  # fmt: skip
-    return teacher + memory.predict_training_gb(
-        config, *batch, student.recomputes, ratio, s["TRAIN_ENDS"], device, bytes_each
-    )
+    s = student.settings
+    return simulate(
+        student.config, s["BATCH_SIZE"], max(train_set["length"]), max(train_set["target_tokens"]),
+        s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
+        (s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"]),
+        ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]), train_ends=s["TRAIN_ENDS"],
+        recompute=student.recomputes, device=student.device.type, dtype=student.dtype,
+    )  # fmt: skip
+
+
+def simulate(
+    config, batch: int, tokens: int, targets: int, rank: int | None = None, taught: bool = True,
+    weights: tuple[float, ...] = (1.0, 0.3, 1.0, 2.0), **options,
+) -> float:  # fmt: skip
+    """Peak memory in GB of recovery: of adapters on an NF4 base, shared with the teacher, or of the weights themselves.
+
+    ``weights`` are those of ``Recovery``; ``options`` go to ``simulation.training_gb``.
+    """
+
+    def learn(model):
+        teaching = None
+        if taught and rank:
+            teaching = SharedTeacher(model, {}, Gate(), ADAPTER)
+        elif taught:
+            whole = simulation.empty_model(config, "auto", options["device"], options.get("dtype", torch.bfloat16))
+            teaching = Teacher(simulation.allocate(whole))
+        if teaching:
+            teaching = functools.partial(teaching.teach, temperature=weights[3], hidden_states=weights[2] > 0)
+        return Recovery(*weights, teaching).loss
+
+    return simulation.training_gb(
+        config, batch, tokens, targets, "nf4" if rank else "auto", rank,
+        ("default", ADAPTER) if taught else ("default",), learn=learn, **options,
+    )  # fmt: skip
 
 
 def apply_recovery(s: dict) -> None:

@@ -16,7 +16,7 @@ from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
 from fincompress.sapling.losses import Teaching, at_positions
-from fincompress.training.loss import IGNORE, target_outputs
+from fincompress.training.loss import IGNORE, at_targets, target_outputs
 
 ADAPTER = "teacher"  # name of phase 1's adapter beside the one that is trained
 
@@ -41,7 +41,7 @@ class Teacher:
         """``(logits, hidden_states)`` of a batch: (target tokens, vocabulary), and the stream around every block."""
         with self.whole() as model:
             logits, labels, states = target_outputs(model, batch, hidden_states)
-        return logits[labels.ne(IGNORE)], states
+        return at_targets(logits, labels), states
 
     def teach(self, batch: dict, temperature: float, hidden_states: bool) -> Teaching:
         """What a student needs of a batch, where nothing is kept."""

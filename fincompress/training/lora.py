@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import set_seed
 
-from fincompress import memory, models, quantization, runs, training
+from fincompress import memory, models, quantization, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.report import charts
 from fincompress.settings import check_choice, check_positive
@@ -107,9 +107,11 @@ def train_adapter(
     path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     tokenizer = models.load_tokenizer(path)
     checkpointing = s["GRADIENT_CHECKPOINTING"] if s["GRADIENT_CHECKPOINTING"] is not None else device.type == "cuda"
-    predicted_gb = memory.predict_lora_training_gb(
-        models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), base_precision, s["LORA_RANK"], s["BATCH_SIZE"],
-        max(train_set["length"]), 1 + max(train_set["target_tokens"]), checkpointing, device.type, dtype.itemsize,
+    reentrant = base_precision == "int8"  # its product keeps its input where the other kind cannot discard it
+    predicted_gb = simulation.training_gb(
+        models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s["BATCH_SIZE"], max(train_set["length"]),
+        max(train_set["target_tokens"]), base_precision, s["LORA_RANK"], recompute=checkpointing, reentrant=reentrant,
+        device=device.type, dtype=dtype,
     )  # fmt: skip
     training.print_prediction(predicted_gb, device)
     model = models.load_base(path, base_precision, device, dtype)
@@ -132,8 +134,7 @@ def train_adapter(
     arguments = training.training_arguments(
         s, checkpoints, device, dtype, num_train_epochs=s["EPOCHS"], max_steps=s["MAX_STEPS"] or -1,
         gradient_checkpointing=checkpointing, save_steps=s["SAVE_STEPS"], save_total_limit=1,
-        # bitsandbytes' int8 product keeps its input outside of what the other kind of checkpointing can discard.
-        reentrant=base_precision == "int8",
+        reentrant=reentrant,
     )  # fmt: skip
     progress = ProgressAndCalibration(calibration, tokenizer, 2 * s["BATCH_SIZE"], dtype)
     # Their own figures are what START_FROM has seen.

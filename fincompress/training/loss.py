@@ -72,6 +72,11 @@ def target_outputs(
     return output.logits[:, :-1], labels[:, 1:], output.hidden_states if hidden_states else None
 
 
+def at_targets(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Those of ``values``, (batch, K, ...), that belong to target tokens: (target tokens, ...), row after row."""
+    return values[labels.ne(IGNORE)]
+
+
 def packed_scores(
     logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -83,7 +88,8 @@ def packed_scores(
     With a ``teacher``'s logits of the same tokens, KL(teacher || model) stands for the negative log-likelihood.
     """
     counted = labels.ne(IGNORE)
-    rows, tokens = counted.nonzero()[:, 0], labels[counted]
+    numbers = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)
+    rows, tokens = at_targets(numbers, labels), at_targets(labels, labels)
     if teacher is None:
         losses = F.cross_entropy(logits.float(), tokens, reduction="none")
     else:
@@ -108,7 +114,7 @@ def score_targets(
         batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits, labels = target_logits(model, batch)
-        scores = packed_scores(logits[labels.ne(IGNORE)], labels)
+        scores = packed_scores(at_targets(logits, labels), labels)
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
     model.train(training)
     return nll, exact

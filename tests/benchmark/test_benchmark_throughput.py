@@ -75,13 +75,6 @@ def test_models_that_do_not_fit_are_refused_before_any_is_loaded(finished, scrip
         script(RESULTS_DIR=str(finished))
 
 
-def test_predictions_need_no_weights(tmp_path, script, capsys):
-    script(PREDICT=True, BASE_MODEL="shape:llama-2-7b", RESULTS_DIR=str(tmp_path))
-    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["predicted"]}
-    assert rows["train QLoRA (NF4 base)"]["fits"] and not rows["decode in 16 bits"]["fits"]
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("constants", "says"),
     [

@@ -1,0 +1,320 @@
+"""Peak memory by simulation: this package's own training steps, scans and decoding, run on tensors without data.
+
+torch's ``FakeTensorMode`` computes shapes, not values; ``Allocations`` adds up what operators allocate and give back.
+So a 7B model is measured on any machine, in no memory. What has no such form is replaced by an operator of the same
+allocations: packed weights (``Packed``) and bitsandbytes' 8-bit optimizer (``EightBitAdamW``). A GPU is simulated
+as a CPU that has these, with attention that keeps no matrix of weights.
+
+Not in it: the CUDA context, what an allocator keeps in pieces too small to use, what Python and its libraries take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from fincompress import memory, models, quantization
+from fincompress.depth import scan
+from fincompress.depth import sublayers as sub
+from fincompress.training.loss import target_logits, target_loss
+
+
+class Packed(nn.Linear):
+    """A linear layer whose weights take ``bytes_each`` a piece and are unpacked to ``dtype`` for each product."""
+
+    def __init__(self, linear: nn.Linear, bytes_each: float, dtype: torch.dtype):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.dtype = dtype
+        size = round(linear.weight.numel() * bytes_each)
+        self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        found = _Product.apply(inputs.to(self.dtype), self)
+        return found if self.bias is None else found + self.bias
+
+    def unpacked(self) -> torch.Tensor:
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """bitsandbytes' 4-bit product: unpacks in the forward pass and again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, inputs, module):
+        ctx.module = module
+        return inputs @ module.unpacked().t()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ ctx.module.unpacked(), None
+
+
+class Packed8(Packed):
+    """bitsandbytes' 8-bit layer, which multiplies in 8 bits and keeps what enters it."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return _Product8.apply(inputs.to(self.dtype), self)
+
+
+class _Product8(_Product):
+    @staticmethod
+    def forward(ctx, inputs, module):
+        ctx.module, ctx.inputs = module, inputs
+        rows = inputs.to(torch.float16).to(torch.int8)
+        sums = torch.empty(*rows.shape[:-1], module.out_features, dtype=torch.int32)
+        return sums.to(inputs.dtype)
+
+
+class EightBitAdamW(torch.optim.Optimizer):
+    """Allocates what bitsandbytes' 8-bit AdamW does: two moments of a byte each, in float32 where a tensor is small."""
+
+    def __init__(self, parameters, embeddings: set[int]):
+        super().__init__(parameters, {})
+        self.embeddings = embeddings  # ids of parameters whose moments are kept in float32
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is None or self.state[parameter]:
+                continue
+            wide = id(parameter) in self.embeddings or parameter.numel() < 4096
+            dtype = torch.float32 if wide else torch.uint8
+            self.state[parameter] = {name: torch.empty_like(parameter, dtype=dtype) for name in ("state1", "state2")}
+
+
+# --------------------------------------------------------------------------------------------------------- a model
+
+
+def empty_model(config, precision: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """A model of this config on the meta device, its blocks' linear layers packed as ``precision`` is on ``device``."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    bytes_each = memory.stored_bytes(precision, device, dtype.itemsize)
+    if bytes_each < dtype.itemsize:
+        kind = Packed8 if precision == "int8" else Packed
+        for block in sub.decoder(model).layers:
+            for name, layer in [(n, m) for n, m in block.named_modules() if isinstance(m, nn.Linear)]:
+                block.set_submodule(name, kind(layer, bytes_each, dtype))
+    return model.requires_grad_(False)
+
+
+def with_adapters(model: nn.Module, rank: int, names: tuple[str, ...] = ("default",)) -> nn.Module:
+    """LoRA on every linear layer of the blocks; only the first of several adapters is trained."""
+    adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    with torch.device("meta"), quantization.quiet():  # peft imports gptqmodel, which greets
+        model = get_peft_model(model, adapter)
+        for name in names[1:]:
+            model.add_adapter(name, adapter)
+            for key, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and f".{name}." not in key)
+    models.compute_in_model_dtype(model)
+    return model
+
+
+def allocate(model: nn.Module) -> nn.Module:
+    """Give every tensor of a model on the meta device its fake memory, and return it. What is trained is in float32."""
+    made: dict[int, nn.Parameter] = {}  # tied weights are allocated once
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in made:
+                dtype = torch.float32 if parameter.requires_grad else parameter.dtype
+                made[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad)
+            module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_meta:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return model
+
+
+class Allocations(TorchDispatchMode):
+    """Adds up the storages that operators make, each as long as it lives: ``peak`` and ``now``, in bytes.
+
+    torch's own ``MemTracker`` does the same by module, and refuses a module that runs twice in a step, as a teacher
+    makes it that shares the model, a scan and decoding.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.alive: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        tree_map_only(torch.Tensor, self.add, found)
+        return found
+
+    def add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if id(storage) in self.alive:
+            return
+        key, size = id(storage), storage.nbytes()
+
+        def freed(_):
+            del self.alive[key]
+            self.now -= size
+
+        self.alive[key] = weakref.ref(storage, freed)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[Allocations]:
+    """Count what is allocated in here, on fake tensors."""
+    with contextlib.ExitStack() as stack:
+        for module in ("training.loss", "sapling.recovery", "sapling.teacher", "depth.scan"):
+            stack.enter_context(mock.patch(f"fincompress.{module}.at_targets", _all_are_targets))
+        stack.enter_context(FakeTensorMode())
+        yield stack.enter_context(Allocations())
+
+
+def _all_are_targets(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """``at_targets`` where every label counts: which ones do is data."""
+    return values.flatten(0, 1)
+
+
+def batch_of(batch: int, tokens: int, targets: int) -> dict[str, torch.Tensor]:
+    """A batch as ``TargetCollator`` makes it, of ``tokens`` tokens, the last ``targets`` of them labelled."""
+    ids = torch.zeros(batch, tokens, dtype=torch.long)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "position_ids": torch.zeros_like(ids),
+        "labels": torch.zeros(batch, targets + 1, dtype=torch.long),
+    }
+
+
+# --------------------------------------------------------------------------------------------------- what is simulated
+
+
+def _learn_targets(model) -> Callable:
+    """The loss of phase 1."""
+    return lambda model, batch: target_loss(*target_logits(model, batch))
+
+
+def training_gb(
+    config,
+    batch: int,
+    tokens: int,
+    targets: int,
+    precision: str = "auto",
+    rank: int | None = None,
+    adapters: tuple[str, ...] = ("default",),
+    ratio: float = 1.0,
+    train_ends: bool = False,
+    learn: Callable[[nn.Module], Callable] = _learn_targets,
+    recompute: bool = False,
+    reentrant: bool = False,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+) -> float:
+    """Peak in GB of a training step of a model of this config on weights in ``precision``.
+
+    ``batch`` sequences of ``tokens`` tokens, the last ``targets`` of them target. With ``rank`` LoRA is trained, the
+    first of ``adapters``, else the weights themselves: the share ``ratio`` of attentions and MLPs, and with
+    ``train_ends`` embeddings, norm and head. ``learn`` gives the loss of a batch for the model that is trained.
+    """
+    model = empty_model(config, precision, device, dtype)
+    parts = sub.sublayers(model)
+    trained = parts[: round(ratio * len(parts))]
+    if rank:
+        model = with_adapters(model, rank, adapters)
+        for one in parts[len(trained) :]:
+            sub.module(model, one).requires_grad_(False)
+    else:
+        for parameter in [p for one in trained for p in sub.parameters(model, one)]:
+            parameter.requires_grad_(True)
+        for module in _ends(model) if train_ends else ():
+            module.requires_grad_(True)
+    if device == "cpu":
+        model.set_attn_implementation("eager")  # as TargetTrainer does
+    with counted() as found:
+        allocate(model)
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if device == "cpu":
+            optimizer = torch.optim.AdamW(weights, fused=True)
+        else:
+            optimizer = EightBitAdamW(weights, {id(p) for module in _ends(model) for p in module.parameters()})
+        loss_of, data = learn(model.train()), batch_of(batch, tokens, targets)
+        for _ in range(2):  # the optimizer's state is made in the first
+            with _autocast(dtype):
+                loss = loss_of(model, data)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del loss
+    return found.peak / 1e9
+
+
+def scan_gb(
+    config,
+    batch: int,
+    tokens: int,
+    targets: int,
+    precision: str = "auto",
+    rank: int | None = None,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+) -> float:
+    """Peak in GB of a calibration scan beside the model alone: all streams of a batch, and the first unit's suffix."""
+    model = empty_model(config, precision, device, dtype)
+    if rank:
+        model = with_adapters(model, rank).requires_grad_(False)
+    with counted() as found, _autocast(dtype):
+        allocate(model)
+        seen = scan.trace(model.eval(), batch_of(batch, tokens, targets))
+        scan.scores_without(model, (sub.sublayers(model)[0],), seen)
+    return found.peak / 1e9
+
+
+def decoding_gb(
+    config,
+    batch: int,
+    prompt: int,
+    precision: str = "auto",
+    rank: int | None = None,
+    device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+) -> float:
+    """Peak in GB of prefilling ``prompt`` tokens and decoding one more. An adapter is in ``dtype``, as evaluated."""
+    model = empty_model(config, precision, device, dtype)
+    if rank:
+        model = with_adapters(model, rank).requires_grad_(False).to(dtype)
+    with counted() as found, torch.no_grad():
+        allocate(model)
+        cache, ids = DynamicCache(), torch.zeros(batch, prompt, dtype=torch.long)
+        for given in (ids, ids[:, :1]):
+            model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return found.peak / 1e9
+
+
+def _autocast(dtype: torch.dtype):
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+
+
+def _ends(model: nn.Module) -> tuple[nn.Module, ...]:
+    return sub.decoder(model).embed_tokens, sub.decoder(model).norm, model.get_output_embeddings()
+
+
+def straight_line(peaks: dict[int, float]) -> Callable[[float], int]:
+    """From the peaks at two sizes, in which a step on a GPU is linear: the largest size within so many GB, or 0."""
+    (low, least), (high, most) = peaks.items()
+    slope = (most - least) / (high - low)
+    return lambda room: max(0, math.floor(low + (room - least) / slope))

@@ -1,0 +1,135 @@
+"""Simulated memory against what the same steps allocate on real tensors, and against torch's own tracker."""
+
+import json
+
+import pytest
+import torch
+from scripts import run_in_process
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from fincompress import models, simulation
+from fincompress.depth import scan
+from fincompress.depth import sublayers as sub
+from fincompress.sapling import start
+from fincompress.sapling.gates import Gate
+from fincompress.sapling.recovery import Recovery
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
+
+TINY = models.shape_config("shape:tiny")
+SMALL = LlamaConfig(**TINY.to_dict() | {"hidden_size": 512, "intermediate_size": 1536})
+SHAPE = (3, 96, 16)  # sequences, tokens, target tokens
+
+
+def real_model(config=TINY):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
+
+
+def allocated(make, precision=torch.bfloat16):
+    """Peak in GB of what ``make`` gives and of two training steps with it, on real tensors."""
+    with simulation.Allocations() as found:
+        model, loss_of = make()
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, data = torch.optim.AdamW(trained, fused=True), simulation.batch_of(*SHAPE)
+        model.train()
+        for _ in range(2):
+            with torch.autocast("cpu", precision):
+                loss = loss_of(model, data)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            del loss
+    return found.peak / 1e9
+
+
+def blocks_trained(model):
+    for parameter in [p for one in sub.sublayers(model) for p in sub.parameters(model, one)]:
+        parameter.requires_grad_(True)
+        parameter.data = parameter.data.float()
+    model.set_attn_implementation("eager")
+    return model
+
+
+def test_what_is_simulated_is_what_the_same_steps_allocate():
+    def adapters():
+        model = simulation.with_adapters(real_model(), 8)
+        model = model.to_empty(device="cpu") if any(p.is_meta for p in model.parameters()) else model
+        model.set_attn_implementation("eager")
+        return model, simulation._learn_targets(model)
+
+    def whole():
+        model, teacher = blocks_trained(real_model()), Teacher(real_model())
+        return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
+
+    options = {"device": "cpu"}
+    found = simulation.training_gb(TINY, *SHAPE, "nf4", 8, **options)
+    assert found == pytest.approx(allocated(adapters), rel=0.02)
+    assert start.simulate(TINY, *SHAPE, **options) == pytest.approx(allocated(whole), rel=0.02)
+
+
+def test_a_teacher_that_shares_the_base_is_simulated_as_it_allocates():
+    def shared():
+        model = simulation.with_adapters(real_model(), 8, ("default", ADAPTER)).to_empty(device="cpu")
+        model.set_attn_implementation("eager")
+        teacher = SharedTeacher(model, {}, Gate(), ADAPTER)
+        return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
+
+    assert start.simulate(TINY, *SHAPE, rank=8, device="cpu") == pytest.approx(allocated(shared), rel=0.02)
+
+
+def test_a_scan_is_simulated_as_it_allocates():
+    with simulation.Allocations() as found, torch.autocast("cpu", torch.bfloat16):
+        model = real_model().eval()
+        seen = scan.trace(model, simulation.batch_of(*SHAPE))
+        scan.scores_without(model, (sub.sublayers(model)[0],), seen)
+    assert simulation.scan_gb(TINY, *SHAPE, device="cpu") == pytest.approx(found.peak / 1e9, rel=0.02)
+
+
+def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
+    def step(model, optimizer):
+        loss = model(torch.zeros(2, 64, dtype=torch.long), use_cache=False).logits.float().square().sum()
+        loss.backward()
+        optimizer.step()
+
+    def made():
+        model = AutoModelForCausalLM.from_config(TINY, attn_implementation="eager")
+        return model, torch.optim.AdamW(model.parameters())
+
+    with FakeTensorMode():
+        model, optimizer = made()
+        tracker = MemTracker()
+        tracker.track_external(model, optimizer)
+        with tracker:
+            step(model, optimizer)
+    theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
+    with FakeTensorMode(), simulation.Allocations() as found:
+        step(*made())
+    assert found.peak == pytest.approx(theirs, rel=0.02)
+
+
+def test_recomputing_smaller_batches_and_packed_weights_need_less():
+    def peak(batch=4, **options):
+        return simulation.training_gb(SMALL, batch, 128, 16, **options)
+
+    qlora = {"precision": "nf4", "rank": 8}
+    assert peak(recompute=True, **qlora) < peak(**qlora)
+    assert peak(2, **qlora) < peak(**qlora) < peak(precision="int8", rank=8) < peak(rank=8) < peak()
+    assert peak(device="cpu", **qlora) > peak(**qlora)  # unpacked there
+
+
+def test_the_largest_that_fits_lies_on_a_straight_line():
+    largest = simulation.straight_line({10: 3.0, 20: 4.0})
+    assert [largest(room) for room in (2.0, 3.5, 5.0)] == [0, 15, 30] and largest(1.0) == 0
+
+
+def test_the_script_names_every_phase_and_what_fits(tmp_path):
+    constants = ("--BASE_MODEL=shape:tiny", "--DEVICES=['cuda']", "--LARGEST=True", "--CARDS=[1]")
+    done = run_in_process("predict_memory.py", *constants, f"--RESULTS_DIR={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found["predicted"]) == 11 and len(found["largest"]) == 3
+    assert all(0.5 < row["cuda"] < 0.7 for row in found["predicted"])
+    assert all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
+    assert not list(tmp_path.iterdir())
