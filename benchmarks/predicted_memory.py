@@ -93,7 +93,7 @@ def measure(case: str) -> dict[str, float]:
         model = get_peft_model(model, adapter)
         models.compute_in_model_dtype(model)
     if case == "qlora":
-        predicted = simulation.training_gb(*shape, "nf4", LORA_RANK, recompute=recompute, **options)
+        predicted = simulation.training(*shape, "nf4", LORA_RANK, recompute=recompute, **options)
         steps(model, Recovery(0, 1, 0, 1), device, dtype, recompute, STEPS)
     elif case in ("sapling", "sapling_qlora"):
         predicted = start.simulate(*shape, LORA_RANK if nf4 else None, recompute=recompute, **options)
@@ -107,18 +107,18 @@ def measure(case: str) -> dict[str, float]:
         taught = Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True))
         steps(model, taught, device, dtype, recompute, STEPS)
     elif case == "scan":
-        predicted = simulation.scan_gb(*shape, **options)
+        predicted = simulation.scanning(*shape, **options)
         batch = {name: tensor.to(device) for name, tensor in simulation.batch_of(*shape[1:]).items()}
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             scan.scores_without(model.eval(), (sub.sublayers(model)[0],), scan.trace(model, batch))
     else:
-        predicted = simulation.decoding_gb(config, 1, CONTEXT, **options)
+        predicted = simulation.decoding(config, 1, CONTEXT, **options)
         cache, ids = DynamicCache(), torch.zeros(1, CONTEXT, dtype=torch.long, device=device)
         with torch.no_grad():
             for given in (ids, ids[:, :1]):
                 model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
     found = memory.peak_memory_gb()
-    return {"predicted_gb": predicted, "measured_gb": found.get("vram_allocated", memory.peak_rss_gb() - before)}
+    return {"predicted_gb": predicted.gb, "measured_gb": found.get("vram_allocated", memory.peak_rss_gb() - before)}
 
 
 def blocks_in_float32(model) -> None:

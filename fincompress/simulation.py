@@ -1,9 +1,9 @@
-"""Peak memory by simulation: this package's own training steps, scans and decoding, run on tensors without data.
+"""Memory and work by simulation: this package's own training steps, scans and decoding, run on tensors without data.
 
-torch's ``FakeTensorMode`` computes shapes, not values; ``Allocations`` adds up what operators allocate and give back.
-So a 7B model is measured on any machine, in no memory. What has no such form is replaced by an operator of the same
-allocations: packed weights (``Packed``) and bitsandbytes' 8-bit optimizer (``EightBitAdamW``). A GPU is simulated
-as a CPU that has these, with attention that keeps no matrix of weights.
+torch's ``FakeTensorMode`` computes shapes, not values; ``Costs`` adds up what operators allocate and compute. So a 7B
+model is measured on any machine, in no memory. What has no such form is replaced by operators that allocate the same:
+packed weights (``Packed``) and bitsandbytes' 8-bit optimizer (``EightBitAdamW``). A GPU is simulated as a CPU that has
+these, with attention that keeps no matrix of weights.
 
 Not in it: the CUDA context, what an allocator keeps in pieces too small to use, what Python and its libraries take.
 """
@@ -22,6 +22,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from fincompress import memory, models, quantization
@@ -140,22 +141,30 @@ def allocate(model: nn.Module) -> nn.Module:
     return model
 
 
-class Allocations(TorchDispatchMode):
-    """Adds up the storages that operators make, each as long as it lives: ``peak`` and ``now``, in bytes.
+class Costs(TorchDispatchMode):
+    """Adds up what operators cost: memory, ``now`` and at its ``peak``, ``flops``, and ``moved``, the bytes that they
+    read and write.
 
-    torch's own ``MemTracker`` does the same by module, and refuses a module that runs twice in a step, as a teacher
-    makes it that shares the model, a scan and decoding.
+    A storage counts as long as it lives. torch's own ``MemTracker`` does the same by module, and refuses a module that
+    runs twice in a step, as a teacher makes it that shares the model, a scan and decoding.
     """
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = self.moved = 0
         self.alive: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **kwargs or {})
         tree_map_only(torch.Tensor, self.add, found)
+        if not func.is_view:
+            tree_map_only(torch.Tensor, self.move, (args, kwargs, found))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=found)
         return found
+
+    def move(self, tensor: torch.Tensor) -> None:
+        self.moved += tensor.nbytes
 
     def add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -171,15 +180,23 @@ class Allocations(TorchDispatchMode):
         self.now += size
         self.peak = max(self.peak, self.now)
 
+    @property
+    def gb(self) -> float:
+        return self.peak / 1e9
+
+    def seconds(self, tflops: float, gb_per_s: float) -> float:
+        """Time of arithmetic and of memory traffic, one after another, where both run at the rates of a device."""
+        return self.flops / (1e12 * tflops) + self.moved / (1e9 * gb_per_s)
+
 
 @contextlib.contextmanager
-def counted() -> Iterator[Allocations]:
-    """Count what is allocated in here, on fake tensors."""
+def counted() -> Iterator[Costs]:
+    """Count what is computed in here, on fake tensors."""
     with contextlib.ExitStack() as stack:
         for module in ("training.loss", "sapling.recovery", "sapling.teacher", "depth.scan"):
             stack.enter_context(mock.patch(f"fincompress.{module}.at_targets", _all_are_targets))
         stack.enter_context(FakeTensorMode())
-        yield stack.enter_context(Allocations())
+        yield stack.enter_context(Costs())
 
 
 def _all_are_targets(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -206,7 +223,7 @@ def _learn_targets(model) -> Callable:
     return lambda model, batch: target_loss(*target_logits(model, batch))
 
 
-def training_gb(
+def training(
     config,
     batch: int,
     tokens: int,
@@ -221,8 +238,8 @@ def training_gb(
     reentrant: bool = False,
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
-) -> float:
-    """Peak in GB of a training step of a model of this config on weights in ``precision``.
+) -> Costs:
+    """Costs of a training step of a model of this config on weights in ``precision``.
 
     ``batch`` sequences of ``tokens`` tokens, the last ``targets`` of them target. With ``rank`` LoRA is trained, the
     first of ``adapters``, else the weights themselves: the share ``ratio`` of attentions and MLPs, and with
@@ -254,16 +271,17 @@ def training_gb(
             optimizer = EightBitAdamW(weights, {id(p) for module in _ends(model) for p in module.parameters()})
         loss_of, data = learn(model.train()), batch_of(batch, tokens, targets)
         for _ in range(2):  # the optimizer's state is made in the first
+            found.flops = found.moved = 0
             with _autocast(dtype):
                 loss = loss_of(model, data)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             del loss
-    return found.peak / 1e9
+    return found
 
 
-def scan_gb(
+def scanning(
     config,
     batch: int,
     tokens: int,
@@ -272,8 +290,8 @@ def scan_gb(
     rank: int | None = None,
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
-) -> float:
-    """Peak in GB of a calibration scan beside the model alone: all streams of a batch, and the first unit's suffix."""
+) -> Costs:
+    """Costs of a calibration scan beside the model alone: all streams of a batch, and the first unit's suffix."""
     model = empty_model(config, precision, device, dtype)
     if rank:
         model = with_adapters(model, rank).requires_grad_(False)
@@ -281,10 +299,10 @@ def scan_gb(
         allocate(model)
         seen = scan.trace(model.eval(), batch_of(batch, tokens, targets))
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
-    return found.peak / 1e9
+    return found
 
 
-def decoding_gb(
+def decoding(
     config,
     batch: int,
     prompt: int,
@@ -292,8 +310,8 @@ def decoding_gb(
     rank: int | None = None,
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
-) -> float:
-    """Peak in GB of prefilling ``prompt`` tokens and decoding one more. An adapter is in ``dtype``, as evaluated."""
+) -> Costs:
+    """Costs of prefilling ``prompt`` tokens and decoding one more. An adapter is in ``dtype``, as evaluated."""
     model = empty_model(config, precision, device, dtype)
     if rank:
         model = with_adapters(model, rank).requires_grad_(False).to(dtype)
@@ -302,7 +320,7 @@ def decoding_gb(
         cache, ids = DynamicCache(), torch.zeros(batch, prompt, dtype=torch.long)
         for given in (ids, ids[:, :1]):
             model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return found.peak / 1e9
+    return found
 
 
 def _autocast(dtype: torch.dtype):

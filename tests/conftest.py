@@ -47,7 +47,9 @@ def synthetic_set_made_once():
 def memory_is_not_simulated():
     """By scripts within this process, most of a second each time; tests/test_simulation.py asks for it itself."""
     with (
-        mock.patch("fincompress.training.lora.simulation", mock.Mock(training_gb=lambda *shape, **options: 0.1)),
+        mock.patch(
+            "fincompress.training.lora.simulation", mock.Mock(training=lambda *shape, **options: mock.Mock(gb=0.1))
+        ),
         mock.patch("fincompress.sapling.start.predict", lambda *run: 0.1),
     ):
         yield

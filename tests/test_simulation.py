@@ -29,7 +29,7 @@ def real_model(config=TINY):
 
 def allocated(make, precision=torch.bfloat16):
     """Peak in GB of what ``make`` gives and of two training steps with it, on real tensors."""
-    with simulation.Allocations() as found:
+    with simulation.Costs() as found:
         model, loss_of = make()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer, data = torch.optim.AdamW(trained, fused=True), simulation.batch_of(*SHAPE)
@@ -41,7 +41,7 @@ def allocated(make, precision=torch.bfloat16):
             optimizer.step()
             optimizer.zero_grad()
             del loss
-    return found.peak / 1e9
+    return found.gb
 
 
 def blocks_trained(model):
@@ -64,9 +64,9 @@ def test_what_is_simulated_is_what_the_same_steps_allocate():
         return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
 
     options = {"device": "cpu"}
-    found = simulation.training_gb(TINY, *SHAPE, "nf4", 8, **options)
+    found = simulation.training(TINY, *SHAPE, "nf4", 8, **options).gb
     assert found == pytest.approx(allocated(adapters), rel=0.02)
-    assert start.simulate(TINY, *SHAPE, **options) == pytest.approx(allocated(whole), rel=0.02)
+    assert start.simulate(TINY, *SHAPE, **options).gb == pytest.approx(allocated(whole), rel=0.02)
 
 
 def test_a_teacher_that_shares_the_base_is_simulated_as_it_allocates():
@@ -76,15 +76,15 @@ def test_a_teacher_that_shares_the_base_is_simulated_as_it_allocates():
         teacher = SharedTeacher(model, {}, Gate(), ADAPTER)
         return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
 
-    assert start.simulate(TINY, *SHAPE, rank=8, device="cpu") == pytest.approx(allocated(shared), rel=0.02)
+    assert start.simulate(TINY, *SHAPE, rank=8, device="cpu").gb == pytest.approx(allocated(shared), rel=0.02)
 
 
 def test_a_scan_is_simulated_as_it_allocates():
-    with simulation.Allocations() as found, torch.autocast("cpu", torch.bfloat16):
+    with simulation.Costs() as found, torch.autocast("cpu", torch.bfloat16):
         model = real_model().eval()
         seen = scan.trace(model, simulation.batch_of(*SHAPE))
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
-    assert simulation.scan_gb(TINY, *SHAPE, device="cpu") == pytest.approx(found.peak / 1e9, rel=0.02)
+    assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(found.gb, rel=0.02)
 
 
 def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
@@ -104,14 +104,14 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
         with tracker:
             step(model, optimizer)
     theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    with FakeTensorMode(), simulation.Allocations() as found:
+    with FakeTensorMode(), simulation.Costs() as found:
         step(*made())
     assert found.peak == pytest.approx(theirs, rel=0.02)
 
 
 def test_recomputing_smaller_batches_and_packed_weights_need_less():
     def peak(batch=4, **options):
-        return simulation.training_gb(SMALL, batch, 128, 16, **options)
+        return simulation.training(SMALL, batch, 128, 16, **options).gb
 
     qlora = {"precision": "nf4", "rank": 8}
     assert peak(recompute=True, **qlora) < peak(**qlora)
@@ -124,12 +124,26 @@ def test_the_largest_that_fits_lies_on_a_straight_line():
     assert [largest(room) for room in (2.0, 3.5, 5.0)] == [0, 15, 30] and largest(1.0) == 0
 
 
-def test_the_script_names_every_phase_and_what_fits(tmp_path):
-    constants = ("--BASE_MODEL=shape:tiny", "--DEVICES=['cuda']", "--LARGEST=True", "--CARDS=[1]")
-    done = run_in_process("predict_memory.py", *constants, f"--RESULTS_DIR={tmp_path}")
+def test_work_is_counted_as_it_is_known():
+    batch, tokens, targets = SHAPE
+    costs, again = (simulation.training(SMALL, *SHAPE, "auto", 8, recompute=recompute) for recompute in (False, True))
+    linear = sum(p.numel() for name, p in real_model(SMALL).named_parameters() if ".layers." in name and p.dim() == 2)
+    passes = 2 * batch * tokens * linear  # FLOPs of one pass through the blocks
+    # Forward and back to the inputs; the rest is adapters, attention and the head.
+    assert (costs.flops / passes, (again.flops - costs.flops) / passes) == (
+        pytest.approx(2.2, abs=0.2),
+        pytest.approx(1.1, abs=0.1),
+    )
+    assert costs.seconds(1e-3, 1e9) == pytest.approx(costs.flops / 1e9, rel=1e-3)
+    assert costs.seconds(1e9, 1.0) == pytest.approx(costs.moved / 1e9, rel=1e-3)
+
+
+def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
+    constants = ("--BASE_MODEL=shape:tiny", "--DEVICES=['cuda']", "--LARGEST=True", f"--EXAMPLES={10**9}")
+    done = run_in_process("predict.py", *constants, f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["predicted"]) == 11 and len(found["largest"]) == 3
-    assert all(0.5 < row["cuda"] < 0.7 for row in found["predicted"])
-    assert all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
+    assert len(found["memory"]) == 11 and all(0.5 <= row["cuda"] < 0.7 for row in found["memory"])
+    assert all(row["RTX 3080"] > row["A100"] for row in found["hours"])
+    assert len(found["largest"]) == 9 and all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
     assert not list(tmp_path.iterdir())

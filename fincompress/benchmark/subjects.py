@@ -101,9 +101,9 @@ def which_fit(
     """
     for one in chosen:
         config = models.base_config(one.base_model if one.lora_rank else one.path, results_dir)
-        one.predicted_gb = simulation.decoding_gb(
+        one.predicted_gb = simulation.decoding(
             config, 1, prompt + new_tokens, one.precision, one.lora_rank, card["device"], getattr(torch, card["dtype"])
-        )
+        ).gb
     fitting = [one for one in chosen if one.predicted_gb <= room_gb]
     needed, room = sum(1.2 * one.predicted_gb + PROCESS_GB for one in fitting), 0.9 * card["free_gb"]
     if len(fitting) > 1 and needed > room:

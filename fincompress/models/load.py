@@ -109,7 +109,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     from fincompress import simulation  # which builds models itself
 
     config, free = base.read_config(path), torch.cuda.mem_get_info()[0] / 1e9
-    needed = simulation.decoding_gb(config, batch, tokens) + 0.3  # scratch memory of kernels
+    needed = simulation.decoding(config, batch, tokens).gb + 0.3  # scratch memory of kernels
     if needed <= free:
         return {}
     print(

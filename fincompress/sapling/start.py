@@ -76,16 +76,16 @@ def predict(student: Student, train_set) -> float:
         (s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"]),
         ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]), train_ends=s["TRAIN_ENDS"],
         recompute=student.recomputes, device=student.device.type, dtype=student.dtype,
-    )  # fmt: skip
+    ).gb  # fmt: skip
 
 
 def simulate(
     config, batch: int, tokens: int, targets: int, rank: int | None = None, taught: bool = True,
     weights: tuple[float, ...] = (1.0, 0.3, 1.0, 2.0), **options,
-) -> float:  # fmt: skip
-    """Peak memory in GB of recovery: of adapters on an NF4 base, shared with the teacher, or of the weights themselves.
+) -> simulation.Costs:  # fmt: skip
+    """Costs of a step of recovery: of adapters on an NF4 base, shared with the teacher, or of the weights themselves.
 
-    ``weights`` are those of ``Recovery``; ``options`` go to ``simulation.training_gb``.
+    ``weights`` are those of ``Recovery``; ``options`` go to ``simulation.training``.
     """
 
     def learn(model):
@@ -99,7 +99,7 @@ def simulate(
             teaching = functools.partial(teaching.teach, temperature=weights[3], hidden_states=weights[2] > 0)
         return Recovery(*weights, teaching).loss
 
-    return simulation.training_gb(
+    return simulation.training(
         config, batch, tokens, targets, "nf4" if rank else "auto", rank,
         ("default", ADAPTER) if taught else ("default",), learn=learn, **options,
     )  # fmt: skip

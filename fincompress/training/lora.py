@@ -108,11 +108,11 @@ def train_adapter(
     tokenizer = models.load_tokenizer(path)
     checkpointing = s["GRADIENT_CHECKPOINTING"] if s["GRADIENT_CHECKPOINTING"] is not None else device.type == "cuda"
     reentrant = base_precision == "int8"  # its product keeps its input where the other kind cannot discard it
-    predicted_gb = simulation.training_gb(
+    predicted_gb = simulation.training(
         models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s["BATCH_SIZE"], max(train_set["length"]),
         max(train_set["target_tokens"]), base_precision, s["LORA_RANK"], recompute=checkpointing, reentrant=reentrant,
         device=device.type, dtype=dtype,
-    )  # fmt: skip
+    ).gb  # fmt: skip
     training.print_prediction(predicted_gb, device)
     model = models.load_base(path, base_precision, device, dtype)
     adapters = LoraConfig(

@@ -1,0 +1,147 @@
+"""Memory and time that each phase needs, of a model that need not be there: simulated on tensors without data.
+
+Prints the peak of every phase at BATCH_SIZE and TOKENS, on a GPU and on a CPU, the hours of training on each of CARDS,
+and with LARGEST what fits them (docs/memory.md). The last line printed is one JSON object. A 7B model takes half a
+minute a phase, or a quarter of an hour with LARGEST.
+
+    python predict.py
+    python predict.py --BASE_MODEL=smollm2-135m --BATCH_SIZE=4 --LORA_RANK=32
+"""
+
+from fincompress.settings import check_positive, configure
+
+# -----------------------------------------------------------------------------
+BASE_MODEL = "shape:llama-2-7b"  # or smollm2-135m, a folder, a hub id
+RESULTS_DIR = "results"  # where a converted base model lies
+BATCH_SIZE = 1  # sequences at once, in training
+TOKENS = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
+TARGET_TOKENS = 96  # of the longest target
+LORA_RANK = 16  # of the adapters
+SCAN_BATCH_SIZE = 1  # questions at once in SAPLING's scan
+DEVICES = ["cuda", "cpu"]  # a GPU that multiplies bf16 and has its 8-bit optimizer; a CPU that unpacks quantized bases
+FRAGMENTATION = 0.05  # share of the peak that CUDA's allocator takes on top, in pieces too small to use
+CARDS = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
+    "RTX 3080": [10, 59.5, 760],
+    "RTX 4090": [24, 165.2, 1008],
+    "A100": [40, 312, 1555],
+}
+EFFICIENCY = 0.35  # share of these rates that training reaches: what Qwen-7B's published QLoRA runs on an A100 reached
+EXAMPLES = 30000  # that a phase trains on in all: the recipe's passes over FinQA and over what is added to it
+MEAN_TOKENS = 400  # of an example
+LARGEST = False  # also find the largest TOKENS and BATCH_SIZE that fit each card
+# -----------------------------------------------------------------------------
+SETTINGS = configure(globals())
+
+import json  # noqa: E402
+
+from fincompress import memory, models, simulation  # noqa: E402
+from fincompress.depth import repack  # noqa: E402
+from fincompress.depth.sublayers import SubLayer  # noqa: E402
+from fincompress.errors import run_script  # noqa: E402
+from fincompress.sapling import start  # noqa: E402
+
+TRAINING = ("QLoRA", "8-bit LoRA", "SAPLING, UPDATE = qlora, with its teacher", "SAPLING, UPDATE = full")
+
+
+def main() -> None:
+    check_positive(BATCH_SIZE=BATCH_SIZE, TOKENS=TOKENS, TARGET_TOKENS=TARGET_TOKENS, LORA_RANK=LORA_RANK,
+                   SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, EFFICIENCY=EFFICIENCY, MEAN_TOKENS=MEAN_TOKENS)  # fmt: skip
+    models.quiet_libraries()
+    config = models.base_config(BASE_MODEL, RESULTS_DIR)
+    found = {"base_model": BASE_MODEL, "memory": print_memory(config), "hours": print_hours(config)}
+    if LARGEST:
+        found["largest"] = print_largest(config)
+    print(json.dumps(found))
+
+
+def print_memory(config) -> list[dict]:
+    print(
+        f"{BASE_MODEL}: batch {BATCH_SIZE}, {TOKENS} tokens, {TARGET_TOKENS} of them target, LoRA rank {LORA_RANK}\n"
+        f"GPU: 8-bit AdamW, activations recomputed; with {FRAGMENTATION:.0%} for pieces too small to use and "
+        f"{memory.CUDA_CONTEXT_GB} GB of CUDA context\n"
+    )
+    print(f"{'peak memory':<46}" + "".join(f"{device + ', GB':>10}" for device in DEVICES))
+    rows = []
+    for phase, costs in (phases(config, BATCH_SIZE, TOKENS) | others(config)).items():
+        row = {"phase": phase} | {device: round(with_context(costs(device), device), 2) for device in DEVICES}
+        print(f"{phase:<46}" + "".join(f"{row[device]:>10.2f}" for device in DEVICES), flush=True)
+        rows.append(row)
+    return rows
+
+
+def print_hours(config) -> list[dict]:
+    """Hours of training on each card, where it fits."""
+    print(f"\n{f'hours, {EXAMPLES} examples of {MEAN_TOKENS} tokens':<46}" + "".join(f"{card:>10}" for card in CARDS))
+    rows = []
+    for phase, costs in phases(config, 1, MEAN_TOKENS).items():
+        found, row = costs("cuda"), {"phase": phase}
+        for card, (room, tflops, gb_per_s) in CARDS.items():
+            hours = EXAMPLES * found.seconds(tflops, gb_per_s) / EFFICIENCY / 3600
+            row[card] = round(hours, 1) if with_context(found, "cuda") <= room else None
+        print(f"{phase:<46}" + "".join(f"{'-' if row[card] is None else row[card]:>10}" for card in CARDS), flush=True)
+        rows.append(row)
+    return rows
+
+
+def print_largest(config) -> list[dict]:
+    """The most tokens at BATCH_SIZE, and the most sequences of TOKENS, that training fits on each card."""
+    print(f"\n{'largest that fits':<46}{'card':>10}{'tokens':>10}{'batch':>10}")
+    rows = []
+    for phase in TRAINING[:3]:
+
+        def peak(batch: int, tokens: int, phase: str = phase) -> float:
+            return with_context(phases(config, batch, tokens)[phase]("cuda"), "cuda")
+
+        tokens_at = simulation.straight_line({tokens: peak(BATCH_SIZE, tokens) for tokens in (512, 2048)})
+        batch_at = simulation.straight_line({batch: peak(batch, TOKENS) for batch in (2, 8)})
+        for card, (room, *_) in CARDS.items():
+            row = {"phase": phase, "card": card, "tokens": tokens_at(room), "batch": batch_at(room)}
+            print(f"{phase:<46}{card:>10}{row['tokens'] or '-':>10}{row['batch'] or '-':>10}", flush=True)
+            rows.append(row)
+    return rows
+
+
+def with_context(costs: simulation.Costs, device: str) -> float:
+    """Peak in GB, with what a GPU takes beside tensors."""
+    return costs.gb * (1 + FRAGMENTATION) + memory.CUDA_CONTEXT_GB if device == "cuda" else costs.gb
+
+
+def phases(config, batch: int, tokens: int) -> dict:
+    """Costs of a training step by phase, each a function of the device."""
+    shape = (config, batch, tokens, min(TARGET_TOKENS, tokens - 2))
+
+    def on(device: str) -> dict:
+        return {"recompute": device == "cuda", "device": device}
+
+    qlora, int8, taught, full = TRAINING
+    return {
+        qlora: lambda device: simulation.training(*shape, "nf4", LORA_RANK, **on(device)),
+        int8: lambda device: simulation.training(*shape, "int8", LORA_RANK, reentrant=True, **on(device)),
+        taught: lambda device: start.simulate(*shape, LORA_RANK, **on(device)),
+        full: lambda device: start.simulate(*shape, **on(device)),
+    }
+
+
+def others(config) -> dict:
+    """Costs by phase of what is not training, each a function of the device."""
+    blocks = range(max(1, config.num_hidden_layers // 2))
+    half = repack.packed_config(config, [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in blocks])
+
+    def decoding(config, precision: str = "auto", rank: int | None = None):
+        return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, device)
+
+    return {
+        "scan of SAPLING, UPDATE = qlora": lambda device: simulation.scanning(
+            config, SCAN_BATCH_SIZE, TOKENS, TARGET_TOKENS, "nf4", LORA_RANK, device
+        ),
+        "decoding in 16 bits": decoding(config),
+        "decoding, QLoRA": decoding(config, "nf4", LORA_RANK),
+        "decoding, 8-bit LoRA": decoding(config, "int8", LORA_RANK),
+        "decoding, GPTQ": decoding(config, "gptq"),
+        "decoding, half of the blocks in 16 bits": decoding(half),
+        "decoding, half of the blocks, GPTQ": decoding(half, "gptq"),
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)
