@@ -23,9 +23,9 @@ FRAGMENTATION = 0.05  # share of the peak that CUDA's allocator takes on top, in
 CARDS = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
     "RTX 3080": [10, 59.5, 760],
     "RTX 4090": [24, 165.2, 1008],
-    "A100": [40, 312, 1555],
+    "A100": [80, 312, 2039],
 }
-EFFICIENCY = 0.35  # share of these rates that training reaches: what Qwen-7B's published QLoRA runs on an A100 reached
+OPERATOR_US = 7.4  # microseconds to start one, the limit of short sequences: from Qwen-7B's published QLoRA on an A100
 EXAMPLES = 30000  # that a phase trains on in all: the recipe's passes over FinQA and over what is added to it
 MEAN_TOKENS = 400  # of an example
 LARGEST = False  # also find the largest TOKENS and BATCH_SIZE that fit each card
@@ -45,7 +45,7 @@ TRAINING = ("QLoRA", "8-bit LoRA", "SAPLING, UPDATE = qlora, with its teacher", 
 
 def main() -> None:
     check_positive(BATCH_SIZE=BATCH_SIZE, TOKENS=TOKENS, TARGET_TOKENS=TARGET_TOKENS, LORA_RANK=LORA_RANK,
-                   SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, EFFICIENCY=EFFICIENCY, MEAN_TOKENS=MEAN_TOKENS)  # fmt: skip
+                   SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, EXAMPLES=EXAMPLES, MEAN_TOKENS=MEAN_TOKENS)  # fmt: skip
     models.quiet_libraries()
     config = models.base_config(BASE_MODEL, RESULTS_DIR)
     found = {"base_model": BASE_MODEL, "memory": print_memory(config), "hours": print_hours(config)}
@@ -76,7 +76,7 @@ def print_hours(config) -> list[dict]:
     for phase, costs in phases(config, 1, MEAN_TOKENS).items():
         found, row = costs("cuda"), {"phase": phase}
         for card, (room, tflops, gb_per_s) in CARDS.items():
-            hours = EXAMPLES * found.seconds(tflops, gb_per_s) / EFFICIENCY / 3600
+            hours = EXAMPLES * found.seconds(tflops, gb_per_s, OPERATOR_US / 1e6) / 3600
             row[card] = round(hours, 1) if with_context(found, "cuda") <= room else None
         print(f"{phase:<46}" + "".join(f"{'-' if row[card] is None else row[card]:>10}" for card in CARDS), flush=True)
         rows.append(row)

@@ -30,6 +30,8 @@ from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
 from fincompress.training.loss import target_logits, target_loss
 
+FLOPS = flop_registry | {torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm]}
+
 
 class Packed(nn.Linear):
     """A linear layer whose weights take ``bytes_each`` a piece and are unpacked to ``dtype`` for each product."""
@@ -38,8 +40,10 @@ class Packed(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
         self.dtype = dtype
-        size = round(linear.weight.numel() * bytes_each)
-        self.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+        self.weight = nn.Parameter(self.pack(linear.weight, bytes_each), requires_grad=False)
+
+    def pack(self, weight: torch.Tensor, bytes_each: float) -> torch.Tensor:
+        return torch.empty(round(weight.numel() * bytes_each), dtype=torch.uint8, device="meta")
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         found = _Product.apply(inputs.to(self.dtype), self)
@@ -65,6 +69,9 @@ class _Product(torch.autograd.Function):
 class Packed8(Packed):
     """bitsandbytes' 8-bit layer, which multiplies in 8 bits and keeps what enters it."""
 
+    def pack(self, weight: torch.Tensor, bytes_each: float) -> torch.Tensor:
+        return torch.empty(weight.shape, dtype=torch.int8, device="meta")
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         return _Product8.apply(inputs.to(self.dtype), self)
 
@@ -74,8 +81,8 @@ class _Product8(_Product):
     def forward(ctx, inputs, module):
         ctx.module, ctx.inputs = module, inputs
         rows = inputs.to(torch.float16).to(torch.int8)
-        sums = torch.empty(*rows.shape[:-1], module.out_features, dtype=torch.int32)
-        return sums.to(inputs.dtype)
+        sums = torch._int_mm(rows.flatten(0, -2), module.weight.t())
+        return sums.unflatten(0, rows.shape[:-1]).to(inputs.dtype)
 
 
 class EightBitAdamW(torch.optim.Optimizer):
@@ -142,8 +149,8 @@ def allocate(model: nn.Module) -> nn.Module:
 
 
 class Costs(TorchDispatchMode):
-    """Adds up what operators cost: memory, ``now`` and at its ``peak``, ``flops``, and ``moved``, the bytes that they
-    read and write.
+    """Adds up what operators cost: memory, ``now`` and at its ``peak``, ``flops``, ``moved``, the bytes that they read
+    and write, and ``calls``, how many there are.
 
     A storage counts as long as it lives. torch's own ``MemTracker`` does the same by module, and refuses a module that
     runs twice in a step, as a teacher makes it that shares the model, a scan and decoding.
@@ -151,16 +158,17 @@ class Costs(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now = self.peak = self.flops = self.moved = 0
+        self.now = self.peak = self.flops = self.moved = self.calls = 0
         self.alive: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         found = func(*args, **kwargs or {})
         tree_map_only(torch.Tensor, self.add, found)
         if not func.is_view:
+            self.calls += 1
             tree_map_only(torch.Tensor, self.move, (args, kwargs, found))
-        if func._overloadpacket in flop_registry:
-            self.flops += flop_registry[func._overloadpacket](*args, **kwargs or {}, out_val=found)
+        if func._overloadpacket in FLOPS:
+            self.flops += FLOPS[func._overloadpacket](*args, **kwargs or {}, out_val=found)
         return found
 
     def move(self, tensor: torch.Tensor) -> None:
@@ -184,9 +192,11 @@ class Costs(TorchDispatchMode):
     def gb(self) -> float:
         return self.peak / 1e9
 
-    def seconds(self, tflops: float, gb_per_s: float) -> float:
-        """Time of arithmetic and of memory traffic, one after another, where both run at the rates of a device."""
-        return self.flops / (1e12 * tflops) + self.moved / (1e9 * gb_per_s)
+    def seconds(self, tflops: float, gb_per_s: float, call_s: float = 0.0) -> float:
+        """Time at the rates of a device: arithmetic and memory traffic, one after another, or what it takes to start so
+        many operators where that is longer.
+        """
+        return max(self.flops / (1e12 * tflops) + self.moved / (1e9 * gb_per_s), self.calls * call_s)
 
 
 @contextlib.contextmanager
@@ -271,7 +281,7 @@ def training(
             optimizer = EightBitAdamW(weights, {id(p) for module in _ends(model) for p in module.parameters()})
         loss_of, data = learn(model.train()), batch_of(batch, tokens, targets)
         for _ in range(2):  # the optimizer's state is made in the first
-            found.flops = found.moved = 0
+            found.flops = found.moved = found.calls = 0
             with _autocast(dtype):
                 loss = loss_of(model, data)
             loss.backward()

@@ -136,6 +136,7 @@ def test_work_is_counted_as_it_is_known():
     )
     assert costs.seconds(1e-3, 1e9) == pytest.approx(costs.flops / 1e9, rel=1e-3)
     assert costs.seconds(1e9, 1.0) == pytest.approx(costs.moved / 1e9, rel=1e-3)
+    assert costs.seconds(1e9, 1e9, 1.0) == costs.calls
 
 
 def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
