@@ -1,4 +1,4 @@
-"""Accuracy of a run, of the untuned base model, or of a file of predictions, on one split.
+"""Accuracy of a run, of the untuned base model, or of a file of predictions, on one split; or one question to a run.
 
 Reads results/<RUN>/ and the split that the run's data run holds. Writes results/<RUN>/predictions_<SPLIT>.jsonl (one
 verdict a question) and eval_<SPLIT>.json, rebuilds results/accuracy.csv, and ends with five predictions in full.
@@ -7,6 +7,7 @@ verdict a question) and eval_<SPLIT>.json, rebuilds results/accuracy.csv, and en
     python evaluate.py --RUN=sapling                                   every depth, sapling/40 and the others
     python evaluate.py --RUN=base                                      BASE_MODEL as it comes
     python evaluate.py --PREDICTIONS=file.json --SPLIT=dev             no model: official format, or JSONL (id, program)
+    python evaluate.py --ASK="what was the change in net sales?" --PAGE=file.csv       an answer; writes nothing
 """
 
 from fincompress.settings import check_choice, check_positive, configure
@@ -16,10 +17,12 @@ from fincompress.settings import check_choice, check_positive, configure
 RUN = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": BASE_MODEL, not trained
 SPLIT = "dev"  # "dev" or "test" to report, "calibration" to tune on
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
+ASK: str | None = None  # ask RUN this question instead: shows the prompt, the program, each step and the answer
+PAGE: str | None = None  # what ASK is about: a page in FinQA's JSON or a table in .csv; None: the first page of SPLIT
 # Where
 BASE_MODEL = "smollm2-135m"  # only for a base; a run knows its own
 DATA_RUN = "data"  # only for a base
-DATA_DIR = "data"  # only for PREDICTIONS: folder of the official JSON, or "synthetic"
+DATA_DIR = "data"  # only for PREDICTIONS and for ASK without PAGE: folder of the official JSON, or "synthetic"
 RESULTS_DIR = "results"  # every run has a folder in here
 # How
 BATCH_SIZE = 128  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
@@ -29,6 +32,7 @@ SEED = 0  # only for the synthetic set
 # -----------------------------------------------------------------------------
 configure(globals())
 
+import dataclasses  # noqa: E402
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
 
@@ -36,7 +40,7 @@ import pandas as pd  # noqa: E402
 
 from fincompress import runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, program, scoring  # noqa: E402
+from fincompress.finqa import evidence, examples, program, prompts, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
 
 SPLITS = ("train", "calibration", "dev", "test")
@@ -45,12 +49,14 @@ SPLITS = ("train", "calibration", "dev", "test")
 def main() -> None:
     check_choice("SPLIT", SPLIT, SPLITS)
     check_positive(BATCH_SIZE=BATCH_SIZE, MAX_NEW_TOKENS=MAX_NEW_TOKENS, BEAMS=BEAMS)
+    if (ASK and (PREDICTIONS or not ASK.strip())) or (PAGE and not ASK):
+        raise UserError("ASK is a question to a model, with PAGE or without, and not beside PREDICTIONS")
     if PREDICTIONS:
         check_choice("SPLIT", SPLIT, examples.SPLITS)  # calibration is carved out of train, and is no file
         score_file()
     else:
         for run in runs.with_depths(RESULTS_DIR, RUN):
-            score_run(run)
+            (answer if ASK else score_run)(run)
 
 
 def score_file() -> None:
@@ -94,10 +100,7 @@ def score_run(run: str) -> None:
     else:
         directory = runs.finished_run(RESULTS_DIR, run)
     record = runs.read_json(directory / "settings.json")
-    data_run = record["settings"]["DATA_RUN"]
-    dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
-    if data["data"] != record["data"]:
-        raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
+    dataset, data = load_split(run, record)
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
     if BEAMS > 1:
         decoding["beams"] = BEAMS
@@ -116,10 +119,8 @@ def score_run(run: str) -> None:
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
 
     def accept(place: int, output: str) -> bool:
-        text = program.extract_program(output)
         prompt = tokenizer.decode(dataset[place]["input_ids"][: dataset[place]["prompt_tokens"]])
-        executed = program.execute(program.tokenize(text), questions[place]["table"])
-        return not executed.invalid and executed.result != program.INVALID and evidence.shows_numbers(text, prompt)
+        return executes_on_shown(output, prompt, questions[place]["table"])
 
     clock = runs.Stopwatch()
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS, accept)
@@ -146,6 +147,70 @@ def score_run(run: str) -> None:
     }
     print(f"{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves")
     write_and_show(directory, facts, verdicts, questions)
+
+
+def load_split(run: str, record: dict) -> tuple:
+    """SPLIT of the data run that a run was trained on, and the record of that data run."""
+    data_run = record["settings"]["DATA_RUN"]
+    dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
+    if data["data"] != record["data"]:
+        raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
+    return dataset, data
+
+
+def executes_on_shown(output: str, prompt: str, table: list[list[str]]) -> bool:
+    """Whether the program in a model's output can be executed and uses only figures that its prompt shows."""
+    text = program.extract_program(output)
+    executed = program.execute(program.tokenize(text), table)
+    return not executed.invalid and executed.result != program.INVALID and evidence.shows_numbers(text, prompt)
+
+
+def answer(run: str) -> None:
+    """Ask a run, or the untuned base model, ASK about a page, and show how the answer comes about."""
+    import datasets
+
+    from fincompress import generation, models, training
+
+    models.quiet_libraries()
+    device = models.pick_device()
+    if runs.is_untuned(run):
+        path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
+        split, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
+    else:
+        path = str(runs.finished_run(RESULTS_DIR, run))
+        split, data = load_split(run, runs.read_json(Path(path) / "settings.json"))
+    page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(split, data)
+    options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
+    model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device)[0], **options)
+    prompt, _ = prompts.prompt_for(page, data["settings"], tokenizer)
+    asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
+    (output,) = generation.generate(
+        model, tokenizer, asked, 1, MAX_NEW_TOKENS, BEAMS,
+        lambda place, text: executes_on_shown(text, prompt, page.table),
+    )  # fmt: skip
+    text = program.extract_program(output["output"])
+    tokens = program.tokenize(text)
+    print(f"\n{run} was shown:\n\n{prompt}\nprogram  {text}")
+    for number, (step, value) in enumerate(program.steps(tokens, page.table)):
+        print(f"  #{number}  {step}  =  {'cannot be computed' if value is None else value}")
+    executed = program.execute(tokens, page.table)
+    invalid = executed.invalid or executed.result == program.INVALID
+    print(f"answer   {'none' if invalid else executed.result}")
+
+
+def first_page(split, data: dict) -> examples.Example:
+    """The page of the first question of SPLIT, from DATA_DIR; a data run keeps no pages, only what its prompts show."""
+    directory = examples.SYNTHETIC if data["data"]["source"] == examples.SYNTHETIC else DATA_DIR
+    # calibration is carved out of train
+    name = SPLIT if SPLIT in examples.SPLITS else "train"
+    _, found = examples.load_split(directory, name, data["settings"]["SEED"])
+    first, table = split[0]["id"], json.loads(split[0]["table"])
+    page = next((example for example in found if example.id == first and example.table == table), None)
+    if page is None:
+        raise UserError(
+            f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"
+        )
+    return dataclasses.replace(page, question=ASK, gold_inds={})  # what answers this question is not known
 
 
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:

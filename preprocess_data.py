@@ -87,10 +87,7 @@ def main() -> None:
 
 def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
-    prompt, lines = prompts.build_prompt(
-        example, EVIDENCE, EVIDENCE_TOKENS, MAX_PROMPT_TOKENS,
-        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
-    )  # fmt: skip
+    prompt, lines = prompts.prompt_for(example, SETTINGS, tokenizer)
     ids = training.encode(prompt, example.program, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]
     return {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import random
 import sys
@@ -153,9 +155,7 @@ def parse_example(record: dict) -> Example:
     is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) <= sys.float_info.max
     for holds, reason in (
         (_is_texts(names) and all(map(str.strip, names)), "an id, question, program or filename is no text"),
-        (_is_texts(record.get("pre_text")), "pre_text is no list of texts"),
-        (_is_texts(record.get("post_text")), "post_text is no list of texts"),
-        (isinstance(table, list) and all(row and _is_texts(row) for row in table), "table is no list of rows of texts"),
+        *_page_checks(record),
         (is_number or answer in ("yes", "no"), f"exe_ans {answer!r:.40} is neither a finite number nor yes or no"),
         (isinstance(gold_inds, dict), "gold_inds is no object"),
     ):
@@ -175,6 +175,40 @@ def parse_example(record: dict) -> Example:
         exe_ans=float(answer) if is_number else answer,
         gold_inds=gold_inds,
     )
+
+
+def _page_checks(page: dict) -> list[tuple[bool, str]]:
+    """For each field of a page whether it is as it must be, and what it is otherwise."""
+    table = page.get("table")
+    return [
+        (_is_texts(page.get("pre_text")), "pre_text is no list of texts"),
+        (_is_texts(page.get("post_text")), "post_text is no list of texts"),
+        (isinstance(table, list) and all(row and _is_texts(row) for row in table), "table is no list of rows of texts"),
+    ]
+
+
+def read_page(path: Path, question: str) -> Example:
+    """A page to ask ``question`` about: JSON with FinQA's ``pre_text``, ``post_text`` and ``table``, or a table as CSV.
+
+    A field that JSON lacks is empty. Raises UserError with the reason where the file is no page.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
+        if path.suffix.lower() == ".csv":
+            rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), strict=True)]
+            page = {"table": [row for row in rows if any(row)]}
+        else:
+            page = json.loads(text)
+    except (OSError, ValueError, RecursionError, csv.Error) as error:
+        raise UserError(f"PAGE = {path} cannot be read as a page in JSON or a table in .csv: {error}") from None
+    fields = ("pre_text", "post_text", "table")
+    if not isinstance(page, dict) or not any(page.get(name) for name in fields):
+        raise UserError(f"PAGE = {path} holds no page: expected a table, or one JSON object with {', '.join(fields)}")
+    page = {name: page.get(name, []) for name in fields}
+    for holds, reason in _page_checks(page):
+        if not holds:
+            raise UserError(f"PAGE = {path}: {reason}; docs/own-data.md shows a page")
+    return Example(str(path), str(path), **page, question=question, program="", exe_ans=0.0, gold_inds={})
 
 
 def _is_texts(value: object) -> bool:

@@ -161,6 +161,20 @@ def execute(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> Execution:
     return Execution(invalid, result if isinstance(result, str) else round(result, 5))
 
 
+def steps(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> list[tuple[str, float | str | None]]:
+    """Return ``(text, value)`` of each step of a program, to show how its result comes about.
+
+    The value is None from the first step on that cannot be computed, and for an unfinished one.
+    """
+    found, invalid = [], False
+    for start in range(0, len(tokens) - 1, 4):
+        step = tokens[start : min(start + 4, len(tokens) - 1)]
+        execution = execute([*tokens[: start + len(step)], END], table)
+        invalid = invalid or execution.invalid or len(step) < 4
+        found.append((detokenize(step), None if invalid else execution.result))
+    return found
+
+
 def _operand(text: str, results: dict[int, float | str]) -> float | str:
     number = results[int(text.replace("#", ""))] if "#" in text else parse_number(text)
     if number is None:

@@ -8,6 +8,14 @@ from fincompress.finqa import evidence
 from fincompress.finqa.examples import Example
 
 
+def prompt_for(example: Example, settings: dict, tokenizer) -> tuple[str, list[evidence.Line]]:
+    """``build_prompt`` by the constants of a data run; a question that is asked later gets the prompt of training."""
+    return build_prompt(
+        example, settings["EVIDENCE"], settings["EVIDENCE_TOKENS"], settings["MAX_PROMPT_TOKENS"],
+        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
+    )  # fmt: skip
+
+
 def build_prompt(
     example: Example,
     mode: str,

@@ -22,6 +22,7 @@ from fincompress.finqa.program import (
     extract_program,
     operands,
     operations,
+    steps,
     tokenize,
 )
 
@@ -432,3 +433,20 @@ def test_arithmetic_is_that_of_floats(a, b):
     for name, value in [("add", a + b), ("subtract", a - b), ("multiply", a * b)]:
         assert run(f"{name}({a!r}, {b!r})") == Execution(False, round(value, 5))
     assert run(f"greater({a!r}, {b!r})") == Execution(False, "yes" if a > b else "no")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("subtract(84.2, 79.5), divide(#0, 79.5)", [4.7, 0.05912]),
+        ("add(1, 2), divide(#0, 0), add(1, 1)", [3.0, None, None]),  # nothing after a failure
+        ("add(1, 2), add(#0", [3.0, None]),  # a step cut short
+        ("table_max(pumps, none), greater(#0, 80)", [84.2, "yes"]),
+        ("the answer is 5", [None]),
+        ("", []),
+    ],
+)
+def test_each_step_has_its_value_until_one_cannot_be_computed(text, values):
+    found = steps(tokenize(text), [["", "2023", "2022"], ["pumps", "84.2", "79.5"]])
+    assert [value for _, value in found] == values
+    assert ", ".join(step for step, _ in found) == text

@@ -1,0 +1,141 @@
+"""One question to a run: what is shown and printed, which files a page may be, and what is refused in one line."""
+
+import json
+import shutil
+
+import pytest
+from scripts import run_in_process
+
+from fincompress import generation, runs
+from fincompress.errors import UserError
+from fincompress.finqa import examples
+
+DATA = ("preprocess_data.py", "--RUN=ask_data", "--TRAIN_EXAMPLES=8", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=4",
+        "--EVIDENCE_TOKENS=40", "--MAX_PROMPT_TOKENS=90")  # fmt: skip
+QUESTION = "what was the growth of pumps revenue from 2022 to 2023?"
+TABLE = [["in millions", "2023", "2022"], ["pumps", "84.2", "79.5"], ["service", "12.6", "9.8"]]
+PAGE = {"pre_text": ["revenue by segment , in millions :"], "post_text": ["there were 412 employees ."], "table": TABLE}
+PROGRAM = "subtract(84.2, 79.5), divide(#0, 79.5)"
+
+
+@pytest.fixture(scope="module")
+def asked(results_dir, tiny_base):
+    """A results directory with a data run and a finished run on it, and the environment to ask in."""
+    environment = {"BASE_MODEL": "shape:tiny", "DATA_DIR": "synthetic", "RESULTS_DIR": str(results_dir)}
+    done = run_in_process(*DATA, **environment)
+    assert done.returncode == 0, done.stderr
+    record = runs.read_json(results_dir / "ask_data" / "settings.json")
+    shutil.copytree(tiny_base, results_dir / "asked")
+    facts = {"base_model": "shape:tiny", "base_precision": "auto", "data": record["data"]}
+    runs.write_json(results_dir / "asked" / "settings.json", facts | {"settings": {"DATA_RUN": "ask_data"}})
+    runs.write_json(results_dir / "asked" / "train_metrics.json", {})
+    return results_dir, environment
+
+
+@pytest.fixture
+def ask(asked, monkeypatch):
+    """Ask the run a question; the model's output is PROGRAM. Returns the process and the prompts' token ids."""
+    shown = []
+
+    def generate(model, tokenizer, dataset, *options):
+        shown.append(dataset[0]["input_ids"][: dataset[0]["prompt_tokens"]])
+        return [{"output": f"{PROGRAM}\n", "ended": True, "new_tokens": 9}]
+
+    monkeypatch.setattr(generation, "generate", generate)
+    return lambda *arguments: (run_in_process("evaluate.py", "--RUN=asked", *arguments, **asked[1]), shown)
+
+
+def written(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["page.json", "table.csv"])
+def test_an_answer_shows_prompt_program_steps_and_value_and_writes_nothing(asked, ask, tmp_path, name):
+    path = tmp_path / name
+    csv = "\n".join(",".join(row) for row in TABLE)
+    path.write_text(csv if name.endswith("csv") else json.dumps(PAGE))
+    before = written(asked[0])
+    done, _ = ask(f"--ASK={QUESTION}", f"--PAGE={path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert {"in millions|2023|2022", "pumps|84.2|79.5", f"Question: {QUESTION}", "Program:"} <= set(lines)
+    assert lines[-4:] == [
+        f"program  {PROGRAM}",
+        "  #0  subtract(84.2, 79.5)  =  4.7",
+        "  #1  divide(#0, 79.5)  =  0.05912",
+        "answer   0.05912",
+    ]
+    assert written(asked[0]) == before
+
+
+@pytest.mark.parametrize("split", ["dev", "calibration"])
+def test_a_question_of_the_data_run_gets_the_prompt_of_training_to_the_token(asked, ask, split):
+    import datasets
+
+    first = datasets.load_from_disk(str(asked[0] / "ask_data" / split))[0]
+    assert first["lines_dropped"] > 0  # the budgets are those of the data run, not the script's
+    done, shown = ask(f"--ASK={first['question']}", f"--SPLIT={split}")
+    assert done.returncode == 0, done.stderr
+    assert shown == [first["input_ids"][: first["prompt_tokens"]]] and first["prompt"] in done.stdout
+
+
+def test_a_model_answers_where_nothing_stands_in_for_it(asked):
+    for run in ("--RUN=asked", "--RUN=base"):
+        done = run_in_process(
+            "evaluate.py", run, "--DATA_RUN=ask_data", f"--ASK={QUESTION}", "--MAX_NEW_TOKENS=4", **asked[1]
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1].startswith("answer   ")
+    assert not (asked[0] / "asked" / "eval_dev.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "content", "says"),
+    [
+        (("--PAGE=nothing.json",), None, "ASK is a question to a model"),
+        (("--ASK= ",), None, "ASK is a question to a model"),
+        (("--ASK=a?", "--PREDICTIONS=file.json"), None, "ASK is a question to a model"),
+        (("--ASK=a?", "--PAGE=nothing.json"), None, "nothing.json cannot be read"),
+        (("--ASK=a?", "--PAGE={}/page.json"), "not JSON", "cannot be read"),
+        (("--ASK=a?", "--PAGE={}/page.json"), "[]", "holds no page"),
+        (("--ASK=a?", "--PAGE={}/page.json"), '{"table": [["a", 84.2]]}', "table is no list of rows of texts"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), ",,\n", "holds no page"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), 'a,"b\n', "cannot be read"),
+        (("--ASK=a?", "--RUN=nothing"), None, "'nothing' does not exist"),
+    ],
+)
+def test_a_bad_question_or_page_is_one_line_and_status_2(ask, tmp_path, arguments, content, says):
+    if content is not None:
+        for name in ("page.json", "page.csv"):
+            (tmp_path / name).write_text(content)
+    done, shown = ask(*(argument.replace("{}", str(tmp_path)) for argument in arguments))
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert shown == []
+
+
+def test_a_page_of_other_data_than_the_runs_is_refused(asked, ask, tmp_path):
+    record = asked[0] / "ask_data" / "settings.json"
+    before = record.read_text()
+    finished = asked[0] / "asked" / "settings.json"
+    kept = finished.read_text()
+    other = examples.find_records("synthetic", "dev", 7)
+    (tmp_path / "dev.json").write_text(json.dumps(other))
+    try:
+        for path in (record, finished):
+            path.write_text(path.read_text().replace('"source": "synthetic"', '"source": "FinQA"'))
+        done, _ = ask("--ASK=a?", f"--DATA_DIR={tmp_path}")
+    finally:
+        record.write_text(before)
+        finished.write_text(kept)
+    assert done.returncode == 2 and "set DATA_DIR to the data of this run, or PAGE" in done.stderr
+
+
+def test_a_table_from_a_spreadsheet_is_read(tmp_path):
+    path = tmp_path / "Table.CSV"
+    path.write_bytes('\ufeffin millions,2023\r\n\r\n" net sales ","1,234"\r\n,\r\n'.encode())
+    page = examples.read_page(path, "?")
+    assert page.table == [["in millions", "2023"], ["net sales", "1,234"]]
+    assert (page.pre_text, page.post_text) == ([], [])
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        examples.read_page(path, "?")
