@@ -76,6 +76,7 @@ GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a 
 SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed; None: none, but all with ACCURACY_FLOOR
 SAVE_STEPS = 100  # optimizer steps between what a killed run resumes from, within the training of a cycle
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
+REPORT_TO: str | None = None  # "tensorboard" (into the run's logs/) or "wandb": curves while it trains; no result
 SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())

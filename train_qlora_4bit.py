@@ -39,6 +39,7 @@ MERGE_INTO = "dequantized"  # 16-bit weights the adapter is merged into: these, 
 # Records
 SAVE_STEPS = 100  # optimizer steps between checkpoints, a multiple of LOGGING_STEPS; a kill loses at most so many
 LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
+REPORT_TO: str | None = None  # "tensorboard" (into the run's logs/) or "wandb": curves while it trains; no result
 SEED = 0  # of the adapters' initial weights, dropout and the order of examples
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Constants that decide no result: where things lie, and what is written on the way.
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "RUN")
-RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "CACHE_GB")
+RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 

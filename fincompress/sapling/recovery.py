@@ -109,13 +109,14 @@ def train_stage(
         save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,
     )  # fmt: skip
     progress = training.Progress(name)
+    step = run.report.before = state.steps
     trainer = RecoveryTrainer(
         model=student.model,
         args=arguments,
         train_dataset=rows,
         data_collator=run.collator,
         processing_class=run.tokenizer,
-        callbacks=[progress, *callbacks],
+        callbacks=[progress, *callbacks, run.report],
     )
     trainer.moments = moments
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
@@ -125,7 +126,6 @@ def train_stage(
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.write_cache()
     student.model.eval()
-    step = state.loss_curve[-1]["step"] if state.loss_curve else 0
     state.loss_curve += [
         {"step": step + row["step"], "stage": name.partition(",")[0], "units_left": student.left}
         | {key: row[key] for key in ("loss", "learning_rate")}

@@ -36,6 +36,9 @@ class Run:
         self.moments: Moments = {}
         self.cache: TeachingCache | None = None
         self.state = State.read(directory)
+        s = self.settings
+        arguments = training.training_arguments(s, directory, student.device, student.dtype, run_name=s["RUN"])
+        self.report = training.Report(s["REPORT_TO"], directory, arguments)
         student.load()
         self.own_teacher = load_teacher(student)
         if self.state.trainable is not None:
@@ -185,6 +188,7 @@ class Run:
         for row in state.trajectory:  # what training made of the last drops
             row.setdefault("exact_match_after_training", accuracy)
             row.setdefault("nll_after_training", nll)
+        self.report.log(state.steps, {"eval_exact_match": accuracy, "eval_nll": nll})
         print(
             f"{student.left} of {student.full} units, {student.share:.1%} of the bytes: calibration exact match "
             f"{accuracy:.1%}, NLL {nll:.3f}"
@@ -312,3 +316,4 @@ class Run:
         row |= {name: round(getattr(state, name), 1) for name in ("training_seconds", "scanning_seconds")}
         row |= {f"peak_{device}_gb": value for device, value in memory.peak_memory_gb().items()}
         state.trajectory.append(row)
+        self.report.log(state.steps, {f"eval_{name}": value for name, value in row.items()})

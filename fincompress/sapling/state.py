@@ -42,6 +42,11 @@ class State:
     training_seconds: float = 0.0
     scanning_seconds: float = 0.0
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps so far, those of healing included."""
+        return self.loss_curve[-1]["step"] if self.loss_curve else 0
+
     @classmethod
     def read(cls, directory: Path) -> State:
         """The state that a kill left, or a new one; raises UserError where it is lost or of another version."""

@@ -134,14 +134,15 @@ def train_adapter(
     arguments = training.training_arguments(
         s, checkpoints, device, dtype, num_train_epochs=s["EPOCHS"], max_steps=s["MAX_STEPS"] or -1,
         gradient_checkpointing=checkpointing, save_steps=s["SAVE_STEPS"], save_total_limit=1,
-        reentrant=reentrant,
+        reentrant=reentrant, run_name=s["RUN"],
     )  # fmt: skip
     progress = ProgressAndCalibration(calibration, tokenizer, 2 * s["BATCH_SIZE"], dtype)
+    report = training.Report(s["REPORT_TO"], directory, arguments)
     # Their own figures are what START_FROM has seen.
     rows = training.TrainingRows(train_set, tokenizer, s["AUGMENT"], s["SEED"], first_pass=int(bool(s["START_FROM"])))
     trainer = TargetTrainer(
         model=model, args=arguments, data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer,
-        train_dataset=rows, callbacks=[progress],
+        train_dataset=rows, callbacks=[progress, report],
     )  # fmt: skip
     checkpoint = training.last_checkpoint(checkpoints)
     if checkpoint:
@@ -151,6 +152,7 @@ def train_adapter(
     except torch.OutOfMemoryError:
         with contextlib.suppress(OSError):
             checkpoints.rmdir()  # nothing to resume: lower constants must not be refused
+            shutil.rmtree(directory / training.LOGS)
         raise
     seconds = progress.clock.seconds()
     measured = {

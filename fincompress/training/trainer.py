@@ -16,6 +16,7 @@ from fincompress import runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice, check_positive
 from fincompress.training.loss import target_logits, target_loss
+from fincompress.training.report import check_report_to
 from fincompress.training.rows import FIGURES, TrainingRows
 
 LR_SCHEDULES = ("cosine", "linear", "constant_with_warmup")
@@ -172,6 +173,7 @@ def check_settings(s: dict) -> None:
         raise UserError(f"WARMUP is a share of the steps (below 1) or a number of them, not {s['WARMUP']}")
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError("SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart loses part of the loss curve")
+    check_report_to(s["REPORT_TO"])
 
 
 def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:
@@ -209,6 +211,6 @@ def training_arguments(
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
         seed=s["SEED"],
-        report_to="none",
+        report_to="none",  # Report hands on what is logged, over all stages of a run
         **options,
     )
