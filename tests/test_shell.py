@@ -65,7 +65,7 @@ def test_scripts_parse(path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["reproduce.sh", "run_tests.sh"])
+@pytest.mark.parametrize("name", ["reproduce.sh", "run_tests.sh", "recipes/push.sh"])
 def test_scripts_can_be_executed(name):
     assert os.access(REPOSITORY / name, os.X_OK)
 
@@ -159,6 +159,15 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
 def test_the_commands_for_llama_stop_at_the_first_failure(phases):
     done, calls = phases(script="recipes/llama2_7b_10gb.sh", FAIL="train_qlora_4bit.py")
     assert (done.returncode, len(calls)) == (3, 3)
+
+
+def test_a_run_and_a_repository_are_pushed_and_nothing_less(phases, copy):
+    done, calls = phases("sapling/40", "user/name", script="recipes/push.sh")
+    assert (done.returncode, done.stderr) == (0, "")
+    ((call, _),) = calls
+    assert call[0] == "recipes/push.py" and overrides(call) == {"RUN": "sapling/40", "REPOSITORY": "user/name"}
+    done = shell(copy, "recipes/push.sh", "sapling/40")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "takes a run and a repository" in done.stderr
 
 
 def test_the_record_is_made_of_no_other_data_than_finqa(phases, copy):

@@ -1,0 +1,86 @@
+"""The model card of a checkpoint that is published: what it came from, what it scores, its licence, how to load it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fincompress import runs
+from fincompress.report.methods import depth, describe, lineage, record_of
+from fincompress.report.tables import percent
+
+# Hub id and licence of the base models that this project is written for; others say theirs on their own page.
+EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
+LICENCES = {EMBEDDED: "apache-2.0", "meta-llama/Llama-2-7b-hf": "llama2"}
+
+WHAT = (
+    "Reads lines of a financial report and a question, and writes a FinQA program that computes the answer, such as "
+    "`subtract(84.2, 79.5), divide(#0, 79.5)`."
+)
+LOAD = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{repository}", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("{repository}")
+page = "in millions|2023|2022\\npumps|84.2|79.5\\nservice|12.6|9.8"
+question = "what was the growth of pumps revenue from 2022 to 2023?"
+inputs = tokenizer(f"{{page}}\\nQuestion: {{question}}\\nProgram:\\n", return_tensors="pt")
+output = model.generate(**inputs, max_new_tokens=96, do_sample=False)
+print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))
+```"""
+
+
+def model_card(folder: Path, results_dir: Path, repository: str) -> str:
+    """The card, in Markdown with the Hub's metadata, of the checkpoint in a run's folder; no path of this machine."""
+    chain = lineage(folder, results_dir)
+    record = chain[0]
+    kind, method = describe(chain)
+    base, licence = base_model(record["base_model"])
+    rows = {"base model": base, "method": method}
+    if "sapling" in kind or "pruning" in kind:
+        left, before = depth(chain)
+        rows["sub-layers"] = f"{left} of {before}"
+    prepared = record_of(results_dir / record["settings"]["DATA_RUN"], "settings.json").get("settings", {})
+    if tokens := prepared.get("EVIDENCE_TOKENS"):
+        rows["evidence in a prompt"] = f"the {tokens} tokens that are ranked best"
+    rows["trained on"] = ", ".join(sources(chain, results_dir))
+    rows["weights"] = f"{sum(path.stat().st_size for path in folder.glob('*.safetensors')) / 1e9:.2f} GB"
+    rows["licence"] = licence or "that of the base model"
+    hub_id = [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else []
+    quantized = (folder / "quantize_metrics.json").exists()
+    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", *hub_id,
+             f"license: {licence or 'other'}", f"tags: [finqa, finance, {kind.replace('_', '-')}]", "---", "",
+             f"# {repository.rpartition('/')[2]}", "",
+             WHAT, "",
+             "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), "",
+             "## Accuracy", "", *accuracy(folder), "",
+             "## How to load it", "", *(["`pip install gptqmodel optimum` first.", ""] if quantized else []),
+             LOAD.format(repository=repository)]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def base_model(name: str) -> tuple[str, str | None]:
+    """How a card names a base model, and its licence where it is known; of a folder the last part of its path."""
+    name = EMBEDDED if name == "smollm2-135m" else name
+    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name, LICENCES.get(name)
+
+
+def sources(chain: list[dict], results_dir: Path) -> list[str]:
+    """The data sets that a run and those it came from were trained on."""
+    found = []
+    for record in reversed(chain):
+        data = record_of(results_dir / record["settings"]["DATA_RUN"], "settings.json")
+        found += [part["source"] for part in (record["data"], data.get("extra")) if part]
+    return list(dict.fromkeys(found))
+
+
+def accuracy(folder: Path) -> list[str]:
+    """The lines of a table of every evaluation beside a checkpoint."""
+    lines = ["| data | split | questions | execution accuracy % | program accuracy % |", "|---|---|---:|---:|---:|"]
+    for path in sorted(folder.glob("eval_*.json")):
+        found = runs.read_json(path)
+        scores = [percent(found[name]["accuracy"], found[name]["interval"])
+                  for name in ("execution_accuracy", "program_accuracy")]  # fmt: skip
+        cells = (found["data"]["source"], found["split"], found["questions"], *scores)
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return [*lines, "", "Brackets: 95 % Wilson intervals."] if lines[2:] else ["Not evaluated."]
