@@ -1,7 +1,11 @@
 """One question to a run: what is shown and printed, which files a page may be, and what is refused in one line."""
 
 import json
+import re
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from scripts import run_in_process
@@ -10,6 +14,7 @@ from fincompress import generation, runs
 from fincompress.errors import UserError
 from fincompress.finqa import examples
 
+REPOSITORY = Path(__file__).parents[1]
 DATA = ("preprocess_data.py", "--RUN=ask_data", "--TRAIN_EXAMPLES=8", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=4",
         "--EVIDENCE_TOKENS=40", "--MAX_PROMPT_TOKENS=90")  # fmt: skip
 QUESTION = "what was the growth of pumps revenue from 2022 to 2023?"
@@ -139,3 +144,36 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         examples.read_page(path, "?")
+
+
+def test_the_snippet_of_the_docs_asks_a_server_with_the_prompt_of_training(asked, tmp_path, monkeypatch, capsys):
+    text = (REPOSITORY / "docs" / "serving.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    sent = {}
+
+    class Server(BaseHTTPRequestHandler):
+        def do_POST(self):
+            sent.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))), path=self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"text": f"\n{PROGRAM}\n"}]}).encode())
+
+        def log_message(self, *arguments):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    (tmp_path / "page.csv").write_text("\n".join(",".join(row) for row in TABLE))
+    monkeypatch.chdir(tmp_path)
+    for place, there in (
+        ("results/sapling/40", str(asked[0] / "asked")),
+        ("results/data", str(asked[0] / "ask_data")),
+        ("localhost:8000", f"127.0.0.1:{server.server_port}"),
+    ):
+        assert place in code
+        code = code.replace(place, there)
+    exec(code, {})
+    server.server_close()
+    assert capsys.readouterr().out == f"{PROGRAM} 0.05912\n"
+    assert (sent["path"], sent["temperature"]) == ("/v1/completions", 0)
+    assert sent["prompt"] == f"in millions|2023|2022\npumps|84.2|79.5\nQuestion: {QUESTION}\nProgram:\n"
