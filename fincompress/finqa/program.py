@@ -166,12 +166,11 @@ def steps(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> list[tuple[s
 
     The value is None from the first step on that cannot be computed, and for an unfinished one.
     """
-    found, invalid = [], False
+    found = []
     for start in range(0, len(tokens) - 1, 4):
         step = tokens[start : min(start + 4, len(tokens) - 1)]
         execution = execute([*tokens[: start + len(step)], END], table)
-        invalid = invalid or execution.invalid or len(step) < 4
-        found.append((detokenize(step), None if invalid else execution.result))
+        found.append((detokenize(step), None if execution.invalid or len(step) < 4 else execution.result))
     return found
 
 
