@@ -8,18 +8,18 @@ cpu or cuda) and rebuilds results/throughput.csv. The last line printed is one J
     python benchmark_throughput.py --RUNS="['qlora_4bit', 'sapling/30']"
 """
 
-from fincompress.settings import check_positive, configure
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 # What
-RUNS: list | None = None  # as ["qlora_4bit", "sapling/30"]; None: every finished one of BASE_MODEL and DATA_RUN
-BASE_MODEL = "smollm2-135m"  # the dense reference (runs that are named bring their own), or shape:<name>
-DATA_RUN = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
-RESULTS_DIR = "results"  # every run has a folder in here
+RUNS: list[str] | None = None  # as ["qlora_4bit", "sapling/30"]; None: every finished one of BASE_MODEL and DATA_RUN
+BASE_MODEL: str = "smollm2-135m"  # the dense reference (runs that are named bring their own), or shape:<name>
+DATA_RUN: str = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
+RESULTS_DIR: str = "results"  # every run has a folder in here
 # How long
-ROUNDS = 5  # rounds, each of which measures every model once; fewer decide nothing, more narrow the spread
-NEW_TOKENS = 16  # tokens decoded in a round, at each batch size
-BATCH_SIZES = [4]  # sequences decoded at once, beside batch 1
+ROUNDS: int = 5  # rounds, each of which measures every model once; fewer decide nothing, more narrow the spread
+NEW_TOKENS: int = 16  # tokens decoded in a round, at each batch size
+BATCH_SIZES: list[int] = [4]  # sequences decoded at once, beside batch 1
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = (
     10.0  # a model that needs more is not measured, also on a larger card; None: no such limit
@@ -43,12 +43,11 @@ MEDIANS = ("prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "deco
 
 
 def main() -> None:
-    check_settings()
     models.quiet_libraries()
     clock = runs.Stopwatch()
     chosen = subjects.find_subjects(RESULTS_DIR, RUNS, BASE_MODEL, DATA_RUN)
     base = chosen[0]
-    positions = models.read_config(base.path).max_position_embeddings - NEW_TOKENS - 1
+    positions = models.room_for_prompt(models.read_config(base.path), "NEW_TOKENS", NEW_TOKENS)
     lengths, data = subjects.prompt_lengths(RESULTS_DIR, base.data_run, positions)
     card = rounds.probe()
     limit = (VRAM_LIMIT_GB or math.inf) - memory.CUDA_CONTEXT_GB if card["device"] == "cuda" else math.inf
@@ -81,14 +80,6 @@ def main() -> None:
     medians = {run: {name: row[name] for name in MEDIANS} for run, row in rows.items()}
     print(json.dumps({"device": card["device"], "runs": medians, "not_measured": not_measured,
                       "bandwidth_gb_per_s": card["bandwidth_gb_per_s"]}))  # fmt: skip
-
-
-def check_settings() -> None:
-    check_positive(ROUNDS=ROUNDS, NEW_TOKENS=NEW_TOKENS, VRAM_LIMIT_GB=VRAM_LIMIT_GB)
-    if not all(type(size) is int and size > 0 for size in BATCH_SIZES):
-        raise UserError(f"BATCH_SIZES are whole numbers above 0, not {BATCH_SIZES}")
-    if RUNS is not None and not all(isinstance(name, str) for name in RUNS):
-        raise UserError(f"RUNS are names of runs, not {RUNS}")
 
 
 def print_card(card: dict, base: subjects.Subject, lengths: dict[str, int], data: dict | None, room_gb: float) -> None:

@@ -10,25 +10,25 @@ verdict a question) and eval_<SPLIT>.json, rebuilds results/accuracy.csv, and en
     python evaluate.py --ASK="what was the change in net sales?" --PAGE=file.csv       an answer; writes nothing
 """
 
-from fincompress.settings import check_choice, check_positive, configure
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
 # What
-RUN = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": BASE_MODEL, not trained
-SPLIT = "dev"  # "dev" or "test" to report, "calibration" to tune on
+RUN: str = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": untuned BASE_MODEL
+SPLIT: str = "dev"  # "dev" or "test" to report, "calibration" to tune on
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
 ASK: str | None = None  # ask RUN this question instead: shows the prompt, the program, each step and the answer
 PAGE: str | None = None  # what ASK is about: a page in FinQA's JSON or a table in .csv; None: the first page of SPLIT
 # Where
-BASE_MODEL = "smollm2-135m"  # only for a base; a run knows its own
-DATA_RUN = "data"  # only for a base
-DATA_DIR = "data"  # only for PREDICTIONS and for ASK without PAGE: folder of the official JSON, or "synthetic"
-RESULTS_DIR = "results"  # every run has a folder in here
+BASE_MODEL: str = "smollm2-135m"  # only for a base; a run knows its own
+DATA_RUN: str = "data"  # only for a base
+DATA_DIR: str = "data"  # only for PREDICTIONS and for ASK without PAGE: folder of the official JSON, or "synthetic"
+RESULTS_DIR: str = "results"  # every run has a folder in here
 # How
-BATCH_SIZE = 128  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
-MAX_NEW_TOKENS = 96  # longest output; the longest gold program of FinQA's dev split has 67 tokens (SmolLM2)
-BEAMS = 1  # more: of so many programs, the likeliest that executes on figures which the prompt shows; slower
-SEED = 0  # only for the synthetic set
+BATCH_SIZE: int = 128  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
+MAX_NEW_TOKENS: int = 96  # longest output; the longest gold program of FinQA's dev split has 67 tokens (SmolLM2)
+BEAMS: int = 1  # more: of so many programs, the likeliest that executes on figures which the prompt shows; slower
+SEED: int = 0  # only for the synthetic set
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -48,7 +48,6 @@ SPLITS = ("train", "calibration", "dev", "test")
 
 def main() -> None:
     check_choice("SPLIT", SPLIT, SPLITS)
-    check_positive(BATCH_SIZE=BATCH_SIZE, MAX_NEW_TOKENS=MAX_NEW_TOKENS, BEAMS=BEAMS)
     if (ASK and (PREDICTIONS or not ASK.strip())) or (PAGE and not ASK):
         raise UserError("ASK is a question to a model, with PAGE or without, and not beside PREDICTIONS")
     if PREDICTIONS:
@@ -93,7 +92,8 @@ def score_run(run: str) -> None:
     dtype, reason = models.pick_dtype(device)
     untuned = runs.is_untuned(run)
     if untuned:
-        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
+        dataset, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
+        check_context(BASE_MODEL, dataset)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts)
@@ -101,6 +101,7 @@ def score_run(run: str) -> None:
         directory = runs.finished_run(RESULTS_DIR, run)
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
+    check_context(record["base_model"], dataset)
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
     if BEAMS > 1:
         decoding["beams"] = BEAMS
@@ -211,6 +212,14 @@ def first_page(split, data: dict) -> examples.Example:
             f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"
         )
     return dataclasses.replace(page, question=ASK, gold_inds={})  # what answers this question is not known
+
+
+def check_context(base_model: str, dataset) -> None:
+    """Raise UserError where prompts and MAX_NEW_TOKENS are more than the context of a model, or of one made of it."""
+    from fincompress import models
+
+    config = models.base_config(base_model, RESULTS_DIR)
+    models.room_for_prompt(config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, max(dataset["prompt_tokens"]))
 
 
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:

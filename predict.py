@@ -8,27 +8,27 @@ minute a phase, or a quarter of an hour with LARGEST.
     python predict.py --BASE_MODEL=smollm2-135m --BATCH_SIZE=4 --LORA_RANK=32
 """
 
-from fincompress.settings import check_positive, configure
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
-BASE_MODEL = "shape:llama-2-7b"  # or smollm2-135m, a folder, a hub id
-RESULTS_DIR = "results"  # where a converted base model lies
-BATCH_SIZE = 1  # sequences at once, in training
-TOKENS = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
-TARGET_TOKENS = 96  # of the longest target
-LORA_RANK = 16  # of the adapters
-SCAN_BATCH_SIZE = 1  # questions at once in SAPLING's scan
-DEVICES = ["cuda", "cpu"]  # a GPU that multiplies bf16 and has its 8-bit optimizer; a CPU that unpacks quantized bases
-FRAGMENTATION = 0.05  # share of the peak that CUDA's allocator takes on top, in pieces too small to use
-CARDS = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
+BASE_MODEL: str = "shape:llama-2-7b"  # or smollm2-135m, a folder, a hub id
+RESULTS_DIR: str = "results"  # where a converted base model lies
+BATCH_SIZE: int = 1  # sequences at once, in training
+TOKENS: int = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
+TARGET_TOKENS: int = 96  # of the longest target
+LORA_RANK: int = 16  # of the adapters
+SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
+DEVICES: list[str] = ["cuda", "cpu"]  # a GPU with bf16 and its 8-bit optimizer; a CPU that dequantizes the base
+FRAGMENTATION: float = 0.05  # share of the peak that CUDA's allocator takes on top, in pieces too small to use
+CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
     "RTX 3080": [10, 59.5, 760],
     "RTX 4090": [24, 165.2, 1008],
     "A100": [80, 312, 2039],
 }
-OPERATOR_US = 7.4  # microseconds to start one, the limit of short sequences: from Qwen-7B's published QLoRA on an A100
-EXAMPLES = 30000  # that a phase trains on in all: the recipe's passes over FinQA and over what is added to it
-MEAN_TOKENS = 400  # of an example
-LARGEST = False  # also find the largest TOKENS and BATCH_SIZE that fit each card
+OPERATOR_US: float = 7.4  # microseconds to start one, the limit of short sequences: from Qwen-7B's published QLoRA
+EXAMPLES: int = 30000  # that a phase trains on in all: the recipe's passes over FinQA and over what is added to it
+MEAN_TOKENS: int = 400  # of an example
+LARGEST: bool = False  # also find the largest TOKENS and BATCH_SIZE that fit each card
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -37,21 +37,28 @@ import json  # noqa: E402
 from fincompress import memory, models, simulation  # noqa: E402
 from fincompress.depth import repack  # noqa: E402
 from fincompress.depth.sublayers import SubLayer  # noqa: E402
-from fincompress.errors import run_script  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.sapling import start  # noqa: E402
 
 TRAINING = ("QLoRA", "8-bit LoRA", "SAPLING, UPDATE = qlora, with its teacher", "SAPLING, UPDATE = full")
 
 
 def main() -> None:
-    check_positive(BATCH_SIZE=BATCH_SIZE, TOKENS=TOKENS, TARGET_TOKENS=TARGET_TOKENS, LORA_RANK=LORA_RANK,
-                   SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, EXAMPLES=EXAMPLES, MEAN_TOKENS=MEAN_TOKENS)  # fmt: skip
+    check_settings()
     models.quiet_libraries()
     config = models.base_config(BASE_MODEL, RESULTS_DIR)
     found = {"base_model": BASE_MODEL, "memory": print_memory(config), "hours": print_hours(config)}
     if LARGEST:
         found["largest"] = print_largest(config)
     print(json.dumps(found))
+
+
+def check_settings() -> None:
+    for device in DEVICES:
+        check_choice("DEVICES", device, ("cuda", "cpu"))
+    for card, numbers in CARDS.items():
+        if len(numbers) != 3 or min(numbers) <= 0:
+            raise UserError(f"CARDS has GB, TFLOP/s and GB/s of each card, above 0, not {numbers} of {card!r}")
 
 
 def print_memory(config) -> list[dict]:

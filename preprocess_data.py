@@ -9,25 +9,25 @@ data_report.json and settings.json.
         --EVIDENCE_TOKENS=160                                          FinQA, all of it; downloaded where it is absent
 """
 
-from fincompress.settings import check_choice, check_positive, configure
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
 # Where
-BASE_MODEL = "smollm2-135m"  # whose tokenizer: smollm2-135m (embedded), a folder, a hub id, or shape:<name>
-DATA_DIR = "synthetic"  # the generated set, or a folder of FinQA's JSON; into "data" it is downloaded
+BASE_MODEL: str = "smollm2-135m"  # whose tokenizer: smollm2-135m (embedded), a folder, a hub id, or shape:<name>
+DATA_DIR: str = "synthetic"  # the generated set, or a folder of FinQA's JSON; into "data" it is downloaded
 EXTRA_DATA_DIR: str | None = None  # a folder of TAT-QA's JSON, whose arithmetic questions are trained on as well
-PAGE_QUESTIONS = 0  # so many further questions are made from the tables and sentences of training pages
-RESULTS_DIR = "results"  # every run gets a folder in here
-RUN = "data"  # name of this run; the training scripts take it as DATA_RUN
+PAGE_QUESTIONS: int = 0  # so many further questions are made from the tables and sentences of training pages
+RESULTS_DIR: str = "results"  # every run gets a folder in here
+RUN: str = "data"  # name of this run; the training scripts take it as DATA_RUN
 # What a prompt shows
-EVIDENCE = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound, no result)
+EVIDENCE: str = "retrieved"  # "retrieved" (best-ranked lines), "page" (all that fits) or "gold" (an upper bound)
 EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; None: as much as MAX_PROMPT_TOKENS allows
-MAX_PROMPT_TOKENS = 256  # longest prompt; the least relevant lines go first, never the question or the table's header
+MAX_PROMPT_TOKENS: int = 256  # longest prompt; the least relevant lines go first, never question or table header
 # Splits
-CALIBRATION_EXAMPLES = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
+CALIBRATION_EXAMPLES: int = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
 EVAL_EXAMPLES: int | None = 200  # keep only so many of dev and test; None: all
-SEED = 0  # of the calibration draw and of the synthetic set
+SEED: int = 0  # of the calibration draw and of the synthetic set
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -44,12 +44,6 @@ from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa  # 
 
 def main() -> None:
     check_choice("EVIDENCE", EVIDENCE, evidence.MODES)
-    check_positive(
-        EVIDENCE_TOKENS=EVIDENCE_TOKENS, MAX_PROMPT_TOKENS=MAX_PROMPT_TOKENS, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
-        TRAIN_EXAMPLES=TRAIN_EXAMPLES, EVAL_EXAMPLES=EVAL_EXAMPLES,
-    )  # fmt: skip
-    if PAGE_QUESTIONS < 0:
-        raise UserError(f"PAGE_QUESTIONS cannot be below 0, as {PAGE_QUESTIONS} is")
     models.quiet_libraries()
     found = examples.load_dataset(DATA_DIR, SEED)
     train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
@@ -63,6 +57,7 @@ def main() -> None:
     splits = {"train": train + made, "calibration": calibration}
     splits |= {name: found.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in found.splits}
     examples.check_pages_disjoint(splits)
+    check_prompts_fit(splits, tokenizer)
     directory = runs.start_run(RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json")
     if directory is None:
         return
@@ -83,6 +78,18 @@ def main() -> None:
     runs.write_json(directory / "data_report.json", report)
     print_report(report)
     print(f"wrote {directory}/: {', '.join(splits)}, data_report.json, settings.json")
+
+
+def check_prompts_fit(splits: dict[str, list[examples.Example]], tokenizer) -> None:
+    """Raise UserError where what is never cut of a prompt is longer than MAX_PROMPT_TOKENS."""
+    found = [example for split in splits.values() for example in split]
+    tokens = [len(ids) for ids in tokenizer([prompts.shortest_prompt(example) for example in found]).input_ids]
+    longest, example = max(zip(tokens, found, strict=True), key=lambda pair: pair[0])
+    if longest > MAX_PROMPT_TOKENS:
+        raise UserError(
+            f"MAX_PROMPT_TOKENS = {MAX_PROMPT_TOKENS}: question and table header of {example.id}, which are never cut, "
+            f"have {longest}: raise it"
+        )
 
 
 def encode(example: examples.Example, tokenizer) -> dict:

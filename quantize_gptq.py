@@ -9,23 +9,23 @@ quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py 
     python quantize_gptq.py --METHOD=rtn --RUN=rtn_4bit                round-to-nearest, the baseline
 """
 
-from fincompress.settings import check_choice, check_positive, configure
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
 # Where
-SOURCE_RUN = "qlora_4bit/merged"  # a finished run with weights in 16 bits ("sapling": all its depths)
-RESULTS_DIR = "results"  # every run gets a folder in here
-RUN = "gptq_4bit"  # name of this run; of several depths each gets a folder in it: RUN/22
+SOURCE_RUN: str = "qlora_4bit/merged"  # a finished run with weights in 16 bits ("sapling": all its depths)
+RESULTS_DIR: str = "results"  # every run gets a folder in here
+RUN: str = "gptq_4bit"  # name of this run; of several depths each gets a folder in it: RUN/22
 # Method and format
-METHOD = "gptq"  # or "rtn" (round-to-nearest, no calibration), "awq" (activation-aware scales)
-BITS = 4  # 2, 3, 4 or 8 a weight; "awq": 4
-GROUP_SIZE = 128  # weights that share a scale (-1: a whole row); the largest size up to this that divides all widths
-DESC_ACT = False  # "gptq": quantize columns in the order of their activations: more accurate, slower to run
+METHOD: str = "gptq"  # or "rtn" (round-to-nearest, no calibration), "awq" (activation-aware scales)
+BITS: int = 4  # 2, 3, 4 or 8 a weight; "awq": 4
+GROUP_SIZE: int = 128  # weights that share a scale (-1: a whole row); the largest up to this that divides all widths
+DESC_ACT: bool = False  # "gptq": quantize columns in the order of their activations: more accurate, slower to run
 DAMPING: float = 0.05  # "gptq": what is added to the Hessian's diagonal, as a share of its mean
 # Calibration
-CALIBRATION_EXAMPLES = 128  # training prompts with their targets, at least so many for a result that counts
-BATCH_SIZE = 8  # texts at once; lower it when memory is short
-SEED = 0  # of the choice of texts
+CALIBRATION_EXAMPLES: int = 128  # training prompts with their targets, at least so many for a result that counts
+BATCH_SIZE: int = 8  # texts at once; lower it when memory is short
+SEED: int = 0  # of the choice of texts
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -42,9 +42,6 @@ from fincompress.report import tables  # noqa: E402
 
 def main() -> None:
     """Quantize each source, check that the result predicts where a kernel runs it, record the cost, and report."""
-    check_positive(CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES, BATCH_SIZE=BATCH_SIZE)
-    if not 0 < DAMPING < 1:
-        raise UserError(f"DAMPING is a share, above 0 and below 1, not {DAMPING}")
     check_choice("METHOD", METHOD, tuple(quantization.METHODS))
     quantization.require()
     models.quiet_libraries()

@@ -10,34 +10,34 @@ A killed run, started again with the same command, resumes with the same drops.
     python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline, as healed
 """
 
-from fincompress.settings import check_choice, check_positive, configure
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
 # Where
-BASE_MODEL = "smollm2-135m"  # smollm2-135m (embedded), a folder (also of a pruned model), a hub id, or shape:<name>
+BASE_MODEL: str = "smollm2-135m"  # smollm2-135m (embedded), a folder (of a pruned model too), a hub id, shape:<name>
 START_FROM: str | None = "qlora_4bit"  # a finished run to start from; None: the untuned BASE_MODEL
-RESULTS_DIR = "results"  # every run gets a folder in here
-DATA_RUN = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
-RUN = "sapling"  # name of this run
+RESULTS_DIR: str = "results"  # every run gets a folder in here
+DATA_RUN: str = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
+RUN: str = "sapling"  # name of this run
 # What is dropped
-DROP_UNIT = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
-CRITERION = "calibration"  # or "kl", "taylor", "block_influence", ...: a file of fincompress/depth/criteria/
-SCHEDULE = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
-PROTECT = False  # never drop from the first and the last block
-PACKABLE_ONLY = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
-DROPS_EARLY = 5  # drops per cycle in the first half of the way to the target (a pair is one drop)
-DROPS_LATE = 5  # and in the second half
-CALIBRATION_EXAMPLES = 64  # questions of the calibration split that a scan may use; better 128 and more
-FIRST_SCAN_EXAMPLES = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
-EARLY_ELIMINATION = True  # eliminate clearly worse units after a few questions; False: the exact scan, far slower
-SCAN_BATCH_SIZE = 8  # questions at once in a scan; bounds its memory
+DROP_UNIT: str = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
+CRITERION: str = "calibration"  # or "kl", "taylor", "block_influence", ...: a file of fincompress/depth/criteria/
+SCHEDULE: str = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
+PROTECT: bool = False  # never drop from the first and the last block
+PACKABLE_ONLY: bool = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
+DROPS_EARLY: int = 5  # drops per cycle in the first half of the way to the target (a pair is one drop)
+DROPS_LATE: int = 5  # and in the second half
+CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that a scan may use; better 128 and more
+FIRST_SCAN_EXAMPLES: int = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
+EARLY_ELIMINATION: bool = True  # eliminate clearly worse units after a few questions; False: the exact scan, far slower
+SCAN_BATCH_SIZE: int = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
 TARGET_SIZE: float = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
 ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before any drop, on the calibration split
 TARGET_MEMORY_GB: float | None = None  # weights and a KV cache of 1,024 tokens at batch 1, as a checkpoint in 16 bits
 TARGET_LATENCY_MS: float | None = None  # measured milliseconds per token, decoding at batch 1 on this device
 # How what a drop costs is learned back
-RECOVERY = "teacher"  # "teacher": by the constants below; "paper": as in Algorithm 1, whatever they say
+RECOVERY: str = "teacher"  # "teacher": by the constants below; "paper": as in Algorithm 1, whatever they say
 TEACHER: str | None = None  # the finished run to learn from; None: START_FROM
 KL: float = 1.0  # weight of KL(teacher || model) on the target tokens
 TEMPERATURE: float = 2.0  # of both distributions in that KL
@@ -45,39 +45,39 @@ CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
 AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked again
-HEAL_AT = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is trained to the end and saved
-HEALING_EPOCHS: float | list = (
+HEAL_AT: list[float] = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is healed and saved
+HEALING_EPOCHS: float | list[float] = (
     0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
 )
-KEEP_MOMENTS = True  # one optimizer over the whole run; False: a new one after every drop
-PATCH_EXAMPLES = 64  # examples by which the layer before takes up what a dropped unit does; 0: none (as with "qlora")
+KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop
+PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none (as with "qlora")
 FADE: float = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
 # What is trained
-UPDATE = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
+UPDATE: str = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
 TRAIN_RATIO: float = 1.0  # share r of the units, the most important, trained between drops (the paper: 0.25)
 HEALING_TRAIN_RATIO: float = 1.0  # the same in healing
-TRAIN_ENDS = False  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
-LORA_RANK = 32  # only with UPDATE = "qlora"
-LORA_ALPHA = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
+TRAIN_ENDS: bool = False  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
+LORA_RANK: int = 32  # only with UPDATE = "qlora"
+LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 FIRST_EPOCHS: float = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
 CYCLE_EPOCHS: float = 0.1  # passes between two drops
 # Optimizer
 LEARNING_RATE: float = 3e-4  # peak, warmed up to again in every cycle
-LR_SCHEDULE = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"
+LR_SCHEDULE: str = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"
 WARMUP: float = 0.1  # share of a cycle's steps over which the learning rate rises
 WEIGHT_DECAY: float = 0.0  # on what is trained
-MAX_GRAD_NORM: float = 1.0  # gradients are clipped to this norm
+MAX_GRAD_NORM: float = 1.0  # gradients are clipped to this norm; 0: not clipped
 OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
-BATCH_SIZE = 4  # sequences at once; lower it first when memory is short
-GRADIENT_ACCUMULATION = 1  # batches per optimizer step
+BATCH_SIZE: int = 4  # sequences at once; lower it first when memory is short
+GRADIENT_ACCUMULATION: int = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records
 SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed; None: none, but all with ACCURACY_FLOOR
-SAVE_STEPS = 100  # optimizer steps between what a killed run resumes from, within the training of a cycle
-LOGGING_STEPS = 10  # optimizer steps per point of the loss curve
+SAVE_STEPS: int = 100  # optimizer steps between what a killed run resumes from, within the training of a cycle
+LOGGING_STEPS: int = 10  # optimizer steps per point of the loss curve
 REPORT_TO: str | None = None  # "tensorboard" (into the run's logs/) or "wandb": curves while it trains; no result
-SEED = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
+SEED: int = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -120,21 +120,7 @@ def check_settings(s: dict) -> None:
     check_choice("SCHEDULE", SCHEDULE, ("successive", "one_shot"))
     check_choice("UPDATE", UPDATE, ("full", "qlora"))
     check_recovery(s)
-    check_positive(
-        DROPS_EARLY=DROPS_EARLY, DROPS_LATE=DROPS_LATE, CALIBRATION_EXAMPLES=CALIBRATION_EXAMPLES,
-        FIRST_SCAN_EXAMPLES=FIRST_SCAN_EXAMPLES, SCAN_BATCH_SIZE=SCAN_BATCH_SIZE, TRAIN_RATIO=s["TRAIN_RATIO"],
-        HEALING_TRAIN_RATIO=s["HEALING_TRAIN_RATIO"],
-        ACCURACY_FLOOR=ACCURACY_FLOOR, TARGET_MEMORY_GB=TARGET_MEMORY_GB, TARGET_LATENCY_MS=TARGET_LATENCY_MS,
-        SAVE_EVERY=SAVE_EVERY,
-    )  # fmt: skip
     training.check_settings(s)
-    for name in ("FIRST_EPOCHS", "CYCLE_EPOCHS"):
-        if s[name] < 0:
-            raise UserError(f"{name} cannot be below 0, as {s[name]} is")
-    for name in ("TARGET_SIZE", "TRAIN_RATIO", "HEALING_TRAIN_RATIO", "ACCURACY_FLOOR"):
-        value = s[name]
-        if value is not None and not 0 < value <= 1:
-            raise UserError(f"{name} is a share, above 0 and at most 1, not {value}")
     if SCHEDULE == "one_shot" and (ACCURACY_FLOOR or TARGET_MEMORY_GB or TARGET_LATENCY_MS):
         raise UserError("SCHEDULE = 'one_shot' drops to TARGET_SIZE at once: the other targets need 'successive'")
     if SCHEDULE == "one_shot" and DROP_UNIT == "sublayer" and PACKABLE_ONLY:
@@ -154,10 +140,6 @@ def check_settings(s: dict) -> None:
 
 def check_recovery(s: dict) -> None:
     """Raise UserError for constants of the recovery that make no sense."""
-    check_positive(TEMPERATURE=s["TEMPERATURE"])
-    for name in ("KL", "CROSS_ENTROPY", "HIDDEN_STATES", "FADE", "CACHE_GB"):
-        if s[name] < 0:
-            raise UserError(f"{name} cannot be below 0, as {s[name]} is")
     if not s["KL"] and not s["CROSS_ENTROPY"]:
         raise UserError("KL and CROSS_ENTROPY are both 0: nothing would be learned")
     if sapling.needs_teacher(s) and not (TEACHER or START_FROM):
@@ -167,18 +149,8 @@ def check_recovery(s: dict) -> None:
     passes = s["HEALING_EPOCHS"]
     if isinstance(passes, list) and len(passes) != len(s["HEAL_AT"]) + 1:
         raise UserError("HEALING_EPOCHS lists the passes at each depth of HEAL_AT, and one more for the last depth")
-    for each in passes if isinstance(passes, list) else [passes]:
-        if isinstance(each, bool) or not isinstance(each, int | float) or each < 0:
-            raise UserError(f"HEALING_EPOCHS are passes over the training set, 0 or more, not {each!r}")
-    for depth in s["HEAL_AT"]:
-        if isinstance(depth, bool) or not isinstance(depth, int | float) or depth <= 0:
-            raise UserError(f"HEAL_AT holds numbers of sub-layers (30) or shares of the bytes (0.5), not {depth!r}")
-    if s["PATCH_EXAMPLES"] < 0:
-        raise UserError(f"PATCH_EXAMPLES cannot be below 0, as {s['PATCH_EXAMPLES']} is")
     if s["PATCH_EXAMPLES"] and s["FADE"]:
         raise UserError("what fades out is still there: set PATCH_EXAMPLES = 0 with FADE, or FADE = 0")
-    if s["FADE"] > 1:
-        raise UserError(f"FADE is a share of a cycle, from 0 to 1, not {s['FADE']}")
     if s["FADE"] and (SCHEDULE == "one_shot" or CYCLE_EPOCHS == 0):
         raise UserError("FADE needs training after each drop: SCHEDULE = 'successive' and CYCLE_EPOCHS above 0")
 

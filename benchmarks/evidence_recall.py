@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-DATA_DIR = "data"  # folder with train.json and dev.json
-RESULTS_DIR = "results"  # where the embedded base model is converted to, once
-BASE_MODEL = "smollm2-135m"  # whose tokens are counted: smollm2-135m (embedded), a folder or a hub id
-BUDGETS = [128, 160, 192, 224, 256, 320, 400]  # tokens of evidence, newlines and the table's header among them
-FIT = False  # fit the weights of evidence.rank on train and print them
+DATA_DIR: str = "data"  # folder with train.json and dev.json
+RESULTS_DIR: str = "results"  # where the embedded base model is converted to, once
+BASE_MODEL: str = "smollm2-135m"  # whose tokens are counted: smollm2-135m (embedded), a folder or a hub id
+BUDGETS: list[int] = [128, 160, 192, 224, 256, 320, 400]  # tokens of evidence with newlines and table header
+FIT: bool = False  # fit the weights of evidence.rank on train and print them
 RIDGE: float = 1.0  # penalty on the squared weights of that fit
 # -----------------------------------------------------------------------------
 configure(globals())

@@ -16,17 +16,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RESULTS_DIR = "results"  # the base model is made in base_models/ in here, once
-BASE_MODEL = "smollm2-135m"  # or shape:<name>
-CASES = ["qlora", "sapling", "sapling_qlora", "scan", "decode"]  # what is measured
+RESULTS_DIR: str = "results"  # the base model is made in base_models/ in here, once
+BASE_MODEL: str = "smollm2-135m"  # or shape:<name>
+CASES: list[str] = ["qlora", "sapling", "sapling_qlora", "scan", "decode"]  # what is measured
 CASE: str | None = None  # set by the script for its own subprocesses
-BATCH_SIZE = 4  # sequences at once
-TOKENS = 224  # tokens of the longest sequence
-TARGET_TOKENS = 32  # tokens of the longest target
-LORA_RANK = 32  # of the adapters
+BATCH_SIZE: int = 4  # sequences at once
+TOKENS: int = 224  # tokens of the longest sequence
+TARGET_TOKENS: int = 32  # tokens of the longest target
+LORA_RANK: int = 32  # of the adapters
 GRADIENT_CHECKPOINTING: bool | None = None  # None: on a GPU only
-STEPS = 2  # optimizer steps
-CONTEXT = 512  # tokens of the prompt that is decoded after
+STEPS: int = 2  # optimizer steps
+CONTEXT: int = 512  # tokens of the prompt that is decoded after
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 

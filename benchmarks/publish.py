@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RUNS = ["qlora_4bit"]  # runs to publish, each with what lies under it (merged/, depths)
-TO = "results/published/new"  # where to: a folder for each set of runs that share a table
-RESULTS_DIR = "results"  # where the runs lie
+RUNS: list[str] = ["qlora_4bit"]  # runs to publish, each with what lies under it (merged/, depths)
+TO: str = "results/published/new"  # where to: a folder for each set of runs that share a table
+RESULTS_DIR: str = "results"  # where the runs lie
 # -----------------------------------------------------------------------------
 configure(globals())
 

@@ -18,19 +18,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RESULTS_DIR = "results"  # where the runs lie
-BASE_MODEL = "smollm2-135m"  # of START_FROM
-DATA_RUN = "data"  # what START_FROM was trained on
-START_FROM = "qlora_4bit"  # phase 1, the teacher
-TRAJECTORY = "results/sapling/trajectory.csv"  # what a finished run dropped
-HEAL_AT = [30, 22]  # sub-layers left
+RESULTS_DIR: str = "results"  # where the runs lie
+BASE_MODEL: str = "smollm2-135m"  # of START_FROM
+DATA_RUN: str = "data"  # what START_FROM was trained on
+START_FROM: str = "qlora_4bit"  # phase 1, the teacher
+TRAJECTORY: str = "results/sapling/trajectory.csv"  # what a finished run dropped
+HEAL_AT: list[float] = [30, 22]  # sub-layers left
 TARGET_SIZE: float = 0.5  # share of the bytes of the last depth
 HEALING_EPOCHS: float = 0.25  # passes over the training set at each depth
 LEARNING_RATE: float = 3e-4  # peak
-CALIBRATION_EXAMPLES = 128  # questions that judge
-FIRST_SCAN_EXAMPLES = 8  # questions of the scan that picks the quarter that is trained
-NAMES: list | None = None  # of VARIANTS; None: all
-SEED = 0  # of the order of examples
+CALIBRATION_EXAMPLES: int = 128  # questions that judge
+FIRST_SCAN_EXAMPLES: int = 8  # questions of the scan that picks the quarter that is trained
+NAMES: list[str] | None = None  # of VARIANTS; None: all
+SEED: int = 0  # of the order of examples
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 

@@ -21,16 +21,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RUN = "qlora_4bit"  # the finished run whose model is scanned
-RESULTS_DIR = "results"  # where it lies
-QUESTIONS = 256  # calibration questions of a full scan
-PLAIN_QUESTIONS = 32  # questions of the plain scan; its cost is linear in them
-BATCH_SIZE = 8  # questions at once, as in sapling_train.py
-DROPS = 2  # drops a scan must serve, as in sapling_train.py
-PACKABLE_ONLY = True  # units of elimination: neighbouring pairs, as in sapling_train.py; False: single sub-layers
-DEPTHS = 5  # depths at which exact and early scans are compared
-DROPS_BETWEEN = 4  # units dropped between two of those depths
-ORDERS = 4  # orders of the questions in which elimination is replayed at each depth
+RUN: str = "qlora_4bit"  # the finished run whose model is scanned
+RESULTS_DIR: str = "results"  # where it lies
+QUESTIONS: int = 256  # calibration questions of a full scan
+PLAIN_QUESTIONS: int = 32  # questions of the plain scan; its cost is linear in them
+BATCH_SIZE: int = 8  # questions at once, as in sapling_train.py
+DROPS: int = 2  # drops a scan must serve, as in sapling_train.py
+PACKABLE_ONLY: bool = True  # units of elimination: neighbouring pairs, as in sapling_train.py; False: single sub-layers
+DEPTHS: int = 5  # depths at which exact and early scans are compared
+DROPS_BETWEEN: int = 4  # units dropped between two of those depths
+ORDERS: int = 4  # orders of the questions in which elimination is replayed at each depth
 # -----------------------------------------------------------------------------
 configure(globals())
 

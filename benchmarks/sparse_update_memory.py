@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RESULTS_DIR = "results"  # the embedded model is converted into base_models/ in here, once
+RESULTS_DIR: str = "results"  # the embedded model is converted into base_models/ in here, once
 RATIO: float | None = None  # set by the script for its own subprocesses: share of sub-layers that is trained
-BATCH_SIZE = 8  # sequences at once
-TOKENS = 200  # tokens a sequence
-STEPS = 4  # optimizer steps
+BATCH_SIZE: int = 8  # sequences at once
+TOKENS: int = 200  # tokens a sequence
+STEPS: int = 4  # optimizer steps
 # -----------------------------------------------------------------------------
 configure(globals())
 QUARTER: float = 0.25

@@ -8,16 +8,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import check_positive, configure  # noqa: E402
+from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RUNS = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
-DATA_RUN = "data"  # whose prompt lengths are taken
-RESULTS_DIR = "results"  # where they lie
-CALLS = 2  # calls of the benchmark
-ROUNDS = 10  # of each call, and tokens decoded in a round: as in benchmark_throughput.py
-NEW_TOKENS = 16
-BATCH_SIZES: list = []  # beside batch 1
+RUNS: list[str] = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
+DATA_RUN: str = "data"  # whose prompt lengths are taken
+RESULTS_DIR: str = "results"  # where they lie
+CALLS: int = 2  # calls of the benchmark
+ROUNDS: int = 10  # of each call, and tokens decoded in a round: as in benchmark_throughput.py
+NEW_TOKENS: int = 16
+BATCH_SIZES: list[int] = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -31,7 +31,6 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 
 
 def main() -> None:
-    check_positive(CALLS=CALLS)
     calls, minutes, bandwidths = [], [], []
     for number in range(CALLS):
         told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,

@@ -7,6 +7,7 @@ that call can be overridden. Order: ``--NAME=value``, then the environment, then
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import logging
 import math
@@ -15,6 +16,7 @@ import re
 import sys
 import typing
 from pathlib import Path
+from types import UnionType
 
 from dotenv import dotenv_values
 
@@ -24,6 +26,33 @@ ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
 ENVIRONMENT = ("BASE_MODEL", "DATA_DIR", "RESULTS_DIR")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+PLACES = ("DATA_DIR", "EXTRA_DATA_DIR", "RESULTS_DIR", "PREDICTIONS", "README")  # folders and files
+LIMIT = 2**32  # numbers are below it: numpy's seeds must be
+# Numbers that a constant may be, or hold as a list: a name means the same in every script.
+RANGES = {
+    "above 0": (
+        lambda x: x > 0,
+        "BATCH_SIZE BATCH_SIZES BEAMS BITS BUDGETS CALIBRATION_EXAMPLES CALLS CONTEXT DEPTHS DROPS DROPS_BETWEEN "
+        "DROPS_EARLY DROPS_LATE EPOCHS EVAL_EXAMPLES EVIDENCE_TOKENS EXAMPLES FIRST_SCAN_EXAMPLES "
+        "GRADIENT_ACCUMULATION HEAL_AT LEARNING_RATE LOGGING_STEPS LORA_ALPHA LORA_RANK MAX_NEW_TOKENS "
+        "MAX_PROMPT_TOKENS MAX_STEPS MEAN_TOKENS NEW_TOKENS OPERATOR_US "
+        "ORDERS PLAIN_QUESTIONS QUESTIONS ROUNDS SAVE_EVERY SAVE_STEPS SCAN_BATCH_SIZE STEPS "
+        "TARGET_LATENCY_MS TARGET_MEMORY_GB TARGET_TOKENS TEMPERATURE TOKENS TRAIN_EXAMPLES VRAM_LIMIT_GB",
+    ),
+    "0 or more": (
+        lambda x: x >= 0,
+        "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS FIRST_EPOCHS FRAGMENTATION HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
+        "PAGE_QUESTIONS PATCH_EXAMPLES RIDGE SEED WARMUP WEIGHT_DECAY",
+    ),
+    "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),
+    "a share, above 0 and at most 1": (
+        lambda x: 0 < x <= 1,
+        "ACCURACY_FLOOR HEALING_TRAIN_RATIO RATIO TARGET_SIZE TRAIN_RATIO",
+    ),
+    "a share, above 0 and below 1": (lambda x: 0 < x < 1, "DAMPING EQUAL_WITHIN"),
+    "a share, from 0 to below 1": (lambda x: 0 <= x < 1, "LORA_DROPOUT"),
+    "a share, from 0 to 1": (lambda x: 0 <= x <= 1, "FADE"),
+}
 # The running script's constants as they stand in its source, before any override.
 DEFAULTS: dict[str, object] = {}
 
@@ -34,7 +63,7 @@ def configure(namespace: dict) -> dict[str, object]:
     Overrides nothing when the script is imported rather than run (``evaluate.py`` shadows a library of that name).
     Also loads ``.env``, hands the Hub token on under the name the hub library reads, and sets the number of threads:
     all three must happen before torch, transformers or huggingface_hub are imported, so call this first.
-    Leaves with status 2 and one line on an unknown or ill-typed override.
+    Leaves with status 2 and one line on an unknown override, and on a value that its constant may not have.
     """
     quiet_imports()  # also where the processes that a script starts import it
     types = constant_types(namespace)
@@ -43,7 +72,7 @@ def configure(namespace: dict) -> dict[str, object]:
             print(help_text(namespace, list(types)))
             raise SystemExit(0)
         try:
-            DEFAULTS.update({name: check_type(name, types[name], namespace[name]) for name in types})
+            DEFAULTS.update({name: check_value(name, types[name], namespace[name]) for name in types})
             overrides = find_overrides(sys.argv[1:], types, load_environment())
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -60,7 +89,7 @@ def constant_types(namespace: dict) -> dict[str, tuple[type, ...]]:
     """The types that each constant among the globals of a script may have: of its annotation, or of its value."""
     annotations = namespace.get("__annotations__", {})
     kinds = {name: annotations.get(name, type(value)) for name, value in namespace.items() if name.isupper()}
-    return {name: typing.get_args(kind) or (kind,) for name, kind in kinds.items()}
+    return {name: typing.get_args(k) if isinstance(k, UnionType) else (k,) for name, k in kinds.items()}
 
 
 def help_text(namespace: dict, names: list[str]) -> str:
@@ -93,7 +122,7 @@ def load_environment() -> dict[str, str]:
 def find_overrides(
     arguments: list[str], types: dict[str, tuple[type, ...]], dotenv: dict
 ) -> dict[str, tuple[object, str]]:
-    """``{name: (value, where it came from)}``; raises UserError on an unknown name or a value of the wrong type."""
+    """``{name: (value, where it came from)}``; raises UserError on an unknown name or a value that is refused."""
     found = {
         name: (values[name], origin)
         for origin, values in ((".env", dotenv), ("environment", os.environ))
@@ -114,26 +143,69 @@ def find_overrides(
 
 
 def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
-    """``text`` as a type of the constant's: 1 is a float where one is wanted, ``None`` only where it is allowed."""
+    """``text`` as a type of the constant's: 1 is a float where one is wanted, ``None`` only where it is allowed.
+
+    Raises UserError as ``check_value`` does.
+    """
     literal = {"true": "True", "false": "False", "none": "None", "": "None"}.get(text, text)
-    none = literal == "None" and type(None) in types
-    if str in types and not none and not (list in types and text.startswith("[")):
-        return text
-    try:
-        value = ast.literal_eval(literal)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        value = text
-    return check_type(name, types, value)
+    value: object = text
+    if str not in types or (literal == "None" and type(None) in types):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            value = ast.literal_eval(literal)
+    return check_value(name, types, value)
 
 
-def check_type(name: str, types: tuple[type, ...], value: object) -> object:
-    """``value``, an int as a float where one is wanted; raises UserError where it is of no type that is wanted."""
+def check_value(name: str, types: tuple[type, ...], value: object) -> object:
+    """``value``, an int as a float where one is wanted.
+
+    Raises UserError where it is of no type that is wanted, or not finite, or out of the range of ``RANGES``, where text
+    cannot be printed, and for a place that cannot be used.
+    """
     if type(value) is int and int not in types and float in types:
-        value = float(str(value))  # infinite where it is too large
-    if type(value) not in types or value in (math.inf, -math.inf):  # no JSON can record infinity, as 1e999 is read
-        wanted = " or ".join(kind.__name__.replace("NoneType", "None") for kind in types)
-        raise UserError(f"{name} takes {wanted}, not {value!r}")
+        value = float(value) if abs(value) < LIMIT else math.inf
+    if not any(_is_of(value, kind) for kind in types):
+        wanted = " or ".join(k.__name__ if type(k) is type else str(k) for k in types)
+        raise UserError(f"{name} takes {wanted.replace('NoneType', 'None')}, not {value!r}")
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, str) and not each.isprintable():  # control characters, halves of surrogate pairs
+            raise UserError(f"{name} = {each!r}: holds a character that cannot be printed")
+        if type(each) in (int, float):
+            check_range(name, each)
+    if name in PLACES and value is not None:
+        check_place(name, value)
     return value
+
+
+def _is_of(value: object, kind: type) -> bool:
+    """Whether ``value`` is of a type such as ``int`` or ``list[float]``, and finite, as JSON wants it."""
+    of = typing.get_args(kind)
+    if of and type(value) is typing.get_origin(kind):
+        parts = value.items() if type(value) is dict else ((x,) for x in value)
+        return all(_is_of(x, a) for part in parts for x, a in zip(part, of, strict=True))
+    if type(value) is float and not math.isfinite(value):
+        return False
+    return type(value) is kind or (type(value) is int and kind is float)
+
+
+def check_range(name: str, number: float) -> None:
+    """Raise UserError for a number that is not in the range of its constant."""
+    if abs(number) >= LIMIT:
+        raise UserError(f"{name} is too large: it must be below 2^32")
+    for said, (holds, names) in RANGES.items():
+        if name in names.split() and not holds(number):
+            raise UserError(f"{name} = {number}: must be {said}")
+
+
+def check_place(name: str, path: str) -> None:
+    """Raise UserError for a path that cannot be looked at, as links in a circle, and for a folder of the kernel's."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:  # it is made, or missed by what reads it
+        pass
+    except OSError as error:
+        raise UserError(f"{name} = {path!r}: {error.strerror}; choose another") from None
+    if name.endswith("_DIR") and f"{os.path.realpath(path)}/".startswith(("/proc/", "/sys/")):
+        raise UserError(f"{name} = {path!r}: holds no files of yours; choose another")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -142,13 +214,6 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}{hint}")
-
-
-def check_positive(**values: float | None) -> None:
-    """Raise UserError for a constant that must be above zero and is not; None passes."""
-    for name, value in values.items():
-        if value is not None and value <= 0:
-            raise UserError(f"{name} must be above 0, not {value}")
 
 
 def quiet_imports() -> None:

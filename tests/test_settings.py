@@ -1,5 +1,6 @@
 """Constants, overrides, --help and the environment, on small scripts in a temporary folder and on the real scripts."""
 
+import ast
 import os
 import re
 import runpy
@@ -8,15 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from scripts import script_globals
+from scripts import run_in_process, script_globals
 
 from fincompress import settings
 from fincompress.errors import UserError
-from fincompress.settings import ENVIRONMENT, TOKENS, check_choice, check_positive, constant_types
+from fincompress.settings import ENVIRONMENT, RANGES, TOKENS, check_choice, constant_types
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CALL = re.compile(r"^(?:\w+ = )?configure\(", re.MULTILINE)
 SCRIPTS = sorted(path.name for path in REPOSITORY.glob("*.py") if CALL.search(path.read_text()))
+WITH_BENCHMARKS = [
+    *SCRIPTS,
+    *(f"benchmarks/{p.name}" for p in REPOSITORY.glob("benchmarks/*.py") if CALL.search(p.read_text())),
+]
 THREADS = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
 SECRET = "hf_doNotShowThis"
 
@@ -185,7 +190,7 @@ def test_an_int_edited_into_a_float_constant_leaves_it_a_float_on_the_command_li
     assert run("--LEARNING_RATE=0.7")["LEARNING_RATE"] == 0.7
 
 
-@pytest.mark.parametrize("edited", ['"high"', "None", "[1e-3]", "True"])
+@pytest.mark.parametrize("edited", ['"high"', "None", "[1e-3]", "True", "1e999", 'float("nan")', "10**5000"])
 def test_an_edited_constant_of_another_type_is_one_line(run, script, capsys, edited):
     edit(script, "LEARNING_RATE: float = 1e-3", f"LEARNING_RATE: float = {edited}")
     with pytest.raises(SystemExit) as left:
@@ -195,12 +200,94 @@ def test_an_edited_constant_of_another_type_is_one_line(run, script, capsys, edi
     assert error.startswith("error: LEARNING_RATE takes float, not ") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_every_float_constant_says_that_it_is_one(name):
-    for constant, value in script_globals(name).items():
-        if isinstance(value, float) and constant.isupper():
-            annotation = re.search(rf"^{constant}: float\b", (REPOSITORY / name).read_text(), flags=re.MULTILINE)
-            assert annotation, constant
+@pytest.mark.parametrize(
+    ("script", "name", "edited", "said"),
+    [
+        ("train_qlora_4bit.py", "LEARNING_RATE", "1e999", "LEARNING_RATE takes float, not inf"),
+        ("train_qlora_4bit.py", "LORA_RANK", "4.0", "LORA_RANK takes int, not 4.0"),
+        (
+            "train_qlora_4bit.py",
+            "GRADIENT_CHECKPOINTING",
+            '"no"',
+            "GRADIENT_CHECKPOINTING takes bool or None, not 'no'",
+        ),
+        ("train_qlora_4bit.py", "LORA_ALPHA", "0", "LORA_ALPHA = 0: must be above 0"),
+        ("train_qlora_4bit.py", "WEIGHT_DECAY", "-1", "WEIGHT_DECAY = -1.0: must be 0 or more"),
+        ("train_qlora_4bit.py", "MAX_GRAD_NORM", "-1", "MAX_GRAD_NORM = -1.0: must be 0 or more"),
+        ("train_qlora_4bit.py", "SEED", "1" + 30 * "0", "SEED is too large: it must be below 2^32"),
+        ("train_qlora_4bit.py", "RUN", r'"a\nb"', r"RUN = 'a\nb': holds a character that cannot be printed"),
+        ("sapling_train.py", "PROTECT", '"no"', "PROTECT takes bool, not 'no'"),
+        ("sapling_train.py", "HEAL_AT", "[40, 0]", "HEAL_AT = 0: must be above 0"),
+        ("sapling_train.py", "HEAL_AT", "[1e999]", "HEAL_AT takes list[float], not [inf]"),
+        ("benchmark_throughput.py", "RUNS", "[1]", "RUNS takes list[str] or None, not [1]"),
+        ("predict.py", "MEAN_TOKENS", "0", "MEAN_TOKENS = 0: must be above 0"),
+        ("predict.py", "LARGEST", '"no"', "LARGEST takes bool, not 'no'"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_one_line_edited_or_overridden(
+    tmp_path, monkeypatch, capsys, script, name, edited, said
+):
+    source, count = re.subn(
+        rf"^({name}: [^=]*= )[^#]+",
+        lambda match: f"{match[1]}{edited}  ",
+        (REPOSITORY / script).read_text(),
+        flags=re.MULTILINE,
+    )
+    assert count == 1
+    (tmp_path / script).write_text(source)
+    monkeypatch.setattr(sys, "argv", [script])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(tmp_path / script), run_name="__main__")
+    assert (left.value.code, *capsys.readouterr()) == (2, "", f"error: {said}\n")
+    typed = ast.literal_eval(edited) if edited[0] == '"' else edited
+    done = run_in_process(script, f"--{name}={typed}")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {said}\n")
+
+
+@pytest.mark.parametrize("name", WITH_BENCHMARKS)
+def test_every_constant_says_its_type_and_every_number_has_a_range(name):
+    above = CALL.split((REPOSITORY / name).read_text())[0]
+    untyped = re.findall(r"^([A-Z][A-Z0-9_]*) = ", above.split("# ---", 1)[1], flags=re.MULTILINE)
+    assert untyped == []
+    numbers = {
+        constant
+        for constant, types in constant_types(script_globals(name)).items()
+        if {int, float, list[int], list[float]} & set(types)
+    }
+    ranged = " ".join(names for _, names in RANGES.values()).split()
+    assert [constant for constant in numbers if ranged.count(constant) != 1] == []
+
+
+def test_a_range_is_of_a_constant_that_there_is():
+    constants = {constant for name in WITH_BENCHMARKS for constant in constant_types(script_globals(name))}
+    assert {name for _, names in RANGES.values() for name in names.split()} <= constants
+
+
+@pytest.mark.parametrize("name", WITH_BENCHMARKS)
+def test_every_default_is_one_that_may_be_set(name):
+    constants = script_globals(name)
+    for constant, types in constant_types(constants).items():
+        settings.check_value(constant, types, constants[constant])
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/proc/here", "'/proc/here': holds no files of yours; choose another"),
+        ("/sys", "'/sys': holds no files of yours; choose another"),
+        ("{root}/circle", "'{root}/circle': Too many levels of symbolic links; choose another"),
+        ("{root}/file/x", "'{root}/file/x': Not a directory; choose another"),
+        ("x" * 300, f"'{'x' * 300}': File name too long; choose another"),
+        ("a\tb", "'a\\tb': holds a character that cannot be printed"),
+    ],
+)
+def test_a_folder_that_cannot_be_one_is_one_line(tmp_path, place, said):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "file").touch()
+    place, said = (text.replace("{root}", str(tmp_path)) for text in (place, said))
+    for script in ("evaluate.py", "plot_pareto.py", "preprocess_data.py"):
+        done = run_in_process(script, f"--RESULTS_DIR={place}")
+        assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: RESULTS_DIR = {said}\n")
 
 
 @pytest.mark.parametrize(
@@ -208,10 +295,9 @@ def test_every_float_constant_says_that_it_is_one(name):
     [
         ("--LEARNING_RATE=1", 1.0),
         ("--LEARNING_RATE=2e-4", 2e-4),
-        ("--LEARNING_RATE=-1", -1.0),
         ("--SHARE=1", 1.0),
         ("--SHARE=None", None),
-        ("--SEED=-3", -3),
+        ("--SEED=3", 3),
         ("--RANK=8", 8),
         ("--RANK=None", None),
         ("--RANK=", None),
@@ -283,11 +369,24 @@ def test_a_choice_that_is_none_is_refused_and_the_nearest_named():
         check_choice("SPLIT", "deev", ("train", "dev"))
 
 
-@pytest.mark.parametrize("value", [0, -1, -0.5])
-def test_a_constant_that_must_be_positive_is_refused_at_0_or_below(value):
-    check_positive(A=1, B=0.1, C=None)
-    with pytest.raises(UserError, match="BATCH must be above 0"):
-        check_positive(A=1, BATCH=value)
+@pytest.mark.parametrize(
+    ("name", "inside", "outside"),
+    [
+        ("EPOCHS", [0.1, 2**32 - 1], [0.0, -0.5, 2.0**32]),
+        ("SEED", [0, 2**32 - 1], [-1, 2**32]),
+        ("GROUP_SIZE", [-1, 128], [0, -2]),
+        ("TARGET_SIZE", [0.1, 1.0], [0.0, 1.1, -0.1]),
+        ("DAMPING", [0.1], [0.0, 1.0]),
+        ("LORA_DROPOUT", [0.0, 0.9], [1.0, -0.1]),
+        ("FADE", [0.0, 1.0], [1.1, -0.1]),
+    ],
+)
+def test_a_range_has_the_ends_that_it_says(name, inside, outside):
+    for number in inside:
+        settings.check_range(name, number)
+    for number in outside:
+        with pytest.raises(UserError, match=f"^{name} (=|is too large)"):
+            settings.check_range(name, number)
 
 
 # --- help -----------------------------------------------------------------------------------------------------------

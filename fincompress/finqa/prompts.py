@@ -30,9 +30,21 @@ def build_prompt(
     ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
     cut. ``count_tokens`` maps texts to token counts.
     """
-    question = f"Question: {' '.join(example.question.split())}\n"
-    budget = max(0, max_prompt_tokens - count_tokens([question + "Program:\n"])[0])
+    budget = max(0, max_prompt_tokens - count_tokens([_end(example)])[0])
     if mode == "retrieved" and evidence_tokens is not None:
         budget = min(budget, evidence_tokens)
     lines = evidence.select(example, mode, budget, count_tokens)
-    return "\n".join(line.text for line in lines) + f"\n{question}Program:\n", lines
+    return _prompt(lines, example), lines
+
+
+def shortest_prompt(example: Example) -> str:
+    """What of a prompt is never cut: the table's header and the question."""
+    return _prompt([line for line in evidence.page_lines(example) if line.key == evidence.HEADER], example)
+
+
+def _prompt(lines: list[evidence.Line], example: Example) -> str:
+    return "\n".join(line.text for line in lines) + "\n" + _end(example)
+
+
+def _end(example: Example) -> str:
+    return f"Question: {' '.join(example.question.split())}\nProgram:\n"

@@ -13,6 +13,7 @@ from fincompress.models.base import (
     pick_dtype,
     quiet_libraries,
     read_config,
+    room_for_prompt,
     shape_config,
 )
 from fincompress.models.load import (

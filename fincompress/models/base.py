@@ -105,6 +105,20 @@ def read_config(path: str):
         return AutoConfig.from_pretrained(path)
 
 
+def room_for_prompt(config, name: str, new_tokens: int, prompt_tokens: int = 1) -> int:
+    """The most tokens of a prompt that leave ``new_tokens`` of a model's context, and one more as timing takes.
+
+    Raises UserError, which names the constant ``name``, where a prompt of ``prompt_tokens`` has more.
+    """
+    room = config.max_position_embeddings - new_tokens - 1
+    if prompt_tokens > room:
+        raise UserError(
+            f"{name} = {new_tokens}: with a prompt of {prompt_tokens} that is more than the model's context of "
+            f"{config.max_position_embeddings}: lower it"
+        )
+    return room
+
+
 def checkpoint_folder(path: str) -> Path:
     """The folder on this disk that holds a checkpoint: in the Hub's cache where ``path`` is a hub id."""
     if Path(path).exists():

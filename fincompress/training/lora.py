@@ -15,7 +15,7 @@ from transformers import set_seed
 from fincompress import memory, models, quantization, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.report import charts
-from fincompress.settings import check_choice, check_positive
+from fincompress.settings import check_choice
 from fincompress.training.loss import TargetCollator, calibration_means, score_targets
 from fincompress.training.trainer import Progress, TargetTrainer
 
@@ -55,10 +55,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     """
     s = settings
     check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
-    check_positive(EPOCHS=s["EPOCHS"], MAX_STEPS=s["MAX_STEPS"])
     training.check_settings(s)
-    if not 0 <= s["LORA_DROPOUT"] < 1:
-        raise UserError(f"LORA_DROPOUT is a share, from 0 to below 1, not {s['LORA_DROPOUT']}")
     train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     device = models.pick_device()

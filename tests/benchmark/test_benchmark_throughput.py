@@ -79,10 +79,8 @@ def test_models_that_do_not_fit_are_refused_before_any_is_loaded(finished, scrip
     ("constants", "says"),
     [
         ({"RUNS": ["nothing"]}, "'nothing' does not exist"),
-        ({"RUNS": [1]}, "RUNS are names"),
         ({"BASE_MODEL": "shape:llama"}, "there is no shape 'llama'"),
-        ({"BATCH_SIZES": [0]}, "BATCH_SIZES are whole numbers"),
-        ({"ROUNDS": 0}, "ROUNDS must be above 0"),
+        ({"NEW_TOKENS": 2047}, "NEW_TOKENS = 2047: with a prompt of 1 that is more than the model's context of 2048"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, script, constants, says):

@@ -164,9 +164,7 @@ def test_a_damaged_source_is_one_line_and_begins_nothing(results, quantize):
         ({"METHOD": "rtn", "DESC_ACT": True}, "DESC_ACT"),
         ({"BITS": 5}, "BITS = 5: METHOD = 'gptq' takes 2, 3, 4, 8"),
         ({"GROUP_SIZE": 7}, "GROUP_SIZE = 7: METHOD = 'gptq' takes -1, 1024"),
-        ({"DAMPING": 0.0}, "DAMPING"),
         ({"CALIBRATION_EXAMPLES": 49}, "there are 48 texts"),
-        ({"CALIBRATION_EXAMPLES": 0}, "above 0"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(results, quantize, constants, message):

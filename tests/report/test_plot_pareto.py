@@ -123,7 +123,6 @@ def test_each_section_has_figures_of_its_own(tmp_path, plot):
     [
         ({"SPLITS": []}, "SPLITS is a list of"),
         ({"SPLITS": ["train"]}, "SPLITS is a list of"),
-        ({"EQUAL_WITHIN": 0}, "EQUAL_WITHIN is a share"),
         ({"RESULTS_DIR": "{root}/empty", "SPLITS": ["test"]}, "no run in .*empty/ is evaluated on test: run evaluate"),
         ({"RESULTS_DIR": "{root}/none"}, "none/ does not exist: run evaluate.py first"),
         ({"README": "none.md"}, "README = 'none.md' is no file"),
