@@ -99,6 +99,7 @@ def score_run(run: str) -> None:
         directory = runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts)
     else:
         directory = runs.finished_run(RESULTS_DIR, run)
+        runs.hold(directory)
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
     check_context(record["base_model"], dataset)

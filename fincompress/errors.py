@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 
+_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line."""
@@ -58,6 +60,6 @@ def _one_line(error: Exception) -> str | None:
         return (
             f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py, under another RUN"
         )
-    if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if getattr(error, "errno", None) in _NO_ACCESS:
         return f"no access to {error.filename}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
     return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
+
+import psutil
 
 from fincompress import provenance
 from fincompress.errors import UserError
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 # Constants that decide no result: where things lie, and what is written on the way.
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
+FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
+HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
@@ -28,8 +33,10 @@ def atomic_path(path: Path):
     """A path beside ``path`` to write to; renamed onto ``path`` when the block ends well, removed when it does not.
 
     Works for a file or a folder. A file is synced before it is renamed, so a crash leaves the old one or the new one.
+    Raises UserError where the folder that it lies in cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    remove_partials(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -51,10 +58,47 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_partials(directory: Path) -> None:
-    """Remove what a kill left of files and folders that were being written in a run's folder."""
+def remove_partials(directory: Path, held: bool = False) -> None:
+    """Remove what a kill left half-written: of processes that have ended, or all in a folder that is ``held``."""
     for partial in directory.glob(".*.partial"):
-        remove(partial)
+        process = partial.name.split(".")[-2]
+        if held or (process.isdigit() and not psutil.pid_exists(int(process))):
+            with contextlib.suppress(FileNotFoundError):  # another process removes them too
+                remove(partial)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none; raises UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}/ cannot be made: {error.strerror}; choose another RUN or RESULTS_DIR") from None
+
+
+def hold(directory: Path) -> None:
+    """Lock a run's folder until this process ends, also by a kill, and remove what a kill left half-written in it.
+
+    Makes the folder where there is none. Raises UserError where that cannot be, or another process holds it.
+    """
+    make_folder(directory)
+    if directory not in HELD:
+        folder = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise UserError(f"{directory}/ is in use by another process: wait for it, or choose another RUN") from None
+        except OSError:  # a file system without locks
+            pass
+        HELD[directory] = folder
+    remove_partials(directory, held=True)
+
+
+def fail(why: str) -> NoReturn:
+    """Raise UserError for a training that no resume can mend: its folder then takes a run with other settings."""
+    for directory in HELD:
+        write_text(directory / FAILED, f"{why}\n")
+    raise UserError(why)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -92,10 +136,19 @@ def read_json(path: Path) -> dict:
 
 
 def run_directory(results_dir: str, run: str) -> Path:
-    """``results_dir/run``; a run name is one or more plain folder names (``sapling/40`` is a run)."""
+    """``results_dir/run``; a run name is one or more plain folder names (``sapling/40`` is a run).
+
+    Raises UserError for another name: hidden folders and ``published`` are not read as runs.
+    """
     parts = run.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\\" in run:
-        raise UserError(f"{run!r} is no run name: use a plain folder name under {results_dir}/")
+    if not all(
+        0 < len(part) <= 100 and part[0] != "." and part != "published" and "\\" not in part and part.isprintable()
+        for part in parts
+    ):
+        raise UserError(
+            f"{run[:100]!r} is no run name: use a plain folder name under {results_dir}/, of at most 100 characters, "
+            "without a dot in front, not 'published'"
+        )
     return Path(results_dir).joinpath(*parts)
 
 
@@ -147,23 +200,34 @@ def start_run(
 
     ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
     ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that holds a run
-    with other settings is refused: results of two recipes are never mixed in one folder. A resumed run keeps its
-    ``settings.json``.
+    with other settings is refused with a UserError: results of two recipes are never mixed in one folder. So is one
+    that another process holds. A resumed run keeps its ``settings.json``.
     """
     if is_untuned(run) and script != "evaluate.py":
         raise UserError(f"RUN = {run!r}: names that start with base_ are those of untuned models; choose another RUN")
     directory = run_directory(results_dir, run)
+    hold(directory)
     settings = {name: value for name, value in settings.items() if name not in LOCATIONS}
     record = {"script": script, "settings": settings, **facts}
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    names = [path.name for path in directory.iterdir()]
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
     if "settings.json" in names and len(names) > 1:
-        _check_same_recipe(directory, record)
-        if done in names:
-            print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
-            return None
-        remove_partials(directory)
-        return directory
+        differing = _differing(directory, record)
+        if not differing:
+            remove(directory / FAILED)
+            if done in names:
+                print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
+                return None
+            return directory
+        if FAILED not in names:
+            raise UserError(
+                f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
+                "choose another RUN, or remove that folder"
+            )
+        print(f"{run}: starts again in the folder of a run that failed")
+        for name in names:
+            remove(directory / name)
+        names = []
     # Hidden files are left of a kill, and the benchmark measures a base model before it is evaluated.
     if not all(name.startswith((".", "throughput_", "settings.json")) for name in names):
         raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
@@ -171,22 +235,17 @@ def start_run(
     return directory
 
 
-def _check_same_recipe(directory: Path, record: dict) -> None:
-    """Raise UserError where a folder's run is one of another script, or of other settings or facts."""
+def _differing(directory: Path, record: dict) -> list[str]:
+    """In what a folder's run is one of another script, or of other settings or facts."""
     before = read_json(directory / "settings.json")
     # A constant that an older run did not have had the script's default; one that a script lost decides nothing.
     earlier, now = (before | DEFAULTS | before["settings"]), (record | DEFAULTS | record["settings"])
     deciding = {*DEFAULTS, *record["settings"]} - {*LOCATIONS, *RECORD_KEEPING}
-    differing = [
+    return [
         f"{name} {earlier.get(name)!r} -> {now.get(name)!r}"
         for name in [*(name for name in record if name != "settings"), *sorted(deciding)]
         if earlier.get(name) != now.get(name)
     ]
-    if differing:
-        raise UserError(
-            f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
-            "choose another RUN, or remove that folder"
-        )
 
 
 def prepared(data_record: dict) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from scripts import release_runs
 
 pytest_plugins = ["sapling_runs"]
 REPOSITORY = Path(__file__).parents[1]
@@ -22,6 +23,13 @@ def few_objects_to_collect():
     """What is imported is never garbage: without it a collection takes milliseconds, not half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def runs_are_released():
+    """What a test held is free for the next, and for processes of its own."""
+    yield
+    release_runs()
 
 
 @pytest.fixture(scope="session", autouse=True)

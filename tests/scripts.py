@@ -75,6 +75,7 @@ def run_in_process(script, *arguments, **environment):
     """``run_script`` without a process of its own, for a test to which the seconds of imports show nothing more."""
     from fincompress.settings import DEFAULTS
 
+    release_runs()
     out, err, before = io.StringIO(), io.StringIO(), dict(DEFAULTS)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(REPOSITORY)
@@ -90,7 +91,16 @@ def run_in_process(script, *arguments, **environment):
         finally:
             DEFAULTS.clear()
             DEFAULTS.update(before)
+            release_runs()
     return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
+
+
+def release_runs():
+    """Unlock the run folders that this process holds, as the end of a process does."""
+    from fincompress.runs import HELD
+
+    while HELD:
+        os.close(HELD.popitem()[1])
 
 
 def script_globals(name):

@@ -150,6 +150,39 @@ def test_a_run_stopped_after_its_last_step_ends_as_an_unbroken_one(pipeline, mon
     assert_same_training(unbroken, broken)
 
 
+@pytest.mark.parametrize("broken", ["loss", "weights"])
+def test_after_a_loss_that_is_no_number_the_corrected_command_works_under_the_same_name(pipeline, monkeypatch, broken):
+    """In the seventh step, or by weights that only the scores after the last step show."""
+    results, environment = pipeline
+    step, steps, run = training.TargetTrainer.training_step, [], f"broken_{broken}"
+
+    def break_at_7(trainer, model, *arguments):
+        steps.append(1)
+        for parameter in model.parameters():
+            if parameter.requires_grad and len(steps) == 7:
+                parameter.data.fill_(float("nan"))
+        return step(trainer, model, *arguments)
+
+    def break_weights(self, args, state, control, model=None, **kwargs):
+        for parameter in model.parameters():
+            parameter.data.fill_(float("nan"))
+
+    with monkeypatch.context() as patch:
+        if broken == "loss":
+            patch.setattr(training.TargetTrainer, "training_step", break_at_7)
+        else:
+            patch.setattr(lora.ProgressAndCalibration, "on_pre_optimizer_step", break_weights)
+        done = run_in_process(*TRAIN, "--EPOCHS=1", f"--RUN={run}", *(["--MAX_STEPS=1"] if broken == "weights" else []),
+                              **environment)  # fmt: skip
+    said = "the loss is nan at step 7" if broken == "loss" else "the model computes no numbers on the calibration split"
+    assert done.returncode == 2 and f"error: {said}: lower LEARNING_RATE, or raise WARMUP\n" in done.stderr
+    assert (results / run / "failed.txt").read_text().startswith(said)
+    corrected = run_in_process(*TRAIN, "--MAX_STEPS=1", f"--RUN={run}", "--LEARNING_RATE=1e-5", **environment)
+    assert corrected.returncode == 0, corrected.stderr
+    assert "starts again in the folder of a run that failed" in corrected.stdout
+    assert not (results / run / "failed.txt").exists() and (results / run / "train_metrics.json").exists()
+
+
 def test_a_whole_page_is_shown_whatever_the_budget_for_retrieved_lines(pipeline):
     results, environment = pipeline
     for run, mode in (("page_data", "page"), ("retrieved_data", "retrieved")):
@@ -266,7 +299,7 @@ def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, m
         (("train_qlora_4bit.py", "--RUN=../a"), "no run name"),
         (("train_qlora_4bit.py", "--RUN=a", "--OPTIMIZER=adamw_troch"), "did you mean 'adamw_torch'"),
         (("preprocess_data.py", "--RUN=a", "--EVIDENCE=papge"), "did you mean 'page'"),
-        (("preprocess_data.py", "--RUN=a", "--MAX_PROMPT_TOKENS=20"), "which are never cut, have "),
+        ((*DATA, "--RUN=a", "--MAX_PROMPT_TOKENS=20"), "which are never cut, have "),
         (("preprocess_data.py", "--RUN=a", "--DATA_DIR=/nothing/here"), "is no folder"),
         (("preprocess_data.py", "--RUN=a", "--BASE_MODEL=/nothing/here"), "no folder here"),
         (("preprocess_data.py", "--RUN=a", "--CALIBRATION_EXAMPLES=2900"), "more than half"),

@@ -1,10 +1,14 @@
 """results/<run>/ on disk: whole or nothing, never two recipes in one folder, nothing of this machine in its records."""
 
+import fcntl
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from scripts import release_runs
 
 from fincompress import runs
 from fincompress.errors import UserError
@@ -113,15 +117,118 @@ def test_csv_has_the_columns_and_values_of_the_rows(tmp_path):
 # --- run folders ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", ["", ".", "..", "../x", "a/../b", "a/..", "/abs", "a//b", "a/", "./a", "a\\b"])
-def test_run_names_that_lead_out_of_the_results_folder_are_refused(run):
-    with pytest.raises(UserError, match="is no run name"):
+@pytest.mark.parametrize(
+    "run",
+    ["", ".", "..", "../x", "a/../b", "a/..", "/abs", "a//b", "a/", "./a", "a\\b"]
+    + [
+        ".a",
+        "..a",
+        "a/.b",
+        "published",
+        "published/a",
+        "a/published",
+        "a" * 101,
+        "a\nb",
+        "a\tb",
+        "a\x00",
+        "\ud800",
+        "\u2028",
+    ],
+)
+def test_run_names_that_lead_elsewhere_or_are_hidden_or_cannot_be_shown_are_refused_in_one_line(run):
+    with pytest.raises(UserError, match="is no run name") as refusal:
         runs.run_directory("results", run)
+    assert str(refusal.value).isprintable()
 
 
-@pytest.mark.parametrize("run", ["lora", "sapling/40", "a.b", "..a", "run 1"])
+@pytest.mark.parametrize("run", ["lora", "sapling/40", "a.b", "run 1", "a" * 100, "größer", "published_2"])
 def test_plain_run_names_are_folders_of_the_results(run):
     assert runs.run_directory("results", run) == Path("results") / run
+
+
+def held(path):
+    """Whether another process could not take the folder: a lock counts between two openings of one process too."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(folder)
+    return False
+
+
+def test_a_run_is_held_until_its_process_ends_also_by_a_kill(tmp_path):
+    directory = start(tmp_path)
+    assert held(directory) and start(tmp_path) == directory  # by its own process again
+    release_runs()
+    code = f"from fincompress import runs; runs.hold(runs.Path({str(directory)!r})); print('held', flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "held\n"
+        before = tree(tmp_path)
+        for settings in ({}, {"RANK": 8}):
+            with pytest.raises(UserError, match=r"lora/ is in use by another process: wait for it, or choose another"):
+                start(tmp_path, settings)
+        assert tree(tmp_path) == before
+    finally:
+        process.kill()
+        process.communicate()
+    assert start(tmp_path) == directory
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_a_kill_left_half_written_is_removed_at_the_next_start(tmp_path, finished):
+    directory = start(tmp_path)
+    (directory / ("done.json" if finished else "checkpoint.txt")).touch()
+    before = tree(tmp_path)
+    for name in (".x.json.1.partial", ".offload-ab.partial"):
+        (directory / name).touch()
+    (directory / ".merged-original.partial").mkdir()
+    start(tmp_path)
+    assert tree(tmp_path) == before and not list(directory.glob("*.partial"))
+
+
+def test_a_write_removes_what_processes_that_ended_left_beside_it_and_nothing_else(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, written = tmp_path / f".a.csv.{ended.pid}.partial", tmp_path / f".b.csv.{os.getpid()}.partial"
+    for path in (left, written, tmp_path / ".checkpoint.partial"):
+        path.touch()
+    runs.write_json(tmp_path / "c.json", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".checkpoint.partial", written.name, "c.json"])
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "file").touch()
+    for results, run in (
+        (tmp_path, "circle"),
+        (tmp_path, "file/x"),
+        (tmp_path, "file"),
+        ("/proc", "x"),
+        (tmp_path, "x/" * 3000 + "x"),
+    ):
+        with pytest.raises(UserError, match=r"/ cannot be made: .*; choose another RUN or RESULTS_DIR$"):
+            start(results, run=run)
+
+
+def test_a_run_that_failed_for_good_gives_way_to_a_corrected_one_and_to_no_other(tmp_path, capsys):
+    directory = start(tmp_path)
+    (directory / "checkpoint").mkdir()
+    (directory / "state.json").write_text("{}")
+    with pytest.raises(UserError, match="^the loss is nan at step 3: lower it$"):
+        runs.fail("the loss is nan at step 3: lower it")
+    release_runs()
+    assert start(tmp_path) == directory and (directory / "state.json").exists()  # the same again resumes
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        start(tmp_path, {"RANK": 8})
+    with pytest.raises(UserError):
+        runs.fail("again")
+    assert start(tmp_path, {"RANK": 8}) == directory
+    assert "lora: starts again in the folder of a run that failed" in capsys.readouterr().out
+    assert [path.name for path in directory.iterdir()] == ["settings.json"]
+    assert runs.read_json(directory / "settings.json")["settings"]["RANK"] == 8
 
 
 def test_an_unfinished_run_resumes_with_its_settings_written(tmp_path):

@@ -70,15 +70,16 @@ def test_scripts_can_be_executed(name):
     assert os.access(REPOSITORY / name, os.X_OK)
 
 
-def test_an_unknown_argument_is_refused(copy):
+@pytest.mark.parametrize("arguments", [["nonsense"], ["a\nb"], [""], ["--quick", ""], ["--quick", "--quick"]])
+def test_an_unknown_argument_and_a_second_one_are_refused(copy, arguments):
     before = sorted(copy.iterdir())
-    done = shell(copy, "./reproduce.sh", "nonsense")
+    done = shell(copy, "./reproduce.sh", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: ./reproduce.sh takes --quick or nothing, not nonsense\n"
+    assert done.stderr == "error: ./reproduce.sh takes --quick or nothing\n"
     assert sorted(copy.iterdir()) == before
 
 
-@pytest.mark.parametrize("python", ["/bin/false", "no-such-python"])
+@pytest.mark.parametrize("python", ["/bin/false", "/bin/true", "/bin/echo", "/bin/cat", "/", "no-such-python"])
 @pytest.mark.parametrize("script", ["./run_tests.sh", "./reproduce.sh"])
 def test_a_wrong_python_is_refused_in_one_line(copy, script, python):
     (copy / ".venv/bin").mkdir(parents=True)

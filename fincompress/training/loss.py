@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from fincompress import runs
+
 IGNORE = -100  # label of a position that carries no loss
 
 
@@ -104,7 +106,10 @@ def packed_scores(
 def score_targets(
     model, dataset: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``packed_scores`` of every example, each of shape (examples,), in the order of the dataset."""
+    """``packed_scores`` of every example, each of shape (examples,), in the order of the dataset.
+
+    Raises UserError where a score is not finite.
+    """
     training = model.training
     model.eval()
     nll, exact = torch.zeros(len(dataset)), torch.zeros(len(dataset), dtype=torch.bool)
@@ -117,6 +122,8 @@ def score_targets(
         scores = packed_scores(at_targets(logits, labels), labels)
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
     model.train(training)
+    if not torch.isfinite(nll).all():
+        runs.fail("the model computes no numbers on the calibration split: lower LEARNING_RATE, or raise WARMUP")
     return nll, exact
 
 

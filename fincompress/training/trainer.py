@@ -47,6 +47,14 @@ class TargetTrainer(Trainer):
         finally:
             self.model.set_attn_implementation(before)
 
+    def training_step(self, *arguments, **options):
+        """``Trainer.training_step``; raises UserError where the loss is not finite: every later step would be lost."""
+        loss = super().training_step(*arguments, **options)
+        if not torch.isfinite(loss):
+            step = self.state.global_step + 1
+            runs.fail(f"the loss is {loss.item()} at step {step}: lower LEARNING_RATE, or raise WARMUP")
+        return loss
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits, labels = target_logits(model, inputs)
         loss = target_loss(logits, labels, num_items_in_batch)

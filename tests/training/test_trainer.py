@@ -7,7 +7,9 @@ from training_rows import CPU, make_rows
 from transformers import Trainer, TrainingArguments
 
 from fincompress import models
+from fincompress.errors import UserError
 from fincompress.training import trainer
+from fincompress.training.loss import TargetCollator
 from fincompress.training.rows import TrainingRows
 
 
@@ -64,6 +66,26 @@ def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_is_taken(
     assert trainer.last_checkpoint(tmp_path).name == "checkpoint-100"
     assert not (tmp_path / "checkpoint-200").exists()
     assert trainer.last_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_training_with_its_step(tiny_base, tmp_path, monkeypatch, value):
+    model, loss, steps = models.load_base(tiny_base, "fp32", CPU, torch.float32), trainer.target_loss, []
+
+    def compute(*arguments):
+        steps.append(1)
+        return loss(*arguments) * (value if len(steps) == 3 else 1)
+
+    monkeypatch.setattr(trainer, "target_loss", compute)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=5, save_strategy="no",
+        per_device_train_batch_size=2, remove_unused_columns=False,
+    )  # fmt: skip
+    rows = TrainingRows(datasets.Dataset.from_list(make_rows(20)), None, None, 0)
+    training = trainer.TargetTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0))
+    with pytest.raises(UserError, match=f"^the loss is {value} at step 3: lower LEARNING_RATE"):
+        training.train()
+    assert len(steps) == 3
 
 
 def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards(tiny_base, tmp_path, monkeypatch):
