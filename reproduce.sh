@@ -11,11 +11,11 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-case "$*" in
-    "") quick=no ;;
-    --quick) quick=yes ;;
+case "$# ${1:-}" in
+    "0 ") quick=no ;;
+    "1 --quick") quick=yes ;;
     *)
-        echo "error: $0 takes --quick or nothing, not $*" >&2
+        echo "error: $0 takes --quick or nothing" >&2
         exit 2
         ;;
 esac

@@ -1,14 +1,17 @@
 # Sourced by a shell, reproduce.sh and run_tests.sh: .venv with everything in it, made once and again when a requirement
 # changes, and first in PATH. PYTHON chooses the interpreter (3.10 to 3.13).
 
-_version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null; }
+_version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null </dev/null; }
 
 _install() {
     local python=${PYTHON:-python3} stamp
-    if ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-        echo "error: $python is not Python 3.10 to 3.13; name one that is: PYTHON=python3.12 $0" >&2
-        return 2
-    fi
+    case "$(_version "$python")" in
+        "(3, 10)" | "(3, 11)" | "(3, 12)" | "(3, 13)") ;;
+        *)
+            printf 'error: %q is not Python 3.10 to 3.13; name one that is: PYTHON=python3.12 %s\n' "$python" "$0" >&2
+            return 2
+            ;;
+    esac
     if [ -n "${PYTHON:-}" ] && [ -e .venv ] && [ "$(_version .venv/bin/python)" != "$(_version "$PYTHON")" ]; then
         rm -rf .venv # made with another interpreter than the one asked for
     fi
