@@ -219,7 +219,7 @@ def start_run(
                 print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
                 return None
             return directory
-        if FAILED not in names:
+        if FAILED not in names or differing[0].startswith("script "):
             raise UserError(
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
                 "choose another RUN, or remove that folder"
