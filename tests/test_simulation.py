@@ -139,12 +139,13 @@ def test_work_is_counted_as_it_is_known():
     assert costs.seconds(1e9, 1e9, 1.0) == costs.calls
 
 
+@pytest.mark.real  # a quarter of a minute
 def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
     constants = ("--BASE_MODEL=shape:tiny", "--DEVICES=['cuda']", "--LARGEST=True", f"--EXAMPLES={10**9}")
     done = run_in_process("predict.py", *constants, f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found["memory"]) == 11 and all(0.5 <= row["cuda"] < 0.7 for row in found["memory"])
-    assert all(row["RTX 3080"] > row["A100"] for row in found["hours"])
+    assert all(row["RTX 3080"] >= row["A100"] > 0 for row in found["hours"])
     assert len(found["largest"]) == 9 and all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
     assert not list(tmp_path.iterdir())
