@@ -48,8 +48,10 @@ SPLITS = ("train", "calibration", "dev", "test")
 
 def main() -> None:
     check_choice("SPLIT", SPLIT, SPLITS)
-    if (ASK and (PREDICTIONS or not ASK.strip())) or (PAGE and not ASK):
-        raise UserError("ASK is a question to a model, with PAGE or without, and not beside PREDICTIONS")
+    if PAGE and not ASK:
+        raise UserError("PAGE is what a question is about: set ASK too")
+    if ASK and (PREDICTIONS or not ASK.strip()):
+        raise UserError("ASK is a question to a model: it is not empty, and not beside PREDICTIONS")
     if PREDICTIONS:
         check_choice("SPLIT", SPLIT, examples.SPLITS)  # calibration is carved out of train, and is no file
         score_file()

@@ -44,6 +44,7 @@ from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa  # 
 
 def main() -> None:
     check_choice("EVIDENCE", EVIDENCE, evidence.MODES)
+    runs.run_directory(RESULTS_DIR, RUN)  # refuses a name before a base model is converted
     models.quiet_libraries()
     found = examples.load_dataset(DATA_DIR, SEED)
     train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)

@@ -90,10 +90,10 @@ def weights_gb(config, precision: str) -> float:
     return (linear * BASE_BYTES[precision] + ends * 2) / 1e9
 
 
-def inference_gb(config, context: int, batch: int = 1) -> float:
+def inference_gb(config, context: int) -> float:
     """GB that decoding with a Llama-like model holds in 16 bits: weights, and a KV cache of ``context`` tokens."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = batch * context * config.num_hidden_layers * 2 * config.num_key_value_heads * head * 2
+    cache = context * config.num_hidden_layers * 2 * config.num_key_value_heads * head * 2
     return weights_gb(config, "bf16") + cache / 1e9
 
 

@@ -97,7 +97,7 @@ def test_a_model_answers_where_nothing_stands_in_for_it(asked):
 @pytest.mark.parametrize(
     ("arguments", "content", "says"),
     [
-        (("--PAGE=nothing.json",), None, "ASK is a question to a model"),
+        (("--PAGE=nothing.json",), None, "PAGE is what a question is about: set ASK too"),
         (("--ASK= ",), None, "ASK is a question to a model"),
         (("--ASK=a?", "--PREDICTIONS=file.json"), None, "ASK is a question to a model"),
         (("--ASK=a?", "--PAGE=nothing.json"), None, "nothing.json cannot be read"),

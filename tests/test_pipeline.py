@@ -355,3 +355,8 @@ def test_the_hub_token_stays_out_of_output_and_files(pipeline):
     assert done.returncode == 0 and "SecretSecret" not in done.stdout + done.stderr
     for path in (results / "token").rglob("*"):
         assert not path.is_file() or b"SecretSecret" not in path.read_bytes(), path
+
+
+def test_a_bad_name_is_refused_before_a_base_model_is_made(tmp_path):
+    done = run_in_process("preprocess_data.py", "--RUN=.x", "--BASE_MODEL=shape:tiny", f"--RESULTS_DIR={tmp_path}")
+    assert done.returncode == 2 and "is no run name" in done.stderr and not list(tmp_path.iterdir())

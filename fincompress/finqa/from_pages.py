@@ -40,9 +40,8 @@ FURTHER = (
 )  # fmt: skip
 
 _YEAR = re.compile(r"\b(?:(?:19[89]|20[0-4])\d|(?:\d\d?/){1,2}\d\d)\b(?!/)")
-_RATE = re.compile(
-    r"price|per ?share|average|\brate|percent|life"
-)  # heads figures of another unit than the next column
+# Heads figures of another unit than the next column's.
+_RATE = re.compile(r"price|per ?share|average|\brate|percent|life")
 _FIGURE = re.compile(r"-?(?:\d+\.?\d*|\.\d+)%?")
 _NAME = r"(?P<name>[a-z][a-z0-9 /&'()-]{3,90}?)"
 _SAYS = r" (?:was|were|totaled|totalled|aggregated|approximated|amounted to|of)(?: approximately| about)? "
