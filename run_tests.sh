@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source ./setup_env.sh
 ruff check .
-# Two at once, each file whole in one process: most of the time goes into starting scripts, which takes one core.
+# Two at once, each file whole in one process (tests/conftest.py): tests of small models use one core.
 exec python -m pytest --numprocesses 2 --dist loadfile "$@"

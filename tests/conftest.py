@@ -18,11 +18,24 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test at once sha
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def few_objects_to_collect():
     """What is imported is never garbage: without it a collection takes milliseconds, not half a second."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process for each file, and one for all files that look at the same runs of sapling_runs.py."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "sapling_runs" if "from sapling_runs import" in (REPOSITORY / file).read_text() else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -54,6 +54,7 @@ def test_what_decoding_of_llama_holds_is_what_is_known_of_it():
     assert memory.inference_gb(LLAMA, 4096) - memory.inference_gb(LLAMA, 0) == pytest.approx(2.147, abs=0.01)
 
 
+@pytest.mark.real
 def test_a_child_does_not_start_at_the_peak_of_its_parent():
     code = "from fincompress import memory; print(memory.peak_rss_gb())"
     heavy = (

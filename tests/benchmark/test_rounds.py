@@ -97,6 +97,7 @@ def test_a_base_model_that_fails_midway_leaves_the_others_their_rates(fake):
     assert len(entrants["a"].turns["decode 1"]) == 3 and len(entrants["a"].ratios["decode 1"]) == 1
 
 
+@pytest.mark.real
 def test_a_process_that_dies_says_so_and_a_sleeping_one_does_not_spin(monkeypatch):
     monkeypatch.setenv("GOMP_SPINCOUNT", "500")
     worker = rounds.WorkerProcess()

@@ -1,6 +1,7 @@
 """Which models are measured, and whether they fit."""
 
 import shutil
+from unittest import mock
 
 import pytest
 from finished_runs import make_finished_runs
@@ -49,6 +50,20 @@ def test_named_runs_must_be_finished_and_of_one_base_model(finished, names, says
 
 
 CARD = {"device": "cuda", "dtype": "bfloat16", "free_gb": 24.0}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def simulated_once():
+    """A second each time for seven billion parameters."""
+    found, decoding = {}, subjects.simulation.decoding
+
+    def once(config, *shape):
+        key = (config.to_json_string(), *shape)
+        found[key] = found.get(key) or decoding(config, *shape)
+        return found[key]
+
+    with mock.patch.object(subjects.simulation, "decoding", once):
+        yield
 
 
 def fit(chosen, room_gb, **card):

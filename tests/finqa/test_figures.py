@@ -48,6 +48,7 @@ def test_years_small_numbers_zeros_and_parts_of_words_stay(prompt):
     assert figures.redraw(prompt, "add(12, const_1)", random.Random(0)) == (prompt, "add(12, const_1)")
 
 
+@pytest.mark.real
 def test_redrawn_examples_of_real_finqa_execute_and_show_their_numbers(finqa_dir):
     from fincompress.finqa.examples import load_split
 

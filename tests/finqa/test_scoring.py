@@ -2,11 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_in_process
 
 from fincompress.errors import UserError
 from fincompress.finqa import program, scoring, synthetic
@@ -192,11 +191,8 @@ def evaluate(folder, predictions, *arguments, data="synthetic"):
     """Run evaluate.py on a file of predictions, its results in ``folder``/results."""
     path = folder / "guess.json"
     path.write_text(predictions if isinstance(predictions, str) else json.dumps(predictions))
-    return subprocess.run(
-        [sys.executable, REPOSITORY / "evaluate.py", f"--PREDICTIONS={path}", f"--DATA_DIR={data}",
-         f"--RESULTS_DIR={folder / 'results'}", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    places = (f"--PREDICTIONS={path}", f"--DATA_DIR={data}", f"--RESULTS_DIR={folder / 'results'}")
+    return run_in_process("evaluate.py", *places, *arguments)
 
 
 def test_question_without_a_prediction_counts_as_wrong(tmp_path):

@@ -97,6 +97,7 @@ def test_a_folder_that_holds_no_tatqa_is_one_line(tmp_path, content, says):
         tatqa.load(str(tmp_path))
 
 
+@pytest.mark.real
 def test_of_real_tatqa_nearly_all_is_usable_and_shows_its_numbers():
     folder = Path(os.environ.get("TATQA_DIR", Path(__file__).parents[3] / "shared" / "tatqa"))
     if not folder.is_dir():

@@ -4,7 +4,7 @@ import made_up_runs as made
 import matplotlib.image
 import pandas as pd
 import pytest
-from scripts import run_script
+from scripts import run_in_process, run_script
 
 import plot_pareto
 from fincompress.errors import UserError
@@ -145,6 +145,6 @@ def test_bad_input_is_refused_and_nothing_half_written(tmp_path, constants, said
 def test_a_broken_record_is_one_line_and_status_2(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     (tmp_path / "base" / "eval_dev.json").write_text("{")
-    done = run_script("plot_pareto.py", f"--RESULTS_DIR={tmp_path}")
+    done = run_in_process("plot_pareto.py", f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert "base/eval_dev.json is not readable as JSON" in done.stderr

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from sapling_runs import QLORA, SAPLING, TAUGHT, assert_same_run, done, read, settings_of
-from scripts import run_in_process, run_script
+from scripts import run_in_process
 
 import fincompress.sapling as method
 from fincompress import models, runs
@@ -57,9 +57,7 @@ def test_checkpoints_are_standard_and_evaluate(sapling):
 def test_depths_are_quantized_in_one_call(sapling):
     directory, environment, _ = sapling
     quantize = ("quantize_gptq.py", "--SOURCE_RUN=sapling", "--RUN=sapling_gptq")
-    process = run_script(*quantize, "--CALIBRATION_EXAMPLES=16", **environment)
-    assert process.returncode == 0, process.stderr
-    assert "128 does not divide every input width" in process.stdout
+    assert "128 does not divide every input width" in done(*quantize, "--CALIBRATION_EXAMPLES=16", **environment)
     for depth in (10, 8):
         folder = directory.parent / "sapling_gptq" / str(depth)
         metrics = read(folder / "quantize_metrics.json")
@@ -67,8 +65,6 @@ def test_depths_are_quantized_in_one_call(sapling):
         assert read(folder / "settings.json")["settings"]["SOURCE_RUN"] == f"sapling/{depth}"
         assert metrics["blocks_after_gb"] < 0.3 * metrics["blocks_before_gb"]
         assert read(folder / "config.json")["num_hidden_layers"] == depth // 2
-    process = run_script("evaluate.py", "--RUN=sapling_gptq/8", "--MAX_NEW_TOKENS=8", **environment)
-    assert process.returncode == 0, process.stderr
 
 
 def test_frozen_weights_are_bit_identical_after_training(sapling):
@@ -103,7 +99,8 @@ def test_recomputed_activations_train_the_same_model(sapling, six):
 )
 def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
     results, environment = six
-    done(*SAPLING, f"--RUN={name}", *more, **environment)
+    short = ("--FIRST_EPOCHS=0.25", "--CYCLE_EPOCHS=0.25", "--HEALING_EPOCHS=0.25")
+    done(*SAPLING, *short, *more, f"--RUN={name}", **environment)
     metrics = read(results / name / "train_metrics.json")
     assert metrics["share_of_bytes"] <= 0.52
     dropped = pd.read_csv(results / name / "trajectory.csv")["dropped"].tolist()
@@ -225,9 +222,9 @@ def test_adapters_start_from_phase_1_without_quantizing_what_it_learned(six, pha
 @pytest.mark.parametrize(("name", "more"), [("on_adapters", QLORA), ("on_weights", ("--START_FROM=six_qlora",))])
 def test_a_run_of_phase_1_is_shrunk(six, phase_1, name, more):
     results, environment = six
-    done(*SAPLING, "--TARGET_SIZE=0.8", "--LEARNING_RATE=1e-5", *more, f"--RUN={name}", **environment)
+    done(*SAPLING, "--TARGET_SIZE=0.9", "--LEARNING_RATE=1e-5", *more, f"--RUN={name}", **environment)
     metrics = read(results / name / "train_metrics.json")
-    assert metrics["share_of_bytes"] <= 0.8 and metrics["data"]["source"] == "synthetic"
+    assert metrics["share_of_bytes"] <= 0.9 and metrics["data"]["source"] == "synthetic"
     done("evaluate.py", f"--RUN={name}/{metrics['units_left']}", "--MAX_NEW_TOKENS=8", **environment)
 
 

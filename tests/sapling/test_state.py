@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sapling_runs import SAPLING, assert_same_run, done, read, settings_of
-from scripts import run_and_kill, run_in_process
+from scripts import run_in_process
 
 import fincompress.sapling as method
 from fincompress.sapling.recovery import RecoveryTrainer
@@ -32,10 +32,19 @@ def kill_within(stage, *command, **environment):
         run_in_process(*command, **environment)
 
 
-def test_a_killed_process_resumes_with_the_same_drops_and_ends_the_same(sapling, six):
+def test_a_killed_run_resumes_with_the_same_drops_and_ends_the_same(sapling, six):
     directory, environment, _ = sapling
     broken = six[0] / "broken"
-    run_and_kill("fincompress.sapling.run:Run", "save_state", 3, *SAPLING, "--RUN=broken", **environment)
+    save, saved = method.Run.save_state, []
+
+    def save_and_die(*arguments, **options):
+        save(*arguments, **options)
+        saved.append(1)
+        if len(saved) == 3:
+            raise Killed
+
+    with mock.patch.object(method.Run, "save_state", save_and_die), pytest.raises(Killed):
+        run_in_process(*SAPLING, "--RUN=broken", **environment)
     assert read(broken / "state.json")["trajectory"]
     assert not (broken / "train_metrics.json").exists()
     assert "going on with" in done(*SAPLING, "--RUN=broken", **environment)
@@ -67,12 +76,13 @@ def test_what_a_patch_made_of_frozen_weights_is_there_again_after_a_kill(six):
     assert all(torch.equal(again[name], p) for name, p in weights.items())
 
 
-@pytest.mark.parametrize("stage", ["trainer-0", "healing-10"])  # the first fades out what was dropped
-def test_a_run_killed_while_it_fades_or_heals_resumes_in_the_middle_of_it(taught, six, stage):
+def test_a_run_killed_while_it_fades_and_while_it_heals_resumes_in_the_middle_of_it(taught, six):
     directory, command = taught
-    broken = six[0] / f"{directory.name}_{stage}"
+    broken = six[0] / f"{directory.name}_broken"
     command = (*command, f"--RUN={broken.name}")
-    kill_within(stage, *command, **six[1])
+    for stage in ("trainer-0", "healing-10"):  # the first fades out what was dropped
+        kill_within(stage, *command, **six[1])
+        assert list((broken / stage).glob("checkpoint-*"))
     assert "of this stage" in done(*command, **six[1])
     assert_same_run(directory, broken)
 
