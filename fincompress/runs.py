@@ -7,7 +7,9 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +27,19 @@ LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
 HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
+NUMBER = (int, float)
+SCORE = {"accuracy": NUMBER, "interval": list, "correct": int}
+# Types of what is read of each kind of record, by file name; a dict: what is within.
+KEYS = {
+    "settings.json": {"script": str, "settings": dict},
+    "data_report.json": {"splits": dict},
+    "eval_*.json": {"run": str, "base_model": str, "split": str, "questions": int, "execution_accuracy": SCORE,
+                    "program_accuracy": SCORE, "invalid": SCORE, "data": {"source": str, "fingerprint": str}},
+    "quantize_metrics.json": {"source_run": str, "group_size": int, "size_before_gb": NUMBER, "size_after_gb": NUMBER,
+                              "blocks_before_gb": NUMBER, "blocks_after_gb": NUMBER},
+    "throughput_*.json": {"run": str},
+    "adapter_config.json": {"r": int},
+}  # fmt: skip
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
@@ -125,14 +140,61 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     write_text(path, pd.DataFrame(rows).to_csv(index=False))
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object from a file; raises UserError where it is missing or broken."""
+class Record(dict):
+    """A JSON object from a file that can be named where it lacks a key: a damaged record, or another program's."""
+
+    def __init__(self, path: Path, values: dict):
+        super().__init__(values)
+        self.path = path
+
+    def __or__(self, other: dict) -> Record:
+        return Record(self.path, {**self, **other})
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise UserError(f"{self.path} has no {key!r}: it is damaged or no record of this project; remove it")
+
+
+def read_json(path: Path) -> Record:
+    """Read a JSON object from a file, objects within it likewise.
+
+    Raises UserError where it is missing or broken or has not the types of KEYS, and later where a key is read that it
+    does not have.
+    """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record(path, values))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
+    if not isinstance(found, Record):
+        raise UserError(f"{path} holds no JSON object: it is damaged; remove it")
+    for pattern, keys in KEYS.items():
+        if path.match(pattern):
+            _check(found, keys)
+    return found
+
+
+def _check(record: Record, keys: dict) -> None:
+    for key, kind in keys.items():
+        value = record.get(key)
+        if value is None:  # not measured; of what has to be there its reader says so
+            continue
+        if not isinstance(value, dict if isinstance(kind, dict) else kind) or isinstance(value, bool):
+            raise UserError(f"{record.path} has {key} = {str(value)[:40]!r}: it is damaged; remove it")
+        if isinstance(kind, dict):
+            _check(value, kind)
+
+
+def readable(results_dir: str, pattern: str, read: Callable = read_json) -> list:
+    """What ``read`` gives of every run's record of that name; stderr names the damaged ones, which are left out."""
+    found = []
+    for path in records(results_dir, pattern):
+        try:
+            found.append(read(path))
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+    return found
 
 
 def run_directory(results_dir: str, run: str) -> Path:
@@ -190,7 +252,10 @@ def load_processed(
         )
     if not (directory / split).exists():
         raise UserError(f"data run {data_run!r} has no split {split!r}")
-    return datasets.load_from_disk(str(directory / split)), record
+    try:
+        return datasets.load_from_disk(str(directory / split)), record
+    except (OSError, ValueError, KeyError, TypeError) as error:  # of datasets, Arrow and JSON
+        raise UserError(f"{directory / split}/ is damaged ({error!r}): run preprocess_data.py again") from None
 
 
 def start_run(
@@ -282,7 +347,7 @@ def records(results_dir: str, pattern: str) -> list[Path]:
 
 def accuracy_table(results_dir: str) -> list[dict]:
     """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``."""
-    return [accuracy_row(read_json(path)) for path in records(results_dir, "eval_*.json")]
+    return readable(results_dir, "eval_*.json", lambda path: accuracy_row(read_json(path)))
 
 
 def accuracy_row(found: dict) -> dict:

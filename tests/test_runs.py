@@ -12,6 +12,7 @@ from scripts import release_runs
 
 from fincompress import runs
 from fincompress.errors import UserError
+from fincompress.report import tables
 
 SETTINGS = {"LEARNING_RATE": 1e-3, "RUN": "lora", "RESULTS_DIR": "results", "DATA_DIR": "data", "RANK": None}
 FACTS = {"base_model": "smollm2-135m", "data": {"source": "FinQA", "fingerprint": "f0"}}
@@ -371,6 +372,49 @@ def test_the_accuracy_table_has_a_row_for_every_evaluation(tmp_path):
          **execution, "program_accuracy": None, "program_accuracy_low": None,
          "program_accuracy_high": None, "invalid": 0.1},
     ]  # fmt: skip
+
+
+DAMAGED = [
+    ("", "is not readable as JSON"),
+    ("[" * 100_000, "is not readable as JSON"),
+    ("\x00\xff", "is not readable as JSON"),
+    ("[1]", "holds no JSON object"),
+    ("{}", "has no 'data'"),
+    (json.dumps(evaluation("b", "dev", True, questions="ten")), "has questions = 'ten'"),
+    (json.dumps(evaluation("b", "dev", True, data={"source": "FinQA"})), "has no 'fingerprint'"),
+    (json.dumps(evaluation("b", "dev", True, execution_accuracy={"accuracy": True})), "has accuracy = 'True'"),
+]
+
+
+@pytest.mark.parametrize(("text", "says"), DAMAGED)
+def test_a_damaged_record_of_another_run_is_named_and_left_out(tmp_path, capsys, text, says):
+    runs.write_json(tmp_path / "a" / "eval_dev.json", evaluation("a", "dev", True))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "eval_dev.json").write_bytes(text.encode("latin-1"))
+    assert [row["run"] for row in runs.accuracy_table(str(tmp_path))] == ["a"]
+    said = capsys.readouterr().err
+    assert says in said and "b/eval_dev.json" in said and said.count("\n") == 1
+    tables.write_quantization_report(str(tmp_path))  # there is no quantized run, and nothing stops
+
+
+def test_what_a_record_lacks_is_said_where_it_is_read(tmp_path):
+    runs.write_json(tmp_path / "data_report.json", {"splits": {"dev": {}}})
+    found = runs.read_json(tmp_path / "data_report.json") | {"more": 1}
+    for read in (lambda: found["calibration_ids"], lambda: found["splits"]["dev"]["prompt_tokens"]):
+        with pytest.raises(UserError, match=r"data_report\.json has no '\w+': it is damaged"):
+            read()
+    assert found.get("calibration_ids") is None and found["more"] == 1
+
+
+def test_a_damaged_split_is_one_line(tmp_path):
+    runs.write_json(tmp_path / "data" / "data_report.json", {"splits": {}})
+    runs.write_json(tmp_path / "data" / "settings.json", {"script": "preprocess_data.py", "settings": {}})
+    (tmp_path / "data" / "dev").mkdir()
+    for text in ("{", "{}", '{"_data_files": [{"filename": "data.arrow"}]}'):
+        (tmp_path / "data" / "dev" / "state.json").write_text(text)
+        (tmp_path / "data" / "dev" / "dataset_info.json").write_text(text)
+        with pytest.raises(UserError, match=r"data/dev/ is damaged .*: run preprocess_data\.py again"):
+            runs.load_processed(str(tmp_path), "data", "dev")
 
 
 def test_data_is_prepared_alike_where_a_new_constant_is_off_and_not_where_train_was_added_to():

@@ -114,7 +114,6 @@ def table(results_dir: str) -> list[dict]:
     """
     import pandas as pd
 
-    records = [runs.read_json(path) for path in runs.records(results_dir, "throughput_*.json")]
-    rows = pd.json_normalize(records, sep="_")
+    rows = pd.json_normalize(runs.readable(results_dir, "throughput_*.json"), sep="_")
     rows.columns = rows.columns.str.replace(" ", "_")
     return rows.loc[:, ~rows.columns.str.contains("_rounds$|^versions_|^settings_")].to_dict("records")

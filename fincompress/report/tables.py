@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -148,8 +149,13 @@ def quantization_report(results_dir: str) -> list[dict]:
 
 
 def write_quantization_report(results_dir: str) -> None:
-    """Rebuild ``quantization_report.csv``, if there is a quantized run."""
-    if report := quantization_report(results_dir):
+    """Rebuild ``quantization_report.csv``, if there is a quantized run; a damaged record leaves it as it is."""
+    try:
+        report = quantization_report(results_dir)
+    except UserError as error:
+        print(f"quantization_report.csv is left as it is: {error}", file=sys.stderr)
+        return
+    if report:
         runs.write_csv(Path(results_dir) / "quantization_report.csv", report)
 
 
