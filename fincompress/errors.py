@@ -33,19 +33,45 @@ def run_script(main, resumes: bool = False) -> None:
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # of stdout, as `| head` closes it; Python flushes it once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        again = "resumes from the last checkpoint" if resumes else "starts again"
-        print(f"error: stopped by the keyboard; the same command {again}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception as error:
-        line = _one_line(error)
-        if line is None:
+    except BaseException as error:
+        status = report(error, "resumes from the last checkpoint" if resumes else "starts again")
+        if status is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(status) from None
+
+
+def watch_start() -> None:
+    """Until ``run_script`` takes over, while libraries are imported for seconds: the same lines, the same status."""
+
+    def leave(kind, error, trace):
+        status = report(error, "starts again")
+        if status is None:
+            sys.__excepthook__(kind, error, trace)
+        else:
+            os._exit(status)
+
+    sys.excepthook = leave
+
+
+def report(error: BaseException, again: str) -> int | None:
+    """Say on stderr, on a line of its own, what a person can mend; returns the exit status, None for a bug."""
+    if isinstance(error, BrokenPipeError):  # of stdout, as `| head` closes it
+        status, line = 1, ""
+    elif isinstance(error, KeyboardInterrupt):
+        status, line = 130, f"error: stopped by the keyboard; the same command {again}\n"
+    elif isinstance(error, Exception) and (mendable := _one_line(error)):
+        status, line = 2, f"error: {mendable}\n"
+    else:
+        return None
+    if "tqdm" in sys.modules:  # a progress bar leaves the cursor in its line until it is closed
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
+    sys.stderr.write(line)
+    try:
+        sys.stdout.flush()
+    except OSError:  # closed or full: Python would flush it once more, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
 
 
 def _one_line(error: Exception) -> str | None:

@@ -20,7 +20,7 @@ from types import UnionType
 
 from dotenv import dotenv_values
 
-from fincompress.errors import UserError
+from fincompress.errors import UserError, watch_start
 
 ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
@@ -68,6 +68,7 @@ def configure(namespace: dict) -> dict[str, object]:
     quiet_imports()  # also where the processes that a script starts import it
     types = constant_types(namespace)
     if namespace["__name__"] == "__main__":
+        watch_start()
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(namespace, list(types)))
             raise SystemExit(0)
@@ -110,7 +111,10 @@ def load_environment() -> dict[str, str]:
 
     The token goes into the process environment alone: it is no constant, so it is in no settings file and no log.
     """
-    dotenv = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value}
+    try:
+        dotenv = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value}
+    except ValueError:
+        raise UserError(f"{ROOT / '.env'} is no text in UTF-8: write it as .env.example is written") from None
     for name in sorted(dotenv.keys() - {*ENVIRONMENT, *TOKENS}):
         print(f".env: {name} is not read; only {', '.join(ENVIRONMENT)} and HF_TOKEN are")
     tokens = [source[name] for source in (os.environ, dotenv) for name in TOKENS if source.get(name)]

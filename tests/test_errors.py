@@ -104,6 +104,44 @@ def test_a_bug_keeps_its_traceback_and_its_status():
     assert "Traceback" in done.stderr and done.stderr.endswith("ZeroDivisionError: division by zero\n")
 
 
+def run_python(code, **options):
+    return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, **options)
+
+
+@needs_full
+@pytest.mark.parametrize("lines", [1, 1000])
+def test_a_full_stdout_is_one_line(lines):
+    code = "from fincompress.errors import run_script; "
+    code += f"run_script(lambda: [print('x' * 1000) for _ in range({lines})])"
+    with open("/dev/full", "w") as full:
+        done = run_python(code, stdout=full)
+    assert done.returncode == 2 and done.stderr.startswith("error: no space left") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said"),
+    [
+        ("KeyboardInterrupt", 130, "error: stopped by the keyboard; the same command starts again\n"),
+        ("BrokenPipeError", 1, ""),
+        ("UserError('mend it')", 2, "error: mend it\n"),
+    ],
+)
+def test_what_ends_a_script_while_it_imports_is_one_line(raised, status, said):
+    done = run_python(f"from fincompress.errors import UserError, watch_start; watch_start(); raise {raised}")
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_bug_while_a_script_imports_keeps_its_traceback():
+    done = run_python("from fincompress.errors import watch_start; watch_start(); 1 / 0")
+    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_an_error_stands_on_a_line_of_its_own_after_a_progress_bar():
+    code = "from fincompress.errors import UserError, run_script\nfrom tqdm import tqdm\ndef main():\n"
+    code += "    for _ in tqdm(range(9), mininterval=0):\n        raise UserError('mend it')\nrun_script(main)"
+    assert run_python(code).stderr.splitlines()[-1] == "error: mend it"
+
+
 @pytest.mark.parametrize("lines", [1, 1000])  # less than a pipe and Python's buffer hold, and more
 def test_a_closed_pipe_is_not_reported(lines):
     """As `python evaluate.py | head` closes it."""

@@ -452,6 +452,16 @@ def test_the_hub_token_is_known_under_both_names(run, script, environment, doten
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00B", "BASE_MODEL=x".encode("utf-16")])
+def test_an_environment_file_that_is_no_text_is_one_line(run, script, capsys, content):
+    (script.parent / ".env").write_bytes(content)
+    with pytest.raises(SystemExit) as left:
+        run()
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert ".env is no text in UTF-8: write it as .env.example" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("place", ["environment", ".env"])
 def test_the_hub_token_is_never_shown_and_is_no_constant(run, script, capsys, place, arguments):
     if place == "environment":
