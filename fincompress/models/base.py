@@ -13,7 +13,6 @@ import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
 from huggingface_hub.serialization import _torch
-from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
@@ -191,6 +190,8 @@ def load_tokenizer(path: str):
     """
     with explain_loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path)
+    if (Path(path) / "config.json").exists() and len(tokenizer) > (room := read_config(path).vocab_size):
+        raise UserError(f"{path}: its tokenizer has {len(tokenizer)} tokens, its model {room}: it is another model's")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         candidates = (tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>")
         known = [t for t in candidates if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
@@ -203,14 +204,20 @@ def load_tokenizer(path: str):
 
 @contextlib.contextmanager
 def explain_loading(path: str):
-    """Turn the many ways a model can fail to load into one line that says what to do."""
+    """Turn the many ways a model can fail to load into one line that says what to do; refuse weights in a pickle."""
+    folder = Path(path)
+    pickles = [file for end in ("bin", "pt", "pth", "pkl") for file in folder.glob(f"*.{end}")]
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise UserError(f"{pickles[0]} is a pickle, which can run code as it is loaded: convert it to safetensors")
     try:
         yield
-    except (OSError, ValueError, SafetensorError) as error:  # the Hub's own errors are such, or their cause
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a config, a tokenizer or weights of any content
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GatedRepoError):
             cause = cause.__cause__ or cause.__context__
-        said = str(error).strip().partition("\n")[0]
+        said = " ".join(str(error).split())[:200] or repr(error)
         if cause is not None:
             text = f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
         elif Path(path).exists():

@@ -28,6 +28,7 @@ def load_base(
     packed = device.type == "cuda" if packed is None else packed
     method = quantization.method_of(path)
     options = {"device_map": {"": device}, "dtype": dtype, "output_loading_info": True} | options
+    options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # told below, in one line
     if precision == "nf4":  # given as None, it would hide that a checkpoint is quantized itself
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
@@ -40,9 +41,12 @@ def load_base(
         else:
             model, info = AutoModelForCausalLM.from_pretrained(path, **options)
     # A checkpoint whose config promises more than it holds loads all the same, with random weights in the gaps.
-    missing = sorted(info["missing_keys"])
-    if missing or info["mismatched_keys"]:
-        raise UserError(f"{path} is not a whole checkpoint: {len(missing)} weights missing, such as {missing[:3]}")
+    for kind in ("missing", "mismatched", "unexpected"):
+        names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"])
+        names = [name for name in names if kind != "unexpected" or (".layers." in name and "rotary" not in name)]
+        if names:
+            said = f"by its config.json {len(names)} weights are {kind}, such as {names[0]}"
+            raise UserError(f"{path} is not a whole checkpoint: {said}")
     if method:
         return model if packed else method.dequantize(model, dtype)
     if "quantization_config" in options and not packed:

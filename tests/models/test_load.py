@@ -1,32 +1,118 @@
 """Loading: whole checkpoints or one line that says what is wrong; NF4 and int8 that train; offload."""
 
 import json
+import shutil
 
 import bitsandbytes as bnb
 import pytest
 import torch
+from safetensors.torch import load_file
 from training_rows import CPU, PAD, add_lora, bf16_loss, make_rows
 from transformers import AutoModelForCausalLM
 
-from fincompress import models
+from fincompress import models, runs
 from fincompress.errors import UserError
 from fincompress.training.loss import TargetCollator
 
 
-def test_a_checkpoint_with_weights_missing_is_refused(tiny_base, tmp_path):
-    model = models.load_base(tiny_base, "fp32", CPU, torch.float32)
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(UserError, match="not a whole checkpoint"):
-        models.load_base(str(tmp_path), "fp32", CPU, torch.float32)
+def edit(file, **values):
+    """Set entries of a folder's JSON file; None removes one."""
+
+    def damage(folder):
+        found = json.loads((folder / file).read_text()) | values
+        (folder / file).write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+
+    return damage
 
 
-def test_a_damaged_checkpoint_is_one_line(tiny_base, tmp_path):
-    models.load_base(tiny_base, "fp32", CPU, torch.float32).save_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
-    with pytest.raises(UserError, match="checkpoint"):
-        models.load_base(str(tmp_path), "fp32", CPU, torch.float32)
+def write(file, text):
+    return lambda folder: (folder / file).write_text(text)
+
+
+def pickle_weights(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (pickle_weights, r"pytorch_model.bin is a pickle, .*: convert it to safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+        (write("model.safetensors", "hello"), "damaged or cannot be read"),
+        (edit("config.json", vocab_size=100), "2 weights are mismatched, such as lm_head.weight"),
+        (edit("config.json", vocab_size=5000), "2 weights are mismatched, such as lm_head.weight"),
+        (edit("config.json", hidden_size=32), "weights are mismatched"),
+        (edit("config.json", num_attention_heads=3), "not a multiple of the number of attention heads"),
+        (edit("config.json", num_hidden_layers=3), "9 weights are missing, such as model.layers.2"),
+        (edit("config.json", num_hidden_layers=1), "9 weights are unexpected, such as model.layers.1"),
+        (edit("config.json", num_hidden_layers="two"), "expected int, got str"),
+        (edit("config.json", model_type=None, architectures=None), "Unrecognized model"),
+        (edit("config.json", model_type=["llama"]), "damaged or cannot be read"),
+        (edit("config.json", model_type="custom", auto_map={"AutoModelForCausalLM": "x.Y"}), "model type `custom`"),
+        (write("config.json", "[1]"), "config.json holds no JSON object"),
+        (write("config.json", ""), "config.json is not readable as JSON"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_one_line(tiny_base, tmp_path, damage, says):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=says) as raised:
+        models.load_base(str(folder), "bf16", CPU, torch.bfloat16)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def remove_tokenizer(folder):
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage", [remove_tokenizer, write("tokenizer.json", "{}"), write("tokenizer_config.json", "[]")]
+)
+def test_a_tokenizer_that_is_missing_or_damaged_is_one_line(tiny_base, tmp_path, damage):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    damage(folder)
+    with pytest.raises(UserError, match="damaged or cannot be read") as raised:
+        models.load_tokenizer(str(folder))
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_with_more_tokens_than_its_model_is_refused(tiny_base, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(tiny_base, folder)
+    edit("config.json", vocab_size=100)(folder)
+    with pytest.raises(UserError, match="tokenizer has 2048 tokens, its model 100: it is another model's"):
+        models.load_tokenizer(str(folder))
+
+
+def pickle_adapter(folder):
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (pickle_adapter, "adapter_model.bin is a pickle"),
+        (edit("adapter_config.json", r=16), "size mismatch"),
+        (edit("adapter_config.json", peft_type=None), "damaged or cannot be read"),
+        (edit("adapter_config.json", peft_type="NONE"), "damaged or cannot be read"),
+        (write("adapter_config.json", "{"), "damaged or cannot be read"),
+        (write("adapter_model.safetensors", "hello"), "damaged or cannot be read"),
+    ],
+)
+def test_an_adapter_that_is_damaged_is_one_line(tiny_base, tmp_path, damage, says):
+    record = {"script": "train_qlora_4bit.py", "settings": {}, "base_model": tiny_base, "base_precision": "bf16"}
+    runs.write_json(tmp_path / "settings.json", record)
+    add_lora(models.load_base(tiny_base, "bf16", CPU, torch.bfloat16)).save_pretrained(tmp_path / "adapter")
+    models.load_tokenizer(tiny_base).save_pretrained(tmp_path / "adapter")
+    damage(tmp_path / "adapter")
+    with pytest.raises(UserError, match=says) as raised:
+        models.load_run(tmp_path, str(tmp_path), CPU, torch.bfloat16)
+    assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.fixture
