@@ -183,7 +183,8 @@ def answer(run: str) -> None:
     else:
         path = str(runs.finished_run(RESULTS_DIR, run))
         split, data = load_split(run, runs.read_json(Path(path) / "settings.json"))
-    page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(split, data)
+    question = examples.cut_question("ASK", ASK)
+    page = examples.read_page(Path(PAGE), question) if PAGE else first_page(split, data, question)
     options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device)[0], **options)
     prompt, _ = prompts.prompt_for(page, data["settings"], tokenizer)
@@ -202,7 +203,7 @@ def answer(run: str) -> None:
     print(f"answer   {'none' if invalid else executed.result}")
 
 
-def first_page(split, data: dict) -> examples.Example:
+def first_page(split, data: dict, question: str) -> examples.Example:
     """The page of the first question of SPLIT, from DATA_DIR; a data run keeps no pages, only what its prompts show."""
     directory = examples.SYNTHETIC if data["data"]["source"] == examples.SYNTHETIC else DATA_DIR
     # calibration is carved out of train
@@ -214,7 +215,7 @@ def first_page(split, data: dict) -> examples.Example:
         raise UserError(
             f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"
         )
-    return dataclasses.replace(page, question=ASK, gold_inds={})  # what answers this question is not known
+    return dataclasses.replace(page, question=question, gold_inds={})  # what answers this question is not known
 
 
 def check_context(base_model: str, dataset) -> None:

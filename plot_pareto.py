@@ -100,7 +100,11 @@ def new_readme(judged: list) -> str | None:
     parts += [table, f"{section.title}. {tables.LEGEND}"]
     parts.append("\n".join(f"- {line}" for line in verdict.answers(pairs)))
     content = "\n\n".join(part.strip() for part in parts)
-    return tables.replace_between_markers(Path(README).read_text(encoding="utf-8"), content, README)
+    try:
+        before = Path(README).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"README = {README!r} cannot be read as text in UTF-8: {error}") from None
+    return tables.replace_between_markers(before, content, README)
 
 
 if __name__ == "__main__":

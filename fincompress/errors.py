@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 
@@ -41,7 +42,12 @@ def run_script(main, resumes: bool = False) -> None:
 
 
 def watch_start() -> None:
-    """Until ``run_script`` takes over, while libraries are imported for seconds: the same lines, the same status."""
+    """Until ``run_script`` takes over, while libraries are imported for seconds: the same lines, the same status.
+
+    From here on stdout escapes what a terminal's encoding does not have.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
     def leave(kind, error, trace):
         status = report(error, "starts again")

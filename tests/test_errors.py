@@ -131,6 +131,12 @@ def test_what_ends_a_script_while_it_imports_is_one_line(raised, status, said):
     assert (done.returncode, done.stderr) == (status, said)
 
 
+def test_what_a_terminal_cannot_show_is_escaped():
+    code = "from fincompress.errors import watch_start; watch_start(); print('\\u2190 \\ud800')"
+    done = run_python(code, stdout=subprocess.PIPE, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stdout) == (0, "\\u2190 \\ud800\n")
+
+
 def test_a_bug_while_a_script_imports_keeps_its_traceback():
     done = run_python("from fincompress.errors import watch_start; watch_start(); 1 / 0")
     assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")

@@ -21,6 +21,7 @@ SPLITS = ("train", "dev", "test")
 SOURCE = "https://raw.githubusercontent.com/czyssrs/FinQA/main/dataset"
 RELEASE = {"train": 6251, "dev": 883, "test": 1147}
 DEFAULT_DIR = "data"  # made when something is downloaded into it; any other folder must exist, to catch a typing error
+LONGEST_QUESTION = 1000  # characters; the longest of FinQA has 400
 SYNTHETIC = "synthetic"  # DATA_DIR=synthetic asks for the generated set outright
 
 
@@ -110,10 +111,26 @@ def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
     return parse_records(path.read_bytes(), path) if path.exists() else None
 
 
+def read_whole_text(content: bytes) -> object:
+    """JSON whose texts can be written again: half a surrogate pair becomes a question mark."""
+    text = content.decode(json.detect_encoding(content))
+    found = json.loads(text)
+    if "\\ud" in text.lower():
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
+    return found
+
+
+def cut_question(name: str, question: str) -> str:
+    """A question of at most LONGEST_QUESTION characters, with a note where it was longer: a prompt never cuts it."""
+    if len(question) > LONGEST_QUESTION:
+        print(f"note: the question {name} of {len(question)} characters is cut to {LONGEST_QUESTION}")
+    return question[:LONGEST_QUESTION]
+
+
 def parse_records(content: bytes, path: Path) -> list[dict]:
     """The raw records of one FinQA file; raises UserError where it is not FinQA."""
     try:
-        records = json.loads(content)
+        records = read_whole_text(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); expected FinQA's official {path.name}") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
@@ -170,7 +187,7 @@ def parse_example(record: dict) -> Example:
         pre_text=record["pre_text"],
         post_text=record["post_text"],
         table=table,
-        question=qa["question"],
+        question=cut_question(record["id"], qa["question"]),
         program=qa["program"],
         exe_ans=float(answer) if is_number else answer,
         gold_inds=gold_inds,
@@ -193,12 +210,12 @@ def read_page(path: Path, question: str) -> Example:
     A field that JSON lacks is empty. Raises UserError with the reason where the file is no page.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
         if path.suffix.lower() == ".csv":
+            text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
             rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), strict=True)]
             page = {"table": [row for row in rows if any(row)]}
         else:
-            page = json.loads(text)
+            page = read_whole_text(path.read_bytes())
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"PAGE = {path} cannot be read as a page in JSON or a table in .csv: {error}") from None
     fields = ("pre_text", "post_text", "table")

@@ -383,3 +383,18 @@ def test_refusal_by_the_server_is_said(tmp_path, server):
 def test_missing_network_is_no_error_and_leaves_no_folder(tmp_path, no_network):
     examples.download("dev", tmp_path / "data" / "dev.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_question_of_200_000_characters_is_cut_with_a_note(tmp_path, capsys):
+    good, long = record(number=1), record(number=2, question="x" * 200_000)
+    found, skipped = examples.validate_split("dev", [good, long])
+    assert [len(example.question) for example in found] == [len(good["qa"]["question"]), 1000] and not skipped
+    assert "page_1.pdf-2 of 200000 characters is cut to 1000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text_that_is_half_a_character_can_be_written_again(tmp_path, encoding):
+    broken = record(question="by how much did revenue \\ud83d\\ude00 \\ud800 grow?")
+    content = json.dumps([broken]).replace("\\\\u", "\\u").encode(encoding)
+    (found,) = examples.parse_records(content, Path("dev.json"))
+    assert found["qa"]["question"].encode() == "by how much did revenue \U0001f600 ? grow?".encode()
