@@ -55,7 +55,7 @@ def quantize_run(source: str, run: str) -> None:
     folder = models.dense_checkpoint(source, RESULTS_DIR)
     record = runs.read_json(folder / "settings.json")
     with models.explain_loading(str(folder)):
-        memory.checkpoint_bytes(folder)  # reads what a torn file lacks
+        size = sum(memory.checkpoint_bytes(folder).values())  # reads what a torn file lacks
     recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE)
     recipe = quantization.METHODS[METHOD].fit(recipe, models.read_config(str(folder)))
     texts = calibration_texts(record, source)
@@ -70,6 +70,8 @@ def quantize_run(source: str, run: str) -> None:
     }
     settings = SETTINGS | {"SOURCE_RUN": source, "DATA_RUN": record["settings"]["DATA_RUN"]}
     done = "quantize_metrics.json"
+    if not (runs.run_directory(RESULTS_DIR, run) / done).exists():
+        runs.check_room(runs.run_directory(RESULTS_DIR, run), 1.5 * size / 1e9)  # gptqmodel puts blocks on the disk
     directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, facts, done=done)
     if directory is None:
         return

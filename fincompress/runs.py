@@ -90,6 +90,17 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path}/ cannot be made: {error.strerror}; choose another RUN or RESULTS_DIR") from None
 
 
+def check_room(directory: Path, gb: float) -> None:
+    """Raise UserError where the disk of a run's folder has not ``gb`` GB free."""
+    there = next(path for path in (directory, *directory.resolve().parents) if path.exists())
+    free = shutil.disk_usage(there).free / 1e9
+    if free < gb:
+        raise UserError(
+            f"{directory}/ takes {gb:.2f} GB, and its disk has {free:.2f} GB free: free some, or choose another "
+            "RESULTS_DIR"
+        )
+
+
 def hold(directory: Path) -> None:
     """Lock a run's folder until this process ends, also by a kill, and remove what a kill left half-written in it.
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from scripts import run_in_process, run_script
 
-from fincompress import training
+from fincompress import runs, training
 from fincompress.finqa import examples
 from fincompress.training import lora
 
@@ -192,6 +192,14 @@ def test_after_a_loss_that_is_no_number_the_corrected_command_works_under_the_sa
     assert corrected.returncode == 0, corrected.stderr
     assert "starts again in the folder of a run that failed" in corrected.stdout
     assert not (results / run / "failed.txt").exists() and (results / run / "train_metrics.json").exists()
+
+
+def test_a_disk_that_is_too_small_for_the_merged_model_is_said_before_anything_is_trained(pipeline, monkeypatch):
+    results, environment = pipeline
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: mock.Mock(free=100_000))
+    done = run_in_process(*TRAIN, "--RUN=no_room", **environment)
+    assert done.returncode == 2 and "GB free: free some" in done.stderr and done.stderr.count("\n") == 1
+    assert not (results / "no_room").exists()
 
 
 def test_a_whole_page_is_shown_whatever_the_budget_for_retrieved_lines(pipeline):

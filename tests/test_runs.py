@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from scripts import release_runs
@@ -428,3 +429,12 @@ def test_data_is_prepared_alike_where_a_new_constant_is_off_and_not_where_train_
         old | {"extra": extra | {"fingerprint": "b"}},
     ]
     assert len({runs.prepared(one) for one in (old, *others)}) == 5
+
+
+def test_a_disk_that_is_too_small_is_said_with_the_bytes_that_are_needed(tmp_path, monkeypatch):
+    directory = tmp_path / "not" / "there"
+    runs.check_room(directory, 1e-6)
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: mock.Mock(free=13_400_000_000))
+    with pytest.raises(UserError, match=r"takes 13\.50 GB, and its disk has 13\.40 GB free: free some"):
+        runs.check_room(directory, 13.5)
+    assert not directory.parent.exists()

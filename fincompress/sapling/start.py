@@ -8,11 +8,12 @@ import shutil
 import torch
 from transformers import set_seed
 
-from fincompress import models, runs, simulation, training
+from fincompress import memory, models, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.run import Run
+from fincompress.sapling.state import STATE
 from fincompress.sapling.stop import check_targets
 from fincompress.sapling.student import Student
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, needs_teacher
@@ -58,6 +59,8 @@ def open_run(settings: dict, script: str) -> Run | None:
         tokenizer = models.load_tokenizer(source)
         student = Student(s, source, facts["base_precision"], device, dtype)
         check_targets(student)
+        if not (directory / STATE).exists():
+            runs.check_room(directory, room_gb(student))
         predicted_gb = predict(student, train_set)
         training.print_prediction(predicted_gb, device)
         return Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
@@ -65,6 +68,13 @@ def open_run(settings: dict, script: str) -> Run | None:
         if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
             shutil.rmtree(directory)
         raise
+
+
+def room_gb(student: Student) -> float:
+    """GB of disk that a run takes: the depths that it saves, and a state of weights and moments in float32."""
+    s, weights = student.settings, memory.weights_gb(student.config, "bf16")
+    trained = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]) if s["UPDATE"] == "full" else 0
+    return weights * (len(s["HEAL_AT"]) + 1 + 2 * 3 * trained)
 
 
 def predict(student: Student, train_set) -> float:

@@ -64,6 +64,8 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     if s["START_FROM"]:
         facts["source"] = check_start(s, base_precision, data_record, facts)
     directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
+    if not (directory / "merged").exists():
+        runs.check_room(directory, room_gb(models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s))
     started = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     models.quiet_libraries()
     if started is None:
@@ -84,6 +86,13 @@ def train(settings: dict, base_precision: str, script: str) -> None:
         f"{metrics['tokens_per_second']:.0f} tokens/s, loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, "
         "merged, train_metrics.json, loss_curve.csv and .png"
     )
+
+
+def room_gb(config, s: dict) -> float:
+    """GB of disk that a run takes: merged weights, of which MERGE_INTO may make two, and two checkpoints."""
+    merged = memory.weights_gb(config, "bf16") * (2 if s["MERGE_INTO"] == BETTER else 1)
+    adapter = s["LORA_RANK"] * config.num_hidden_layers * 2 * (4 * config.hidden_size + 3 * config.intermediate_size)
+    return merged + 2 * adapter * 12 / 1e9  # a weight and two moments in float32
 
 
 def check_start(s: dict, base_precision: str, data_record: dict, facts: dict) -> str:

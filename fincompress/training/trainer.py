@@ -176,6 +176,22 @@ def check_settings(s: dict) -> None:
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError("SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart loses part of the loss curve")
     check_report_to(s["REPORT_TO"])
+    check_optimizer(s["OPTIMIZER"])
+
+
+def check_optimizer(name: str | None) -> None:
+    """Raise UserError where an optimizer's package is missing or it does not work on this device."""
+    if name is None:
+        return
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    try:
+        make, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=name, use_cpu=device == "cpu"))
+        make([parameter], **options).step()
+    except Exception as error:  # of any package
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(f"OPTIMIZER = {name!r} does not work here: {why}; choose another, or None") from None
 
 
 def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:

@@ -95,3 +95,17 @@ def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer.TargetTrainer(model=model, args=arguments).train()
     assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("name", ["galore_adamw", "lomo", "adamw_apex_fused"])
+def test_an_optimizer_whose_package_is_missing_is_refused_before_anything_is_trained(name):
+    with pytest.raises(
+        UserError, match=f"OPTIMIZER = '{name}' does not work here: .*; choose another, or None"
+    ) as said:
+        trainer.check_optimizer(name)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("name", [None, "adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])
+def test_an_optimizer_that_is_here_is_taken(name):
+    trainer.check_optimizer(name)
