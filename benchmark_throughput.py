@@ -20,6 +20,7 @@ RESULTS_DIR: str = "results"  # every run has a folder in here
 ROUNDS: int = 5  # rounds, each of which measures every model once; fewer decide nothing, more narrow the spread
 NEW_TOKENS: int = 16  # tokens decoded in a round, at each batch size
 BATCH_SIZES: list[int] = [4]  # sequences decoded at once, beside batch 1
+MAX_MINUTES: float = 60.0  # at most; it then ends with the rounds that it has
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = (
     10.0  # a model that needs more is not measured, also on a larger card; None: no such limit
@@ -55,11 +56,13 @@ def main() -> None:
     print_card(card, base, lengths, data, room_gb)
     longest = max(lengths.values())
     fitting, too_large = subjects.which_fit(chosen, RESULTS_DIR, longest, NEW_TOKENS, card, room_gb)
-    plan = rounds.Plan(lengths, BATCH_SIZES, ROUNDS, NEW_TOKENS, RESULTS_DIR, room_gb)
-    entrants, failed = rounds.measure_all(fitting, plan)
+    plan = rounds.Plan(lengths, BATCH_SIZES, ROUNDS, NEW_TOKENS, RESULTS_DIR, room_gb, 60 * MAX_MINUTES)
+    entrants, failed, load = rounds.measure_all(fitting, plan)
+    if load > record.MAX_LOAD:
+        print(f"other jobs took {load:.0%} of the cores: the records keep these speeds, and nothing is decided by them")
     not_measured = too_large | failed
     common = {
-        "call": provenance.fingerprint(time.time_ns()), "data": data, "data_run": base.data_run,
+        "load": round(load, 3), "call": provenance.fingerprint(time.time_ns()), "data": data, "data_run": base.data_run,
         "settings": {name: SETTINGS[name] for name in ("ROUNDS", "NEW_TOKENS", "BATCH_SIZES", "VRAM_LIMIT_GB")},
     }  # fmt: skip
     paths = {run: record.write(RESULTS_DIR, entrant, card, common) for run, entrant in entrants.items()}

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fincompress.benchmark.rounds import Entrant
 
 
+MAX_LOAD = 0.1  # share of the cores that other jobs may take; above it a record's speeds decide nothing
+
+
 def write(results_dir: str, entrant: Entrant, card: dict, common: dict) -> Path:
     """Write the record of one model beside its run, and return its path.
 
@@ -67,6 +70,7 @@ def spread(values: list[float]) -> dict | None:
 def read_throughput(path: Path) -> dict:
     """What tables and verdict need of a record; what the file does not say is None.
 
+    So are speeds that were measured beside other jobs.
     Returns ``prefill_tokens_per_s`` (prompts of ``prompt_tokens``: the data set's median, else the fixed length),
     ``decode_tokens_per_s`` (batch 1), ``prefill_ratio`` and ``decode_ratio`` to the base model; ``rounds`` and
     ``ratios``, ``{measure: one value a round}``; ``inference_memory_gb``, ``size_gb``, ``share_of_bandwidth`` of
@@ -77,6 +81,8 @@ def read_throughput(path: Path) -> dict:
     copied = ("kernel", "call", "data_run", "inference_memory_gb", "size_gb")
     try:
         prefill, decode = record.get("prefill") or {}, record.get("decode") or {}
+        if (record.get("load") or 0) > MAX_LOAD:
+            prefill, decode = {}, {}
         measured = {"prefill": prefill.get("median") or prefill.get("fixed") or {}, "decode": decode.get("1") or {}}
         row = {name: record.get(name) for name in copied} | {"rounds": {}, "ratios": {}}
         hardware = {"cpu": "unknown processor", "threads": "?"} | (record.get("hardware") or {})

@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import time
 from dataclasses import dataclass, field
 
+import psutil
 from tqdm import tqdm
 
 from fincompress.benchmark import worker
@@ -29,10 +31,16 @@ class WorkerProcess:
         self.process.start()
         theirs.close()  # else the pipe would stay open when the worker dies
 
-    def ask(self, do: str, *arguments):
-        """The reply to a command; raises UserError where the worker could not do it, or died."""
+    def ask(self, do: str, *arguments, until: float | None = None):
+        """The reply to a command; raises UserError where the worker could not do it, or died.
+
+        It is ended where it has not replied ``until`` a time of ``time.monotonic``.
+        """
         try:
             self.pipe.send((do, *arguments))
+            if until is not None and not self.pipe.poll(max(0.0, until - time.monotonic())):
+                self.process.kill()
+                raise UserError("it took longer than MAX_MINUTES")
             reply = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
@@ -65,6 +73,7 @@ class Plan:
     new_tokens: int
     results_dir: str
     room_gb: float  # that a model may use on a GPU
+    max_seconds: float  # of loading and all rounds
 
     def measures(self) -> dict[str, tuple]:
         """Command by name: ``prefill <tokens>`` and ``decode <batch>``, the latter after a median prompt."""
@@ -86,18 +95,46 @@ class Entrant:
     ratios: dict[str, list[float]] = field(default_factory=dict)  # of a turn's speed to the base model's close by
     not_measured: dict[str, str] = field(default_factory=dict)  # why
 
-    def take_turn(self, name: str) -> list[float] | None:
+    def take_turn(self, name: str, until: float) -> list[float] | None:
         """Seconds of one turn; None for a measure that failed, now or before."""
         if name in self.not_measured:
             return None
         try:
-            return self.worker.ask(*self.plan.measures()[name])
+            return self.worker.ask(*self.plan.measures()[name], until=until)
         except UserError as error:
             self.not_measured[name] = str(error)
 
 
-def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant], dict[str, str]]:
-    """``(entrants by run, reasons by run)``: one round unrecorded, then rounds in which models take turns.
+class Load:
+    """The share of the cores that other jobs take from when this was made."""
+
+    def __init__(self):
+        self.started, self.busy, self.own = time.monotonic(), busy_seconds(), own_seconds()
+
+    def share(self) -> float:
+        cores = (time.monotonic() - self.started) * psutil.cpu_count()
+        others = busy_seconds() - self.busy - (own_seconds() - self.own)
+        return max(0.0, others / cores) if cores else 0.0
+
+
+def busy_seconds() -> float:
+    """Seconds that the cores of this machine have worked since it started."""
+    times = psutil.cpu_times()
+    return times.user + times.system + getattr(times, "nice", 0.0)
+
+
+def own_seconds() -> float:
+    """Seconds that this process and its children have taken of the cores."""
+    process = psutil.Process()
+    ended = process.cpu_times()
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system for one in times) + ended.children_user + ended.children_system
+
+
+def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant], dict[str, str], float]:
+    """``(entrants by run, reasons by run, load)``: one round unrecorded, then rounds in which models take turns.
+
+    It ends after ``plan.max_seconds`` whatever happens; ``load`` is the share of the cores that other jobs took.
 
     The base model has a turn before and after every two others: a shared machine changes its speed within seconds, and
     a ratio is to the geometric mean of these two, in which what slows the machine for longer cancels. A model that
@@ -105,12 +142,15 @@ def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant]
     """
     entrants: dict[str, Entrant] = {}
     failed: dict[str, str] = {}
+    load, until = Load(), time.monotonic() + plan.max_seconds
     told = (plan.results_dir, plan.room_gb, max(plan.lengths.values()), plan.new_tokens)
     with contextlib.ExitStack() as stack:
         for subject in tqdm(subjects, desc="loading", unit="model"):
             process = stack.enter_context(contextlib.closing(WorkerProcess()))
             try:
-                entrants[subject.run] = Entrant(subject, plan, process, process.ask("load", subject, *told))
+                entrants[subject.run] = Entrant(
+                    subject, plan, process, process.ask("load", subject, *told, until=until)
+                )
             except UserError as error:
                 failed[subject.run] = str(error)
                 process.close()
@@ -118,11 +158,14 @@ def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant]
         order = base + [run for i in range(0, len(others), 2) for run in (*others[i : i + 2], *base)]
         steps = list(itertools.product(range(plan.rounds + 1), plan.measures()))
         for number, name in tqdm(steps, desc="measuring", unit="measure of all"):
-            taken = [(run, entrants[run].take_turn(name)) for run in order]
+            if number > 1 and time.monotonic() > until:
+                break
+            taken = [(run, entrants[run].take_turn(name, until)) for run in order]
             if number:
                 note(entrants, name, taken)
+        share = load.share()
     failed |= {run: one.not_measured["decode 1"] for run, one in entrants.items() if "decode 1" in one.not_measured}
-    return {run: one for run, one in entrants.items() if run not in failed}, failed
+    return {run: one for run, one in entrants.items() if run not in failed}, failed, share
 
 
 def note(entrants: dict[str, Entrant], name: str, taken: list[tuple[str, list[float] | None]]) -> None:

@@ -13,7 +13,7 @@ CARD = {"device": "cpu", "hardware": made.HARDWARE, "dtype": "bfloat16", "bandwi
 
 
 def test_what_is_written_is_read_and_a_batch_counts_every_sequence(tmp_path):
-    plan = Plan({"median": 64, "fixed": 64}, [2], 2, 4, str(tmp_path), 8.0)
+    plan = Plan({"median": 64, "fixed": 64}, [2], 2, 4, str(tmp_path), 8.0, 60.0)
     loaded = {"memory_gb": {"rss": 0.5}, "kernel": "Linear", "load_seconds": 1.0, "bytes_per_token": 10**8}
     entrant = Entrant(Subject("a", "shape:tiny", "nowhere", size_gb=0.1), plan, None, loaded)
     entrant.turns = {
@@ -72,3 +72,14 @@ def test_a_row_of_the_table_has_an_entry_of_the_record_in_every_column(tmp_path)
     assert row["decode_1_tokens_per_s_median"] == written["decode"]["1"]["tokens_per_s"]["median"]
     assert row["prefill_median_ratio_low"] == written["prefill"]["median"]["ratio"]["low"]
     assert row["hardware_threads"] == 2 and not any(isinstance(value, (list, dict)) for value in row.values())
+
+
+def test_a_speed_measured_beside_other_jobs_decides_nothing(tmp_path):
+    made.throughput(tmp_path, "a", 20.0)
+    path = tmp_path / "a" / "throughput_cpu.json"
+    idle = record.read_throughput(path)
+    for load, used in ((0.02, True), (0.3, False)):
+        runs.write_json(path, runs.read_json(path) | {"load": load})
+        found = record.read_throughput(path)
+        assert (found == idle) == used and (found["decode_tokens_per_s"] is None) != used
+        assert bool(found["ratios"]["decode_tokens_per_s"]) == used

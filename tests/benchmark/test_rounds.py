@@ -1,6 +1,8 @@
 """Models take turns at every measure, in processes of their own; one that fails does not stop the others."""
 
+import multiprocessing
 import time
+from unittest import mock
 
 import psutil
 import pytest
@@ -13,7 +15,7 @@ from fincompress.errors import UserError
 
 def plan(**changes):
     settings = {"lengths": {"fixed": 64}, "batch_sizes": [2], "rounds": 3, "new_tokens": 4, "results_dir": "results",
-                "room_gb": 8.0}  # fmt: skip
+                "room_gb": 8.0, "max_seconds": 60.0}  # fmt: skip
     return Plan(**settings | changes)
 
 
@@ -30,7 +32,7 @@ class FakeWorker:
     def __init__(self):
         self.run = None
 
-    def ask(self, do, *arguments):
+    def ask(self, do, *arguments, until):
         if do == "load":
             self.run = arguments[0].run
             if self.run == "bad":
@@ -56,7 +58,7 @@ def fake(monkeypatch):
 
 
 def test_the_base_model_has_a_turn_before_and_after_every_two_others_and_one_round_is_not_recorded(fake):
-    entrants, failed = rounds.measure_all(subjects("base", "a", "b", "c"), plan(rounds=2))
+    entrants, failed, _ = rounds.measure_all(subjects("base", "a", "b", "c"), plan(rounds=2))
     assert not failed and [len(e.turns["decode 2"]) for e in entrants.values()] == [6, 2, 2, 2]
     order = fake.order[:-4]
     assert [run for run, _, _ in order] == ["base", "a", "b", "base", "c", "base"] * 9
@@ -78,13 +80,13 @@ def test_what_slows_a_machine_for_longer_than_a_turn_cancels_in_the_ratio():
 
 
 def test_without_a_base_model_the_others_take_turns_and_have_no_ratios(fake):
-    entrants, _ = rounds.measure_all(subjects("a", "b"), plan(rounds=2))
+    entrants, *_ = rounds.measure_all(subjects("a", "b"), plan(rounds=2))
     assert [run for run, _, _ in fake.order[:-2]] == ["a", "b"] * 9
     assert entrants["a"].ratios == {} and len(entrants["a"].turns["decode 1"]) == 2
 
 
 def test_a_model_that_fails_is_left_out_and_a_batch_that_fails_is_noted(fake):
-    entrants, failed = rounds.measure_all(subjects("a", "bad", "c"), plan(batch_sizes=[64]))
+    entrants, failed, _ = rounds.measure_all(subjects("a", "bad", "c"), plan(batch_sizes=[64]))
     assert list(entrants) == ["a", "c"] and failed == {"bad": "it is damaged"}
     assert fake.order[0] == ("bad", "close", None)  # before the next is loaded
     assert entrants["a"].not_measured == {"decode 64": "out of memory"} and len(entrants["a"].turns["decode 1"]) == 3
@@ -92,9 +94,34 @@ def test_a_model_that_fails_is_left_out_and_a_batch_that_fails_is_noted(fake):
 
 def test_a_base_model_that_fails_midway_leaves_the_others_their_rates(fake):
     fake.fails = {("base", 3 * 3 * 2)}  # after two of four rounds, the unrecorded one included
-    entrants, failed = rounds.measure_all(subjects("base", "a"), plan())
+    entrants, failed, _ = rounds.measure_all(subjects("base", "a"), plan())
     assert failed == {"base": "its process ended"} and list(entrants) == ["a"]
     assert len(entrants["a"].turns["decode 1"]) == 3 and len(entrants["a"].ratios["decode 1"]) == 1
+
+
+def test_measuring_ends_in_time_with_the_rounds_that_it_has(fake, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(rounds.time, "monotonic", lambda: float(next(clock)))
+    entrants, failed, _ = rounds.measure_all(subjects("base", "a"), plan(rounds=50, max_seconds=20.0))
+    assert not failed and 1 <= len(entrants["a"].turns["decode 1"]) < 20
+
+
+def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):
+    worker = rounds.WorkerProcess.__new__(rounds.WorkerProcess)
+    worker.pipe, theirs = multiprocessing.Pipe()
+    worker.process = mock.Mock()
+    with pytest.raises(UserError, match="it took longer than MAX_MINUTES"):
+        worker.ask("decode", 1, until=time.monotonic() + 0.01)
+    worker.process.kill.assert_called_once_with()
+    theirs.send([0.5])
+    assert worker.ask("decode", 1, until=time.monotonic() + 10) == [0.5]
+
+
+def test_the_load_is_the_share_of_the_cores_that_other_jobs_took(monkeypatch):
+    monkeypatch.setattr(rounds.psutil, "cpu_count", lambda: 2)
+    for name, values in (("monotonic", [0.0, 10.0]), ("busy_seconds", [100.0, 113.0]), ("own_seconds", [5.0, 14.0])):
+        monkeypatch.setattr(rounds.time if name == "monotonic" else rounds, name, mock.Mock(side_effect=values))
+    assert rounds.Load().share() == pytest.approx((13 - 9) / 20)
 
 
 @pytest.mark.real
