@@ -35,6 +35,12 @@ if [ "$quick" = yes ]; then
     benchmark=(--ROUNDS=1 --NEW_TOKENS=4)
 fi
 export RESULTS_DIR
+mkdir -p "$RESULTS_DIR"
+exec 9>"$RESULTS_DIR/.reproduce.lock" # held by whatever this starts, until the last of it ends
+if command -v flock >/dev/null && ! flock --nonblock 9; then
+    echo "error: another reproduce.sh works in $RESULTS_DIR/: wait for it, or choose another RESULTS_DIR" >&2
+    exit 2
+fi
 
 phases=(preprocess
     "base model: evaluate" "QLoRA: train" "QLoRA: evaluate on its 4-bit base"

@@ -1,5 +1,6 @@
 """The shell scripts, copied away so that neither .venv nor results/ of the repository is touched."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -89,6 +90,18 @@ def test_a_wrong_python_is_refused_in_one_line(copy, script, python):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: {python} is not Python 3.10") and done.stderr.count("\n") == 1
     assert sorted(copy.iterdir()) == before
+
+
+@pytest.mark.skipif(not shutil.which("flock"), reason="no flock")
+def test_a_second_main_job_beside_the_first_is_refused(copy, phases):
+    (copy / "results").mkdir()
+    (copy / "calls").touch()
+    with open(copy / "results" / ".reproduce.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done, calls = phases()
+    assert done.returncode == 2 and "another reproduce.sh works in results/" in done.stderr and calls == []
+    done, calls = phases()
+    assert done.returncode == 0 and calls
 
 
 @pytest.mark.parametrize(("arguments", "results"), [([], "results"), (["--quick"], "results-quick")])
