@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import json
@@ -118,6 +119,16 @@ def hold(directory: Path) -> None:
             pass
         HELD[directory] = folder
     remove_partials(directory, held=True)
+
+
+@atexit.register
+def release() -> None:
+    """Unlock the folders that this process holds; one that has nothing but its settings did nothing and is removed."""
+    while HELD:
+        directory, folder = HELD.popitem()
+        if [path.name for path in directory.glob("*")] == ["settings.json"]:
+            remove(directory)
+        os.close(folder)
 
 
 def fail(why: str) -> NoReturn:

@@ -21,18 +21,31 @@ REPOSITORY = Path(__file__).parents[1]
 # would miss.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["transformers.trainer", "transformers.models.llama.modeling_llama", "peft", "matplotlib.pyplot", "scipy.stats"]
+    [
+        "transformers.trainer",
+        "transformers.models.llama.modeling_llama",
+        "peft",
+        "matplotlib.pyplot",
+        "scipy.stats",
+        "pytest",
+    ]
 )
 
 
-def run_script(*arguments, cwd=REPOSITORY, kill=None, **environment):
-    """Run a script of the repository as a person would; returns the completed process with its output as text."""
+def run_script(*arguments, cwd=REPOSITORY, kill=None, seconds=900, **environment):
+    """Run a script of the repository as a person would; returns the completed process with its output as text.
+
+    It is killed after ``seconds``.
+    """
     arguments, environment = [*map(str, arguments)], {name: str(value) for name, value in environment.items()}
     with TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("out", "err")]
         process = FORKS.Process(target=_run, args=(arguments, cwd, os.environ | environment, said, kill))
         process.start()
-        process.join(900)
+        process.join(seconds)
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
         out, err = (path.read_text() for path in said)
     return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
 
@@ -55,7 +68,10 @@ def _run(arguments, cwd, environment, said, kill):
     if kill:
         owner, name, calls = kill
         _kill_at_call(pkgutil.resolve_name(owner), name, calls)
-    runpy.run_path(arguments[0], run_name="__main__")
+    try:
+        runpy.run_path(arguments[0], run_name="__main__")
+    finally:
+        release_runs()  # multiprocessing leaves without what atexit does
 
 
 def _kill_at_call(owner, name, calls):
@@ -96,11 +112,10 @@ def run_in_process(script, *arguments, **environment):
 
 
 def release_runs():
-    """Unlock the run folders that this process holds, as the end of a process does."""
-    from fincompress.runs import HELD
+    """What the end of a process does with the run folders that it holds."""
+    from fincompress.runs import release
 
-    while HELD:
-        os.close(HELD.popitem()[1])
+    release()
 
 
 def script_globals(name):

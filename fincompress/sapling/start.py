@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 
 import torch
 from transformers import set_seed
@@ -53,21 +52,16 @@ def open_run(settings: dict, script: str) -> Run | None:
     # Questions of one page stand together, so that the first few would be those of a few pages.
     drawn = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(s["SEED"]))
     calibration = calibration.select(sorted(drawn[: s["CALIBRATION_EXAMPLES"]].tolist()))
-    try:
-        models.quiet_libraries()
-        set_seed(s["SEED"])
-        tokenizer = models.load_tokenizer(source)
-        student = Student(s, source, facts["base_precision"], device, dtype)
-        check_targets(student)
-        if not (directory / STATE).exists():
-            runs.check_room(directory, room_gb(student))
-        predicted_gb = predict(student, train_set)
-        training.print_prediction(predicted_gb, device)
-        return Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
-    except UserError:
-        if [path.name for path in directory.iterdir()] == ["settings.json"]:  # refused before anything was done
-            shutil.rmtree(directory)
-        raise
+    models.quiet_libraries()
+    set_seed(s["SEED"])
+    tokenizer = models.load_tokenizer(source)
+    student = Student(s, source, facts["base_precision"], device, dtype)
+    check_targets(student)
+    if not (directory / STATE).exists():
+        runs.check_room(directory, room_gb(student))
+    predicted_gb = predict(student, train_set)
+    training.print_prediction(predicted_gb, device)
+    return Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
 
 
 def room_gb(student: Student) -> float:
