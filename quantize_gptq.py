@@ -26,6 +26,8 @@ DAMPING: float = 0.05  # "gptq": what is added to the Hessian's diagonal, as a s
 CALIBRATION_EXAMPLES: int = 128  # training prompts with their targets, at least so many for a result that counts
 BATCH_SIZE: int = 8  # texts at once; lower it when memory is short
 SEED: int = 0  # of the choice of texts
+# Rehearsal
+BLOCKS: int | None = None  # quantize a model of only the first so many blocks: how long, how much memory; None: all
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -34,6 +36,7 @@ import shutil  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import torch  # noqa: E402
+from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fincompress import memory, models, provenance, quantization, runs  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
@@ -106,12 +109,14 @@ def write_quantized(
     asked = "" if recipe.group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"
     read = f"{len(texts)} texts" if method.calibrates else "no calibration"
     print(f"{device.type}, {reason}; {METHOD}, {BITS} bits, groups of {recipe.group_size}{asked}, {read}")
+    name = source.relative_to(RESULTS_DIR).as_posix()
+    if BLOCKS:
+        source = first_blocks(source, directory / ".source.partial")
     clock = runs.Stopwatch()
     partial = directory / ".checkpoint.partial"
     method.quantize(source, partial, texts, recipe, device, directory / "gptqmodel.log")
     seconds = clock.seconds()
     models.save_tokenizer(models.load_tokenizer(str(source)), partial)
-    name = source.relative_to(RESULTS_DIR).as_posix()
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
     models.write_model_card(partial, record["base_model"], text)
     kernel = try_out(partial, texts[0], device, dtype)
@@ -131,9 +136,17 @@ def write_quantized(
         parts = memory.checkpoint_bytes(folder)
         metrics[f"size_{when}_gb"] = round(sum(parts.values()) / 1e9, 6)
         metrics[f"blocks_{when}_gb"] = round(parts["blocks"] / 1e9, 6)
+    runs.remove_partials(directory, held=True)
     runs.write_json(directory / "quantize_metrics.json", metrics)
     sizes = f"{metrics['size_before_gb']:.3f} -> {metrics['size_after_gb']:.3f} GB"
     print(f"quantized in {seconds / 60:.1f} min: {sizes}; kernel here {kernel or 'none'}; wrote {directory}/")
+
+
+def first_blocks(source: Path, target: Path) -> Path:
+    """Write a model of the first BLOCKS blocks of another to the folder ``target``, and return that."""
+    model = AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=BLOCKS, dtype="auto")
+    models.write_checkpoint(target, model, models.load_tokenizer(str(source)), model.dtype)
+    return target
 
 
 def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype) -> str | None:

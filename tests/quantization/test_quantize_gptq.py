@@ -117,6 +117,14 @@ def test_recomputing_activations_trains_the_same(results, script, precision):
     assert any(value.abs().max() > 0 for name, value in found[1].items() if "lora_B" in name)
 
 
+def test_a_rehearsal_quantizes_the_first_blocks_alone(results, quantize):
+    quantize(RUN="one_block", METHOD="rtn", BLOCKS=1)
+    config = runs.read_json(results / "one_block" / "config.json")
+    assert config["num_hidden_layers"] == 1 and not list((results / "one_block").glob(".*"))
+    whole, part = (runs.read_json(results / run / "quantize_metrics.json") for run in ("q4_rtn", "one_block"))
+    assert part["blocks_before_gb"] == pytest.approx(whole["blocks_before_gb"] / 2)
+
+
 def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again(results, quantize):
     constants = {"SOURCE_RUN": "source", "RUN": "killed_q4", "CALIBRATION_EXAMPLES": 16}
     command = ("quantize_gptq.py", *(f"--{name}={value}" for name, value in constants.items()))
