@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
+import re
 import warnings
 from pathlib import Path
 
@@ -52,8 +54,16 @@ def quiet_libraries() -> None:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is a GPU, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """CUDA where there is a GPU, else the CPU. VRAM_CAP_GB in the environment makes a large card a small one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if text := os.environ.get("VRAM_CAP_GB"):
+        total = torch.cuda.get_device_properties(0).total_memory / 1e9
+        cap = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
+        if not 0.5 < cap <= total:
+            raise UserError(f"VRAM_CAP_GB={text}: the card has {total:.1f} GB, of which CUDA itself takes 0.5")
+        torch.cuda.set_per_process_memory_fraction((cap - 0.5) / total)
+    return torch.device("cuda")
 
 
 def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:

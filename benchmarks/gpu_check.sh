@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# What a GPU of 10 GB does with Llama-2-7B, in about 20 minutes on any CUDA card: a few steps of each phase on a model of
+# that shape with random weights, no process taking more than VRAM_CAP_GB. Prints predicted and measured memory, rates and
+# kernels side by side, what the README says of them, and writes gpu_check.json, which you are welcome to send us.
+#
+#   benchmarks/gpu_check.sh
+#
+# Needs 40 GB of disk and 32 GB of main memory. Finished phases are skipped. BASE_MODEL=shape:tiny tries the script itself.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source ./setup_env.sh
+export BASE_MODEL=${BASE_MODEL:-shape:llama-2-7b} DATA_DIR=synthetic RESULTS_DIR=${RESULTS_DIR:-results-gpu-check}
+export VRAM_CAP_GB=${VRAM_CAP_GB:-10}
+if [ "$BASE_MODEL" = shape:llama-2-7b ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "error: there is no CUDA GPU; BASE_MODEL=shape:tiny tries this script without one" >&2
+    exit 2
+fi
+
+run() {
+    printf '\n%s\n' "$*"
+    python "$@"
+}
+# Lengths, batches and ranks are those of recipes/llama2_7b_10gb.sh
+lora=(--LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=4 --MAX_STEPS=8 --LOGGING_STEPS=1 --SAVE_STEPS=1000)
+
+run preprocess_data.py --EVIDENCE=page --MAX_PROMPT_TOKENS=640 --TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=8 --EVAL_EXAMPLES=8
+run train_qlora_4bit.py "${lora[@]}" --MERGE_INTO=dequantized
+run train_lora_8bit.py "${lora[@]}" --MERGE_INTO=dequantized
+run quantize_gptq.py --CALIBRATION_EXAMPLES=16 --BATCH_SIZE=1 --BLOCKS=2
+run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.98 "--HEAL_AT=[]" --DROPS_EARLY=2 --FIRST_EPOCHS=0 --HEALING_EPOCHS=0.5 \
+    --CALIBRATION_EXAMPLES=4 --FIRST_SCAN_EXAMPLES=4 --SCAN_BATCH_SIZE=1 --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 \
+    --GRADIENT_ACCUMULATION=4 --LOGGING_STEPS=1
+run evaluate.py --RUN=qlora_4bit --SPLIT=test --BATCH_SIZE=2 --MAX_NEW_TOKENS=16
+run benchmark_throughput.py "--RUNS=['qlora_4bit', 'gptq_4bit']" --ROUNDS=2 --VRAM_LIMIT_GB="$VRAM_CAP_GB"
+run benchmarks/gpu_check.py --VRAM_CAP_GB="$VRAM_CAP_GB"

@@ -1,0 +1,38 @@
+"""benchmarks/gpu_check.py on made-up records of a GPU: what was measured beside what was predicted, and a verdict."""
+
+import made_up_runs as made
+import pytest
+from scripts import run_in_process
+
+from fincompress import runs
+
+
+@pytest.fixture
+def results(tmp_path):
+    for run, gb in (("qlora_4bit", 5.5), ("lora_8bit", 9.8), ("sapling", 6.0)):
+        peak = {"rss": 3.0, "vram_allocated": gb - 0.4, "vram_reserved": gb}
+        metrics = {"predicted_memory_gb": 5.0, "peak_memory_gb": peak, "tokens_seen": 600, "training_seconds": 2.0}
+        runs.write_json(tmp_path / run / "train_metrics.json", metrics)
+    metrics = {"quantization_seconds": 50.0, "kernel": None, "peak_memory_gb": {"rss": 3.0, "vram_reserved": 2.0}}
+    runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics)
+    runs.write_json(tmp_path / "gptq_4bit" / "config.json", {"num_hidden_layers": 2})
+    made.throughput(tmp_path, "qlora_4bit", 20.0)
+    path = tmp_path / "qlora_4bit" / "throughput_cpu.json"
+    runs.write_json(path, runs.read_json(path) | {"run": "qlora_4bit", "memory_gb": {"predicted": 4.0}})
+    return tmp_path
+
+
+def test_each_sentence_of_the_readme_holds_where_memory_stays_below_the_cap(results):
+    done = run_in_process("benchmarks/gpu_check.py", f"--RESULTS_DIR={results}")
+    assert done.returncode == 0, done.stderr
+    record = runs.read_json(results / "gpu_check.json")
+    assert [line.split(": ")[1].split(",")[0] for line in record["readme"]] == ["holds", "DOES NOT HOLD", "holds"]
+    assert "6.0 GB, +9% of the prediction" in record["readme"][0]  # with CUDA's context on both sides
+    phases = {row["phase"]: row for row in record["rows"]}
+    assert phases["train QLoRA"]["tokens/s"] == 300 and phases["decode qlora_4bit"]["tokens/s"] == pytest.approx(20, rel=0.05)
+    assert phases["GPTQ, 25 s a block"]["kernel"] == "none"
+
+
+def test_a_phase_that_is_missing_is_one_line(tmp_path):
+    done = run_in_process("benchmarks/gpu_check.py", f"--RESULTS_DIR={tmp_path}")
+    assert done.returncode == 2 and "run 'qlora_4bit' does not exist" in done.stderr and done.stderr.count("\n") == 1
