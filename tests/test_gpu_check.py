@@ -29,7 +29,9 @@ def test_each_sentence_of_the_readme_holds_where_memory_stays_below_the_cap(resu
     assert [line.split(": ")[1].split(",")[0] for line in record["readme"]] == ["holds", "DOES NOT HOLD", "holds"]
     assert "6.0 GB, +9% of the prediction" in record["readme"][0]  # with CUDA's context on both sides
     phases = {row["phase"]: row for row in record["rows"]}
-    assert phases["train QLoRA"]["tokens/s"] == 300 and phases["decode qlora_4bit"]["tokens/s"] == pytest.approx(20, rel=0.05)
+    assert phases["train QLoRA"]["tokens/s"] == 300 and phases["decode qlora_4bit"]["tokens/s"] == pytest.approx(
+        20, rel=0.05
+    )
     assert phases["GPTQ, 25 s a block"]["kernel"] == "none"
 
 

@@ -1,5 +1,7 @@
 """Base models: named shapes, tokenizers that pad with a token of their own, and errors that say what to do."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -54,3 +56,28 @@ def test_shapes_have_the_size_they_are_named_for():
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LlamaConfig(**models.SHAPES["llama-2-7b"]))
     assert memory.count_parameters(model.parameters()) == 6_738_415_616  # as published
+
+
+def card(monkeypatch, gb):
+    """As if there were a GPU of ``gb`` GB; returns the shares of it that were asked for."""
+    shares = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: mock.Mock(total_memory=gb * 1e9))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    return shares
+
+
+def test_a_large_card_is_made_a_small_one(monkeypatch):
+    shares = card(monkeypatch, 80)
+    assert models.pick_device().type == "cuda" and shares == []
+    monkeypatch.setenv("VRAM_CAP_GB", "10")
+    models.pick_device()
+    assert shares == [pytest.approx(9.5 / 80)]
+
+
+@pytest.mark.parametrize("cap", ["100", "0.5", "0", "-3", "ten", "1e1"])
+def test_a_cap_that_is_no_part_of_the_card_is_one_line(monkeypatch, cap):
+    card(monkeypatch, 80)
+    monkeypatch.setenv("VRAM_CAP_GB", cap)
+    with pytest.raises(UserError, match=f"VRAM_CAP_GB={cap}: the card has 80.0 GB"):
+        models.pick_device()
