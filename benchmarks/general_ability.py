@@ -1,8 +1,8 @@
 """What fine-tuning for programs, quantizing and dropping layers cost in general ability: tasks of BIG-bench, paired.
 
-Each option of a question is scored by the log-likelihood of its text after the question; the likeliest is the answer
-(lm-evaluation-harness' "acc", BIG-bench's multiple_choice_grade). The first of RUNS is what the others are compared
-with, on the same questions. The questions are read from the package's archive, which is never installed:
+Each option of a question is scored by the log-likelihood of its text after the question; the likeliest is the answer,
+as lm-evaluation-harness scores "acc". The first of RUNS is what the others are compared with, on the same questions.
+The questions are read from the package's archive, which is never installed:
 
     pip download --no-deps bigbench==1.0.0                                       358 MB; Apache-2.0
     python benchmarks/general_ability.py --RUNS='["base", "qlora_4bit/merged", "gptq_4bit", "sapling"]'
