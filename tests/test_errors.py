@@ -144,7 +144,7 @@ def test_a_bug_while_a_script_imports_keeps_its_traceback():
 
 def test_an_error_stands_on_a_line_of_its_own_after_a_progress_bar():
     code = "from fincompress.errors import UserError, run_script\nfrom tqdm import tqdm\ndef main():\n"
-    code += "    for _ in tqdm(range(9), mininterval=0):\n        raise UserError('mend it')\nrun_script(main)"
+    code += "    bar = tqdm(total=9)\n    bar.update()\n    raise UserError('mend it')\nrun_script(main)"
     assert run_python(code).stderr.splitlines()[-1] == "error: mend it"
 
 
