@@ -7,6 +7,7 @@ quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py 
     python quantize_gptq.py                                            the merged QLoRA model, on a CPU or a GPU
     python quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq    every depth of SAPLING
     python quantize_gptq.py --METHOD=rtn --RUN=rtn_4bit                round-to-nearest, the baseline
+    recipes/gguf.sh qlora_4bit/merged path/to/llama.cpp                llama.cpp's formats
 """
 
 from fincompress.settings import check_choice, configure
@@ -16,9 +17,10 @@ from fincompress.settings import check_choice, configure
 SOURCE_RUN: str = "qlora_4bit/merged"  # a finished run with weights in 16 bits ("sapling": all its depths)
 RESULTS_DIR: str = "results"  # every run gets a folder in here
 RUN: str = "gptq_4bit"  # name of this run; of several depths each gets a folder in it: RUN/22
+LLAMA_CPP: str | None = None  # folder of llama.cpp's sources, whose tools write its formats
 # Method and format
-METHOD: str = "gptq"  # or "rtn" (round-to-nearest, no calibration), "awq" (activation-aware scales)
-BITS: int = 4  # 2, 3, 4 or 8 a weight; "awq": 4
+METHOD: str = "gptq"  # or "rtn" (no calibration), "awq" (by activations); of llama.cpp "q4_0", "q4_k_m", "q8_0", "gguf"
+BITS: int = 4  # 2, 3, 4 or 8 a weight; "awq", "q4_0", "q4_k_m": 4; "q8_0": 8; "gguf", not quantized: 16 or 32
 GROUP_SIZE: int = 128  # weights that share a scale (-1: a whole row); the largest up to this that divides all widths
 DESC_ACT: bool = False  # "gptq": quantize columns in the order of their activations: more accurate, slower to run
 DAMPING: float = 0.05  # "gptq": what is added to the Hessian's diagonal, as a share of its mean
@@ -46,7 +48,7 @@ from fincompress.report import tables  # noqa: E402
 def main() -> None:
     """Quantize each source, check that the result predicts where a kernel runs it, record the cost, and report."""
     check_choice("METHOD", METHOD, tuple(quantization.METHODS))
-    quantization.require()
+    quantization.METHODS[METHOD].require(LLAMA_CPP)
     models.quiet_libraries()
     for source in runs.with_depths(RESULTS_DIR, SOURCE_RUN):
         quantize_run(source, RUN if source == SOURCE_RUN else f"{RUN}/{source.rpartition('/')[2]}")
@@ -59,7 +61,7 @@ def quantize_run(source: str, run: str) -> None:
     record = runs.read_json(folder / "settings.json")
     with models.explain_loading(str(folder)):
         size = sum(memory.checkpoint_bytes(folder).values())  # reads what a torn file lacks
-    recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE)
+    recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE, LLAMA_CPP)
     recipe = quantization.METHODS[METHOD].fit(recipe, models.read_config(str(folder)))
     texts = calibration_texts(record, source)
     facts = {
@@ -106,7 +108,8 @@ def write_quantized(
     method = quantization.METHODS[METHOD]
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    asked = "" if recipe.group_size == GROUP_SIZE else f" ({GROUP_SIZE} does not divide every input width)"
+    fits = recipe.group_size == GROUP_SIZE or GROUP_SIZE not in method.group_sizes
+    asked = "" if fits else f" ({GROUP_SIZE} does not divide every input width)"
     read = f"{len(texts)} texts" if method.calibrates else "no calibration"
     print(f"{device.type}, {reason}; {METHOD}, {BITS} bits, groups of {recipe.group_size}{asked}, {read}")
     name = source.relative_to(RESULTS_DIR).as_posix()
@@ -159,11 +162,10 @@ def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: to
     except NoKernel as error:
         print(f"quantized, but it cannot be run here: {error}")
         return None
-    with torch.no_grad():
-        logits = model(torch.tensor([tokens], device=device)).logits
-    if not torch.isfinite(logits).all():
+    method = quantization.METHODS[METHOD]
+    if not method.computes(model, tokens):
         raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
-    return quantization.METHODS[METHOD].kernel(model)
+    return method.kernel(model)
 
 
 if __name__ == "__main__":

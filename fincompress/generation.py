@@ -10,6 +10,8 @@ import datasets
 import torch
 from tqdm import tqdm
 
+from fincompress.quantization.gguf import LlamaCpp
+
 
 @torch.inference_mode()
 def generate(
@@ -72,6 +74,8 @@ def time_prefill(model, prompt_tokens: int) -> tuple:
     """``(KV cache, next token, seconds)`` of one random prompt, from its ids to the next token as a number here."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, model.config.vocab_size, (1, prompt_tokens), generator=generator).to(model.device)
+    if isinstance(model, LlamaCpp):
+        return model.time_prefill(ids[0].tolist())
     last = torch.tensor([-1], device=model.device)  # as an index: see generate
     began = now(model.device)
     output = model(input_ids=ids, use_cache=True, logits_to_keep=last)
@@ -86,6 +90,8 @@ def time_decoding(model, cache, token: int, new_tokens: int, batch: int = 1) -> 
     ``cache`` and ``token`` are of ``time_prefill``; the cache grows. One step more comes first, unmeasured: it wakes
     threads and caches.
     """
+    if isinstance(model, LlamaCpp):
+        return model.time_decoding(cache, token, new_tokens, batch)
     if batch > 1:
         cache.batch_repeat_interleave(batch)
     tokens = torch.full((batch, 1), token, device=model.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from gguf import GGUFReader
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -104,13 +105,16 @@ def stored_bytes(precision: str, device: str, compute_bytes: int) -> float:
 
 
 def checkpoint_bytes(directory: Path) -> dict[str, int]:
-    """Bytes of the tensors in a folder's safetensors: of ``blocks`` and of ``ends`` (embeddings, last norm, head)."""
+    """Bytes of the tensors in a folder's files: of ``blocks`` and of ``ends`` (embeddings, last norm, head)."""
     found = {"blocks": 0, "ends": 0}
     for path in Path(directory).glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 tensor = file.get_tensor(name)
                 found["blocks" if ".layers." in name else "ends"] += tensor.nbytes
+    for path in Path(directory).glob("*.gguf"):
+        for tensor in GGUFReader(path).tensors:
+            found["blocks" if tensor.name.startswith("blk.") else "ends"] += int(tensor.n_bytes)
     return found
 
 

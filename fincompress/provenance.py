@@ -14,6 +14,7 @@ from pathlib import Path
 
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
+    "xllamacpp",
 )  # fmt: skip
 BF16_FLAGS = ("amx_bf16", "avx512_bf16")  # of processors that multiply bf16 natively
 

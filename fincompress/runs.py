@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import datasets
 
 # Constants that decide no result: where things lie, and what is written on the way.
-LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "RUN")
+LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "LLAMA_CPP", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
 HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock

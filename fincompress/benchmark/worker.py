@@ -14,6 +14,7 @@ import torch
 from fincompress import generation, memory, models, provenance, quantization
 from fincompress.benchmark.subjects import Subject
 from fincompress.errors import UserError
+from fincompress.quantization.gguf import LlamaCpp
 
 
 class Worker:
@@ -86,13 +87,11 @@ class Worker:
             generation.time_decoding(self.model, cache, token, new_tokens)
             del cache
         peak = memory.peak_memory_gb() | {"rss": max(0.0, memory.peak_rss_gb() - before)}
-        head, table = self.model.get_output_embeddings().weight, self.model.get_input_embeddings().weight
-        unread = 0 if head is table else table.nbytes
         return {
             "load_seconds": seconds,
             "memory_gb": peak,
             "kernel": kernel(self.model),
-            "bytes_per_token": self.model.get_memory_footprint() - unread,
+            "bytes_per_token": bytes_per_token(self.model),
         }
 
     def prefill(self, tokens: int) -> list[float]:
@@ -106,8 +105,18 @@ class Worker:
         return generation.time_decoding(self.model, cache, token, new_tokens, batch)
 
 
+def bytes_per_token(model: torch.nn.Module) -> int:
+    """Bytes of weights that are read for a token: all but an embedding table that is not also the head."""
+    if isinstance(model, LlamaCpp):
+        return model.bytes_per_token()
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return model.get_memory_footprint() - (0 if head is table else table.nbytes)
+
+
 def kernel(model: torch.nn.Module) -> str:
     """What computes the products and the attention: classes of the blocks' linear layers, LoRA's own left out."""
+    if isinstance(model, LlamaCpp):
+        return model.kernel
     layers = [(name, type(one).__name__) for name, one in model.get_decoder().layers.named_modules()]
     kinds = dict.fromkeys(kind for name, kind in layers if "Linear" in kind and "lora_" not in name)
     lora = "LoRA on " if any("lora_" in name for name, _ in layers) else ""

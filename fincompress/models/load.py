@@ -141,7 +141,8 @@ def dense_checkpoint(run: str, results_dir: str) -> Path:
 def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> float:
     """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base in 16 bits."""
     if run_directory is not None and (run_directory / "config.json").exists():
-        return sum(path.stat().st_size for path in run_directory.glob("*.safetensors")) / 1e9
+        files = [*run_directory.glob("*.safetensors"), *run_directory.glob("*.gguf")]
+        return sum(path.stat().st_size for path in files) / 1e9
     precision, adapter = "bf16", 0
     if run_directory is not None:
         precision = runs.read_json(run_directory / "settings.json")["base_precision"]

@@ -32,6 +32,7 @@ class Recipe:
     desc_act: bool = False
     damping: float = 0.05
     batch_size: int = 8  # calibration texts at once
+    llama_cpp: str | None = None  # folder of llama.cpp's sources
 
 
 class Method(ABC):
@@ -50,6 +51,10 @@ class Method(ABC):
     # Kernels of a GPU, best first. The first is compiled with nvcc, and is left out where that fails.
     gpu_kernels: tuple[str, ...] = ("gptq_marlin", "gptq_triton", "gptq_torch")
     kernel_config: type = GPTQConfig  # transformers' config that names the kernel to load with
+
+    def require(self, llama_cpp: str | None) -> None:
+        """Raise UserError where what quantizes is not installed."""
+        require()
 
     @abstractmethod
     def gptqmodel_config(self, recipe: Recipe, **common):
@@ -162,6 +167,11 @@ class Method(ABC):
             model.set_submodule(name, dense)
         model.is_quantized = False
         return model
+
+    def computes(self, model: torch.nn.Module, tokens: list[int]) -> bool:
+        """Whether a quantized model computes numbers from these tokens."""
+        with torch.no_grad():
+            return bool(torch.isfinite(model(torch.tensor([tokens], device=model.device)).logits).all())
 
     def kernel(self, model: torch.nn.Module) -> str | None:
         """Names of the kernels that run the quantized layers of a model; None where nothing is quantized."""
