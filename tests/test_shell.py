@@ -66,7 +66,7 @@ def test_scripts_parse(path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", ["reproduce.sh", "run_tests.sh", "recipes/push.sh"])
+@pytest.mark.parametrize("name", ["reproduce.sh", "run_tests.sh", "recipes/push.sh", "recipes/gguf.sh"])
 def test_scripts_can_be_executed(name):
     assert os.access(REPOSITORY / name, os.X_OK)
 
@@ -235,3 +235,26 @@ def test_a_phase_that_fails_ends_the_main_job(phases):
     done, calls = phases(FAIL="preprocess_data.py")
     assert (done.returncode, len(calls)) == (3, 1)
     assert "finished" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("run", "made"),
+    [("qlora_4bit/merged", "qlora_4bit_{}"), ("sapling", "sapling_{}"), ("sapling/40", "sapling_{}/40")],
+)
+def test_gguf_makes_a_run_of_each_type_whose_tool_is_there(phases, copy, run, made):
+    (copy / "cpp" / "build" / "bin").mkdir(parents=True)
+    done, first = phases(run, "cpp", script="recipes/gguf.sh", RESULTS_DIR="results")
+    assert "Q8_0 alone" in done.stdout
+    (copy / "cpp" / "build" / "bin" / "llama-quantize").touch(mode=0o755)
+    done, calls = phases(run, script="recipes/gguf.sh", RESULTS_DIR="results", LLAMA_CPP=str(copy / "cpp"))
+    assert (done.returncode, done.stderr, calls[:1]) == (0, "", first)
+    types = (("q8_0", 8), ("q4_k_m", 4), ("q4_0", 4))
+    wanted = [{"METHOD": name, "BITS": bits, "SOURCE_RUN": run, "RUN": made.format(name)} for name, bits in types]
+    assert [overrides(call) for call, _ in calls[1:]] == wanted
+
+
+@pytest.mark.parametrize("arguments", [[], ["sapling"], ["sapling", "cpp", "more"]])
+def test_gguf_without_a_run_or_a_folder_of_llama_cpp_is_refused(copy, arguments):
+    done = shell(copy, "recipes/gguf.sh", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

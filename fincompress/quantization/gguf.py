@@ -44,7 +44,7 @@ class Format:
             raise UserError(
                 f"METHOD = {self.name!r} needs llama.cpp's sources: set LLAMA_CPP to a folder that holds {CONVERTER}"
             )
-        if importlib.util.find_spec("sentencepiece") is None:
+        if not installed("sentencepiece"):
             raise UserError("llama.cpp's converter needs the package sentencepiece: pip install sentencepiece")
         if self.quantized and quantizer(llama_cpp) is None:
             raise UserError(
@@ -78,7 +78,7 @@ class Format:
         runs.write_json(target / "config.json", config)
 
     def load(self, path: str, device: torch.device, dtype: torch.dtype, options: dict) -> tuple:
-        if importlib.util.find_spec(BINDING) is None:
+        if not installed(BINDING):
             raise NoKernel(f"{path} is a GGUF file, which needs the package {BINDING}: pip install {BINDING}")
         return LlamaCpp(Path(path)), {"missing_keys": [], "mismatched_keys": []}
 
@@ -180,7 +180,10 @@ class LlamaCpp(torch.nn.Module):
         self, input_ids, attention_mask, max_new_tokens: int, eos_token_id: int, pad_token_id: int, num_beams: int = 1,
         **unused,
     ) -> torch.Tensor:  # fmt: skip
-        """Prompts, one after another, with their continuations, as transformers' ``generate`` returns them."""
+        """Prompts, one after another, with their continuations, as transformers' ``generate`` returns them.
+
+        Tokens are known by their probabilities, which llama.cpp does not give of one that ends within a character.
+        """
         if num_beams > 1:
             raise UserError(f"BEAMS = {num_beams}: llama.cpp decodes greedily, leave it at 1")
         found = []
@@ -215,6 +218,11 @@ class LlamaCpp(torch.nn.Module):
 
         sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(self.path).tensors}
         return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
+
+
+def installed(package: str) -> bool:
+    """Whether a package can be imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 def quantizer(llama_cpp: str) -> str | None:

@@ -1,6 +1,7 @@
 """quantize_gptq.py: runs it leaves, texts it calibrates on, a kill, and what it refuses."""
 
 import datasets
+import llama_cpp
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +13,9 @@ import quantize_gptq
 import train_lora_8bit
 import train_qlora_4bit
 from fincompress import quantization, runs
+from fincompress.benchmark import subjects
 from fincompress.errors import UserError
+from fincompress.quantization import gguf
 from fincompress.report import methods, tables
 
 LORA = {"BASE_MODEL": "shape:tiny", "DATA_RUN": "quantization_data", "BATCH_SIZE": 4, "LOGGING_STEPS": 1,
@@ -197,3 +200,22 @@ def test_calibration_texts_are_training_prompts_with_their_targets(results, monk
     texts = {tuple(ids) for ids in quantize_gptq.calibration_texts(record, "source")}
     assert len(texts) == 40 and texts <= split_texts(results, "train")
     assert not any(texts & split_texts(results, split) for split in ("calibration", "dev", "test"))
+
+
+def test_a_file_of_llama_cpp_is_a_quantized_run_that_asks_for_its_binding(results, quantize, tmp_path, capsys):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "installed", lambda package: package == "sentencepiece")
+        sources = llama_cpp.stand_in(tmp_path / "cpp", results / "source" / "merged")
+        quantize(METHOD="q4_k_m", RUN="file", LLAMA_CPP=sources)
+        assert "groups of 32, no calibration" in (said := capsys.readouterr().out)
+        assert "cannot be run here" in said and "needs the package xllamacpp" in said
+        with pytest.raises(UserError, match="needs the package xllamacpp"):
+            run_main(evaluate, RESULTS_DIR=str(results), BASE_MODEL="shape:tiny", RUN="file", MAX_NEW_TOKENS=8)
+    metrics, record = (runs.read_json(results / "file" / f"{name}.json") for name in ("quantize_metrics", "settings"))
+    assert metrics["size_after_gb"] == pytest.approx(2 * metrics["size_before_gb"], rel=0.01)  # 32 bits of 16
+    assert metrics["kernel"] is None
+    assert record["base_precision"] == "q4_k_m-4bit" and "LLAMA_CPP" not in record["settings"]
+    kind, name = methods.describe(methods.lineage(results / "file", results))
+    assert (kind, name) == ("quantized", "8-bit LoRA, merged + Q4_K_M 4-bit")
+    subject = subjects.run_subject(str(results), "file")
+    assert subject.precision == "q4_k_m" and subject.size_gb > metrics["size_after_gb"]  # the vocabulary lies in it too
