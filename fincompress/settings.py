@@ -26,7 +26,8 @@ ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
 ENVIRONMENT = ("BASE_MODEL", "DATA_DIR", "RESULTS_DIR", "LLAMA_CPP")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-PLACES = ("DATA_DIR", "EXTRA_DATA_DIR", "RESULTS_DIR", "LLAMA_CPP", "PREDICTIONS", "README", "ARCHIVE")  # folders and files
+# Constants that are folders or files.
+PLACES = ("DATA_DIR", "EXTRA_DATA_DIR", "RESULTS_DIR", "LLAMA_CPP", "PREDICTIONS", "README", "ARCHIVE")
 LIMIT = 2**32  # numbers are below it: numpy's seeds must be
 # Numbers that a constant may be, or hold as a list: a name means the same in every script.
 RANGES = {

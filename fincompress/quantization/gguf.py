@@ -80,7 +80,7 @@ class Format:
     def load(self, path: str, device: torch.device, dtype: torch.dtype, options: dict) -> tuple:
         if not installed(BINDING):
             raise NoKernel(f"{path} is a GGUF file, which needs the package {BINDING}: pip install {BINDING}")
-        return LlamaCpp(Path(path)), {"missing_keys": [], "mismatched_keys": []}
+        return LlamaCpp(Path(path)), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
 
     def computes(self, model: LlamaCpp, tokens: list[int]) -> bool:
         found = model.complete(tokens, 1, logprobs=1)["choices"][0]["logprobs"]["content"][0]["logprob"]
