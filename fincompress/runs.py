@@ -165,14 +165,20 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 class Record(dict):
     """A JSON object from a file that can be named where it lacks a key: a damaged record, or another program's."""
 
-    def __init__(self, path: Path, values: dict):
-        super().__init__(values)
-        self.path = path
+    path: Path | None = None  # a copy has none
+
+    @classmethod
+    def of(cls, path: Path, values: dict) -> Record:
+        record = cls(values)
+        record.path = path
+        return record
 
     def __or__(self, other: dict) -> Record:
-        return Record(self.path, {**self, **other})
+        return Record.of(self.path, {**self, **other})
 
     def __missing__(self, key: str) -> NoReturn:
+        if self.path is None:
+            raise KeyError(key)
         raise UserError(f"{self.path} has no {key!r}: it is damaged or no record of this project; remove it")
 
 
@@ -184,7 +190,7 @@ def read_json(path: Path) -> Record:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record(path, values))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record.of(path, values))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:

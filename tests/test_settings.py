@@ -452,7 +452,7 @@ def test_the_hub_token_is_known_under_both_names(run, script, environment, doten
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
-@pytest.mark.parametrize("content", [b"\xff\xfe\x00B", "BASE_MODEL=x".encode("utf-16")])
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00B", "BASE_MODEL=x".encode("utf-16")], ids=["binary", "utf-16"])
 def test_an_environment_file_that_is_no_text_is_one_line(run, script, capsys, content):
     (script.parent / ".env").write_bytes(content)
     with pytest.raises(SystemExit) as left:
