@@ -451,7 +451,6 @@ def test_the_hub_token_is_known_under_both_names(run, script, environment, doten
     assert {os.environ.get(name) for name in TOKENS} == {token}
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00B", "BASE_MODEL=x".encode("utf-16")], ids=["binary", "utf-16"])
 def test_an_environment_file_that_is_no_text_is_one_line(run, script, capsys, content):
     (script.parent / ".env").write_bytes(content)
@@ -462,6 +461,7 @@ def test_an_environment_file_that_is_no_text_is_one_line(run, script, capsys, co
     assert ".env is no text in UTF-8: write it as .env.example" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
 @pytest.mark.parametrize("place", ["environment", ".env"])
 def test_the_hub_token_is_never_shown_and_is_no_constant(run, script, capsys, place, arguments):
     if place == "environment":
