@@ -59,6 +59,7 @@ LAST = {"predict.py": ("predict.py",), "plot_pareto.py": ("plot_pareto.py", "--R
         "benchmark_throughput.py": ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1",
                                     "--NEW_TOKENS=2")}  # fmt: skip
 COMMANDS = {command[0]: command for command in PHASES.values()} | LAST
+KILLED = PHASES | {"benchmark": LAST["benchmark_throughput.py"], "report": LAST["plot_pareto.py"]}
 CHOICES = ("AUGMENT", "CRITERION", "DROP_UNIT", "EVIDENCE", "LR_SCHEDULE", "MERGE_INTO", "METHOD", "OPTIMIZER",
            "RECOVERY", "REPORT_TO", "SCHEDULE", "SPLIT", "UPDATE", "BASE_MODEL")  # fmt: skip
 SOURCES = ("DATA_RUN", "SOURCE_RUN", "START_FROM", "TEACHER")  # constants that name a run
@@ -104,12 +105,12 @@ def run(results: Path, *command: str, **options):
 
 
 def make_runs(good: Path) -> dict[str, float]:
-    """Run every phase once; returns the seconds of each."""
+    """Run everything that is killed later once; returns the seconds of each."""
     data, seconds = good.parent / "finqa", {}
     data.mkdir()
     for split in ("train", "dev", "test"):
         (data / f"{split}.json").write_text(json.dumps(synthetic.generate(split, 60)))
-    for name, command in PHASES.items():
+    for name, command in KILLED.items():
         began = time.perf_counter()
         done = run(good, *command)
         if done.returncode:
@@ -202,16 +203,16 @@ def contents(folder: Path) -> dict[str, str]:
 def try_kills(good: Path, seconds: dict[str, float], draw: random.Random, count: int):
     """Kill phases at random moments and run them again; yields those from which something else came out."""
     print(f"\n{count} kills\nphase          after s  same")
-    for number in range(count):
-        name = list(PHASES)[number % len(PHASES)]
+    names = draw.sample(list(KILLED), len(KILLED))
+    for name in itertools.islice(itertools.cycle(names), count):
         results = good.parent / "killed"
         shutil.rmtree(results, ignore_errors=True)
         shutil.copytree(good, results)
-        shutil.rmtree(results / name)
+        shutil.rmtree(results / name, ignore_errors=True)
         after = draw.uniform(0.02, 0.95) * seconds[name]
-        run(results, *PHASES[name], seconds=after)
-        done = run(results, *PHASES[name])
-        same = done.returncode == 0 and outcome(results / name) == outcome(good / name)
+        run(results, *KILLED[name], seconds=after)
+        done = run(results, *KILLED[name])
+        same = done.returncode == 0 and outcome(results) == outcome(good)
         print(f"{name:<13}{after:>8.2f}  {'yes' if same else 'NO'}", flush=True)
         if not same:
             said = " ".join(done.stderr.strip().splitlines()[-1:])
@@ -219,9 +220,9 @@ def try_kills(good: Path, seconds: dict[str, float], draw: random.Random, count:
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """What decides: weights, predictions, rows and drops, without seconds and gigabytes."""
+    """What decides: weights, predictions and rows, without seconds and gigabytes, and names of half-written files."""
     wanted = (".safetensors", ".jsonl", ".arrow")
-    return {name: digest for name, digest in contents(folder).items() if name.endswith(wanted)}
+    return {name: digest for name, digest in contents(folder).items() if name.endswith(wanted) or ".partial" in name}
 
 
 # --- programs ---------------------------------------------------------------------------------------------------------

@@ -113,9 +113,12 @@ def load_environment() -> dict[str, str]:
     The token goes into the process environment alone: it is no constant, so it is in no settings file and no log.
     """
     try:
-        dotenv = {name: value for name, value in dotenv_values(ROOT / ".env").items() if value}
+        read = dotenv_values(ROOT / ".env")
     except ValueError:
         raise UserError(f"{ROOT / '.env'} is no text in UTF-8: write it as .env.example is written") from None
+    if None in read.values():
+        print(".env: a line without = is not read; write NAME=value")  # it may be a token: not shown
+    dotenv = {name: value for name, value in read.items() if value}
     for name in sorted(dotenv.keys() - {*ENVIRONMENT, *TOKENS}):
         print(f".env: {name} is not read; only {', '.join(ENVIRONMENT)} and HF_TOKEN are")
     tokens = [source[name] for source in (os.environ, dotenv) for name in TOKENS if source.get(name)]

@@ -159,11 +159,11 @@ def test_overrides_rank_command_environment_dotenv(run, script, capsys, dotenv, 
 
 def test_only_a_command_sets_what_no_machine_decides_and_dotenv_says_so(run, script, capsys):
     os.environ["SEED"] = "7"
-    (script.parent / ".env").write_text("SEED=7\nRANK=7\nHF_TOKEN=secret\n")
+    (script.parent / ".env").write_text("SEED=7\nRANK=7\nHF_TOKEN=secret\nhf_pasted\n")
     found = run()
     assert (found["SEED"], found["RANK"]) == (0, None)
     assert [line.split(";")[0] for line in capsys.readouterr().out.splitlines()] == [
-        ".env: RANK is not read", ".env: SEED is not read",
+        ".env: a line without = is not read", ".env: RANK is not read", ".env: SEED is not read",
     ]  # fmt: skip
 
 
