@@ -144,9 +144,9 @@ def others(config) -> dict:
         "decoding in 16 bits": decoding(config),
         "decoding, QLoRA": decoding(config, "nf4", LORA_RANK),
         "decoding, 8-bit LoRA": decoding(config, "int8", LORA_RANK),
-        "decoding, GPTQ": decoding(config, "gptq"),
+        "decoding, GPTQ": decoding(config, "gptq-4bit"),
         "decoding, half of the blocks in 16 bits": decoding(half),
-        "decoding, half of the blocks, GPTQ": decoding(half, "gptq"),
+        "decoding, half of the blocks, GPTQ": decoding(half, "gptq-4bit"),
     }
 
 

@@ -77,7 +77,7 @@ def quantize_run(source: str, run: str) -> None:
     done = "quantize_metrics.json"
     if not (runs.run_directory(RESULTS_DIR, run) / done).exists():
         runs.check_room(runs.run_directory(RESULTS_DIR, run), 1.5 * size / 1e9)  # gptqmodel puts blocks on the disk
-    directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, facts, done=done)
+    directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, facts, done=done, resumes=False)
     if directory is None:
         return
     try:

@@ -22,7 +22,11 @@ from fincompress.quantization import METHODS
 
 NF4_BYTES = 0.516  # 4 bits a weight and the double-quantized scales: 8 bits per 64 weights, 32 bits per 64 * 256
 BASE_BYTES = {"nf4": NF4_BYTES, "int8": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
-BASE_BYTES |= {name: method.bits_per_weight(4, 128) / 8 for name, method in METHODS.items()}
+BASE_BYTES |= {
+    f"{name}-{bits}bit": method.bits_per_weight(bits, 128) / 8
+    for name, method in METHODS.items()
+    for bits in method.bits
+}
 CUDA_CONTEXT_GB = 0.5  # what a process that uses CUDA takes of the card before it holds anything
 
 

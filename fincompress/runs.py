@@ -287,14 +287,15 @@ def load_processed(
 
 
 def start_run(
-    results_dir: str, run: str, script: str, settings: dict, facts: dict, done: str | None = None
+    results_dir: str, run: str, script: str, settings: dict, facts: dict, done: str | None = None, resumes: bool = True
 ) -> Path | None:
     """Open ``results_dir/run`` for a script and write ``settings.json``; None where the same run is finished already.
 
     ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
     ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that holds a run
     with other settings is refused with a UserError: results of two recipes are never mixed in one folder. So is one
-    that another process holds. A resumed run keeps its ``settings.json``.
+    that another process holds. A resumed run keeps its ``settings.json``; one that was killed and cannot be resumed
+    (``resumes``) makes way for other settings.
     """
     if is_untuned(run) and script != "evaluate.py":
         raise UserError(f"RUN = {run!r}: names that start with base_ are those of untuned models; choose another RUN")
@@ -312,12 +313,13 @@ def start_run(
                 print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
                 return None
             return directory
-        if FAILED not in names or differing[0].startswith("script "):
+        lost = FAILED in names or not (resumes or done in names)
+        if not lost or differing[0].startswith("script "):
             raise UserError(
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
                 "choose another RUN, or remove that folder"
             )
-        print(f"{run}: starts again in the folder of a run that failed")
+        print(f"{run}: starts again in the folder of a run that did not end")
         for name in names:
             remove(directory / name)
         names = []

@@ -190,7 +190,7 @@ def test_after_a_loss_that_is_no_number_the_corrected_command_works_under_the_sa
     assert (results / run / "failed.txt").read_text().startswith(said)
     corrected = run_in_process(*TRAIN, "--MAX_STEPS=1", f"--RUN={run}", "--LEARNING_RATE=1e-5", **environment)
     assert corrected.returncode == 0, corrected.stderr
-    assert "starts again in the folder of a run that failed" in corrected.stdout
+    assert "starts again in the folder of a run that did not end" in corrected.stdout
     assert not (results / run / "failed.txt").exists() and (results / run / "train_metrics.json").exists()
 
 

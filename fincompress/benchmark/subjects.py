@@ -65,8 +65,8 @@ def run_subject(results_dir: str, run: str) -> Subject:
     record = runs.read_json(runs.finished_run(results_dir, run.removesuffix("/merged")) / "settings.json")
     directory, precision, rank = runs.run_directory(results_dir, run), "auto", 0
     if (directory / "config.json").exists():
-        method = quantization.method_of(directory)
-        precision = method.name if method else "auto"
+        if method := quantization.method_of(directory):
+            precision = f"{method.name}-{models.read_config(str(directory)).quantization_config['bits']}bit"
     elif (directory / "adapter").exists():
         precision, rank = record["base_precision"], runs.read_json(directory / "adapter" / "adapter_config.json")["r"]
     else:

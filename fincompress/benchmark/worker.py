@@ -68,7 +68,7 @@ class Worker:
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(0).total_memory / 1e9
             torch.cuda.set_per_process_memory_fraction(min(1.0, room_gb / total))
-        quantized = subject.precision in quantization.METHODS  # run by its kernel, also where dense weights are faster
+        quantized = quantization.method_of(subject.path) is not None  # then its kernel runs it, faster or not
         for _ in range(2):
             self.model = None
             memory.release_unused()

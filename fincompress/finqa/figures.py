@@ -36,8 +36,8 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
 
 
 def _plain(figure: str) -> str:
-    """A figure without commas and without zeros at the end: 1,250.50 is 1250.5, also in the program."""
-    figure = figure.replace(",", "")
+    """A figure in one spelling, as prompt and program may differ in it: 1,250.50 is 1250.5, and .5 is 0.5."""
+    figure = ("0" if figure[0] == "." else "") + figure.replace(",", "")
     return figure.rstrip("0").rstrip(".") if "." in figure else figure
 
 
@@ -63,8 +63,8 @@ def _rewrite(text: str, new: dict[str, str]) -> str:
 
     def replace(match: re.Match) -> str:
         figure = _plain(match[0])
-        zeros = match[0].replace(",", "")[len(figure) :]
-        digits = iter(new.get(figure, figure) + zeros)
+        drawn = new.get(figure, figure)[match[0][0] == "." :]
+        digits = iter(drawn + match[0].replace(",", "")[len(drawn) :])
         return "".join(character if character == "," else next(digits) for character in match[0])
 
     return FIGURE.sub(replace, text)

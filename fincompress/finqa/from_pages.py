@@ -62,6 +62,8 @@ def make(examples: list[Example], count: int, seed: int) -> list[Example]:
     Their programs have the mix of those of ``examples``, brought to the published shares of steps, as far as the pages
     allow. The same arguments give the same examples.
     """
+    if not count:
+        return []
     pages = list({example.page: example for example in examples}.values())
     asks = {page.page: page_asks(page, random.Random(f"questions {seed} {page.page}")) for page in pages}
     rng, seen, shares = random.Random(f"questions {seed}"), Counter(), program_shares(examples)

@@ -76,16 +76,19 @@ def seven_billion(run, precision="auto"):
 
 
 def test_a_model_that_is_too_large_for_the_card_is_not_measured_and_the_others_are():
-    fitting, reasons = fit([seven_billion("base"), seven_billion("q", "gptq"), subject("tiny", path="shape:tiny")], 9.5)
+    fitting, reasons = fit(
+        [seven_billion("base"), seven_billion("q", "gptq-4bit"), subject("tiny", path="shape:tiny")], 9.5
+    )
     assert fitting == ["q", "tiny"] and list(reasons) == ["base"]
     assert reasons["base"] == "needs 13.8 GB, 9.5 GB are free"
-    assert fit([seven_billion("base"), seven_billion("q", "gptq")], 24.0, free_gb=80.0) == (["base", "q"], {})
+    assert fit([seven_billion("base"), seven_billion("q", "gptq-4bit")], 24.0, free_gb=80.0) == (["base", "q"], {})
 
 
 def test_models_that_do_not_fit_together_are_refused_with_the_numbers():
-    several = [seven_billion("a", "gptq"), seven_billion("b", "gptq")]
+    several = [seven_billion("a", "gptq-4bit"), seven_billion("b", "gptq-4bit")]
     with pytest.raises(UserError, match=r"a, b: \d+\.\d GB does not fit together in 9\.0 GB: name fewer RUNS"):
         fit(several, 9.5, free_gb=10.0)
+    assert fit([seven_billion("c", "gptq-8bit")], 5.0)[0] == []
     assert fit(several[:1], 9.5, free_gb=5.0) == (["a"], {})  # alone, it is its own room that counts
 
 

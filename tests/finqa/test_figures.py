@@ -37,6 +37,12 @@ def test_rows_of_table_operations_keep_their_names():
     assert figure != "325.5" and written.endswith(f"divide(#0, {figure})")
 
 
+def test_a_figure_below_one_stays_the_same_with_and_without_its_zero():
+    prompt, text = figures.redraw("x|.75|12.5|.048\n", "divide(0.75, 12.5), add(#0, 0.048)", random.Random(1))
+    first, second, third = re.fullmatch(r"x\|(\.\d\d)\|([1-9]\d\.\d)\|(\.0\d\d)\n", prompt).groups()
+    assert first != ".75" and text == f"divide(0{first}, {second}), add(#0, 0{third})"
+
+
 def test_a_program_that_would_divide_by_zero_is_drawn_again():
     for seed in range(200):
         _, text = figures.redraw("41|42|900\n", "subtract(41, 42), divide(900, #0)", random.Random(seed))
