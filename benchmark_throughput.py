@@ -67,7 +67,8 @@ def main() -> None:
     }  # fmt: skip
     paths = {run: record.write(RESULTS_DIR, entrant, card, common) for run, entrant in entrants.items()}
     rows = {run: record.read_throughput(path) for run, path in paths.items()}
-    print_table(rows)
+    if rows:
+        print_table(rows)
     for run, why in not_measured.items():
         print(f"{run}: not measured: {why}")
     for run, entrant in entrants.items():

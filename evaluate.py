@@ -187,7 +187,7 @@ def answer(run: str) -> None:
     page = examples.read_page(Path(PAGE), question) if PAGE else first_page(split, data, question)
     options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device)[0], **options)
-    prompt, _ = prompts.prompt_for(page, data["settings"], tokenizer)
+    prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
     asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
     (output,) = generation.generate(
         model, tokenizer, asked, 1, MAX_NEW_TOKENS, BEAMS,

@@ -97,7 +97,7 @@ def check_prompts_fit(splits: dict[str, list[examples.Example]], tokenizer) -> N
 
 def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
-    prompt, lines = prompts.prompt_for(example, SETTINGS, tokenizer)
+    prompt, lines = prompts.build_prompt(example, SETTINGS, tokenizer)
     ids = training.encode(prompt, example.program, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]
     return {

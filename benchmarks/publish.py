@@ -38,8 +38,6 @@ VERDICTS = ("id", "execution_correct", "program_correct")
 
 
 def main() -> None:
-    if not all(isinstance(name, str) for name in RUNS):
-        raise UserError(f"RUNS are names of runs, not {RUNS}")
     if Path(TO).resolve() == Path(RESULTS_DIR).resolve():
         raise UserError("TO is where the runs lie: name another folder")
     sources = {run: runs.run_directory(RESULTS_DIR, run) for run in RUNS}

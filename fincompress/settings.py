@@ -29,17 +29,8 @@ TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # Constants that are folders or files.
 PLACES = ("DATA_DIR", "EXTRA_DATA_DIR", "RESULTS_DIR", "LLAMA_CPP", "PREDICTIONS", "README", "ARCHIVE")
 LIMIT = 2**32  # numbers are below it: numpy's seeds must be
-# Numbers that a constant may be, or hold as a list: a name means the same in every script.
+# Numbers that a constant may be, or hold as a list: a name means the same in every script. Others are above 0.
 RANGES = {
-    "above 0": (
-        lambda x: x > 0,
-        "BATCH_SIZE BATCH_SIZES BEAMS BITS BLOCKS BUDGETS CALIBRATION_EXAMPLES CALLS CONTEXT DEPTHS DROPS "
-        "DROPS_BETWEEN DROPS_EARLY DROPS_LATE EPOCHS EVAL_EXAMPLES EVIDENCE_TOKENS EXAMPLES FIRST_SCAN_EXAMPLES "
-        "GRADIENT_ACCUMULATION HEAL_AT KILLS LEARNING_RATE LOGGING_STEPS LORA_ALPHA LORA_RANK MAX_MINUTES "
-        "MAX_NEW_TOKENS MAX_PROMPT_TOKENS MAX_STEPS MEAN_TOKENS NEW_TOKENS OPERATOR_US ORDERS PLAIN_QUESTIONS PROGRAMS "
-        "QUESTIONS ROUNDS SAVE_EVERY SAVE_STEPS SCAN_BATCH_SIZE STEPS TARGET_LATENCY_MS TARGET_MEMORY_GB TARGET_TOKENS "
-        "TEMPERATURE TOKENS TRAIN_EXAMPLES VRAM_CAP_GB VRAM_LIMIT_GB",
-    ),
     "0 or more": (
         lambda x: x >= 0,
         "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS FIRST_EPOCHS FRAGMENTATION HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
@@ -48,7 +39,7 @@ RANGES = {
     "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),
     "a share, above 0 and at most 1": (
         lambda x: 0 < x <= 1,
-        "ACCURACY_FLOOR HEALING_TRAIN_RATIO RATIO SHARE TARGET_SIZE TRAIN_RATIO",
+        "ACCURACY_FLOOR HEALING_TRAIN_RATIO SHARE TARGET_SIZE TRAIN_RATIO",
     ),
     "a share, above 0 and below 1": (lambda x: 0 < x < 1, "DAMPING EQUAL_WITHIN"),
     "a share, from 0 to below 1": (lambda x: 0 <= x < 1, "LORA_DROPOUT"),
@@ -101,7 +92,7 @@ def help_text(namespace: dict, names: list[str]) -> str:
     width = min(44, max(map(len, shown.values())))
     lines = [namespace["__doc__"].strip(), "", "constants (edit them at the top of the script, or override one here):"]
     for name, text in shown.items():
-        comment = re.search(rf"^{name}\b(?s:.*?)  # (.*)$", source, flags=re.MULTILINE)
+        comment = re.search(rf"^{name}\b(?:(?!^[A-Z])[\s\S])*?  # (.*)$", source, flags=re.MULTILINE)
         lines.append(f"  {text:<{width}}  {comment[1] if comment else ''}")
     read = f"{', '.join(ENVIRONMENT)} and HF_TOKEN are also read from the environment and from .env, in that order."
     return "\n".join([*lines, "", read])
@@ -199,9 +190,10 @@ def check_range(name: str, number: float) -> None:
     """Raise UserError for a number that is not in the range of its constant."""
     if abs(number) >= LIMIT:
         raise UserError(f"{name} is too large: it must be below 2^32")
-    for said, (holds, names) in RANGES.items():
-        if name in names.split() and not holds(number):
-            raise UserError(f"{name} = {number}: must be {said}")
+    ranges = ((said, holds) for said, (holds, names) in RANGES.items() if name in names.split())
+    said, holds = next(ranges, ("above 0", lambda x: x > 0))
+    if not holds(number):
+        raise UserError(f"{name} = {number}: must be {said}")
 
 
 def check_place(name: str, path: str) -> None:

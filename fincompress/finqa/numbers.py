@@ -9,12 +9,9 @@ from __future__ import annotations
 import contextlib
 import re
 
-_IN_TEXT = re.compile(
-    r"(?<![\w.,])(?P<number>(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)(?P<percent> ?(?:%|percent\b))?"
-)
-
-# The same without its percent sign, and never at the start of a longer one.
-FIGURE = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|[.,]\d)|(?<![\w.,])\.\d+(?!\w|[.,]\d)")
+_FIGURE = r"(?<![\w.,])((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)"
+FIGURE = re.compile(_FIGURE)
+_IN_TEXT = re.compile(_FIGURE + r"( ?(?:%|percent\b))?")
 YEARS = range(1980, 2041)  # whole numbers that are no figures where a year may stand
 
 
@@ -80,8 +77,8 @@ def numbers_in(text: str) -> set[tuple[float, bool]]:
     """
     found = set()
     for match in _IN_TEXT.finditer(text):
-        value = float(match["number"].replace(",", ""))
+        value = float(match[1].replace(",", ""))
         found.add((value, False))
-        if match["percent"]:
+        if match[2]:
             found.add((value, True))
     return found

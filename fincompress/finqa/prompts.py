@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fincompress.finqa import evidence
 from fincompress.finqa.examples import Example
 
 
-def prompt_for(example: Example, settings: dict, tokenizer) -> tuple[str, list[evidence.Line]]:
-    """``build_prompt`` by the constants of a data run; a question that is asked later gets the prompt of training."""
-    return build_prompt(
-        example, settings["EVIDENCE"], settings["EVIDENCE_TOKENS"], settings["MAX_PROMPT_TOKENS"],
-        lambda texts: [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids],
-    )  # fmt: skip
+def build_prompt(example: Example, settings: dict, tokenizer) -> tuple[str, list[evidence.Line]]:
+    """The prompt of an example by the constants of a data run, and the lines of evidence that it shows.
 
-
-def build_prompt(
-    example: Example,
-    mode: str,
-    evidence_tokens: int | None,
-    max_prompt_tokens: int,
-    count_tokens: Callable[[list[str]], list[int]],
-) -> tuple[str, list[evidence.Line]]:
-    """Return the prompt of one example and the lines of evidence it shows; the gold program follows on a new line.
-
-    ``mode`` is ``"page"``, ``"retrieved"`` or ``"gold"``; ``evidence_tokens`` is the budget for retrieved evidence
-    (None: only the prompt's limit counts, as for the others). Where the whole would be longer than
-    ``max_prompt_tokens``, the least relevant lines go first; the question and the table's header are never
-    cut. ``count_tokens`` maps texts to token counts.
+    The gold program follows on a new line. EVIDENCE_TOKENS bounds what is retrieved (None: MAX_PROMPT_TOKENS alone
+    does). The least relevant lines go first; the question and the table's header are never cut.
     """
-    budget = max(0, max_prompt_tokens - count_tokens([_end(example)])[0])
-    if mode == "retrieved" and evidence_tokens is not None:
-        budget = min(budget, evidence_tokens)
-    lines = evidence.select(example, mode, budget, count_tokens)
+
+    def count_tokens(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+
+    budget = max(0, settings["MAX_PROMPT_TOKENS"] - len(tokenizer(_end(example)).input_ids))
+    if settings["EVIDENCE"] == "retrieved" and settings["EVIDENCE_TOKENS"] is not None:
+        budget = min(budget, settings["EVIDENCE_TOKENS"])
+    lines = evidence.select(example, settings["EVIDENCE"], budget, count_tokens)
     return _prompt(lines, example), lines
 
 

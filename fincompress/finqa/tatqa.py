@@ -8,6 +8,7 @@ is a fraction: a final ``* 100`` is left out.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -110,7 +111,9 @@ def make_table(rows: list[list[str]]) -> list[list[str]]:
     for row in table[:header]:  # what stands over all columns is said once
         if sum(map(bool, row[1:])) == 1 and len(row) > 2 and header > 1:
             row[:] = [" ".join(filter(None, row)), *[""] * (len(row) - 1)]
-    joined = [" ".join(dict.fromkeys(filter(None, column))) for column in zip(*table[:header], strict=True)]
+    joined = [
+        " ".join(dict.fromkeys(filter(None, column))) for column in itertools.zip_longest(*table[:header], fillvalue="")
+    ]
     return [joined, *table[header:]]
 
 

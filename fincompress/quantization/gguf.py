@@ -55,9 +55,6 @@ class Format:
     def bits_per_weight(self, bits: int, group_size: int) -> float:
         return self.stored_bits
 
-    def gptqmodel_config(self, recipe: Recipe, **common):
-        raise NotImplementedError("gptqmodel does not write this format")
-
     def fit(self, recipe: Recipe, config) -> Recipe:
         return replace(super().fit(replace(recipe, group_size=-1), config), group_size=self.group_sizes[0])
 

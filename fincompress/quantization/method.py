@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import os
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ class Recipe:
     llama_cpp: str | None = None  # folder of llama.cpp's sources
 
 
-class Method(ABC):
+class Method:
     """A quantization method. A subclass in a file of this package is found by its ``name``.
 
     What is defined here holds for GPTQ's format: packed integers, a 16-bit scale and a packed zero for each group.
@@ -56,9 +55,9 @@ class Method(ABC):
         """Raise UserError where what quantizes is not installed."""
         require()
 
-    @abstractmethod
     def gptqmodel_config(self, recipe: Recipe, **common):
         """gptqmodel's config of the recipe; ``common`` are ``bits``, ``group_size`` and where to offload to."""
+        raise NotImplementedError
 
     def bits_per_weight(self, bits: int, group_size: int) -> float:
         """Stored bits per weight in groups of ``group_size`` > 0: the weight, and its share of a scale and a zero."""

@@ -1,5 +1,7 @@
 """A prompt: lines of the page, the question, and the place where the program begins."""
 
+from types import SimpleNamespace
+
 from fincompress.finqa import examples, prompts
 
 PAGE = examples.Example(
@@ -8,13 +10,31 @@ PAGE = examples.Example(
 )  # fmt: skip
 
 
+def words(texts, add_special_tokens=True):
+    """Stands for a tokenizer whose tokens are words and that puts BOS in front."""
+    front = ["<s>"] * add_special_tokens
+    if isinstance(texts, str):
+        return SimpleNamespace(input_ids=front + texts.split())
+    return SimpleNamespace(input_ids=[front + text.split() for text in texts])
+
+
+def build(mode, tokens):
+    settings = {"EVIDENCE": mode, "EVIDENCE_TOKENS": None, "MAX_PROMPT_TOKENS": tokens}
+    return prompts.build_prompt(PAGE, settings, words)
+
+
 def test_the_lines_come_first_then_the_question_then_the_program():
-    prompt, _ = prompts.build_prompt(PAGE, "page", None, 100, lambda texts: [len(text.split()) for text in texts])
+    prompt, _ = build("page", 100)
     assert prompt == "sales rose.\n|2018|2017\nsales|41|39\nQuestion: what was the change?\nProgram:\n"
+
+
+def test_a_prompt_with_its_first_token_is_within_its_limit():
+    assert len(words(build("page", 11)[0]).input_ids) == 11
+    assert len(words(build("page", 10)[0]).input_ids) <= 10
 
 
 def test_the_shortest_prompt_is_what_every_prompt_shows():
     assert prompts.shortest_prompt(PAGE) == "|2018|2017\nQuestion: what was the change?\nProgram:\n"
     for mode in ("page", "retrieved"):
-        prompt, _ = prompts.build_prompt(PAGE, mode, None, 1, lambda texts: [len(text.split()) for text in texts])
+        prompt, _ = build(mode, 1)
         assert prompt == prompts.shortest_prompt(PAGE)
