@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -36,26 +37,34 @@ class Worker:
             raise UserError(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from None
 
     def probe(self) -> dict:
-        """The device, and its memory: GB that are free, and GB/s at the fastest read of more than any cache holds.
+        """The device, its memory (GB that are free, GB/s at the fastest read of more than any cache holds), and TFLOP/s
+        at the fastest matrix product in its compute type.
 
         The fastest, for a ceiling is what the device can do.
         """
         cuda = self.device.type == "cuda"
         free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
         buffer = torch.ones(min(2**29, free // 8) // 4, device=self.device)
-        times = []
-        for _ in range(20):
-            began = generation.now(self.device)
-            buffer.sum()
-            times.append(generation.now(self.device) - began)
+        side = 8192 if cuda else 1024
+        square = torch.ones(side, side, dtype=self.dtype, device=self.device)
         return {
             "device": self.device.type,
             "dtype": str(self.dtype).partition(".")[2],
             "reason": self.reason,
             "hardware": provenance.hardware(),
             "free_gb": round(free / 1e9, 2),
-            "bandwidth_gb_per_s": round(buffer.nbytes / min(times) / 1e9, 2),
+            "bandwidth_gb_per_s": round(buffer.nbytes / self.fastest(buffer.sum) / 1e9, 2),
+            "tflops": round(2 * side**3 / self.fastest(lambda: square @ square) / 1e12, 4),
         }
+
+    def fastest(self, work: Callable[[], object]) -> float:
+        """Seconds of the fastest of 20 times."""
+        times = []
+        for _ in range(20):
+            began = generation.now(self.device)
+            work()
+            times.append(generation.now(self.device) - began)
+        return min(times)
 
     def load(self, subject: Subject, results_dir: str, room_gb: float, prompt: int, new_tokens: int) -> dict:
         """Load the model, read ``prompt`` tokens and decode ``new_tokens``; then the same again, and that is measured.
