@@ -107,7 +107,8 @@ def main() -> None:
         take_turns(contestants, part)
         found[part] = summary(contestants, part, card)
         print(f"\n{part}: {ITEMS[part]}/s and how many times as fast the first is, median of {ROUNDS} rounds [range]")
-        print(pd.DataFrame({name: shown(row) for name, row in found[part].items()}).T.to_string() + "\n", flush=True)
+        table = pd.DataFrame.from_dict(found[part], orient="index", dtype=object).map(shown)
+        print(f"{table.to_string()}\n", flush=True)
     share = load.share()
     if share > record.MAX_LOAD:
         print(f"other jobs took {share:.0%} of the cores: these speeds decide nothing")
@@ -190,11 +191,11 @@ def compared(first: float | list[str], made: float | list[str]) -> dict:
     return {"equal": sum(a == b for a, b in zip(first, made, strict=False)), "outputs": len(made)}
 
 
-def shown(row: dict) -> dict[str, str]:
-    """A row of ``summary`` in words."""
-    words = {name: f"{value:.4g}" for name, value in row.items() if isinstance(value, float | int)}
-    spreads = {name: value for name, value in row.items() if isinstance(value, dict)}
-    return {name: "{median:.2f} [{low:.2f}, {high:.2f}]".format(**value) for name, value in spreads.items()} | words
+def shown(value: dict | float | None) -> str:
+    """A value of ``summary`` in words."""
+    if isinstance(value, dict):
+        return "{median:.2f} [{low:.2f}, {high:.2f}]".format(**value)
+    return "" if value is None else f"{value:.4g}"
 
 
 def trainings(device: torch.device, dtype: torch.dtype) -> dict[str, Contestant]:
