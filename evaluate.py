@@ -38,7 +38,7 @@ from pathlib import Path  # noqa: E402
 
 import pandas as pd  # noqa: E402
 
-from fincompress import runs  # noqa: E402
+from fincompress import distributed, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, prompts, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
@@ -52,6 +52,8 @@ def main() -> None:
         raise UserError("PAGE is what a question is about: set ASK too")
     if ASK and (PREDICTIONS or not ASK.strip()):
         raise UserError("ASK is a question to a model: it is not empty, and not beside PREDICTIONS")
+    if (PREDICTIONS or ASK) and not distributed.is_main():
+        return
     if PREDICTIONS:
         check_choice("SPLIT", SPLIT, examples.SPLITS)  # calibration is carved out of train, and is no file
         score_file()
@@ -89,19 +91,21 @@ def score_run(run: str) -> None:
     """Decode SPLIT with the model of a run and score what it writes."""
     from fincompress import generation, memory, models
 
+    distributed.join()
     models.quiet_libraries()
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     untuned = runs.is_untuned(run)
     if untuned:
         dataset, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
+        distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         check_context(BASE_MODEL, dataset)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
-        directory = runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts)
+        directory = distributed.from_main(lambda: runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts))
     else:
         directory = runs.finished_run(RESULTS_DIR, run)
-        runs.hold(directory)
+        distributed.from_main(lambda: runs.hold(directory))
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
     check_context(record["base_model"], dataset)
@@ -113,7 +117,8 @@ def score_run(run: str) -> None:
     before = runs.read_json(done) if done.exists() else {}
     if (before.get("decoding"), before.get("prepared")) == (decoding, prepared):
         print(f"{run}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
-        show_table()
+        if distributed.is_main():
+            show_table()
         return
     print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
@@ -129,6 +134,8 @@ def score_run(run: str) -> None:
     clock = runs.Stopwatch()
     outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS, accept)
     seconds = clock.seconds()
+    if not distributed.is_main():
+        return
 
     verdicts = []
     for question, output in zip(questions, outputs, strict=True):

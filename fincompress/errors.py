@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 
 _NO_ACCESS = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
@@ -12,6 +13,10 @@ _NO_ACCESS = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOO
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line."""
+
+
+class Terminated(BaseException):
+    """SIGTERM: a launcher ends the other processes so when one of them failed."""
 
 
 class NoKernel(UserError):
@@ -31,14 +36,22 @@ def run_script(main, resumes: bool = False) -> None:
     ``resumes`` says whether the same command resumes what Ctrl-C stopped, or starts it again.
     Anything else keeps its traceback: that is a bug, and the traceback is what its report needs.
     """
+    if "RANK" in os.environ:  # one of several processes
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
         sys.stdout.flush()
     except BaseException as error:
+        if "RANK" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
         status = report(error, "resumes from the last checkpoint" if resumes else "starts again")
         if status is None:
             raise
         raise SystemExit(status) from None
+
+
+def _terminate(number, frame):
+    raise Terminated
 
 
 def watch_start() -> None:
@@ -65,10 +78,15 @@ def report(error: BaseException, again: str) -> int | None:
         status, line = 1, ""
     elif isinstance(error, KeyboardInterrupt):
         status, line = 130, f"error: stopped by the keyboard; the same command {again}\n"
+    elif isinstance(error, Terminated) or _lost_another(error):
+        status, line = 1, f"error: another process of this run was killed or failed; the same command {again}\n"
     elif isinstance(error, Exception) and (mendable := _one_line(error)):
         status, line = 2, f"error: {mendable}\n"
     else:
+        _speaks_first()  # what the others meet follows from this
         return None
+    if line and not _speaks_first():
+        line = ""
     if "tqdm" in sys.modules:  # a progress bar leaves the cursor in its line until it is closed
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
@@ -78,6 +96,30 @@ def report(error: BaseException, again: str) -> int | None:
     except OSError:  # closed or full: Python would flush it once more, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def _lost_another(error: BaseException) -> bool:
+    """Whether an error says that another process of this run is gone: gloo names itself, NCCL's has its own type."""
+    return isinstance(error, RuntimeError) and ("gloo" in str(error) or type(error).__name__.startswith("Dist"))
+
+
+def _speaks_first() -> bool:
+    """Whether no other process of this run has said why it ends: the store of the launcher, which outlives it, counts.
+
+    One that has to end says it once, not once a process, and what the others meet for that reason is not news.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    try:
+        from datetime import timedelta
+
+        from torch.distributed import TCPStore
+
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        return store.add("fincompress/said", 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # no launcher that has one
+        return True
 
 
 def _one_line(error: Exception) -> str | None:

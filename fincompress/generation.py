@@ -10,6 +10,7 @@ import datasets
 import torch
 from tqdm import tqdm
 
+from fincompress import distributed
 from fincompress.quantization.gguf import LlamaCpp
 
 
@@ -23,7 +24,7 @@ def generate(
     One ``{"output": str, "ended": bool, "new_tokens": int}`` an example; ``ended`` says that the model wrote EOS by
     itself. Of several beams it is the likeliest that ``accept`` takes, given the example's place and the text, or the
     likeliest of all. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at
-    once.
+    once. Several processes take batches in turn, the same ones as one process, and all get all continuations.
     """
     results: list[dict | None] = [None] * len(dataset)
     lengths = list(dataset["prompt_tokens"])
@@ -42,9 +43,12 @@ def generate(
     }
     # What the checkpoint says of sampling does not concern a greedy search, and is warned about.
     model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
-    with tqdm(total=len(dataset), desc="decoding", unit="question") as bar:
-        for start in range(0, len(dataset), batch_size):
+    with tqdm(total=len(dataset), desc="decoding", unit="question", disable=not distributed.is_main()) as bar:
+        for number, start in enumerate(range(0, len(dataset), batch_size)):
             indices = longest_first[start : start + batch_size]
+            if number % distributed.size() != distributed.rank():
+                bar.update(len(indices))
+                continue
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
             tokens = model.generate(**batch, **settings)
@@ -53,7 +57,8 @@ def generate(
                 found = rows[place * beams : (place + 1) * beams]
                 results[i] = next((row for row in found if accept is None or accept(i, row["output"])), found[0])
             bar.update(len(indices))
-    return results
+    gathered = distributed.gather(results)
+    return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
 
 
 def _cut(row: list[int], eos: int, tokenizer) -> dict:

@@ -12,6 +12,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+from fincompress import distributed
+
 LIBRARIES = (
     "torch", "transformers", "peft", "bitsandbytes", "gptqmodel", "optimum", "accelerate", "datasets", "bm25s", "numpy",
     "xllamacpp",
@@ -51,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware() -> dict[str, object]:
-    """Processor, cores, memory in GB, and the GPU where torch sees one."""
+    """Processor, cores, memory in GB, the GPU where torch sees one, processes where there are several."""
     import psutil
     import torch
 
@@ -61,6 +63,8 @@ def hardware() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
     }
+    if distributed.size() > 1:
+        found["processes"] = distributed.size()
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
         found["vram_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)

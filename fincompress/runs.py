@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
-from fincompress import provenance
+from fincompress import distributed, provenance
 from fincompress.errors import UserError
 from fincompress.settings import DEFAULTS
 
@@ -132,9 +132,13 @@ def release() -> None:
 
 
 def fail(why: str) -> NoReturn:
-    """Raise UserError for a training that no resume can mend: its folder then takes a run with other settings."""
+    """Raise UserError for a training that no resume can mend: its folder then takes a run with other settings.
+
+    Of several processes all call it: what they decide it by is summed over them.
+    """
     for directory in HELD:
         write_text(directory / FAILED, f"{why}\n")
+    distributed.barrier()  # a launcher ends rank 0, which writes, as soon as another one has failed
     raise UserError(why)
 
 

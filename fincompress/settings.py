@@ -20,6 +20,7 @@ from types import UnionType
 
 from dotenv import dotenv_values
 
+from fincompress import distributed
 from fincompress.errors import UserError, watch_start
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,8 @@ def configure(namespace: dict) -> dict[str, object]:
     types = constant_types(namespace)
     if namespace["__name__"] == "__main__":
         watch_start()
+        if not distributed.is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  rank 0 prints, here and later
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(namespace, list(types)))
             raise SystemExit(0)
@@ -68,7 +71,8 @@ def configure(namespace: dict) -> dict[str, object]:
             DEFAULTS.update({name: check_value(name, types[name], namespace[name]) for name in types})
             overrides = find_overrides(sys.argv[1:], types, load_environment())
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            if distributed.is_main():  # they all have the same command line
+                print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         namespace.update(DEFAULTS)
         for name, (value, origin) in overrides.items():
@@ -238,6 +242,7 @@ def set_threads() -> None:
     defaults = {
         "OMP_NUM_THREADS": str(cores),
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "0",  # the Trainer would multiply the batch by the number of GPUs
     }
+    if "LOCAL_RANK" not in os.environ:  # else each process takes the GPU of that number
+        defaults["CUDA_VISIBLE_DEVICES"] = "0"  # the Trainer would multiply the batch by the number of GPUs
     os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})

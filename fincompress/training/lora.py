@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import set_seed
 
-from fincompress import memory, models, quantization, runs, simulation, training
+from fincompress import distributed, memory, models, quantization, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.report import charts
 from fincompress.settings import check_choice
@@ -51,9 +51,10 @@ def train(settings: dict, base_precision: str, script: str) -> None:
 
     ``settings`` are the constants of the script, which explains each. Leaves ``adapter/``, ``merged/``,
     ``train_metrics.json``, ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until then, so that a killed
-    run can be resumed.
+    run can be resumed. Several processes train together; rank 0 merges alone.
     """
     s = settings
+    distributed.join()
     check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
     training.check_settings(s)
     train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
@@ -63,17 +64,22 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
     if s["START_FROM"]:
         facts["source"] = check_start(s, base_precision, data_record, facts)
+    distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
     if not (directory / "merged").exists():
         runs.check_room(directory, room_gb(models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s))
-    started = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    started = distributed.from_main(
+        lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    )
     models.quiet_libraries()
     if started is None:
-        if not (directory / "merged").exists():  # an adapter is published without it
+        if distributed.go_on_alone() and not (directory / "merged").exists():  # an adapter is published without it
             merge(directory, s, calibration, device, dtype)
         return
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
+    if not distributed.go_on_alone():
+        return
     # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.
     memory.release_unused()
     torch.cuda.empty_cache()
@@ -108,16 +114,19 @@ def check_start(s: dict, base_precision: str, data_record: dict, facts: dict) ->
 def train_adapter(
     directory: Path, s: dict, base_precision: str, train_set, calibration, device: torch.device, dtype: torch.dtype
 ) -> dict:
-    """Train, write ``adapter/`` and the loss curve, and return the metrics of the training."""
+    """Train, write ``adapter/`` and the loss curve, and return the metrics of the training.
+
+    Of several processes rank 0 writes, and returns all of them.
+    """
     set_seed(s["SEED"])
     path = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     tokenizer = models.load_tokenizer(path)
     checkpointing = s["GRADIENT_CHECKPOINTING"] if s["GRADIENT_CHECKPOINTING"] is not None else device.type == "cuda"
     reentrant = base_precision == "int8"  # its product keeps its input where the other kind cannot discard it
     predicted_gb = simulation.training(
-        models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s["BATCH_SIZE"], max(train_set["length"]),
-        max(train_set["target_tokens"]), base_precision, s["LORA_RANK"], recompute=checkpointing, reentrant=reentrant,
-        device=device.type, dtype=dtype,
+        models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s["BATCH_SIZE"] // distributed.size(),
+        max(train_set["length"]), max(train_set["target_tokens"]), base_precision, s["LORA_RANK"],
+        recompute=checkpointing, reentrant=reentrant, device=device.type, dtype=dtype,
     ).gb  # fmt: skip
     training.print_prediction(predicted_gb, device)
     model = models.load_base(path, base_precision, device, dtype)
@@ -150,7 +159,7 @@ def train_adapter(
         model=model, args=arguments, data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer,
         train_dataset=rows, callbacks=[progress, report],
     )  # fmt: skip
-    checkpoint = training.last_checkpoint(checkpoints)
+    checkpoint = distributed.from_main(lambda: training.last_checkpoint(checkpoints))
     if checkpoint:
         print(f"resuming from {checkpoint.name}")
     try:
@@ -167,7 +176,7 @@ def train_adapter(
         "peak_memory_gb": memory.peak_memory_gb(),
         "predicted_memory_gb": round(predicted_gb, 3),
     }
-    return finish(directory, trainer, tokenizer, s, dtype) | measured
+    return (finish(directory, trainer, tokenizer, s, dtype) if distributed.is_main() else {}) | measured
 
 
 def finish(directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype) -> dict:

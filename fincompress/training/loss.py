@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fincompress import runs
+from fincompress import distributed, runs
 
 IGNORE = -100  # label of a position that carries no loss
 
@@ -111,13 +111,15 @@ def score_targets(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``packed_scores`` of every example, each of shape (examples,), in the order of the dataset.
 
+    Several processes share the batches, and all get all scores.
+
     Raises UserError where a score is not finite.
     """
     training = model.training
     model.eval()
     nll, exact = torch.zeros(len(dataset)), torch.zeros(len(dataset), dtype=torch.bool)
     by_length = sorted(range(len(dataset)), key=dataset["length"].__getitem__)
-    for start in range(0, len(by_length), batch_size):
+    for start in range(distributed.rank() * batch_size, len(by_length), distributed.size() * batch_size):
         indices = by_length[start : start + batch_size]
         batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -125,6 +127,7 @@ def score_targets(
         scores = packed_scores(at_targets(logits, labels), labels)
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
     model.train(training)
+    nll, exact = distributed.total(nll), distributed.total(exact.int()).bool()
     if not torch.isfinite(nll).all():
         runs.fail("the model computes no numbers on the calibration split: lower LEARNING_RATE, or raise WARMUP")
     return nll, exact

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 
+from fincompress import distributed
 from fincompress.errors import UserError
 from fincompress.settings import check_choice
 
@@ -33,8 +34,9 @@ class Report(TrainerCallback):
 
     def __init__(self, report_to: str | None, directory: Path, arguments: TrainingArguments):
         self.arguments, self.before = arguments, 0
-        self.callbacks = [kind() for kind in get_reporting_integration_callbacks(report_to or "none")]
-        if report_to == "tensorboard" and self.callbacks[0].logging_dir is None:
+        wanted = report_to if distributed.is_main() else None
+        self.callbacks = [kind() for kind in get_reporting_integration_callbacks(wanted or "none")]
+        if wanted == "tensorboard" and self.callbacks[0].logging_dir is None:
             self.callbacks[0].logging_dir = str(directory / LOGS)  # the Trainer's folder is removed in the end
 
     def log(self, step: int, values: dict) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fincompress import runs
+from fincompress import distributed, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice
 from fincompress.training.loss import target_logits, target_loss
@@ -26,7 +28,7 @@ WINDOW = 50  # batches that are sorted by length together
 class TargetTrainer(Trainer):
     """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own.
 
-    Its training set are ``TrainingRows``.
+    Its training set are ``TrainingRows``. Several processes share each batch.
     """
 
     def __init__(self, *arguments, **options):
@@ -50,19 +52,22 @@ class TargetTrainer(Trainer):
     def training_step(self, *arguments, **options):
         """``Trainer.training_step``; raises UserError where the loss is not finite: every later step would be lost."""
         loss = super().training_step(*arguments, **options)
-        if not torch.isfinite(loss):
+        whole = distributed.total(loss) / distributed.size()
+        if not torch.isfinite(whole):
             step = self.state.global_step + 1
-            runs.fail(f"the loss is {loss.item()} at step {step}: lower LEARNING_RATE, or raise WARMUP")
+            runs.fail(f"the loss is {whole.item()} at step {step}: lower LEARNING_RATE, or raise WARMUP")
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         logits, labels = target_logits(model, inputs)
-        loss = target_loss(logits, labels, num_items_in_batch)
+        loss = target_loss(logits, labels, num_items_in_batch) * distributed.size()  # gradients are averaged
         return (loss, logits) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset=None):
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(self.train_dataset, batch_size, self.args.seed)
+        args = self.args
+        batch_size, shares = args.train_batch_size * args.world_size, args.world_size > 1
+        step = batch_size * args.gradient_accumulation_steps
+        return LengthGroupedSampler(self.train_dataset, step, args.seed, fill=batch_size if shares else 1)
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler):
@@ -70,20 +75,28 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 
     transformers' own sampler draws from the global generator: a resumed run would see another order than an unbroken
     one. Where the rows are several passes over the same examples, one pass comes after another: shuffled together,
-    copies of an example, which are of one length, would meet in a batch.
+    copies of an example, which are of one length, would meet in a batch. The order is filled up to a multiple of
+    ``fill`` by repeating what is over: processes that share batches need whole ones.
     """
 
-    def __init__(self, rows: TrainingRows, batch_size: int, seed: int):
+    def __init__(self, rows: TrainingRows, batch_size: int, seed: int, fill: int = 1):
         self.rows, self.lengths, self.batch_size, self.seed = rows, rows.lengths, batch_size, seed
+        self.fill = fill
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer at the start of each epoch, also of a resumed one."""
         self.rows.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return math.ceil(len(self.lengths) / self.fill) * self.fill
 
     def __iter__(self) -> Iterator[int]:
+        order = list(self._order())
+        yield from order
+        over = order[len(order) - len(order) % self.fill :]
+        yield from itertools.islice(itertools.cycle(over), len(self) - len(order))
+
+    def _order(self) -> Iterator[int]:
         generator = _generator(self.seed, self.rows.epoch)
         size = WINDOW * self.batch_size
         begin, short = 0, []
@@ -134,7 +147,10 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.clock = runs.Stopwatch(max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0))
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", smoothing=0.05)
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.name, unit="step", smoothing=0.05,
+            disable=not distributed.is_main(),
+        )  # fmt: skip
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update()
@@ -175,6 +191,11 @@ def check_settings(s: dict) -> None:
     check_choice("OPTIMIZER", s["OPTIMIZER"] or "adamw_torch", tuple(name.value for name in OptimizerNames))
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError("SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart loses part of the loss curve")
+    if s["BATCH_SIZE"] % distributed.size():
+        raise UserError(
+            f"BATCH_SIZE = {s['BATCH_SIZE']} cannot be shared by {distributed.size()} processes: make it a multiple of "
+            f"{distributed.size()}, and GRADIENT_ACCUMULATION as much smaller as it gets larger"
+        )
     check_report_to(s["REPORT_TO"])
     check_optimizer(s["OPTIMIZER"])
 
@@ -208,7 +229,10 @@ def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: to
 def training_arguments(
     s: dict, directory: Path, device: torch.device, dtype: torch.dtype, reentrant: bool = False, **options
 ) -> TrainingArguments:
-    """The Trainer's arguments from a script's constants ``s``; ``options`` is what the scripts do differently."""
+    """The Trainer's arguments from a script's constants ``s``; ``options`` is what the scripts do differently.
+
+    Of several processes each takes its share of BATCH_SIZE: a step sees as many examples as with one.
+    """
     return TrainingArguments(
         output_dir=str(directory),
         learning_rate=s["LEARNING_RATE"],
@@ -216,7 +240,7 @@ def training_arguments(
         warmup_steps=s["WARMUP"],
         weight_decay=s["WEIGHT_DECAY"],
         max_grad_norm=s["MAX_GRAD_NORM"],
-        per_device_train_batch_size=s["BATCH_SIZE"],
+        per_device_train_batch_size=s["BATCH_SIZE"] // distributed.size(),
         gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
         optim=s["OPTIMIZER"] or ("adamw_bnb_8bit" if device.type == "cuda" else "adamw_torch_fused"),
@@ -228,6 +252,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=True,
+        ddp_find_unused_parameters=False,  # all that is trained is used; reentrant recomputation allows no search
         seed=s["SEED"],
         report_to="none",  # Report hands on what is logged, over all stages of a run
         **options,
