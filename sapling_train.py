@@ -81,13 +81,14 @@ SEED: int = 0  # of the order of examples, of the adapters' initial weights, and
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-from fincompress import sapling, training  # noqa: E402
+from fincompress import distributed, sapling, training  # noqa: E402
 from fincompress.depth import criteria  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
 
 def main() -> None:
     """Algorithm 1 of the paper: rank every unit once; then train, score, drop, until small enough. And heal."""
+    distributed.join()
     sapling.apply_recovery(SETTINGS)
     check_settings(SETTINGS)
     run = sapling.open_run(SETTINGS, "sapling_train.py")

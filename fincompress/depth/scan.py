@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fincompress import distributed
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Score, Unit, behind
 from fincompress.depth.sublayers import SubLayer
@@ -207,29 +208,58 @@ def scan(
     ``Elimination`` leaves few units that have seen every question: enough for one or two ``drops``; of more, each may
     stand in the way of two, and seldom the last finds no unit. ``cached=False`` runs the whole network for every unit:
     the reference. ``teacher`` gives the logits of a batch's target tokens; scores are then KL(teacher || model) instead
-    of the gold program's negative log-likelihood.
+    of the gold program's negative log-likelihood. Several processes share the questions of each batch, and all know all
+    scores before any unit is eliminated.
     """
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
     race = Elimination(units, drops, earlier)
     for number, batch in enumerate(batches):
-        seen = trace(model, batch)
-        if number == 0:
-            _check_head(model, seen)
-        seen.teacher = teacher(batch) if teacher else None
-        whole.add(*packed_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher))
-        for unit in race.alive:
-            if cached:
-                found = scores_without(model, unit, seen)
-            else:
-                with sub.skipped(model, *unit), torch.no_grad():
-                    logits = at_targets(target_logits(model, batch)[0], seen.labels)
-                found = packed_scores(logits, seen.labels, seen.teacher)
-            scores[unit].add(*found, float(sum(seen.squares[one] for one in unit)))
+        found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, check=number == 0)
+        for score, (nll, exact, squares) in zip(
+            [whole, *(scores[unit] for unit in race.alive)], _joined(found), strict=True
+        ):
+            score.add(nll, exact, squares)
         if eliminate:
             race.eliminate(scores)
-        del seen  # or the next batch's streams would be held beside it
     return list(scores.values()), whole
+
+
+Scores = tuple[torch.Tensor, torch.Tensor, float]  # of a model on some questions: what ``Score.add`` takes
+
+
+def _score_batch(
+    model, units: list[Unit], batch: dict[str, torch.Tensor], cached, teacher, check: bool
+) -> list[Scores]:
+    """Scores of the model as it is, and without each unit, on the questions of a batch."""
+    if not len(batch["labels"]):  # fewer questions than processes
+        nothing = torch.zeros(0)
+        return [(nothing, nothing, 0.0)] * (1 + len(units))
+    seen = trace(model, batch)
+    if check:
+        _check_head(model, seen)
+    seen.teacher = teacher(batch) if teacher else None
+    found = [(*packed_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
+    for unit in units:
+        if cached:
+            nll, exact = scores_without(model, unit, seen)
+        else:
+            with sub.skipped(model, *unit), torch.no_grad():
+                logits = at_targets(target_logits(model, batch)[0], seen.labels)
+            nll, exact = packed_scores(logits, seen.labels, seen.teacher)
+        found.append((nll, exact, float(sum(seen.squares[one] for one in unit))))
+    return found
+
+
+def _joined(found: list[Scores]) -> list[Scores]:
+    """What all processes found on their questions of a batch, in the order of the questions."""
+    if distributed.size() == 1:
+        return found
+    parts = distributed.gather([(nll.float().cpu(), exact.float().cpu(), squares) for nll, exact, squares in found])
+    return [
+        (torch.cat([one[0] for one in same]), torch.cat([one[1] for one in same]), sum(one[2] for one in same))
+        for same in zip(*parts, strict=True)
+    ]
 
 
 def _check_head(model, seen: Trace) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fincompress import memory, models, runs
+from fincompress import distributed, memory, models, runs
 from fincompress.depth import repack
 from fincompress.report import charts
 
@@ -23,6 +23,8 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
     """
     s, state, student = run.settings, run.state, run.student
     cycles = len({row["scan"] for row in state.trajectory})
+    if not distributed.is_main():
+        return
     untouched = not state.trajectory and not state.examples_seen  # what it started from, once more
     # The last depth above an accuracy floor is known only when the next one falls below it.
     wanted = s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0)
@@ -61,7 +63,9 @@ def training_so_far(run: Run, healed: list[dict]) -> dict[str, float]:
 
 
 def finish(run: Run) -> None:
-    """Write the tables and figures of the run; the state is no longer needed."""
+    """Write the tables and figures of the run; the state is no longer needed. Of several processes rank 0 does."""
+    if not distributed.go_on_alone():
+        return
     directory, state, student = run.directory, run.state, run.student
     last = next(row for row in reversed(state.healed) if row["units_left"] == student.left)
     runs.write_csv(directory / "trajectory.csv", state.trajectory)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from fincompress import runs
+from fincompress import distributed, runs
 from fincompress.sapling.checkpoints import save_checkpoint
 from fincompress.sapling.recovery import train_stage
 from fincompress.training.loss import calibration_means
@@ -59,7 +59,8 @@ def heal(run: Run, last: bool = False) -> None:
         save_checkpoint(run, row)
     state.healed.append(row)
     run.save_state(trained=True, weights=False)
-    shutil.rmtree(run.directory / folder, ignore_errors=True)
+    if distributed.is_main():
+        shutil.rmtree(run.directory / folder, ignore_errors=True)
     print(
         f"healed {student.left} of {student.full} units, {student.share:.1%} of the bytes, in "
         f"{row['training_seconds'] / 60:.1f} min: calibration exact match {row['calibration_exact']:.1%}, NLL "
@@ -112,7 +113,7 @@ class KeepBest(TrainerCallback):
         found = {"step": state.global_step, **calibration_means(*self.scores(self.model))}
         state.log_history.append(found)
         if found["calibration_nll"] < min(before, default=math.inf):
-            if not last:  # the last weights are those in memory
+            if not last and distributed.is_main():  # the last weights are those in memory
                 with runs.atomic_path(self.path(args)) as partial:
                     save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
         elif len(before) - before.index(min(before)) >= PATIENCE:

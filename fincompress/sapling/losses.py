@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from fincompress import distributed
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 
@@ -84,6 +85,11 @@ def hidden_distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 
 
 def with_hidden_states(loss: torch.Tensor, distance: torch.Tensor, weight: float) -> torch.Tensor:
-    """``loss`` plus ``weight`` times the distance, scaled to be as large as the loss (Minitron, arXiv 2407.14679)."""
-    scale = loss.detach() / distance.detach().clamp(min=LEAST_DISTANCE)
-    return loss + weight * scale * distance
+    """``loss`` plus ``weight`` times the distance, scaled to be as large as the loss (Minitron, arXiv 2407.14679).
+
+    Of several processes, which share a batch, each has its part of the loss and of the distance: the scale is that of
+    the whole batch.
+    """
+    count = distributed.size()
+    whole, apart = distributed.total(torch.stack([loss.detach(), distance.detach() / count]))
+    return loss + weight * (whole / apart.clamp(min=LEAST_DISTANCE)) * distance / count

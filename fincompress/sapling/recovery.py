@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from fincompress import provenance, training
+from fincompress import distributed, provenance, training
 from fincompress.errors import UserError
 from fincompress.sapling import losses
 from fincompress.sapling.state import Moments
@@ -50,7 +50,7 @@ class Recovery:
             loss = loss + self.kl * losses.kl(logits, taught, self.temperature).sum() / count
         if self.hidden_states == 0:
             return loss
-        blocks = losses.matched_blocks(model)
+        blocks = losses.matched_blocks(getattr(model, "module", model))  # where several processes train one
         ours = losses.at_positions(states, blocks, batch["attention_mask"])
         return losses.with_hidden_states(
             loss, losses.hidden_distance(ours, taught.hidden[:, blocks]), self.hidden_states
@@ -64,7 +64,7 @@ class RecoveryTrainer(training.TargetTrainer):
     moments: Moments | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return self.recovery.loss(model, inputs, num_items_in_batch)
+        return self.recovery.loss(model, inputs, num_items_in_batch) * distributed.size()  # gradients are averaged
 
     def create_optimizer(self, *arguments, **options):
         optimizer = super().create_optimizer(*arguments, **options)
@@ -120,7 +120,7 @@ def train_stage(
     )
     trainer.moments = moments
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
-    checkpoint = training.last_checkpoint(checkpoints)
+    checkpoint = distributed.from_main(lambda: training.last_checkpoint(checkpoints))
     if checkpoint:
         print(f"going on from {checkpoint.name} of this stage")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -136,7 +136,10 @@ def train_stage(
 
 
 def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching] | None:
-    """What says a batch's ``Teaching``: a cache of a fixed training set where CACHE_GB has room, else the teacher."""
+    """What says a batch's ``Teaching``: a cache of a fixed training set where CACHE_GB has room, else the teacher.
+
+    Of several processes each sees other examples in every pass: they ask the teacher.
+    """
     s = run.settings
     hidden, temperature = s["HIDDEN_STATES"] > 0, s["TEMPERATURE"]
     if s["KL"] == 0 and not hidden:
@@ -144,7 +147,7 @@ def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching]
     teacher, config, dtype = run.teacher, run.student.config, run.student.dtype
     shape = (config.num_hidden_layers, losses.POSITIONS, config.hidden_size) if hidden else None
     size = len(run.train_set) * math.prod(shape) * dtype.itemsize if hidden else 0
-    if s["AUGMENT"] or size > 1e9 * s["CACHE_GB"]:
+    if s["AUGMENT"] or size > 1e9 * s["CACHE_GB"] or distributed.size() > 1:
         return functools.partial(teacher.teach, temperature=temperature, hidden_states=hidden)
     if run.cache is None:
         path = run.directory / "teaching.safetensors"

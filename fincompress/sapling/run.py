@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fincompress import memory, runs, training
+from fincompress import distributed, memory, runs, training
 from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Ranking, Score, Unit
@@ -57,11 +57,12 @@ class Run:
         return self.own_teacher
 
     def save_state(self, trained: bool = False, weights: bool = True) -> None:
-        """What a killed run resumes from. Without ``weights`` those of the last time stand."""
+        """What a killed run resumes from. Without ``weights`` those of the last time stand. Rank 0 writes, all wait."""
         self.state.trained = trained
         if weights:
             self.state.write_weights(self.directory, self.changed_parameters(), self.moments)
         self.state.write(self.directory)
+        distributed.barrier()
 
     def changed_parameters(self) -> dict[str, torch.nn.Parameter]:
         """What is trained or was patched, and is still in the model."""
@@ -155,8 +156,9 @@ class Run:
     def end_stage(self, trained: bool = False) -> None:
         """Note that a stage of training is over, and remove what a kill within it would have resumed from."""
         self.save_state(trained)
-        for path in self.directory.glob("trainer-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        if distributed.is_main():
+            for path in self.directory.glob("trainer-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     # ---------------------------------------------------------------- scoring
 
@@ -173,6 +175,7 @@ class Run:
             if units:
                 rank = criteria.get(s["CRITERION"]).rank
                 ranking = rank(model, units, self.questions(len(self.calibration)), self.context())
+                ranking = distributed.from_main(lambda: ranking)  # other devices may round otherwise
             if ranking.whole is None:
                 ranking.whole = Score(())
                 ranking.whole.add(*self.calibration_scores(model))

@@ -7,7 +7,7 @@ import functools
 import torch
 from transformers import set_seed
 
-from fincompress import memory, models, runs, simulation, training
+from fincompress import distributed, memory, models, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.sapling.gates import Gate
 from fincompress.sapling.recovery import Recovery
@@ -28,6 +28,7 @@ PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
 def open_run(settings: dict, script: str) -> Run | None:
     """The run that these constants describe, new or as a kill left it; None where it is finished already."""
     s = settings
+    distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     if s["CALIBRATION_EXAMPLES"] > len(calibration):
@@ -45,7 +46,9 @@ def open_run(settings: dict, script: str) -> Run | None:
         source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
     if s["TEACHER"] and needs_teacher(s):
         facts["teacher"] = training.check_origin("TEACHER", s, record, facts)
-    directory = runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    directory = distributed.from_main(
+        lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+    )
     if directory is None:
         return None
     print(f"{device.type}, {reason}")
@@ -61,7 +64,9 @@ def open_run(settings: dict, script: str) -> Run | None:
         runs.check_room(directory, room_gb(student))
     predicted_gb = predict(student, train_set)
     training.print_prediction(predicted_gb, device)
-    return Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
+    run = Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
+    distributed.barrier()  # all have read the state before rank 0 writes a newer one
+    return run
 
 
 def room_gb(student: Student) -> float:
@@ -75,8 +80,8 @@ def predict(student: Student, train_set) -> float:
     """Predicted peak memory of training in GB, before any drop."""
     s = student.settings
     return simulate(
-        student.config, s["BATCH_SIZE"], max(train_set["length"]), max(train_set["target_tokens"]),
-        s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
+        student.config, s["BATCH_SIZE"] // distributed.size(), max(train_set["length"]),
+        max(train_set["target_tokens"]), s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
         (s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"]),
         ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]), train_ends=s["TRAIN_ENDS"],
         recompute=student.recomputes, device=student.device.type, dtype=student.dtype,

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from fincompress import runs
+from fincompress import distributed, runs
 from fincompress.errors import UserError
 
 STATE = "state.json"
@@ -65,7 +65,9 @@ class State:
         return cls()
 
     def write(self, directory: Path) -> None:
-        """Write it, and remove files of weights that it does not name."""
+        """Write it, and remove files of weights that it does not name. Of several processes rank 0 does."""
+        if not distributed.is_main():
+            return
         runs.write_json(directory / STATE, asdict(self))
         kept = {self.weights, (self.last_above_floor or {}).get("weights")}
         for path in directory.glob("state-*.safetensors"):
@@ -73,9 +75,14 @@ class State:
                 path.unlink()
 
     def write_weights(self, directory: Path, parameters: dict[str, torch.nn.Parameter], moments: Moments) -> None:
-        """Write changed weights and the moments of those weights; ``write`` the state afterwards."""
+        """Write changed weights and the moments of those weights; ``write`` the state afterwards.
+
+        Of several processes rank 0 does, and all know the file.
+        """
         # A name of its own for each time: a kill before ``write`` must leave the older file as it was.
         self.weights = f"state-{self.scans:04d}-{self.examples_seen}-{len(self.trajectory)}.safetensors"
+        if not distributed.is_main():
+            return
         tensors = {name: p.detach().cpu().contiguous() for name, p in parameters.items()}
         tensors |= moments_to_tensors({name: kept for name, kept in moments.items() if name in parameters})
         with runs.atomic_path(directory / self.weights) as partial:

@@ -6,7 +6,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING
 
-from fincompress import generation, memory
+from fincompress import distributed, generation, memory
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Score
@@ -62,7 +62,8 @@ def stop_reason(run: Run, whole: Score) -> str | None:
     if s["ACCURACY_FLOOR"] is not None:
         accuracy, reference = float(whole.exact.mean()), state.reference["accuracy"]
         if reference == 0:
-            shutil.rmtree(run.directory)  # nothing to go on with, and it would refuse corrected constants
+            # Nothing to go on with, and it would refuse corrected constants.
+            distributed.from_main(lambda: shutil.rmtree(run.directory))
             raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
         if accuracy < s["ACCURACY_FLOOR"] * reference:
             return (
@@ -80,7 +81,7 @@ def stop_reason(run: Run, whole: Score) -> str | None:
             return f"{needed:.2f} GB of memory, at most {s['TARGET_MEMORY_GB']} wanted"
     if s["TARGET_LATENCY_MS"] is not None:
         with student.scoring_model() as model:
-            latency = generation.decode_latency_ms(repack.packed_model(model))
+            latency = distributed.from_main(lambda: generation.decode_latency_ms(repack.packed_model(model)))
         if latency <= s["TARGET_LATENCY_MS"]:
             return f"{latency:.1f} ms a token, at most {s['TARGET_LATENCY_MS']} wanted"
     if not student.allowed():
@@ -95,7 +96,7 @@ def return_above_floor(run: Run) -> None:
     if above is None or above["drops"] == len(state.trajectory):
         return
     for path in run.directory.glob("[0-9]*"):  # depths that the floor rejects must not be taken for its outcome
-        if int(path.name) < above["units"]:
+        if int(path.name) < above["units"] and distributed.is_main():
             shutil.rmtree(path)
     del state.trajectory[above["drops"] :]
     state.healed = [row for row in state.healed if row["units_left"] >= above["units"]]
