@@ -27,10 +27,13 @@ def is_main() -> bool:
 def join() -> None:
     """Become one of the processes of a launch; does nothing where this process is alone, or is one already.
 
-    Raises UserError where there are more processes than GPUs.
+    Raises UserError where there are more processes than GPUs, and for a launch that splits the model itself.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _group():
         return
+    for name in ("FSDP", "DEEPSPEED"):  # scoring, dropping and saving need the whole model in each process
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise UserError(f"{name} splits a model, which is not supported here: launch with --multi_gpu, or torchrun")
     import torch
 
     if cuda := torch.cuda.is_available():

@@ -10,6 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -48,6 +49,24 @@ def run_script(*arguments, cwd=REPOSITORY, kill=None, seconds=900, **environment
             process.join()
         out, err = (path.read_text() for path in said)
     return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
+
+
+def run_ranks(*arguments, kill=None, of_second=(), **environment):
+    """A script in two processes that share the work through gloo on the CPU; what each of them left, rank 0 first.
+
+    As under torchrun, which imports for seconds more, a store outlives both. The second one has the environment
+    ``of_second`` too, and is killed as ``run_and_kill`` says.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launch = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    launch |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": 0}
+    ranks = [environment | launch | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(run_script, *arguments, **ranks[0])
+        second = pool.submit(run_script, *arguments, kill=kill, **ranks[1] | dict(of_second))
+    return first.result(), second.result()
 
 
 def run_and_kill(owner, name, calls, *arguments, **environment):

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,22 @@ def test_a_failure_that_a_person_can_mend_is_one_line_and_its_status(capsys, err
     code, err = leave(capsys, failing(error))
     assert code == status
     assert err.startswith(said) and err.count("\n") == 1
+
+
+def test_a_process_whose_launcher_ends_it_says_so_in_one_line(capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv("RANK", "1")
+
+    def main():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    try:
+        assert leave(capsys, main) == (
+            1, "error: another process of this run was killed or failed; the same command starts again\n"
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(("resumes", "again"), [(True, "resumes from the last checkpoint"), (False, "starts again")])

@@ -13,9 +13,9 @@ from fincompress.training.loss import TargetCollator
 from fincompress.training.rows import TrainingRows
 
 
-def sampler_of(lengths, seed, passes=None):
+def sampler_of(lengths, seed, passes=None, fill=1):
     rows = datasets.Dataset.from_list([{"input_ids": [1], "prompt_tokens": 1, "length": length} for length in lengths])
-    return trainer.LengthGroupedSampler(TrainingRows(rows, None, None, 0, passes), 8, seed)
+    return trainer.LengthGroupedSampler(TrainingRows(rows, None, None, 0, passes), 8, seed, fill)
 
 
 def test_sampler_visits_each_example_once_and_depends_on_seed_and_epoch_alone():
@@ -29,6 +29,22 @@ def test_sampler_visits_each_example_once_and_depends_on_seed_and_epoch_alone():
     resumed = sampler_of(lengths, seed=1)
     resumed.set_epoch(1)
     assert list(resumed) == second
+
+
+def test_processes_that_share_batches_get_whole_ones_and_otherwise_the_same_order():
+    lengths = [row["length"] for row in make_rows(202)]
+    alone, shared = (list(sampler_of(lengths, seed=1, fill=fill)) for fill in (1, 8))
+    assert shared[:202] == alone and len(shared) == len(sampler_of(lengths, seed=1, fill=8)) == 208
+    assert shared[202:] == (alone[200:] * 3)  # what is over: in the mean over the batch each counts as it does alone
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setattr(trainer.distributed, "size", lambda: 4)
+    wanted = {"LR_SCHEDULE": "cosine", "AUGMENT": None, "OPTIMIZER": None, "REPORT_TO": None}
+    constants = wanted | {"SAVE_STEPS": 1, "LOGGING_STEPS": 1, "BATCH_SIZE": 6}
+    with pytest.raises(UserError, match="^BATCH_SIZE = 6 cannot be shared by 4 processes: make it a multiple of 4"):
+        trainer.check_settings(constants)
+    trainer.check_settings(constants | {"BATCH_SIZE": 8})
 
 
 def test_sampler_groups_like_lengths():

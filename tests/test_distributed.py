@@ -1,0 +1,110 @@
+"""Two processes that share the work through gloo on the CPU, against one: losses, drops, verdicts, and how they end."""
+
+import signal
+
+import pandas as pd
+import pytest
+from sapling_runs import done, read
+from scripts import run_ranks
+
+QLORA = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--LORA_RANK=4", "--LORA_ALPHA=8", "--LEARNING_RATE=2e-3",
+         "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--MAX_STEPS=7", "--GRADIENT_ACCUMULATION=2")  # fmt: skip
+
+
+def in_two(*arguments, **environment):
+    """Run a script in two processes that have to end well; returns what rank 0 printed."""
+    first, second = run_ranks(*arguments, **environment)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert second.stdout == second.stderr == ""
+    return first.stdout
+
+
+def errors(*processes):
+    return [line for process in processes for line in process.stderr.splitlines() if line.startswith("error: ")]
+
+
+def assert_same_training(one, two):
+    curves = [pd.read_csv(folder / "loss_curve.csv") for folder in (one, two)]
+    assert curves[0]["step"].tolist() == curves[1]["step"].tolist()
+    assert curves[0]["loss"].to_numpy() == pytest.approx(curves[1]["loss"].to_numpy(), rel=1e-3)
+    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+
+
+@pytest.fixture(scope="module")
+def by_one(six):
+    """A run of phase 1 in one process."""
+    done(*QLORA, "--RUN=by_one", **six[1])
+    return six[0] / "by_one"
+
+
+def test_an_error_is_said_once_and_the_corrected_command_trains_as_one_process_does(six, by_one):
+    """A loss that is no number is met by both, before anything is saved."""
+    results, environment = six
+    command, run = (*QLORA, "--RUN=by_two"), results / "by_two"
+    broken = run_ranks(*command, "--LEARNING_RATE=1e30", **environment)
+    assert [process.returncode for process in broken] == [2, 2]
+    (said,) = errors(*broken)
+    assert "the loss is nan at step" in said and (run / "failed.txt").exists()
+    printed = in_two(*command, **environment)
+    assert "starts again in the folder of a run that failed" in printed and printed.count("trained 7 steps") == 1
+    assert_same_training(by_one, run)
+    metrics = [read(folder / "train_metrics.json") for folder in (by_one, run)]
+    scores = [[row["calibration_nll"] for row in one["calibration"]] for one in metrics]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3) and len(scores[0]) == 2
+    assert read(run / "settings.json")["hardware"]["processes"] == 2
+
+
+def test_what_is_left_of_a_killed_process_ends_with_one_line_and_one_process_resumes(six, by_one):
+    results, environment = six
+    command, run = (*QLORA, "--RUN=killed_of_two"), results / "killed_of_two"
+    kill = ("fincompress.training.TargetTrainer", "training_step", 7)  # of 14, in the fourth step
+    first, second = run_ranks(*command, kill=kill, **environment)
+    assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
+    (said,) = errors(first, second)
+    assert said.startswith("error: another process of this run was killed or failed; the same command resumes")
+    assert not list(run.glob("**/.*.partial")) and not (run / "train_metrics.json").exists()
+    assert "resuming from checkpoint-2" in done(*command, **environment)
+    assert_same_training(by_one, run)
+
+
+def test_an_error_of_one_process_ends_the_other_and_leaves_nothing(six, tmp_path):
+    results, environment = six
+    command = (*QLORA, "--RUN=half")
+    processes = run_ranks(*command, of_second={"RESULTS_DIR": tmp_path}, **environment)
+    assert [process.returncode for process in processes] == [1, 2]
+    (said,) = errors(*processes)
+    assert "'six_data' does not exist" in said and not (results / "half").exists()
+
+
+def test_int8_is_trained_by_two_as_by_one(six):
+    results, environment = six
+    command = ("train_lora_8bit.py", *QLORA[1:])
+    done(*command, "--RUN=int8_by_one", **environment)
+    in_two(*command, "--RUN=int8_by_two", **environment)
+    assert_same_training(results / "int8_by_one", results / "int8_by_two")
+
+
+def test_two_processes_give_the_verdicts_that_one_gives(six, phase_1):
+    _, environment = six
+    command = ("evaluate.py", "--RUN=six_qlora", "--SPLIT=test", "--MAX_NEW_TOKENS=8", "--BATCH_SIZE=3")
+    verdicts, summaries = [], []
+    for start in (in_two, done):
+        printed = start(*command, **environment)
+        assert printed.count("  question  ") == 5
+        verdicts.append((phase_1 / "predictions_test.jsonl").read_text())
+        summaries.append(read(phase_1 / "eval_test.json"))
+        (phase_1 / "eval_test.json").unlink()
+    assert verdicts[0] == verdicts[1] and len(verdicts[0].splitlines()) == 8
+    measured = {"seconds", "peak_memory_gb"}
+    assert [{k: v for k, v in one.items() if k not in measured} for one in summaries][0].items() <= summaries[1].items()
+
+
+def test_two_processes_drop_and_heal_as_one_does(six, taught):
+    results, environment = six
+    one, command = taught
+    two = results / f"two_{one.name}"
+    in_two(*command, f"--RUN={two.name}", **environment)
+    assert_same_training(one, two)
+    tables = [pd.read_csv(run / "trajectory.csv") for run in (one, two)]
+    assert tables[0]["dropped"].tolist() == tables[1]["dropped"].tolist()
+    assert tables[0]["nll_alone"].to_numpy() == pytest.approx(tables[1]["nll_alone"].to_numpy(), abs=1e-3)
