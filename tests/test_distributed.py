@@ -1,5 +1,6 @@
 """Two processes that share the work through gloo on the CPU, against one: losses, drops, verdicts, and how they end."""
 
+import math
 import signal
 
 import pandas as pd
@@ -9,7 +10,8 @@ from sapling_runs import SAPLING, TAUGHT, done, read
 from scripts import run_ranks
 
 QLORA = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--LORA_RANK=4", "--LORA_ALPHA=8", "--LEARNING_RATE=2e-3",
-         "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--MAX_STEPS=7", "--GRADIENT_ACCUMULATION=2")  # fmt: skip
+         "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--MAX_STEPS=7", "--GRADIENT_ACCUMULATION=2",
+         "--LR_SCHEDULE=linear")  # fmt: skip
 
 
 def in_two(*arguments, **environment):
@@ -39,13 +41,14 @@ def by_one(six):
 
 
 def test_an_error_is_said_once_and_the_corrected_command_trains_as_one_process_does(six, by_one):
-    """Both meet a loss that is no number, as soon as one does."""
+    """The loss of one process is no number: it is the loss of both."""
     results, environment = six
     command, run = (*QLORA, "--RUN=by_two"), results / "by_two"
-    broken = run_ranks(*command, "--LEARNING_RATE=4e9", "--WARMUP=0", **environment)
+    broken_loss = ("fincompress.training.trainer", "target_loss", 7, math.nan)  # of 14, in the fourth step
+    broken = run_ranks(*command, "--LR_SCHEDULE=cosine", kill=broken_loss, **environment)
     assert [process.returncode for process in broken] == [2, 2]
     (said,) = errors(*broken)
-    assert said.startswith("error: the loss is ") and (run / "failed.txt").exists()
+    assert said.startswith("error: the loss is nan at step 4: lower LEARNING_RATE") and (run / "failed.txt").exists()
     printed = in_two(*command, **environment)
     assert "starts again in the folder of a run that failed" in printed and printed.count("trained 7 steps") == 1
     assert_same_training(by_one, run)
@@ -103,7 +106,8 @@ def test_two_processes_give_the_verdicts_that_one_gives(six, phase_1):
 def assert_same_drops(one, two):
     assert_same_training(one, two)
     tables = [pd.read_csv(run / "trajectory.csv") for run in (one, two)]
-    assert tables[0]["dropped"].tolist() == tables[1]["dropped"].tolist() and len(tables[0]) == 2
+    for name in ("dropped", "questions"):
+        assert tables[0][name].tolist() == tables[1][name].tolist() and len(tables[0]) == 2
     assert tables[0]["nll_alone"].to_numpy() == pytest.approx(tables[1]["nll_alone"].to_numpy(), abs=1e-3)
 
 
@@ -115,10 +119,14 @@ def test_two_processes_drop_and_heal_as_one_does(six, taught):
     assert_same_drops(one, results / "weights_by_two")
 
 
-def test_two_processes_drop_under_adapters_as_one_does(six, phase_1):
+def test_two_processes_drop_under_adapters_as_one_does_also_after_a_kill(six, phase_1):
     results, environment = six
     # Units of a random model are worth nearly the same: with this seed no drop hangs on rounding.
     command = (*SAPLING, *ADAPTERS, *TAUGHT, "--SEED=1", "--CYCLE_EPOCHS=0.5", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.25")
     done(*command, "--RUN=adapters_by_one", **environment)
-    in_two(*command, "--RUN=adapters_by_two", **environment)
+    command += ("--RUN=adapters_by_two",)
+    kill = ("fincompress.training.TargetTrainer", "training_step", 9)  # between the drops
+    first, second = run_ranks(*command, kill=kill, **environment)
+    assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
+    assert "going on with 10 of 12 units left" in in_two(*command, **environment)
     assert_same_drops(results / "adapters_by_one", results / "adapters_by_two")
