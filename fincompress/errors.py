@@ -1,7 +1,5 @@
 """Errors a person can cause: one clear line on stderr, exit status 2."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os

@@ -1,7 +1,5 @@
 """Batched decoding, and the one place that times prefill and decoding."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Memory: what a process took and gives back, and how large a model and its parts are, from its config alone."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """What made a result: commit, library versions, hardware, command line, and fingerprints of what it was made from."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -4,8 +4,6 @@ A script assigns its constants and calls ``configure(globals())`` below them. On
 that call can be overridden. Order: ``--NAME=value``, then the environment, then ``.env``, then the script's constant.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import difflib

@@ -8,8 +8,6 @@ these, with attention that keeps no matrix of weights.
 Not in it: the CUDA context, what an allocator keeps in pieces too small to use, what Python and its libraries take.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import weakref

@@ -1,7 +1,5 @@
 """Interleaved rounds: every model in a process of its own, all of them in turn at every measure."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import multiprocessing

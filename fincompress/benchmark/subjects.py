@@ -1,7 +1,5 @@
 """The models of one benchmark call: which they are, what they need in memory, and whether they fit."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One loaded model in a process of its own, and what is measured of it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time

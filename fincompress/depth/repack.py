@@ -5,8 +5,6 @@ block, whichever blocks they came from, so the result is a plain Llama (or Mistr
 attention followed by an attention, or an MLP by an MLP, leaves a slot that is filled with zeros and costs its size.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ its suffix alone: the same scores for half the work. With early elimination most
 questions.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ A sub-layer is one of those additions with its norm. Without it the stream passe
 addition, never the stream (SAPLING's released code loses the stream when an attention is dropped).
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Whether two FinQA programs are the same formula: program accuracy."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

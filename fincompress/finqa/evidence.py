@@ -6,8 +6,6 @@ A page becomes lines: one for each sentence, one for the table's header, one for
 Evidence is good when every number that the gold program needs can be read in it: ``shows_program``.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os.path

@@ -1,7 +1,5 @@
 """Load, validate and split FinQA in its official JSON schema (Chen et al., EMNLP 2021)."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Redraw the figures of a prompt and its program together: the skill is to find and copy them, not to remember them."""
 
-from __future__ import annotations
-
 import random
 import re
 

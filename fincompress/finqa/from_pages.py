@@ -4,8 +4,6 @@ A program of FinQA's mix is drawn first, on figures that the page shows, then wo
 (as TaNOS does, arXiv 2604.21495). What else the page says stays as distraction.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections import Counter

@@ -4,8 +4,6 @@ Two readers differ on purpose. ``parse_number`` and ``parse_cell`` read what the
 included, since scores depend on them. ``numbers_in`` finds whole numbers in text that a model is shown.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 

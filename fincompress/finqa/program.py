@@ -8,8 +8,6 @@ Odd habits of that evaluator are kept, because scores are only comparable with t
 Unlike it, nothing here raises or runs away, whatever a model wrote: see ``execute``.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import operator

@@ -1,7 +1,5 @@
 """From an example to the text a model reads and the text it must write."""
 
-from __future__ import annotations
-
 from fincompress.finqa import evidence
 from fincompress.finqa.examples import Example
 

@@ -1,7 +1,5 @@
 """Verdicts on predictions and accuracies with intervals; docs/scoring-and-evidence.md explains them to a reader."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import defaultdict

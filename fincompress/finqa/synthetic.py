@@ -6,8 +6,6 @@ year as the table does; what is left is choosing row, column and sentence among 
 wordings, row names and dates only: companies and numbers of three digits or more belong to one (``may_show``).
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 import zlib

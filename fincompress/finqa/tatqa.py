@@ -5,8 +5,6 @@ FinQA writes pages: lower case, no thousands separators, one header row, a sente
 is a fraction: a final ``* 100`` is left out.
 """
 
-from __future__ import annotations
-
 import ast
 import itertools
 import re

@@ -1,7 +1,5 @@
 """What a base model is: a hub id, a folder, the embedded SmolLM2, or a named shape with random weights."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import json

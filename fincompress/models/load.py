@@ -1,7 +1,5 @@
 """Load a base model or a run: bf16, NF4, int8, quantized or an adapter, on one device or offloaded."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """Write checkpoints: dense weights in shards, adapters merged in, configs, tokenizer and model card."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Quantization methods by name: each is a file of this package that holds one subclass of ``Method``."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from pathlib import Path

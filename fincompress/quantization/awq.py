@@ -1,7 +1,5 @@
 """AWQ (Lin et al. 2024, arXiv 2306.00978): channels with large activations are scaled up before all is rounded."""
 
-from __future__ import annotations
-
 import torch
 from transformers import AwqConfig
 

@@ -1,7 +1,5 @@
 """GPTQ (Frantar et al. 2023, arXiv 2210.17323): columns are rounded one by one, later ones make up for the error."""
 
-from __future__ import annotations
-
 from fincompress.quantization.method import Method, Recipe
 
 

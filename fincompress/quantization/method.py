@@ -3,8 +3,6 @@
 gptqmodel is the maintained successor of auto-gptq and AutoAWQ; transformers and vLLM read the formats it writes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

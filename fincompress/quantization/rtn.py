@@ -1,7 +1,5 @@
 """Round-to-nearest: every weight to the nearest of its group's values, without calibration. The baseline."""
 
-from __future__ import annotations
-
 from fincompress.quantization.method import Method, Recipe
 
 

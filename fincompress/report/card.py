@@ -1,7 +1,5 @@
 """The model card of a checkpoint that is published: what it came from, what it scores, its licence, how to load it."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Every figure of the project: one hue for each method, one marker and line style for each of its runs."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a run is and what it took, told by the settings of all that it came from and never by its name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fincompress import runs

@@ -1,7 +1,5 @@
 """Finished runs as rows: what each is, what was measured of it, and which of them may share a table."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

@@ -1,7 +1,5 @@
 """Intervals and tests of the report: two runs on the same questions, a ratio of throughputs."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

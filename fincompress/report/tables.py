@@ -1,7 +1,5 @@
 """Rows as tables: for Markdown and a terminal, as results.csv and quantization_report.csv, and the README's results."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """SAPLING against 4-bit quantization, and against other ways to drop layers, by the rules of docs/comparing-runs.md."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 

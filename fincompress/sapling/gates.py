@@ -1,7 +1,5 @@
 """Fading: a dropped sub-layer stays for a while, and what it adds to the stream falls from 1 times to 0 times."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

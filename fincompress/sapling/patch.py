@@ -3,8 +3,6 @@
 As in ReplaceMe (arXiv 2505.02819) that projection is one that stays, so that a patched model is an ordinary one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import torch

@@ -1,7 +1,5 @@
 """One SAPLING run: train, score, drop, with the record of what was dropped and why."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a SAPLING run begins: what RECOVERY stands for, what it may start and learn from, and its folder."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

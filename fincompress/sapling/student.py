@@ -1,7 +1,5 @@
 """The model as it shrinks: what is left of it, what of it is trained, and the copy of it that is scored."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import gc

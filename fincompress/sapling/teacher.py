@@ -1,7 +1,5 @@
 """The unpruned model that a shrinking one learns from: a model of its own, or the same one with its blocks back."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """LoRA (Hu et al. 2022) on a base of any precision: train adapters, then merge them into 16-bit weights."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import shutil

@@ -1,7 +1,5 @@
 """The loss on target tokens: batches and their padding, the logits that belong to targets, and how well they fit."""
 
-from __future__ import annotations
-
 import datasets
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """What a training may go on from: finished runs of the same base and data, and their adapters."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from fincompress import models, provenance, runs

@@ -1,7 +1,5 @@
 """Where a run's logs are shown while it trains: TensorBoard or Weights & Biases, through transformers' callbacks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments

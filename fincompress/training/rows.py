@@ -1,7 +1,5 @@
 """The examples of a training in the order of a stream, and their figures, drawn anew in every pass but the first."""
 
-from __future__ import annotations
-
 import bisect
 import itertools
 import random

@@ -1,7 +1,5 @@
 """The Trainer that every phase uses: loss on the target alone, batches of like length, one progress bar, resume."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import shutil
