@@ -132,7 +132,7 @@ def phases(config, batch: int, tokens: int) -> dict:
 def others(config) -> dict:
     """Costs by phase of what is not training, each a function of the device."""
     blocks = range(max(1, config.num_hidden_layers // 2))
-    half = repack.packed_config(config, [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in blocks])
+    half = repack.repacked_config(config, [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in blocks])
 
     def decoding(config, precision: str = "auto", rank: int | None = None):
         return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, device)

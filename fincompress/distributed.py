@@ -45,8 +45,8 @@ def join() -> None:
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
 
 
-def go_on_alone() -> bool:
-    """End what ``join`` began: rank 0 goes on as one that is alone. Returns whether this process is rank 0."""
+def continue_alone() -> bool:
+    """End what ``join`` began: rank 0 continues as one that is alone. Returns whether this process is rank 0."""
     if group := _group():
         group.barrier()
         group.destroy_process_group()

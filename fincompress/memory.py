@@ -52,7 +52,7 @@ def peak_rss_gb() -> float:
 
 
 def reset_peak() -> float:
-    """Start the peaks of this process anew; returns the resident memory now, in GB.
+    """Start the peaks of this process again; returns the resident memory now, in GB.
 
     Only Linux can forget the peak of resident memory: elsewhere it stays that of the whole process.
     """

@@ -9,7 +9,7 @@ from sapling_runs import QLORA as ADAPTERS
 from sapling_runs import SAPLING, TAUGHT, done, read
 from scripts import run_ranks
 
-pytestmark = pytest.mark.real  # two processes import torch anew for every command
+pytestmark = pytest.mark.real  # two processes import torch again for every command
 
 QLORA = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--LORA_RANK=4", "--LORA_ALPHA=8", "--LEARNING_RATE=2e-3",
          "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--MAX_STEPS=7", "--GRADIENT_ACCUMULATION=2",
@@ -130,5 +130,5 @@ def test_two_processes_drop_under_adapters_as_one_does_also_after_a_kill(six, ph
     kill = ("fincompress.training.TargetTrainer", "training_step", 9)  # between the drops
     first, second = run_ranks(*command, kill=kill, **environment)
     assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
-    assert "going on from checkpoint-2 of this stage" in in_two(*command, **environment)
+    assert "resuming from checkpoint-2 of this stage" in in_two(*command, **environment)
     assert_same_drops(results / "adapters_by_one", results / "adapters_by_two")

@@ -66,7 +66,7 @@ def test_a_child_does_not_start_at_the_peak_of_its_parent():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a peak")
-def test_the_peak_starts_anew():
+def test_the_peak_starts_again():
     block = torch.ones(75_000_000)  # 0.3 GB
     before = memory.peak_rss_gb()
     del block

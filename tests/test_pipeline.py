@@ -31,7 +31,7 @@ TRAIN = (
 
 @pytest.fixture(scope="module")
 def pipeline(results_dir, tiny_base):
-    """A results directory with a data run and a trained run of shape:tiny, and the environment to go on with."""
+    """A results directory with a data run and a trained run of shape:tiny, and the environment for more."""
     environment = {"BASE_MODEL": "shape:tiny", "DATA_DIR": "synthetic", "RESULTS_DIR": str(results_dir)}
     for script in (DATA, TRAIN):
         done = run_in_process(*script, **environment)
@@ -231,7 +231,7 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     assert "base,shape:tiny,synthetic" in table and "qlora_4bit,shape:tiny,synthetic" in table
     again = run_in_process("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
     assert "evaluated already, skipped" in again.stdout
-    # Prepared anew under the same name, the questions are others.
+    # Prepared again under the same name, the questions are others.
     path = results / "data" / "settings.json"
     before = path.read_text()
     path.write_text(before.replace('"MAX_PROMPT_TOKENS": ', '"MAX_PROMPT_TOKENS": 1'))

@@ -200,7 +200,7 @@ def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     assert "QUICK RUN" in done.stdout
 
 
-def test_what_was_measured_is_not_measured_again_unless_it_was_made_anew(phases, copy):
+def test_what_was_measured_is_not_measured_again_unless_it_was_made_again(phases, copy):
     _, calls = phases()
     measured = overrides(calls[-2][0])["RUNS"]
     for run in ["base", *measured]:

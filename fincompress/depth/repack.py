@@ -50,7 +50,7 @@ def check_equal(model: nn.Module, packed: nn.Module, batch: dict[str, torch.Tens
         raise RuntimeError(f"repacking changed the logits by up to {(ours - theirs).abs().max():.3g}")
 
 
-def packed_config(config, blocks: list[Block]):
+def repacked_config(config, blocks: list[Block]):
     """A copy of ``config`` for these blocks: the depth, and every list that has one entry a block."""
     values, depth = config.to_dict(), config.num_hidden_layers
     kept = [(block.attention or block.mlp).block for block in blocks]  # a list's entries are about the attention
@@ -63,7 +63,7 @@ def packed_config(config, blocks: list[Block]):
     return packed
 
 
-def packed_model(model: nn.Module) -> nn.Module:
+def repacked_model(model: nn.Module) -> nn.Module:
     """A model of fewer blocks that shares its sub-layers with ``model`` (dense, NF4, or with LoRA inside).
 
     Nothing is copied: what trains in one trains in the other. Slots without a partner get zeros of their own.
@@ -71,7 +71,7 @@ def packed_model(model: nn.Module) -> nn.Module:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     source = sub.decoder(model)
     blocks = pair(sub.sublayers(model))
-    config = packed_config(base.config, blocks)
+    config = repacked_config(base.config, blocks)
     with torch.device("meta"):
         packed = type(base)._from_config(config)
     target = packed.get_decoder()

@@ -16,7 +16,7 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Score, Unit, behind
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
-from fincompress.training.loss import at_targets, packed_scores, target_logits
+from fincompress.training.loss import at_targets, question_scores, target_logits
 
 FIRST_CUT = 8  # questions before which no unit is eliminated, whatever the batch: fewer say nothing
 FINALISTS = 4  # units, at least, that see every question
@@ -83,11 +83,11 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 
 @torch.no_grad()
 def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
-    """``packed_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
+    """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
     first = unit[0]
     start = first.block if first.kind == "attention" else first.block + 1
     with sub.skipped(model, *unit):
-        return packed_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels, seen.teacher)
+        return question_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels, seen.teacher)
 
 
 def suffix(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
@@ -237,14 +237,14 @@ def _score_batch(
     if check:
         _check_head(model, seen)
     seen.teacher = teacher(batch) if teacher else None
-    found = [(*packed_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
+    found = [(*question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
     for unit in units:
         if cached:
             nll, exact = scores_without(model, unit, seen)
         else:
             with sub.skipped(model, *unit), torch.no_grad():
                 logits = at_targets(target_logits(model, batch)[0], seen.labels)
-            nll, exact = packed_scores(logits, seen.labels, seen.teacher)
+            nll, exact = question_scores(logits, seen.labels, seen.teacher)
         found.append((nll, exact, float(sum(seen.squares[one] for one in unit))))
     return found
 

@@ -121,7 +121,7 @@ def skipped(model: nn.Module, *gone: SubLayer):
 def remove(model: nn.Module, *gone: SubLayer) -> Parts:
     """Take sub-layers out for good and return what stood there; their memory is free once that is forgotten.
 
-    The attentions that are left are numbered anew, so that a KV cache has a slot for each and none for the others.
+    The attentions that are left are numbered again, so that a KV cache has a slot for each and none for the others.
     """
     layers = decoder(model).layers
     parts = _parts(layers, gone)
@@ -135,7 +135,7 @@ def remove(model: nn.Module, *gone: SubLayer) -> Parts:
 def restored(model: nn.Module, parts: Parts):
     """Run the model with removed sub-layers back in their places; afterwards they are out again.
 
-    Attentions keep their numbers: a pass with a KV cache needs them numbered anew.
+    Attentions keep their numbers: a pass with a KV cache needs them numbered again.
     """
     layers = decoder(model).layers
     before = {(block, part): getattr(layers[block], part) for block, part in parts}

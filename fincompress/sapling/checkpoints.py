@@ -30,9 +30,9 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
     wanted = s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0)
     if healed is None and (untouched or not wanted or run.depths_reached()):
         return
-    packed = student.packed()
+    repacked = repack.repacked_model(student.model)
     with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
-        repack.check_equal(student.model, packed, run.questions(2)[0])
+        repack.check_equal(student.model, repacked, run.questions(2)[0])
     shares = student.shares()
     facts = {
         "units_left": student.left,
@@ -44,10 +44,10 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
         "dropped": [row["dropped"] for row in state.trajectory],
     }
     with runs.atomic_path(run.directory / str(student.left)) as partial:
-        models.write_checkpoint(partial, packed, run.tokenizer, models.checkpoint_dtype(student.dtype))
+        models.write_checkpoint(partial, repacked, run.tokenizer, models.checkpoint_dtype(student.dtype))
         models.write_model_card(
             partial, s["BASE_MODEL"],
-            f"Fine-tuned for FinQA programs, shrunk to {packed.config.num_hidden_layers} blocks. Run `{s['RUN']}`.",
+            f"Fine-tuned for FinQA programs, shrunk to {repacked.config.num_hidden_layers} blocks. Run `{s['RUN']}`.",
             **shares,
         )  # fmt: skip
         record = runs.read_json(run.directory / "settings.json")
@@ -64,7 +64,7 @@ def training_so_far(run: Run, healed: list[dict]) -> dict[str, float]:
 
 def finish(run: Run) -> None:
     """Write the tables and figures of the run; the state is no longer needed. Of several processes rank 0 does."""
-    if not distributed.go_on_alone():
+    if not distributed.continue_alone():
         return
     directory, state, student = run.directory, run.state, run.student
     last = next(row for row in reversed(state.healed) if row["units_left"] == student.left)

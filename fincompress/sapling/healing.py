@@ -1,4 +1,4 @@
-"""Healing: at a depth that is reported a copy of the model is trained to the end, and the run goes on without it."""
+"""Healing: at a depth that is reported a copy of the model is trained to the end, and the run continues without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE = 2  # scores without a better calibration NLL after which healing stop
 def heal(run: Run, last: bool = False) -> None:
     """Train a copy of a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
 
-    The learning rate falls to 0; the best weights by the calibration split's NLL are kept. The run itself goes on
+    The learning rate falls to 0; the best weights by the calibration split's NLL are kept. The run itself continues
     from the unhealed model: afterwards weights and moments are what they were.
     """
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()

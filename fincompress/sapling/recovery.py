@@ -122,7 +122,7 @@ def train_stage(
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
     checkpoint = distributed.from_main(lambda: training.last_checkpoint(checkpoints))
     if checkpoint:
-        print(f"going on from {checkpoint.name} of this stage")
+        print(f"resuming from {checkpoint.name} of this stage")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.write_cache()
     student.model.eval()

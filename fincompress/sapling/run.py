@@ -83,7 +83,7 @@ class Run:
             parameter.data.copy_(weights[name])
         for name in state.fading:
             student.remove(name, fading=True)
-        print(f"going on with {student.left} of {student.full} units left, {student.share:.1%} of the bytes")
+        print(f"resuming with {student.left} of {student.full} units left, {student.share:.1%} of the bytes")
 
     # --------------------------------------------------------------- training
 

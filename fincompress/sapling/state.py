@@ -59,7 +59,7 @@ class State:
         depths = sorted(path.name for path in directory.glob("[0-9]*"))
         if depths:
             raise UserError(
-                f"{directory}/ holds depths {', '.join(depths)} but no {STATE}: nothing to go on from; "
+                f"{directory}/ holds depths {', '.join(depths)} but no {STATE}: nothing to resume from; "
                 "remove that folder, or choose another RUN"
             )
         return cls()

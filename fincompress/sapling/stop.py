@@ -29,7 +29,7 @@ def check_targets(student: Student) -> None:
             "this model's bytes"
         )
     if s["TARGET_MEMORY_GB"] is not None:
-        one = repack.packed_config(student.config, [repack.Block(*(sub.SubLayer(0, kind) for kind in sub.KINDS))])
+        one = repack.repacked_config(student.config, [repack.Block(*(sub.SubLayer(0, kind) for kind in sub.KINDS))])
         least = memory.inference_gb(one, context=CONTEXT)
         if s["TARGET_MEMORY_GB"] < least:
             raise UserError(
@@ -62,7 +62,7 @@ def stop_reason(run: Run, whole: Score) -> str | None:
     if s["ACCURACY_FLOOR"] is not None:
         accuracy, reference = float(whole.exact.mean()), state.reference["accuracy"]
         if reference == 0:
-            # Nothing to go on with, and it would refuse corrected constants.
+            # Nothing to resume, and it would refuse corrected constants.
             distributed.from_main(lambda: shutil.rmtree(run.directory))
             raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
         if accuracy < s["ACCURACY_FLOOR"] * reference:
@@ -76,12 +76,12 @@ def stop_reason(run: Run, whole: Score) -> str | None:
     if student.share <= s["TARGET_SIZE"]:
         return f"{student.share:.1%} of the bytes, at most {s['TARGET_SIZE']:.0%} wanted"
     if s["TARGET_MEMORY_GB"] is not None:
-        needed = memory.inference_gb(student.packed().config, context=CONTEXT)
+        needed = memory.inference_gb(repack.repacked_model(student.model).config, context=CONTEXT)
         if needed <= s["TARGET_MEMORY_GB"]:
             return f"{needed:.2f} GB of memory, at most {s['TARGET_MEMORY_GB']} wanted"
     if s["TARGET_LATENCY_MS"] is not None:
         with student.scoring_model() as model:
-            latency = distributed.from_main(lambda: generation.decode_latency_ms(repack.packed_model(model)))
+            latency = distributed.from_main(lambda: generation.decode_latency_ms(repack.repacked_model(model)))
         if latency <= s["TARGET_LATENCY_MS"]:
             return f"{latency:.1f} ms a token, at most {s['TARGET_LATENCY_MS']} wanted"
     if not student.allowed():

@@ -106,9 +106,6 @@ class Student:
         if fading:
             self.fading |= parts
 
-    def packed(self) -> torch.nn.Module:
-        return repack.packed_model(self.model)
-
     # --------------------------------------------------------- what is trained
 
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:

@@ -71,12 +71,12 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     )
     models.quiet_libraries()
     if started is None:
-        if distributed.go_on_alone() and not (directory / "merged").exists():  # an adapter is published without it
+        if distributed.continue_alone() and not (directory / "merged").exists():  # an adapter is published without it
             merge(directory, s, calibration, device, dtype)
         return
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
-    if not distributed.go_on_alone():
+    if not distributed.continue_alone():
         return
     # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.
     memory.release_unused()

@@ -80,7 +80,7 @@ def at_targets(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return values[labels.ne(IGNORE)]
 
 
-def packed_scores(
+def question_scores(
     logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Teacher-forced ``(nll, exact)`` of each row of (batch, K) labels, from the logits of the target tokens alone:
@@ -107,7 +107,7 @@ def packed_scores(
 def score_targets(
     model, dataset: datasets.Dataset, collator: TargetCollator, batch_size: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``packed_scores`` of every example, each of shape (examples,), in the order of the dataset.
+    """``question_scores`` of every example, each of shape (examples,), in the order of the dataset.
 
     Several processes share the batches, and all get all scores.
 
@@ -122,7 +122,7 @@ def score_targets(
         batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
         with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits, labels = target_logits(model, batch)
-        scores = packed_scores(at_targets(logits, labels), labels)
+        scores = question_scores(at_targets(logits, labels), labels)
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
     model.train(training)
     nll, exact = distributed.total(nll), distributed.total(exact.int()).bool()

@@ -1,4 +1,4 @@
-"""What a training may go on from: finished runs of the same base and data, and their adapters."""
+"""What a training may start from: finished runs of the same base and data, and their adapters."""
 
 from pathlib import Path
 

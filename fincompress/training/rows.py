@@ -1,4 +1,4 @@
-"""The examples of a training in the order of a stream, and their figures, drawn anew in every pass but the first."""
+"""The examples of a training in the order of a stream, and their figures, drawn again in every pass but the first."""
 
 import bisect
 import itertools

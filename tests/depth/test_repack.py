@@ -32,7 +32,7 @@ def test_pairs_are_the_fewest_blocks_in_the_same_order():
 @pytest.mark.parametrize("gone", [PACKABLE, MIXED])
 def test_packed_logits_are_the_unpacked_ones_also_with_a_cache(any_model, batches, gone):
     sub.remove(any_model, *gone)
-    packed = repack.packed_model(any_model)
+    packed = repack.repacked_model(any_model)
     for batch in batches:
         assert torch.equal(target_logits(packed, batch)[0], target_logits(any_model, batch)[0])
     ids = batches[0]["input_ids"][:, -6:]
@@ -48,7 +48,7 @@ def test_packed_logits_are_the_unpacked_ones_also_with_a_cache(any_model, batche
 
 def test_a_wrong_packing_is_caught(model, batches):
     sub.remove(model, *PACKABLE)
-    packed = repack.packed_model(model)
+    packed = repack.repacked_model(model)
     repack.check_equal(model, packed, batches[0])
     layers = packed.model.layers
     layers[1].post_attention_layernorm, layers[2].post_attention_layernorm = (
@@ -61,17 +61,17 @@ def test_a_wrong_packing_is_caught(model, batches):
 
 def test_a_pruned_model_can_be_pruned_again(model, batches):
     sub.remove(model, *PACKABLE)
-    again = repack.packed_model(model)
+    again = repack.repacked_model(model)
     assert sub.sublayers(again) == [SubLayer(block, kind) for block in range(4) for kind in sub.KINDS]
     sub.remove(again, A(0), M(0))
-    assert torch.equal(target_logits(repack.packed_model(again), batches[0])[0], target_logits(again, batches[0])[0])
+    assert torch.equal(target_logits(repack.repacked_model(again), batches[0])[0], target_logits(again, batches[0])[0])
 
 
 def test_what_is_written_is_of_the_models_type_and_attention_and_counted_before(model):
     model.to(torch.bfloat16).set_attn_implementation("eager")
     sizes = memory.parameter_sizes(model.config)
     sub.remove(model, *MIXED)
-    packed = repack.packed_model(model)
+    packed = repack.repacked_model(model)
     assert packed.config._attn_implementation == "eager"
     assert {parameter.dtype for parameter in packed.parameters()} == {torch.bfloat16}
     assert repack.checkpoint_parameters(model, sizes) == sum(one.numel() for one in packed.parameters())
@@ -95,7 +95,7 @@ def test_stock_transformers_loads_the_checkpoints_in_a_process_of_its_own(batche
     for family, (name, gone) in itertools.product(CONFIGS, {"packable": PACKABLE, "mixed": MIXED}.items()):
         model, path = make_model(family), tmp_path / f"{family}-{name}"
         sub.remove(model, *gone)
-        models.write_checkpoint(path, repack.packed_model(model), models.load_tokenizer(tiny_base), torch.float32)
+        models.write_checkpoint(path, repack.repacked_model(model), models.load_tokenizer(tiny_base), torch.float32)
         torch.save(ids, path / "ids.pt")
         expected[path] = model(ids, use_cache=False).logits
     (tmp_path / "load.py").write_text(LOAD)
@@ -122,7 +122,7 @@ def test_adapters_are_merged_into_what_is_written(model, batches, tiny_base, tmp
     if four_bits:
         with torch.no_grad(), wrapped.disable_adapter():
             assert torch.equal(target_logits(wrapped, batches[0])[0], skipped)
-    packed = repack.packed_model(wrapped)
+    packed = repack.repacked_model(wrapped)
     repack.check_equal(wrapped, packed, batches[0])
     models.write_checkpoint(tmp_path / "model", packed, models.load_tokenizer(tiny_base), torch.float32)
     merged = models.load_base(str(tmp_path / "model"), "fp32", torch.device("cpu"), torch.float32).eval()

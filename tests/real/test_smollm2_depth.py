@@ -56,7 +56,7 @@ def test_smollm2_repacked_is_the_same_and_standard(smollm2, questions, tmp_path)
     model = models.load_base(path, "auto", CPU, DTYPE).eval()
     gone = [SubLayer(b, "mlp") for b in (5, 9, 20)] + [SubLayer(b, "attention") for b in (6, 9, 21)]
     sub.remove(model, *gone)
-    packed = repack.packed_model(model)
+    packed = repack.repacked_model(model)
     with torch.no_grad():
         expected = target_logits(model, questions)[0]
         assert torch.equal(target_logits(packed, questions)[0], expected)

@@ -47,7 +47,7 @@ def test_a_killed_run_resumes_with_the_same_drops_and_ends_the_same(sapling, six
         run_in_process(*SAPLING, "--RUN=broken", **environment)
     assert read(broken / "state.json")["trajectory"]
     assert not (broken / "train_metrics.json").exists()
-    assert "going on with" in done(*SAPLING, "--RUN=broken", **environment)
+    assert "resuming with" in done(*SAPLING, "--RUN=broken", **environment)
     assert_same_run(directory, broken)
 
 
