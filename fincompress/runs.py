@@ -39,6 +39,7 @@ KEYS = {
     "quantize_metrics.json": {"source_run": str, "group_size": int, "size_before_gb": NUMBER, "size_after_gb": NUMBER,
                               "blocks_before_gb": NUMBER, "blocks_after_gb": NUMBER},
     "throughput_*.json": {"run": str},
+    "train_metrics.json": {"blocks": list},
     "adapter_config.json": {"r": int},
 }  # fmt: skip
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing

@@ -10,6 +10,7 @@ import torch
 from fincompress import distributed, memory, models, runs
 from fincompress.depth import repack
 from fincompress.report import charts
+from fincompress.sapling.losses import matched_blocks
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
@@ -42,6 +43,7 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
         "healed": healed is not None and healed["examples_seen"] > 0,
         **{key: value for key, value in (healed or {}).items() if key.startswith("calibration_")},
         "dropped": [row["dropped"] for row in state.trajectory],
+        "blocks": [student.blocks[number] for number in matched_blocks(student.model)],
     }
     with runs.atomic_path(run.directory / str(student.left)) as partial:
         models.write_checkpoint(partial, repacked, run.tokenizer, models.checkpoint_dtype(student.dtype))

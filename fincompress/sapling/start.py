@@ -77,22 +77,26 @@ def room_gb(student: Student) -> float:
 def predict(student: Student, train_set) -> float:
     """Predicted peak memory of training in GB, before any drop."""
     s = student.settings
+    teacher = student.config
+    if needs_teacher(s) and s["UPDATE"] == "full":  # a model of its own, maybe a deeper one
+        teacher = models.read_config(str(models.dense_checkpoint(s["TEACHER"] or s["START_FROM"], s["RESULTS_DIR"])))
     return simulate(
         student.config, s["BATCH_SIZE"] // distributed.size(), max(train_set["length"]),
         max(train_set["target_tokens"]), s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
         (s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"]),
-        ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]), train_ends=s["TRAIN_ENDS"],
+        teacher, ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]), train_ends=s["TRAIN_ENDS"],
         recompute=student.recomputes, device=student.device.type, dtype=student.dtype,
     ).gb  # fmt: skip
 
 
 def simulate(
     config, batch: int, tokens: int, targets: int, rank: int | None = None, taught: bool = True,
-    weights: tuple[float, ...] = (1.0, 0.3, 1.0, 2.0), **options,
+    weights: tuple[float, ...] = (1.0, 0.3, 1.0, 2.0), teacher=None, **options,
 ) -> simulation.Costs:  # fmt: skip
     """Costs of a step of recovery: of adapters on an NF4 base, shared with the teacher, or of the weights themselves.
 
-    ``weights`` are those of ``Recovery``; ``options`` go to ``simulation.training``.
+    ``weights`` are those of ``Recovery``, ``teacher`` the config of one of its own (None: as deep as the model);
+    ``options`` go to ``simulation.training``.
     """
 
     def learn(model):
@@ -100,8 +104,9 @@ def simulate(
         if taught and rank:
             teaching = SharedTeacher(model, {}, Gate(), ADAPTER)
         elif taught:
-            whole = simulation.empty_model(config, "auto", options["device"], options.get("dtype", torch.bfloat16))
-            teaching = Teacher(simulation.allocate(whole))
+            dtype = options.get("dtype", torch.bfloat16)
+            whole = simulation.empty_model(teacher or config, "auto", options["device"], dtype)
+            teaching = Teacher(simulation.allocate(whole), list(range(config.num_hidden_layers)))
         if teaching:
             teaching = functools.partial(teaching.teach, temperature=weights[3], hidden_states=weights[2] > 0)
         return Recovery(*weights, teaching).loss

@@ -14,7 +14,7 @@ from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
 from fincompress.sapling.gates import Gate
-from fincompress.sapling.teacher import ADAPTER, needs_teacher
+from fincompress.sapling.teacher import ADAPTER, needs_teacher, original_blocks
 
 
 class Student:
@@ -25,7 +25,8 @@ class Student:
         self.config = models.read_config(source)
         self.sizes = memory.parameter_sizes(self.config)
         self.adapter = find_adapter(settings)
-        blocks = self.config.num_hidden_layers
+        self.blocks = original_blocks(settings["RESULTS_DIR"], settings["START_FROM"], self.config)
+        blocks = len(self.blocks)
         self.full = blocks if settings["DROP_UNIT"] == "block" else 2 * blocks  # units at the start
         self.full_size = self.sizes["ends"] + blocks * self.block_size  # parameters at the start
 

@@ -25,10 +25,15 @@ def needs_teacher(s: dict) -> bool:
 
 
 class Teacher:
-    """Answers with the target tokens' logits of a whole model, without gradients. This one is a model of its own."""
+    """Answers with the target tokens' logits of a whole model, without gradients. This one is a model of its own.
 
-    def __init__(self, model):
-        self.model = model.eval().requires_grad_(False)
+    ``blocks`` are the numbers here of the blocks that the student starts with; None: it starts with all of them.
+    """
+
+    blocks: list[int] | None = None
+
+    def __init__(self, model, blocks: list[int] | None = None):
+        self.model, self.blocks = model.eval().requires_grad_(False), blocks
 
     def whole(self):
         """A context that gives the model as it teaches."""
@@ -46,7 +51,8 @@ class Teacher:
         logits, states = self(batch, hidden_states)
         teaching = Teaching.from_logits(logits, temperature)
         if hidden_states:
-            teaching.hidden = at_positions(states, range(len(states) - 1), batch["attention_mask"])
+            blocks = self.blocks or range(len(states) - 1)
+            teaching.hidden = at_positions(states, blocks, batch["attention_mask"])
         return teaching
 
 
@@ -96,9 +102,21 @@ def load_teacher(student) -> Teacher | None:
         return None
     run = s["TEACHER"] or s["START_FROM"]
     path = str(models.dense_checkpoint(run, s["RESULTS_DIR"]))
-    if models.read_config(path).num_hidden_layers != student.config.num_hidden_layers:
-        raise UserError(f"the teacher {run!r} has another number of blocks than the model to shrink: name another")
-    return Teacher(models.load_base(path, "auto", student.device, student.dtype))
+    blocks = original_blocks(s["RESULTS_DIR"], run, models.read_config(path))
+    if not set(student.blocks) <= set(blocks):
+        raise UserError(f"the teacher {run!r} lacks blocks that the model to shrink has: name another")
+    model = models.load_base(path, "auto", student.device, student.dtype)
+    return Teacher(model, [blocks.index(number) for number in student.blocks])
+
+
+def original_blocks(results_dir: str, run: str | None, config) -> list[int]:
+    """Numbers of the blocks of a run's model, of this config, in the unpruned model that it was made of.
+
+    A repacked block has the number of the block where it ends.
+    """
+    path = runs.run_directory(results_dir, run) / "train_metrics.json" if run else None
+    found = runs.read_json(path).get("blocks") if path and path.exists() else None
+    return found or list(range(config.num_hidden_layers))
 
 
 class TeachingCache:

@@ -5,7 +5,8 @@ import pytest
 import torch
 from depth_models import make_batches, make_model
 from recovery_models import make_trainer, training_steps
-from sapling_runs import done, read
+from sapling_runs import SAPLING, TAUGHT, done, read
+from scripts import run_in_process
 from transformers import TrainerCallback
 
 from fincompress.depth import sublayers as sub
@@ -82,3 +83,21 @@ def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
     assert best["step"] == 4 and best["calibration_nll"] == 0.4
     assert all(torch.equal(p, weights[3][name]) for name, p in model.named_parameters())
     assert not all(torch.equal(weights[3][name], weights[-1][name]) for name in weights[3])
+
+
+@pytest.mark.parametrize("taught", ["full"], indirect=True)
+def test_a_pruned_model_learns_further_from_the_unpruned_one(taught, six):
+    directory, _ = taught
+    results, environment = six
+    blocks = read(directory / "8" / "train_metrics.json")["blocks"]
+    assert len(blocks) == 4 and blocks == sorted(set(blocks)) and max(blocks) <= 5
+    further = (*SAPLING, *TAUGHT, "--TEACHER=six_qlora", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.5", "--FADE=0")
+    whole = ("--RUN=healed_again", "--START_FROM=taught_full/8", "--TARGET_SIZE=1")
+    done(*further, *whole, **environment)
+    assert read(results / "healed_again" / "8" / "train_metrics.json")["blocks"] == blocks
+    # One that is pruned further keeps the unpruned model's numbers.
+    done(*further, "--RUN=deeper", "--START_FROM=taught_full/8", "--TARGET_SIZE=0.9", **environment)
+    assert set(read(results / "deeper" / "6" / "train_metrics.json")["blocks"]) < set(blocks)
+    refused = run_in_process(*further, "--RUN=no", "--TEACHER=taught_full/8", **environment)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "lacks blocks" in refused.stderr
+    assert not (results / "no").exists()

@@ -9,6 +9,7 @@ from depth_models import CONFIGS, make_batches, make_model
 from recovery_models import make_trainer, training_steps
 from safetensors.torch import load_file, save_file
 
+from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
@@ -122,6 +123,24 @@ def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
     found = distance()
     assert float(found) > 1e-3
     assert float(losses.with_hidden_states(torch.tensor(0.7), found, 0.5)) == pytest.approx(1.05)
+
+
+def test_a_repacked_student_is_matched_with_the_blocks_that_it_is_made_of():
+    (batch,) = make_batches(1)
+    student, whole = make_model(), make_model()
+    sub.remove(student, *GONE)
+    blocks = losses.matched_blocks(student)
+    repacked = repack.repacked_model(student)
+
+    def distance(model, teacher):
+        states, own = target_outputs(model, batch, hidden_states=True)[2], losses.matched_blocks(model)
+        ours = losses.at_positions(states, own, batch["attention_mask"])
+        return losses.hidden_distance(ours, teacher.teach(batch, TEMPERATURE, True).hidden[:, own])
+
+    assert losses.matched_blocks(repacked) == list(range(5))
+    expected = distance(student, Teacher(whole))
+    assert torch.equal(distance(repacked, Teacher(whole, blocks)), expected)
+    assert distance(repacked, Teacher(whole, list(range(5)))) > expected
 
 
 @pytest.mark.parametrize("shared", [False, True])
