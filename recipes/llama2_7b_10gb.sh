@@ -5,7 +5,9 @@
 #
 #   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
 #
-# EXTRA_DATA_DIR=path/to/tatqa adds TAT-QA to the first pass.
+# EXTRA_DATA_DIR=path/to/tatqa adds TAT-QA to the first pass. REHEARSE=1 runs every command on a handful of examples, with
+# short prompts, few steps and drops and two blocks of GPTQ: it shows that they work at this size, on a CPU with 24 GB too.
+# BASE_MODEL=shape:llama-2-7b needs no licence: its weights are random.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
@@ -16,29 +18,39 @@ run() {
     printf '\n%s\n' "$*"
     python "$@"
 }
+sliver=() steps=() two_blocks=() one_scan=() short=() two_models=() # what a rehearsal overrides
+if [ -n "${REHEARSE:-}" ]; then
+    sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
+    steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
+    two_blocks=(--BLOCKS=2 --CALIBRATION_EXAMPLES=8)
+    one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]" --HEALING_EPOCHS=0.2 --CYCLE_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2
+        --GRADIENT_ACCUMULATION=1)
+    short=(--MAX_NEW_TOKENS=8)
+    two_models=("--RUNS=['gptq_4bit']" --ROUNDS=1 --NEW_TOKENS=4 "--BATCH_SIZES=[2]")
+fi
 lora=(--LEARNING_RATE=2e-4 --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=16)
 
 prompts=(--EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=256 --TRAIN_EXAMPLES=None
-    --EVAL_EXAMPLES=None)
+    --EVAL_EXAMPLES=None "${sliver[@]}")
 
 run preprocess_data.py "${prompts[@]}"
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --PAGE_QUESTIONS=2500 --EXTRA_DATA_DIR="${EXTRA_DATA_DIR:-None}"
 # A pass over more data, then FinQA with new figures: docs/recipe.md
-run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1
-run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGMENT=figures
-run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1
-run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures
-run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
+run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 "${steps[@]}"
+run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGMENT=figures "${steps[@]}"
+run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 "${steps[@]}"
+run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures "${steps[@]}"
+run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 # Down to the bytes of GPTQ's checkpoint
 run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 "--HEAL_AT=[56,44,32]" --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \
-    --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}"
-run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1
+    --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}" "${one_scan[@]}"
+run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 
 for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq; do
-    run evaluate.py --RUN=$name --BATCH_SIZE=2
+    run evaluate.py --RUN=$name --BATCH_SIZE=2 "${short[@]}"
 done
 for name in base qlora_4bit/merged sapling; do # what does not fit is read again for every token of a batch
-    run evaluate.py --RUN=$name --BATCH_SIZE=8
+    run evaluate.py --RUN=$name --BATCH_SIZE=8 "${short[@]}"
 done
-run benchmark_throughput.py
+run benchmark_throughput.py "${two_models[@]}"
 run plot_pareto.py

@@ -170,6 +170,16 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
     assert [call[0] for call, _ in calls][-2:] == ["benchmark_throughput.py", "plot_pareto.py"]
 
 
+def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phases):
+    _, whole = phases(script="recipes/llama2_7b_10gb.sh")
+    _, calls = phases(script="recipes/llama2_7b_10gb.sh", REHEARSE="1")
+    small = [call for call, _ in calls[len(whole) :]]
+    assert [call[0] for call in small] == [call[0] for call, _ in whole]
+    settings = [overrides(call) for call in small]
+    assert [one["MAX_STEPS"] for one in settings if "EPOCHS" in one] == [2] * 4
+    assert [one["BLOCKS"] for one in settings if "BATCH_SIZE" in one and "SOURCE_RUN" in one] == [2]
+
+
 def test_the_commands_for_llama_stop_at_the_first_failure(phases):
     done, calls = phases(script="recipes/llama2_7b_10gb.sh", FAIL="train_qlora_4bit.py")
     assert (done.returncode, len(calls)) == (3, 3)
