@@ -126,13 +126,11 @@ def score_run(run: str) -> None:
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     rows = dataset.remove_columns("input_ids")
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
-
-    def accept(place: int, output: str) -> bool:
-        prompt = tokenizer.decode(dataset[place]["input_ids"][: dataset[place]["prompt_tokens"]])
-        return executes_on_shown(output, prompt, questions[place]["table"])
-
     clock = runs.Stopwatch()
-    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS, accept)
+    outputs = generation.generate(
+        model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS,
+        lambda place, text: executes_on_shown(text, questions[place]["prompt"], questions[place]["table"]),
+    )  # fmt: skip
     seconds = clock.seconds()
     if not distributed.is_main():
         return

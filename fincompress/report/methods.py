@@ -71,7 +71,8 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
     taught = " with a teacher" if settings.get("KL") or settings.get("HIDDEN_STATES") else ""
     taught += ", adapters on NF4" if taught and settings.get("UPDATE") == "qlora" else ""
     if record["metrics"].get("dropped") == [] and record["source"]:
-        return "longer", f"phase 1 trained on{taught}"
+        before = describe(chain[1:]) if chain[1:] else ("other", "")
+        return before if before[0] in ("sapling", "pruning") else ("longer", f"phase 1 trained on{taught}")
     criterion, schedule = str(settings.get("CRITERION")), settings.get("SCHEDULE")
     if criterion in ("calibration", "kl") and schedule == "successive":
         return "sapling", f"SAPLING{taught}"
@@ -84,13 +85,14 @@ def depth(chain: list[dict]) -> tuple[int | None, int | None]:
 
     A block, and a pair such as mlp.3+attention.4, are two sub-layers.
     """
-    pruned = next(record for record in chain if record["script"] != "quantize_gptq.py")
-    left, dropped = pruned["metrics"].get("units_left"), pruned["metrics"].get("dropped")
-    if left is None:
+    pruned = [record for record in chain if record["metrics"].get("units_left") is not None]
+    if not pruned:
         return None, None
-    left *= 2 if pruned["settings"].get("DROP_UNIT") == "block" else 1
-    gone = [2 if unit.startswith("block") or "+" in unit else 1 for unit in dropped or []]
-    return left, None if dropped is None else left + sum(gone)
+    left = pruned[0]["metrics"]["units_left"] * (2 if pruned[0]["settings"].get("DROP_UNIT") == "block" else 1)
+    dropped = [record["metrics"].get("dropped") for record in pruned]
+    if None in dropped:
+        return left, None
+    return left, left + sum(2 if unit.startswith("block") or "+" in unit else 1 for gone in dropped for unit in gone)
 
 
 def training_cost(chain: list[dict]) -> tuple[float | None, int | None]:

@@ -100,6 +100,16 @@ def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
     assert found["g"] == ("quantized", "phase 1 trained on + GPTQ 4-bit")  # a rival like GPTQ of phase 1
 
 
+def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_model(tmp_path):
+    evaluated(tmp_path, "q")
+    pruned(tmp_path, "s/30", SAPLING | {"START_FROM": "q"}, units_left=30, dropped=["block.3", "mlp.1+attention.2"])
+    pruned(tmp_path, "healed/30", SAPLING | {"START_FROM": "s/30"}, units_left=30, dropped=[])
+    last = {"CRITERION": "last", "SCHEDULE": "one_shot", "DROP_UNIT": "block", "START_FROM": "healed/30"}
+    pruned(tmp_path, "deeper/14", last, units_left=14, dropped=["block.14"])
+    found = {run: (row.kind, row.depth) for run, row in read(tmp_path).items()}
+    assert found["healed/30"] == ("sapling", "30 of 34") and found["deeper/14"] == ("pruning", "28 of 34")
+
+
 def test_depth_counts_sub_layers_of_blocks_pairs_and_single_drops(tmp_path):
     blocks = {"CRITERION": "last", "SCHEDULE": "one_shot", "DROP_UNIT": "block"}
     pruned(tmp_path, "b/3", blocks, units_left=3, dropped=["block.3"])
