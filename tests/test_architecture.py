@@ -21,7 +21,8 @@ def imports(module, everywhere=False):
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{name.name}" for name in node.names}
             found |= names & FILES.keys() or {node.module}
-    return found
+    packages = {name.rpartition(".")[0] for name in found & FILES.keys()}  # whose __init__ is run first
+    return found | {name for name in packages if not module.startswith(name)}
 
 
 def test_no_module_imports_itself_by_way_of_others():
