@@ -61,6 +61,7 @@ def quantize_run(source: str, run: str) -> None:
     record = runs.read_json(folder / "settings.json")
     with models.explain_loading(str(folder)):
         size = sum(memory.checkpoint_bytes(folder).values())  # reads what a torn file lacks
+    models.load_tokenizer(str(folder))  # gptqmodel reads it too, and would not say in a line what is wrong
     recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE, LLAMA_CPP)
     recipe = quantization.METHODS[METHOD].fit(recipe, models.read_config(str(folder)))
     texts = calibration_texts(record, source)

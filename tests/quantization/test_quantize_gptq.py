@@ -152,15 +152,17 @@ def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results,
     assert not (results / "bad").exists()
 
 
-def test_a_damaged_source_is_one_line_and_begins_nothing(results, quantize):
-    weights = results / "source" / "merged" / "model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"{}"])
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_source_is_one_line_and_begins_nothing(results, quantize, file, damage):
+    path = results / "source" / "merged" / file
+    whole = path.read_bytes()
+    path.write_bytes(damage(whole))
     try:
         with pytest.raises(UserError, match="is damaged"):
             quantize(RUN="bad")
     finally:
-        weights.write_bytes(whole)
+        path.write_bytes(whole)
     assert not (results / "bad").exists()
 
 
