@@ -79,7 +79,7 @@ def phase_1(six):
     return results / "six_qlora"
 
 
-@pytest.fixture(scope="session", params=["full", "qlora"])
+@pytest.fixture(scope="session", params=["full", pytest.param("qlora", marks=pytest.mark.real)])
 def taught(request, six, phase_1):
     """A run that learns from phase 1, fades what it drops and heals two depths, and its command."""
     results, environment = six

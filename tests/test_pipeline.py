@@ -368,6 +368,7 @@ def test_a_damaged_adapter_is_one_line(pipeline):
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.real
 def test_the_hub_token_stays_out_of_output_and_files(pipeline):
     results, environment = pipeline
     done = run_script(*DATA, "--RUN=token", HF_TOKEN="hf_SecretSecretSecret", **environment)

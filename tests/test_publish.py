@@ -3,6 +3,7 @@
 import json
 
 import made_up_runs as made
+import pytest
 from scripts import run_script
 
 from fincompress import runs
@@ -13,6 +14,7 @@ def publish(tmp_path, *names):
     return run_script("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
 
 
+@pytest.mark.real
 def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
     made.settings(tmp_path / "sapling", "sapling_train.py")
     runs.write_json(tmp_path / "sapling" / "train_metrics.json", {})

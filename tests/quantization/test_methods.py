@@ -177,6 +177,7 @@ def test_eight_bits_in_the_order_of_activations_are_nearer_to_the_source_than_fo
 # ------------------------------------------------------------------------------------------------ loading and kernels
 
 
+@pytest.mark.real
 def test_a_fresh_process_with_stock_transformers_loads_each_and_predicts(quantized, texts, tmp_path):
     code = (
         "import os, sys, json; os.environ.setdefault('GPTQMODEL_CPU_WORKERS', '2'); import torch; "
