@@ -13,7 +13,6 @@ import torch
 from fincompress import generation, memory, models, provenance, quantization
 from fincompress.benchmark.subjects import Subject
 from fincompress.errors import UserError
-from fincompress.quantization.gguf import LlamaCpp
 
 
 class Worker:
@@ -114,7 +113,7 @@ class Worker:
 
 def bytes_per_token(model: torch.nn.Module) -> int:
     """Bytes of weights that are read for a token: all but an embedding table that is not also the head."""
-    if isinstance(model, LlamaCpp):
+    if hasattr(model, "bytes_per_token"):
         return model.bytes_per_token()
     head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
     return model.get_memory_footprint() - (0 if head is table else table.nbytes)
@@ -122,7 +121,7 @@ def bytes_per_token(model: torch.nn.Module) -> int:
 
 def kernel(model: torch.nn.Module) -> str:
     """What computes the products and the attention: classes of the blocks' linear layers, LoRA's own left out."""
-    if isinstance(model, LlamaCpp):
+    if hasattr(model, "kernel"):
         return model.kernel
     layers = [(name, type(one).__name__) for name, one in model.get_decoder().layers.named_modules()]
     kinds = dict.fromkeys(kind for name, kind in layers if "Linear" in kind and "lora_" not in name)
