@@ -26,7 +26,6 @@ PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
 def open_run(settings: dict, script: str) -> Run | None:
     """The run that these constants describe, new or as a kill left it; None where it is finished already."""
     s = settings
-    distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     train_set, record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     if s["CALIBRATION_EXAMPLES"] > len(calibration):
@@ -41,7 +40,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
         facts["source"] = training.check_origin("START_FROM", s, record, facts)
     else:
-        source = models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"])
+        source = distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     if s["TEACHER"] and needs_teacher(s):
         facts["teacher"] = training.check_origin("TEACHER", s, record, facts)
     directory = distributed.from_main(

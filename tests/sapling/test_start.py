@@ -70,3 +70,9 @@ def test_a_start_trained_on_data_that_was_prepared_again_is_refused(six, sapling
         assert_refused(six, "may have seen some of these questions", "--START_FROM=sapling/10")
     finally:
         path.write_text(record)
+
+
+def test_without_a_data_run_nothing_is_made(tmp_path):
+    refused = run_in_process("sapling_train.py", RESULTS_DIR=tmp_path, BASE_MODEL="shape:tiny")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "'data' does not exist" in refused.stderr
+    assert list(tmp_path.iterdir()) == []
