@@ -39,7 +39,7 @@ fi
 # Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with new
 # figures: docs/recipe.md
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
-first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1)
+first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE_INTO=None)
 second=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
 run train_qlora_4bit.py --RUN=mixed_qlora "${first[@]}"
 run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${second[@]}"

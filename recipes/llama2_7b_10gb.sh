@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Llama-2-7B on FinQA with a 10 GB GPU: written for such a card and not run on one. Needs the licence accepted on the Hub
-# and a token in .env, 32 GB of main memory and about 130 GB of disk (mixed_*/merged can go after phase 1). Finished runs
-# are skipped, a killed run resumes.
+# and a token in .env, 32 GB of main memory and about 80 GB of disk. Finished runs are skipped, a killed run resumes.
 #
 #   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
 #
@@ -36,10 +35,11 @@ prompts=(--EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=25
 run preprocess_data.py "${prompts[@]}"
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --PAGE_QUESTIONS=2500 --EXTRA_DATA_DIR="${EXTRA_DATA_DIR:-None}"
 # A pass over more data, then FinQA with new figures: docs/recipe.md
-run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 "${steps[@]}"
+run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE_INTO=None "${steps[@]}"
 run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGMENT=figures "${steps[@]}"
-run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 "${steps[@]}"
-run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures "${steps[@]}"
+run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE_INTO=None "${steps[@]}"
+run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=None \
+    "${steps[@]}"
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 # Down to the bytes of GPTQ's checkpoint
 run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.29 "--HEAL_AT=[56,44,32]" --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 \

@@ -95,6 +95,12 @@ def depth(chain: list[dict]) -> tuple[int | None, int | None]:
     return left, left + sum(2 if unit.startswith("block") or "+" in unit else 1 for gone in dropped for unit in gone)
 
 
+def family(chain: list[dict], root: Path) -> str | None:
+    """The run that dropped the layers of a pruned model, to which what is healed further or quantized belongs too."""
+    folders = [record["folder"] for record in chain if record["metrics"].get("dropped")]
+    return str(folders[0].parent.relative_to(root)) if folders else None
+
+
 def training_cost(chain: list[dict]) -> tuple[float | None, int | None]:
     """``(seconds, tokens)`` of training, scans and quantization of a run and of all that it came from.
 

@@ -11,7 +11,7 @@ from fincompress import runs
 from fincompress.benchmark.record import read_throughput
 from fincompress.errors import UserError
 from fincompress.report import statistics
-from fincompress.report.methods import KINDS, PHASE_1, depth, describe, lineage, record_of, training_cost
+from fincompress.report.methods import KINDS, PHASE_1, depth, describe, family, lineage, record_of, training_cost
 
 SPEEDS = ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio",
           "inference_memory_gb", "kernel")  # fmt: skip
@@ -21,9 +21,9 @@ class Row(SimpleNamespace):
     """One run on one split and device; None is what was not measured.
 
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
-    (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (the run that it is a checkpoint of),
-    ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the
-    gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost``
+    (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (of a pruned model the run that dropped
+    its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by
+    steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost``
     (``statistics.compare`` of the reference run with it) and ``chart_label``.
     """
 
@@ -73,7 +73,7 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     row.quantizer = settings.get("METHOD", "gptq") if "quantized" in kind else None
     row.method = kind.replace("quantized", row.quantizer or "")
     row.bits = settings.get("BITS", 4)
-    row.family = row.run.rpartition("/")[0] or row.run if pruned else row.run
+    row.family = family(chain, root) or row.run.rpartition("/")[0] or row.run if pruned else row.run
     row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
     row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
     row.description = f"{name}, {row.depth} sub-layers" if row.depth else name

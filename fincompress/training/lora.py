@@ -47,13 +47,14 @@ def calibration_scores(model, calibration: datasets.Dataset, tokenizer, batch_si
 def train(settings: dict, base_precision: str, script: str) -> None:
     """Train LoRA adapters on a base held in ``base_precision`` and write the run's folder.
 
-    ``settings`` are the constants of the script, which explains each. Leaves ``adapter/``, ``merged/``,
-    ``train_metrics.json``, ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until then, so that a killed
-    run can be resumed. Several processes train together; rank 0 merges alone.
+    ``settings`` are the constants of the script, which explains each. Leaves ``adapter/``, ``merged/`` unless
+    MERGE_INTO is None, ``train_metrics.json``, ``loss_curve.csv`` and ``loss_curve.png``; checkpoints are kept until
+    then, so that a killed run can be resumed. Several processes train together; rank 0 merges alone.
     """
     s = settings
     distributed.join()
-    check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
+    if s["MERGE_INTO"] is not None:
+        check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
     training.check_settings(s)
     train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
@@ -64,14 +65,15 @@ def train(settings: dict, base_precision: str, script: str) -> None:
         facts["source"] = check_start(s, base_precision, data_record, facts)
     distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
-    if not (directory / "merged").exists():
+    unmerged = s["MERGE_INTO"] is not None and not (directory / "merged").exists()
+    if unmerged or not (directory / "adapter").exists():
         runs.check_room(directory, room_gb(models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s))
     started = distributed.from_main(
         lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     )
     models.quiet_libraries()
     if started is None:
-        if distributed.continue_alone() and not (directory / "merged").exists():  # an adapter is published without it
+        if distributed.continue_alone() and unmerged:  # an adapter is published without it
             merge(directory, s, calibration, device, dtype)
         return
     print(f"{device.type}, {reason}")
@@ -82,19 +84,20 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     memory.release_unused()
     torch.cuda.empty_cache()
     metrics["data"] = data_record["data"]
-    metrics["merged"] = merge(directory, s, calibration, device, dtype)
+    if s["MERGE_INTO"] is not None:
+        metrics["merged"] = merge(directory, s, calibration, device, dtype)
     runs.write_json(directory / "train_metrics.json", metrics)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     print(
         f"trained {metrics['steps']} steps in {metrics['training_seconds'] / 60:.1f} min, "
         f"{metrics['tokens_per_second']:.0f} tokens/s, loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, "
-        "merged, train_metrics.json, loss_curve.csv and .png"
+        f"{'merged, ' if s['MERGE_INTO'] else ''}train_metrics.json, loss_curve.csv and .png"
     )
 
 
 def room_gb(config, s: dict) -> float:
-    """GB of disk that a run takes: merged weights, of which MERGE_INTO may make two, and two checkpoints."""
-    merged = memory.weights_gb(config, "bf16") * (2 if s["MERGE_INTO"] == BETTER else 1)
+    """GB of disk that a run takes: merged weights, of which MERGE_INTO may make two or none, and two checkpoints."""
+    merged = memory.weights_gb(config, "bf16") * {BETTER: 2, None: 0}.get(s["MERGE_INTO"], 1)
     adapter = s["LORA_RANK"] * config.num_hidden_layers * 2 * (4 * config.hidden_size + 3 * config.intermediate_size)
     return merged + 2 * adapter * 12 / 1e9  # a weight and two moments in float32
 

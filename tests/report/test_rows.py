@@ -106,8 +106,12 @@ def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_m
     pruned(tmp_path, "healed/30", SAPLING | {"START_FROM": "s/30"}, units_left=30, dropped=[])
     last = {"CRITERION": "last", "SCHEDULE": "one_shot", "DROP_UNIT": "block", "START_FROM": "healed/30"}
     pruned(tmp_path, "deeper/14", last, units_left=14, dropped=["block.14"])
-    found = {run: (row.kind, row.depth) for run, row in read(tmp_path).items()}
-    assert found["healed/30"] == ("sapling", "30 of 34") and found["deeper/14"] == ("pruning", "28 of 34")
+    made.settings(tmp_path / "small", "quantize_gptq.py", {"SOURCE_RUN": "healed/30"})
+    made.evaluation(tmp_path, "small", made.answers(0.3, 20))
+    found = {run: (row.kind, row.depth, row.family) for run, row in read(tmp_path).items()}
+    assert found["healed/30"] == ("sapling", "30 of 34", "s")
+    assert found["small"] == ("sapling_quantized", "30 of 34", "s")
+    assert found["deeper/14"] == ("pruning", "28 of 34", "deeper")
 
 
 def test_depth_counts_sub_layers_of_blocks_pairs_and_single_drops(tmp_path):
