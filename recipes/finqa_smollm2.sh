@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The record on real FinQA with SmolLM2-135M: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate sixteen hours on two cores that multiply bf16, with a train.json of 1,964
+# skipped, a killed run resumes. By estimate twenty hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
 #
@@ -50,50 +50,68 @@ run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${sec
 gptq=(--CALIBRATION_EXAMPLES=256)
 run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
 
-# Phase 3 with its teacher, healed at five depths, the last one of the bytes of GPTQ's checkpoint (43 %)
-start=(--DATA_RUN=finqa_data --START_FROM=finqa_qlora --CALIBRATION_EXAMPLES=128)
-schedule=(--CYCLE_EPOCHS=0.25 --DROPS_EARLY=5 --DROPS_LATE=4)
-run sapling_train.py --RUN=sapling "${start[@]}" "${schedule[@]}" --TARGET_SIZE=0.43 "--HEAL_AT=[50,40,30,22]" \
-    "--HEALING_EPOCHS=[1,1,3,3,3]"
-half=("${schedule[@]}" "--HEAL_AT=[30,22]" "--HEALING_EPOCHS=[3,3,0]")
-for seed in 1 2; do
-    run sapling_train.py --RUN=sapling_seed_$seed "${start[@]}" "${half[@]}" --SEED=$seed
-done
-run sapling_train.py --RUN=sapling_qlora "${start[@]}" "${half[@]}" --UPDATE=qlora
-# As the paper trains: no teacher, a quarter of the layers
-run sapling_train.py --RUN=sapling_paper "${start[@]}" --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 \
-    --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
-# Other ways to drop layers, one shot, with the same teacher and as many examples as SAPLING's depth has seen
-pruned=()
-for criterion in last block_influence taylor random; do
-    run sapling_train.py --RUN=one_shot_$criterion "${start[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
-        --DROP_UNIT=block "--HEAL_AT=[30,22]" --HEALING_EPOCHS=4
-    pruned+=(one_shot_$criterion)
-done
+# Phase 3 with its teacher. Layers are dropped and patched without training in between; each depth then learns in phase 1's
+# order, from the mixed data, then from FinQA with new figures: docs/recovery.md. The last depth has the bytes of GPTQ's
+# checkpoint (43 %).
+scan=(--CALIBRATION_EXAMPLES=128 --CYCLE_EPOCHS=0)
+mixed=("${scan[@]}" --START_FROM=finqa_qlora --DATA_RUN=mixed_data --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=1)
+whole=(--TARGET_SIZE=1 "--HEAL_AT=[]")
+figures=(--DATA_RUN=finqa_data --AUGMENT=figures)
+further() { # further run depth [constants]: a depth of mixed_<run>, healed on FinQA
+    run sapling_train.py --RUN="$1_$2" --START_FROM="mixed_$1/$2" --TEACHER=finqa_qlora "${whole[@]}" "${scan[@]}" \
+        "${figures[@]}" --HEALING_EPOCHS=2 "${@:3}"
+    healed+=("$1_$2")
+}
+healed=()
+depths=(50 40 30 22 16)
+run sapling_train.py --RUN=mixed_sapling "${mixed[@]}" --TARGET_SIZE=0.43 "--HEAL_AT=[50,40,30,22]"
+for depth in "${depths[@]}"; do further sapling $depth; done
 # Phase 1 trained on for as many examples, no layer dropped: with itself as teacher, and without
-longer=("${start[@]}" --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=4)
-run sapling_train.py --RUN=longer_taught "${longer[@]}"
-run sapling_train.py --RUN=longer "${longer[@]}" --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
+untaught=(--KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1)
+run sapling_train.py --RUN=mixed_longer_taught "${mixed[@]}" "${whole[@]}"
+further longer_taught 60
+run sapling_train.py --RUN=mixed_longer "${mixed[@]}" "${whole[@]}" "${untaught[@]}"
+further longer 60 "${untaught[@]}"
 
 quantized=()
-for name in sapling longer longer_taught; do
-    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq "${gptq[@]}"
+for name in "${healed[@]}"; do
+    run quantize_gptq.py --SOURCE_RUN=$name/${name##*_} --RUN=${name}_gptq "${gptq[@]}"
     quantized+=(${name}_gptq)
 done
 
-others=(sapling_seed_1 sapling_seed_2 sapling_qlora sapling_paper longer longer_taught "${pruned[@]}")
+for seed in 1 2; do
+    run sapling_train.py --RUN=mixed_seed_$seed "${mixed[@]}" "--HEAL_AT=[30]" --SEED=$seed
+    for depth in 30 22; do further seed_$seed $depth --SEED=$seed; done
+done
+# Other ways to drop layers, one shot, with the same teacher, healing and data
+for criterion in last block_influence taylor random; do
+    run sapling_train.py --RUN=mixed_$criterion "${mixed[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
+        --DROP_UNIT=block "--HEAL_AT=[30]"
+    for depth in 15 11; do further $criterion $depth --DROP_UNIT=block; done # blocks
+done
+# Adapters on an NF4 base, as for a 7B model: the base is shared with the teacher, so in one stage
+run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${figures[@]}" "${scan[@]}" --UPDATE=qlora \
+    "--HEAL_AT=[30]" --HEALING_EPOCHS=4
+# As the paper trains: no teacher, a quarter of the layers
+run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
+    --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 \
+    --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
+
 phases=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
-evaluate base "${phases[@]}" sapling "${quantized[@]}" "${others[@]}"
+evaluate base "${phases[@]}" "${healed[@]}" "${quantized[@]}" sapling_qlora sapling_paper
 
 published=results/published/finqa-smollm2-135m
 mkdir -p $published
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
-depths=($(cd "$RESULTS_DIR" && printf '%s\n' sapling/[0-9]*/ sapling_gptq/[0-9]*/ | sed 's,/$,,'))
-run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${phases[@]}" "${depths[@]}")" \
-    --ROUNDS=20 --NEW_TOKENS=32 "--BATCH_SIZES=[]" |
-    tee "$RESULTS_DIR/throughput_repeats.txt"
+measured=("${phases[@]}")
+for depth in "${depths[@]}"; do measured+=(sapling_$depth/$depth sapling_${depth}_gptq); done
+run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
+    "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
+# What only led to others has a record too, of its cost
+led=(finqa_data mixed_data mixed_qlora mixed_lora_8bit mixed_sapling mixed_longer mixed_longer_taught mixed_seed_1
+    mixed_seed_2 mixed_last mixed_block_influence mixed_taylor mixed_random)
 run benchmarks/publish.py --TO=$published \
-    --RUNS="$(list finqa_data mixed_data base mixed_qlora mixed_lora_8bit finqa_qlora finqa_lora_8bit finqa_gptq sapling "${quantized[@]}" "${others[@]}")"
+    --RUNS="$(list base finqa_qlora finqa_lora_8bit finqa_gptq "${led[@]}" "${healed[@]}" "${quantized[@]}" sapling_qlora sapling_paper)"
 run plot_pareto.py --RESULTS_DIR=$published --README=README.md

@@ -131,11 +131,6 @@ def overrides(call):
     return {name: value for name, (value, origin) in found.items() if origin == "command line"}
 
 
-def healing_at_22(HEALING_EPOCHS, HEAL_AT=(), **others):
-    """Passes of healing at 22 sub-layers, or at the last depth."""
-    return HEALING_EPOCHS[HEAL_AT.index(22)] if isinstance(HEALING_EPOCHS, list) else HEALING_EPOCHS
-
-
 def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
@@ -148,17 +143,24 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     assert {"mixed_qlora", "mixed_lora_8bit"} <= {constants.get("START_FROM") for _, constants in calls}
     evaluated = [constants["RUN"] for script, constants in calls if script == "evaluate.py"]
     assert len(evaluated) == len(set(evaluated))
-    assert {"base", "sapling", "sapling_gptq", "longer", "longer_gptq"} <= set(evaluated)
-    started = [constants for script, constants in calls if script == "sapling_train.py"]
-    # What half of the bytes has seen, after four cycles and its healing, the others see in healing alone.
-    budgets = {one["RUN"]: 4 * one.get("CYCLE_EPOCHS", 0) + healing_at_22(**one) for one in started}
-    assert budgets.pop("sapling_paper") == 6.5  # not healed at that depth: 4 there, as many as the record before
-    assert len(budgets) == 10 and set(budgets.values()) == {4.0}
+    trained = {constants["RUN"]: constants for script, constants in calls if script == "sapling_train.py"}
+    paper, qlora = trained.pop("sapling_paper"), trained.pop("sapling_qlora")
+    assert paper["RECOVERY"] == "paper" and qlora["UPDATE"] == "qlora"
+    # All but these two learn from as many examples: a pass over the mixed data, then two over FinQA with new figures.
+    further = {run: constants for run, constants in trained.items() if not run.startswith("mixed_")}
+    assert {constants["HEALING_EPOCHS"] for constants in further.values()} == {2}
+    assert {constants["AUGMENT"] for constants in further.values()} == {"figures"}
+    assert {trained[one["START_FROM"].partition("/")[0]]["HEALING_EPOCHS"] for one in further.values()} == {1}
+    assert len(trained) == 9 + len(further) == 28 and {"base", *further, "sapling_qlora"} <= set(evaluated)
+    depths = [f"sapling_{depth}" for depth in (50, 40, 30, 22, 16)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
-    assert quantized == ["finqa_qlora/merged", "sapling", "longer", "longer_taught"]
+    sources = [f"{run}/{run.rpartition('_')[2]}" for run in (*depths, "longer_taught_60", "longer_60")]
+    assert quantized == ["finqa_qlora/merged", *sources]
+    assert {f"{run}_gptq" for run in depths} <= set(evaluated)
     (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
-    phases_1_to_3 = {"finqa_qlora", "finqa_qlora/merged", "finqa_lora_8bit", "finqa_gptq", "sapling/22", "sapling/9"}
-    assert set(measured) == phases_1_to_3 | {"sapling_gptq/22", "sapling_gptq/9"}
+    assert {"finqa_qlora/merged", "finqa_gptq", "sapling_30/30", "sapling_30_gptq"} <= set(measured)
+    (published,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/publish.py"]
+    assert set(trained) <= set(published) and {run.partition("/")[0] for run in measured} <= set(published)
 
 
 @pytest.mark.parametrize("shell_name", [name for name in ("bash", "zsh") if shutil.which(name)])
