@@ -1,7 +1,7 @@
 """Copy the records of finished runs to where they are committed and the README's table is made from.
 
-Takes settings, metrics, evaluations, curves, scores and figures of the runs named and of those checkpoints under them
-that were evaluated or measured.
+Takes settings, metrics, evaluations, curves, scores and figures of the runs named, of those checkpoints under them
+that were evaluated or measured, and of all that these came from.
 Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
 
     python benchmarks/publish.py --TO=results/published/finqa-smollm2-135m \\
@@ -28,7 +28,7 @@ import shutil  # noqa: E402
 
 from fincompress import runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.report import tables  # noqa: E402
+from fincompress.report import methods, tables  # noqa: E402
 
 RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json", "throughput_*.json", "loss_curve.*",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
@@ -48,6 +48,9 @@ def main() -> None:
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
         below = [path.parent for path in sorted(source.glob("[!.]*/settings.json"))]
         folders = [source, *(folder for folder in below if any(map(any, map(folder.glob, MEASURED))))]
+        # What a model is shows in the records of all that it came from.
+        came_from = [record["folder"] for folder in folders for record in methods.lineage(folder, Path(RESULTS_DIR))]
+        folders += [folder for folder in dict.fromkeys(came_from) if folder not in folders]
         for folder in folders:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
             print(f"{folder}: {copied} files")

@@ -36,6 +36,23 @@ def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
     assert "add" not in published
 
 
+@pytest.mark.real
+def test_the_records_of_what_a_run_came_from_are_published_too(tmp_path):
+    healed, start = {"START_FROM": "mixed/20"}, {"START_FROM": "qlora"}
+    made.settings(tmp_path / "qlora", "train_qlora_4bit.py")
+    for run, values, dropped in (("mixed/20", start, ["block.3"]), ("sapling/20", healed, [])):
+        made.settings(tmp_path / run, "sapling_train.py", values)
+        runs.write_json(tmp_path / run / "train_metrics.json", {"dropped": dropped})
+    made.settings(tmp_path / "sapling", "sapling_train.py", healed)
+    made.evaluation(tmp_path, "sapling/20", [True, False])
+    assert publish(tmp_path, "sapling").returncode == 2  # it has no metrics of its own
+    runs.write_json(tmp_path / "sapling" / "train_metrics.json", {})
+    done = publish(tmp_path, "sapling")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "to" / "mixed" / "20" / "train_metrics.json").exists()
+    assert (tmp_path / "to" / "qlora" / "settings.json").exists()
+
+
 def test_a_wrong_name_or_target_costs_neither_a_record_nor_a_run(tmp_path):
     made.settings(tmp_path / "gptq", "quantize_gptq.py")
     made.evaluation(tmp_path, "gptq", [True])

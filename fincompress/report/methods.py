@@ -71,7 +71,9 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
     taught = " with a teacher" if settings.get("KL") or settings.get("HIDDEN_STATES") else ""
     taught += ", adapters on NF4" if taught and settings.get("UPDATE") == "qlora" else ""
     if record["metrics"].get("dropped") == [] and record["source"]:
-        before = describe(chain[1:]) if chain[1:] else ("other", "")
+        if not chain[1:]:  # it may have been pruned
+            return "other", "healed further (of a run that is not here)"
+        before = describe(chain[1:])
         return before if before[0] in ("sapling", "pruning") else ("longer", f"phase 1 trained on{taught}")
     criterion, schedule = str(settings.get("CRITERION")), settings.get("SCHEDULE")
     if criterion in ("calibration", "kl") and schedule == "successive":

@@ -47,10 +47,12 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
     runs one, with the last depth of that run.
     """
     sized = [row for row in section.rows if row.size_gb is not None]
-    families: dict[tuple[str, str], list[Row]] = {}
-    for row in sorted(sized, key=lambda row: (row.kind, row.family, row.size_gb, row.run)):
+    families: dict[tuple[str, tuple], list[Row]] = {}
+    # Of one depth that was healed twice the longer trained stands first.
+    trained = {row.run: row.total_tokens_seen or 0 for row in sized}
+    for row in sorted(sized, key=lambda row: (row.kind, row.family, row.size_gb, -trained[row.run], row.run)):
         if row.kind == "pruning" or (row.kind in SAPLINGS and row.share_of_bytes <= 0.99):  # something was dropped
-            families.setdefault((row.kind, row.family), []).append(row)
+            families.setdefault((row.kind, (row.family, row.quantizer, row.bits)), []).append(row)
     against = [
         (depths, rows[0])
         for (sapling, _), depths in families.items()

@@ -39,8 +39,9 @@ def absorb(model: torch.nn.Module, unit: Unit, batches: Iterable[dict[str, torch
             real = batch["attention_mask"].bool()
             weight = 1 / entering[real].float().norm(dim=-1, keepdim=True)
             inputs = seen.pop()[real].float() * weight
-            gram += inputs.T @ inputs
-            cross += inputs.T @ ((leaving - entering)[real].float() * weight)
+            with torch.autocast(device.type, enabled=False):  # it would multiply in 16 bits
+                gram += inputs.T @ inputs
+                cross += inputs.T @ ((leaving - entering)[real].float() * weight)
     finally:
         hook.remove()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())

@@ -102,8 +102,9 @@ def train_stage(
     indices, passes = training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"])
     first_pass = state.examples_seen // len(run.train_set)
     rows = training.TrainingRows(
-        run.train_set.select(indices), run.tokenizer, s["AUGMENT"], s["SEED"], passes, first_pass
-    )
+        run.train_set.select(indices), run.tokenizer, s["AUGMENT"], s["SEED"], passes, first_pass,
+        run.facts.get("source"),
+    )  # fmt: skip
     arguments = training.training_arguments(
         s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
         save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,

@@ -38,11 +38,11 @@ def open_run(settings: dict, script: str) -> Run | None:
     facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
     if s["START_FROM"]:
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-        facts["source"] = training.check_origin("START_FROM", s, record, facts)
+        facts["source"] = training.check_origin("START_FROM", s, record)
     else:
         source = distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     if s["TEACHER"] and needs_teacher(s):
-        facts["teacher"] = training.check_origin("TEACHER", s, record, facts)
+        facts["teacher"] = training.check_origin("TEACHER", s, record)
     directory = distributed.from_main(
         lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     )

@@ -52,6 +52,9 @@ class Teacher:
         teaching = Teaching.from_logits(logits, temperature)
         if hidden_states:
             blocks = self.blocks or range(len(states) - 1)
+            last = blocks[-1] + 1
+            if last < len(states) - 1:  # a model's last state is behind its final norm, as the student's is
+                states = (*states[:last], sub.decoder(self.model).norm(states[last]))
             teaching.hidden = at_positions(states, blocks, batch["attention_mask"])
         return teaching
 
@@ -115,8 +118,10 @@ def original_blocks(results_dir: str, run: str | None, config) -> list[int]:
     A repacked block has the number of the block where it ends.
     """
     path = runs.run_directory(results_dir, run) / "train_metrics.json" if run else None
-    found = runs.read_json(path).get("blocks") if path and path.exists() else None
-    return found or list(range(config.num_hidden_layers))
+    metrics = runs.read_json(path) if path and path.exists() else {}
+    if metrics.get("dropped") and "blocks" not in metrics:  # an older one
+        raise UserError(f"{path} does not say which blocks {run!r} has kept: train that run again")
+    return metrics.get("blocks") or list(range(config.num_hidden_layers))
 
 
 class TeachingCache:

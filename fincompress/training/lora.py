@@ -62,7 +62,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     dtype, reason = models.pick_dtype(device)
     facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
     if s["START_FROM"]:
-        facts["source"] = check_start(s, base_precision, data_record, facts)
+        facts["source"] = check_start(s, base_precision, data_record)
     distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
     unmerged = s["MERGE_INTO"] is not None and not (directory / "merged").exists()
@@ -102,9 +102,12 @@ def room_gb(config, s: dict) -> float:
     return merged + 2 * adapter * 12 / 1e9  # a weight and two moments in float32
 
 
-def check_start(s: dict, base_precision: str, data_record: dict, facts: dict) -> str:
+def check_start(s: dict, base_precision: str, data_record: dict) -> str:
     """Fingerprint of the run START_FROM, whose adapter is trained on; raises UserError where it cannot be."""
-    source = training.check_origin("START_FROM", s, data_record, facts)
+    source = training.check_origin("START_FROM", s, data_record)
+    run = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
+    if (run / "adapter").exists() and (run / "train_metrics.json").exists():  # finished, as one is published
+        return source
     start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
     if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != base_precision:
         raise UserError(f"START_FROM = {s['START_FROM']!r} has no adapter on a base in {base_precision}")
@@ -137,8 +140,10 @@ def train_adapter(
     )  # fmt: skip
     with quantization.quiet():  # peft imports gptqmodel, which greets
         if s["START_FROM"]:
-            start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"])
-            model = PeftModel.from_pretrained(model, start / "adapter", is_trainable=True)
+            start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"]) / "adapter"
+            begun = LoraConfig.from_pretrained(start)
+            begun.lora_dropout = s["LORA_DROPOUT"]
+            model = PeftModel.from_pretrained(model, start, is_trainable=True, config=begun)
             # As a new adapter has it: from a bare name peft would look for the base on the hub at every checkpoint.
             model.peft_config["default"].base_model_name_or_path = path
         else:
@@ -155,7 +160,10 @@ def train_adapter(
     progress = ProgressAndCalibration(calibration, tokenizer, 2 * s["BATCH_SIZE"], dtype)
     report = training.Report(s["REPORT_TO"], directory, arguments)
     # Their own figures are what START_FROM has seen.
-    rows = training.TrainingRows(train_set, tokenizer, s["AUGMENT"], s["SEED"], first_pass=int(bool(s["START_FROM"])))
+    rows = training.TrainingRows(
+        train_set, tokenizer, s["AUGMENT"], s["SEED"], first_pass=int(bool(s["START_FROM"])),
+        source=runs.read_json(directory / "settings.json").get("source"),
+    )  # fmt: skip
     trainer = TargetTrainer(
         model=model, args=arguments, data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer,
         train_dataset=rows, callbacks=[progress, report],

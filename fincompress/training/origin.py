@@ -6,7 +6,7 @@ from fincompress import models, provenance, runs
 from fincompress.errors import UserError
 
 
-def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
+def check_origin(name: str, s: dict, record: dict) -> str:
     """Fingerprint of the finished run that the constant ``name`` names.
 
     Raises UserError where it is a run of another base model or of other data, or may have seen the calibration split.
@@ -25,8 +25,8 @@ def check_origin(name: str, s: dict, record: dict, facts: dict) -> str:
         runs.read_json(runs.run_directory(s["RESULTS_DIR"], data_run) / "data_report.json")["calibration_ids"]
         for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
     ]
-    same_run = started["settings"]["DATA_RUN"] == s["DATA_RUN"]
-    redone = same_run and started.get("prepared", facts["prepared"]) != facts["prepared"]  # under the same name
+    own = runs.read_json(runs.run_directory(s["RESULTS_DIR"], started["settings"]["DATA_RUN"]) / "settings.json")
+    redone = started.get("prepared", runs.prepared(own)) != runs.prepared(own)  # under the same name
     if redone or any(ids != reports[0] for ids in reports):
         raise UserError(
             f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "

@@ -17,13 +17,14 @@ class TrainingRows(torch.utils.data.Dataset):
     """Rows of a data run for the Trainer, on the fly: no copy of a redrawn example is stored.
 
     ``passes`` says how many rows belong to each pass over the examples, of which ``first_pass`` is the number of the
-    first. ``epoch``, which the sampler sets, counts passes on. New figures depend on ``seed``, the pass and the
-    example's id alone, so that a resumed run sees those of an unbroken one.
+    first. ``epoch``, which the sampler sets, counts passes on. New figures depend on ``seed``, the pass, the example's
+    id and ``source``, the fingerprint of the run that is trained further: a resumed run sees those of an unbroken one,
+    and a stage none of the stage before.
     """
 
     def __init__(
         self, rows: datasets.Dataset, tokenizer, augment: str | None, seed: int,
-        passes: list[int] | None = None, first_pass: int = 0,
+        passes: list[int] | None = None, first_pass: int = 0, source: str | None = None,
     ):  # fmt: skip
         self.columns = [name for name in ("input_ids", "prompt_tokens", "row") if name in rows.column_names]
         needed = {"id", "prompt", "program"} if augment else set()
@@ -32,7 +33,7 @@ class TrainingRows(torch.utils.data.Dataset):
                 "AUGMENT needs a data run that keeps the prompts: run preprocess_data.py again, as another RUN"
             )
         self.rows = rows.select_columns([*self.columns, "length", *sorted(needed)])
-        self.tokenizer, self.augment, self.seed = tokenizer, augment, seed
+        self.tokenizer, self.augment, self.seed = tokenizer, augment, f"{seed} {source}" if source else seed
         self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass, 0
         self.ends = list(itertools.accumulate(self.passes))
 

@@ -114,6 +114,13 @@ def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_m
     assert found["deeper/14"] == ("pruning", "28 of 34", "deeper")
 
 
+def test_what_was_healed_further_is_no_phase_1_where_its_start_is_not_here(tmp_path):
+    pruned(tmp_path, "healed/30", SAPLING | {"START_FROM": "s/30"}, units_left=30, dropped=[])
+    made.settings(tmp_path / "small", "quantize_gptq.py", {"SOURCE_RUN": "healed/30"})
+    made.evaluation(tmp_path, "small", made.answers(0.3, 20))
+    assert {row.kind for row in read(tmp_path).values()} == {"other"}
+
+
 def test_depth_counts_sub_layers_of_blocks_pairs_and_single_drops(tmp_path):
     blocks = {"CRITERION": "last", "SCHEDULE": "one_shot", "DROP_UNIT": "block"}
     pruned(tmp_path, "b/3", blocks, units_left=3, dropped=["block.3"])

@@ -4,6 +4,7 @@ import made_up_runs as made
 import numpy as np
 import pytest
 
+from fincompress import runs
 from fincompress.report import rows as report_rows
 from fincompress.report import statistics, verdict
 
@@ -197,6 +198,30 @@ def test_a_smaller_checkpoint_wins_in_accuracy_but_not_in_cost(tmp_path):
 def test_the_nearest_size_is_chosen_whatever_the_accuracy(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {50: (N < 290, 0.80), 22: (N < 10, 0.44), 20: (N < 300, 0.41)})
     assert equal_size(found).sapling.run == "sapling/22"
+
+
+def test_of_one_depth_the_longer_trained_is_taken(tmp_path):
+    made.settings(tmp_path / "gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit"})
+    made.settings(tmp_path / "qlora_4bit", "train_qlora_4bit.py")
+    made.evaluation(tmp_path, "gptq_4bit", N < 200, 0.43)
+    for run, start, dropped in (("s/20", "qlora_4bit", ["block.3"]), ("more/20", "s/20", [])):
+        made.settings(tmp_path / run, "sapling_train.py", SAPLING | {"START_FROM": start})
+        made.evaluation(tmp_path, run, N < 190, 0.43)
+        runs.write_json(tmp_path / run / "train_metrics.json", {"dropped": dropped, "tokens_seen": 9})
+    runs.write_json(tmp_path / "qlora_4bit" / "train_metrics.json", {"tokens_seen": 9})
+    (pair,) = verdict.judge(read(tmp_path))
+    assert [one.sapling.run for one in pair] == ["more/20", "more/20"]
+
+
+def test_depths_of_two_quantizers_are_compared_apart(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 190, 0.6), 20: (N < 180, 0.5)}, speed=False)
+    for run, method, left in (("a", "gptq", 30), ("b", "rtn", 20)):
+        made.settings(tmp_path / run, "quantize_gptq.py", {"SOURCE_RUN": f"sapling/{left}", "METHOD": method})
+        made.evaluation(tmp_path, run, N < 190, 0.3)
+        metrics = {"dropped": ["block.3"], "units_left": left}
+        runs.write_json(tmp_path / "sapling" / str(left) / "train_metrics.json", metrics)
+    pairs = verdict.judge(read(tmp_path))
+    assert [{one.sapling.run for one in pair} for pair in pairs][-2:] == [{"a"}, {"b"}]
 
 
 # --- at equal accuracy ----------------------------------------------------------------------------------------------

@@ -143,6 +143,19 @@ def test_a_repacked_student_is_matched_with_the_blocks_that_it_is_made_of():
     assert distance(repacked, Teacher(whole, list(range(5)))) > expected
 
 
+def test_a_repacked_student_that_lacks_the_last_blocks_alone_is_no_distance_away():
+    """A model gives its last state behind its final norm, the others before."""
+    (batch,) = make_batches(1)
+    student, whole = make_model(), make_model()
+    sub.remove(student, *(unit for unit in sub.sublayers(student) if unit.block > 3))
+    repacked = repack.repacked_model(student)
+    ours = losses.at_positions(
+        target_outputs(repacked, batch, hidden_states=True)[2], range(4), batch["attention_mask"]
+    )
+    theirs = Teacher(whole, list(range(4))).teach(batch, TEMPERATURE, True).hidden
+    assert losses.hidden_distance(ours, theirs) < 1e-6
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_recomputed_activations_give_the_same_gradients(shared):
     """As on a GPU by default, where hidden states are seen inside of what is recomputed."""

@@ -47,6 +47,15 @@ def test_a_resumed_run_sees_the_figures_of_an_unbroken_one(tokenizer):
     assert texts(TrainingRows(examples, tokenizer, FIGURES, 1, first_pass=1), tokenizer)[2] != unbroken[3]
 
 
+def test_a_stage_sees_none_of_the_figures_of_the_stage_before(tokenizer):
+    examples = make_rows(tokenizer)
+    before, after = (
+        texts(TrainingRows(examples, tokenizer, FIGURES, 0, first_pass=1, source=source), tokenizer)
+        for source in (None, "1f")
+    )
+    assert not set(before) & set(after)
+
+
 def test_nothing_is_redrawn_unless_asked_for(tokenizer):
     examples = make_rows(tokenizer)
     rows = TrainingRows(examples, tokenizer, None, seed=0, first_pass=3)
