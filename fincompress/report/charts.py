@@ -122,7 +122,7 @@ def pareto(path: Path, rows: list, title: str) -> None:
                 markersize=6, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
             )  # fmt: skip
             for row in members.itertuples():
-                if row.kind in ("sapling", "pruning") and row.depth:
+                if row.depth:
                     axes.annotate(
                         f"{row.sublayers_left:.0f}", (getattr(row, cost), row.execution_accuracy), xytext=(6, -8),
                         textcoords="offset points", fontsize=7, zorder=4, color=look["color"],
