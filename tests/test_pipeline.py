@@ -287,13 +287,14 @@ def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, m
     assert done.returncode == 0 and "20 questions made from" in done.stdout
     assert read(results / "made" / "data_report.json")["splits"]["train"]["examples"] == 68
     script = (*TRAIN, "--DATA_RUN=made", "--RUN=longer", "--START_FROM=qlora_4bit", "--LEARNING_RATE=1e-30",
-              "--MERGE_INTO=None")  # fmt: skip
+              "--MERGE_INTO=None", "--LORA_DROPOUT=0.1")  # fmt: skip
     done = run_in_process(*script, **environment)
     assert done.returncode == 0 and "merged" not in done.stdout, done.stderr
     assert not (results / "longer" / "merged").exists()
     before, after = (
         load_file(results / run / "adapter" / "adapter_model.safetensors") for run in ("qlora_4bit", "longer")
     )
+    assert read(results / "longer" / "adapter" / "adapter_config.json")["lora_dropout"] == 0.1
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert read(results / "longer" / "settings.json")["source"]
     assert begun == [1]  # the other has seen the examples' own figures

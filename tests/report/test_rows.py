@@ -210,6 +210,7 @@ OTHER = {
     "base model": {"base_model": "meta-llama/Llama-2-7b-hf"},
     "number of questions": {"questions": 41},
     "longest output": {"decoding": {"MAX_NEW_TOKENS": 8}},
+    "beams": {"decoding": {"beams": 4}},
 }
 
 

@@ -72,6 +72,16 @@ def test_a_start_trained_on_data_that_was_prepared_again_is_refused(six, sapling
         path.write_text(record)
 
 
+def test_a_pruned_teacher_that_does_not_say_which_blocks_it_kept_is_refused(six, sapling, phase_1):
+    path = sapling[0] / "10" / "train_metrics.json"
+    record = path.read_text()
+    path.write_text(json.dumps({name: value for name, value in read(path).items() if name != "blocks"}))
+    try:
+        assert_refused(six, "does not say which blocks 'sapling/10' has kept", *TAUGHT, "--TEACHER=sapling/10")
+    finally:
+        path.write_text(record)
+
+
 def test_without_a_data_run_nothing_is_made(tmp_path):
     refused = run_in_process("sapling_train.py", RESULTS_DIR=tmp_path, BASE_MODEL="shape:tiny")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "'data' does not exist" in refused.stderr
