@@ -44,8 +44,9 @@ def main() -> None:
     for run, source in sources.items():
         if not (source / "settings.json").exists() or not any(map(any, map(source.glob, FINISHED))):
             raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
-    for run, source in sources.items():
+    for run in sources:  # all before the first: what another came from may lie in one of them
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
+    for source in sources.values():
         below = [path.parent for path in sorted(source.glob("[!.]*/settings.json"))]
         folders = [source, *(folder for folder in below if any(map(any, map(folder.glob, MEASURED))))]
         # What a model is shows in the records of all that it came from.

@@ -47,7 +47,9 @@ def test_the_records_of_what_a_run_came_from_are_published_too(tmp_path):
     made.evaluation(tmp_path, "sapling/20", [True, False])
     assert publish(tmp_path, "sapling").returncode == 2  # it has no metrics of its own
     runs.write_json(tmp_path / "sapling" / "train_metrics.json", {})
-    done = publish(tmp_path, "sapling")
+    made.settings(tmp_path / "mixed", "sapling_train.py", start)
+    runs.write_json(tmp_path / "mixed" / "train_metrics.json", {})
+    done = publish(tmp_path, "sapling", "mixed")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "to" / "mixed" / "20" / "train_metrics.json").exists()
     assert (tmp_path / "to" / "qlora" / "settings.json").exists()

@@ -86,8 +86,9 @@ def percent(value: float, interval: list[float], sign: str = "") -> str:
 def headline_rows(section: Section, count: int) -> list[Row]:
     """At most ``count`` rows that answer the question, in the section's order.
 
-    First phase 1, the quantized model, and SAPLING at the quantized model's size and at its largest; then the base
-    model, SAPLING next in size, both methods together, and other pruning. Runs whose speed was measured go first.
+    First phase 1, also trained on, their quantized models, and SAPLING at a quantized model's size and at its largest;
+    then the base model, SAPLING next in size, the best of both methods together, and other pruning. Runs whose speed
+    was measured go first.
     """
     rows = sorted(section.rows, key=lambda row: row.speed is None)
 
@@ -95,12 +96,14 @@ def headline_rows(section: Section, count: int) -> list[Row]:
         return [row for row in rows if row.kind == kind]
 
     size = next((row.share_of_bytes for row in of("quantized")), None) or 0
-    nearest = sorted(of("sapling"), key=lambda row: abs((row.share_of_bytes or 0) - size))
+    nearest = sorted(of("sapling"), key=lambda row: (row.speed is None, abs((row.share_of_bytes or 0) - size)))
     largest = sorted(of("sapling"), key=lambda row: -(row.share_of_bytes or 0))
-    pruned = sorted(of("pruning"), key=lambda row: -row.execution_accuracy)
+    both, pruned = (
+        sorted(of(kind), key=lambda row: -row.execution_accuracy) for kind in ("sapling_quantized", "pruning")
+    )
     wanted = [
-        *(row for row in rows if row.run == row.reference_run), *of("quantized")[:1], *nearest[:1], *largest[:1],
-        *of("base")[:1], *nearest[1:2], *of("sapling_quantized")[:1], *pruned[:1], *rows,
+        *(row for row in rows if row.run == row.reference_run), *of("longer")[:1], *of("quantized")[:2], *nearest[:1],
+        *largest[:1], *of("base")[:1], *nearest[1:2], *both[:1], *pruned[:1], *rows,
     ]  # fmt: skip
     names = list(dict.fromkeys(row.run for row in wanted))[:count]
     return [row for row in section.rows if row.run in names]
