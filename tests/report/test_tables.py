@@ -83,6 +83,19 @@ def test_the_table_for_readers_answers_the_question_in_few_rows(section, count):
     assert ("sapling/20" in found) == (count > 2)  # of its depths the nearest to GPTQ's 43 %
 
 
+def test_phase_1_trained_on_and_its_quantized_model_stand_in_the_table_for_readers(tmp_path):
+    made.everything(tmp_path, questions=40)
+    values = {"CRITERION": "calibration", "SCHEDULE": "successive", "START_FROM": "qlora_4bit"}
+    made.settings(tmp_path / "longer" / "60", "sapling_train.py", values)
+    runs.write_json(tmp_path / "longer" / "60" / "train_metrics.json", {"dropped": [], "training_seconds": 60.0})
+    made.settings(tmp_path / "longer_gptq", "quantize_gptq.py", {"SOURCE_RUN": "longer/60", "BITS": 4})
+    for run in ("longer/60", "longer_gptq"):
+        made.evaluation(tmp_path, run, made.answers(0.35, 40))
+    (section,) = sections(tmp_path)
+    found = {row.run for row in tables.headline_rows(section, 8)}
+    assert found >= {"qlora_4bit", "longer/60", "gptq_4bit", "longer_gptq", "sapling/20"}
+
+
 # --- CSVs -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ def published(tmp_path):
     return tmp_path, settings | {"START_FROM": "mixed_qlora"}, runs.read_json(tmp_path / "finqa_data/settings.json")
 
 
-def test_the_published_phase_1_may_be_made_again_from_what_it_was_trained_on_from(published):
+def test_the_published_phase_1_can_be_made_again_from_the_published_run_before_it(published):
     folder, settings, record = published
     recorded = runs.read_json(PUBLISHED / "finqa_qlora" / "settings.json")["source"]
     assert check_origin("START_FROM", settings, record) == recorded
