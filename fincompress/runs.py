@@ -311,7 +311,8 @@ def start_run(
     names = [path.name for path in directory.iterdir()]
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
     if "settings.json" in names and len(names) > 1:
-        differing = _differing(directory, record)
+        # The compute type is the machine's: only what is trained on must keep it.
+        differing = _differing(directory, {k: v for k, v in record.items() if k != "dtype" or done not in names})
         if not differing:
             remove(directory / FAILED)
             if done in names:

@@ -281,6 +281,15 @@ def test_a_second_recipe_in_one_folder_is_refused_by_what_differs(tmp_path, sett
     assert tree(tmp_path) == before
 
 
+def test_only_a_run_that_is_finished_may_have_another_machines_compute_type(tmp_path):
+    directory = start(tmp_path, facts={"dtype": "bfloat16"})
+    (directory / "checkpoint.txt").write_text("")
+    with pytest.raises(UserError, match="dtype 'bfloat16' -> 'float32'"):
+        start(tmp_path, facts={"dtype": "float32"})
+    (directory / "done.json").write_text("{}")
+    assert start(tmp_path, facts={"dtype": "float32"}) is None
+
+
 def test_record_keeping_and_constants_that_one_of_two_runs_does_not_have_are_no_other_settings(tmp_path, monkeypatch):
     directory = start(tmp_path, {"SAVE_STEPS": 100, "DELETED": 3})
     (directory / "done.json").write_text("{}")
