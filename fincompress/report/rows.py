@@ -23,8 +23,9 @@ class Row(SimpleNamespace):
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (of a pruned model the run that dropped
     its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by
-    steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost``
-    (``statistics.compare`` of the reference run with it) and ``chart_label``.
+    steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost`` and
+    ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained on, with it) and
+    ``chart_label``.
     """
 
 
@@ -141,7 +142,8 @@ def make_section(rows: list[Row]) -> Section:
     """A section of these rows, with what depends on the others: frontier, lost accuracy, label.
 
     Accuracy is lost from the run of QLoRA, else of merged or 8-bit LoRA, that has the lowest NLL on the calibration
-    split: the most accurate one on this split would be so by luck too.
+    split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained on, of
+    several from the run that saw most.
     """
     first = rows[0]
     speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
@@ -151,12 +153,20 @@ def make_section(rows: list[Row]) -> Section:
     candidates = [row for row in rows if row.kind in PHASE_1]
     candidates.sort(key=lambda row: (PHASE_1.index(row.kind), row.calibration_nll, -row.execution_accuracy, row.run))
     reference = candidates[0] if candidates else None
+    longer = max(
+        (row for row in rows if row.kind == "longer"), key=lambda row: row.total_tokens_seen or 0, default=None
+    )
     families = Counter(name for _, name in {(row.family, row.name) for row in rows})
     for row, flag in zip(rows, flags, strict=True):
         row.on_frontier, row.reference_run = flag, reference and reference.run
         row.chart_label = row.name + (f" ({row.family})" if families[row.name] > 1 else "")
-        row.lost = compare_rows(reference, row) if reference and row is not reference else None
+        row.longer_run = longer and longer.run
+        row.lost, row.lost_to_longer = (
+            compare_rows(one, row) if one and row is not one else None for one in (reference, longer)
+        )
         vars(row).update(accuracy_lost(row.lost))
+        lost = accuracy_lost(row.lost_to_longer)
+        vars(row).update({name.replace("accuracy", "longer"): lost[name] for name in lost if name != "mcnemar_p"})
     return Section(title, rows)
 
 

@@ -11,8 +11,8 @@ from fincompress.report.methods import record_of
 from fincompress.report.rows import Row, Section, accuracy_lost, compare_rows, key, read_rows
 
 SHORT = ("Run", "Method", "Sub-layers left", "% of bytes", "Execution accuracy %", "s per question", "Memory GB")
-FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "GB", "Prefill tokens/s", "Decode tokens/s",
-        *SHORT[5:], "Training min")  # fmt: skip
+FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "lost to phase 1 trained on", "GB",
+        "Prefill tokens/s", "Decode tokens/s", *SHORT[5:], "Training min")  # fmt: skip
 CSV = (
     "base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware", "run", "method",
     "description", "sublayers_left", "sublayers", "execution_accuracy", "execution_accuracy_low",
@@ -21,6 +21,7 @@ CSV = (
     "decode_ratio", "inference_memory_gb", "kernel", "answer_tokens", "seconds_per_question",
     "benchmark_call", "evaluation_dtype", "total_training_seconds", "total_tokens_seen", "reference_run",
     "accuracy_lost", "accuracy_lost_low", "accuracy_lost_high", "mcnemar_p",
+    "longer_run", "longer_lost", "longer_lost_low", "longer_lost_high",
 )  # fmt: skip
 QUANTIZED_WITH = ("BITS", "DESC_ACT", "CALIBRATION", "CALIBRATION_EXAMPLES")  # settings in the report
 LEGEND = "Brackets: 95 % intervals, Wilson for an accuracy, paired bootstrap for a difference."
@@ -54,7 +55,9 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
         unhealed = "saved on the way down, not healed as the last depth is" if row.healed is False else None
         speed = None if row.speed else "speed not measured on this device"
         accuracy = percent(row.execution_accuracy, (row.execution_accuracy_low, row.execution_accuracy_high))
-        lost = percent(row.lost["difference"], row.lost["interval"], "+") if row.lost else "-"
+        lost, longer = (
+            percent(one["difference"], one["interval"], "+") if one else "-" for one in (row.lost, row.lost_to_longer)
+        )
         values = {
             "Run": row.run,
             "Method": table.noted(row.name, unhealed),
@@ -63,6 +66,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             "Execution accuracy %": accuracy,
             "Program accuracy %": shown(row.program_accuracy, ".1f", 100),
             "Accuracy lost, points": "reference" if row.run == row.reference_run else lost,
+            "lost to phase 1 trained on": "reference" if row.run == row.longer_run else longer,
             "GB": shown(row.size_gb, ".3f"),
             "Prefill tokens/s": table.noted(shown(row.prefill_tokens_per_s, ".0f"), speed),
             "Decode tokens/s": table.noted(shown(row.decode_tokens_per_s, ".1f"), speed),

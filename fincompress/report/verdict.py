@@ -235,8 +235,9 @@ def rival_name(row: Row) -> str:
 def answers(pairs: list[list[Comparison]]) -> list[str]:
     """Sentences for "at equal size", "at equal accuracy" and "time per question", where that was measured.
 
-    One pair speaks for the others of SAPLING alone, and one for those of SAPLING that was quantized afterwards: one
-    whose speeds were measured and which has a depth shown to be as accurate.
+    One pair speaks for the others of SAPLING alone, and one for those of SAPLING that was quantized afterwards: of
+    those whose speeds were measured the nearest in bytes, and of the same rival one with a depth shown to be as
+    accurate, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
@@ -247,18 +248,29 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
 
 def answer(pairs: list[list[Comparison]]) -> list[str]:
     """``answers`` of pairs of one kind."""
-    size, equal = max(pairs, key=lambda pair: ("seconds" in pair[0].ratios, pair[1].equal == ACCURACY))
-    sapling, rival = size.sapling, size.other
+
+    def distance(pair: list[Comparison]) -> float:
+        return abs(pair[0].sapling.size_gb / pair[0].other.size_gb - 1)
+
+    def closeness(pair: list[Comparison]) -> tuple[bool, float]:
+        return pair[1].equal == ACCURACY, pair[1].difference["difference"] if pair[1].difference else -math.inf
+
+    chosen = min(pairs, key=lambda pair: ("seconds" not in pair[0].ratios, distance(pair)))
+    size, sapling, rival = chosen[0], chosen[0].sapling, chosen[0].other
+    equal = max((pair for pair in pairs if pair[1].other is rival), key=closeness)[1]
     ours, name = sapling_name(sapling), rival_name(rival)
     losses = sum(pair[0].winners["accuracy"] == OTHER for pair in pairs)
     shares = [f"{100 * row.share_of_bytes:.1f} %" for row in (sapling, rival)]
     right = [f"{100 * row.execution_accuracy:.1f} %" for row in (sapling, rival)]
-    near = abs(sapling.size_gb / rival.size_gb - 1) <= TOLERANCE
+    near = distance(chosen) <= TOLERANCE
+    label = "At equal size" if near else "Nearest in size"
+    if distance(chosen) > min(map(distance, pairs)):
+        label += ", of those whose speed was measured"
     counted = f"It is less accurate in {losses} of {len(pairs)} pairs."
     if not near and sapling.size_gb < rival.size_gb and size.difference and size.difference["difference"] < 0:
         counted = "It is smaller, so this decides nothing."
     said = [
-        f"**{'At equal size' if near else 'Nearest in size'}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
+        f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
         f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
     ]
     if equal.equal == UNSHOWN:

@@ -41,8 +41,8 @@ def test_a_value_that_was_not_measured_is_a_dash(tmp_path):
     (line,) = cells(table)
     assert line["Accuracy lost, points"] == "reference"
     assert [name for name, text in line.items() if text.startswith("-")] == [
-        "% of bytes", "Program accuracy %", "GB", "Prefill tokens/s", "Decode tokens/s", "s per question", "Memory GB",
-        "Training min"
+        "% of bytes", "Program accuracy %", "lost to phase 1 trained on", "GB", "Prefill tokens/s", "Decode tokens/s",
+        "s per question", "Memory GB", "Training min"
     ]  # fmt: skip
     assert line["Memory GB"] == "- (1)" and table.markdown().endswith("\n1: speed not measured on this device.<br>\n")
 
@@ -94,6 +94,12 @@ def test_phase_1_trained_on_and_its_quantized_model_stand_in_the_table_for_reade
     (section,) = sections(tmp_path)
     found = {row.run for row in tables.headline_rows(section, 8)}
     assert found >= {"qlora_4bit", "longer/60", "gptq_4bit", "longer_gptq", "sapling/20"}
+    rows = {row["run"]: row for row in tables.csv_rows([section])}
+    assert {row["longer_run"] for row in rows.values()} == {"longer/60"} and rows["longer/60"]["longer_lost"] is None
+    lost = rows["qlora_4bit"]["longer_lost"]
+    gained = rows["longer/60"]["execution_accuracy"] - rows["qlora_4bit"]["execution_accuracy"]
+    assert lost == pytest.approx(gained, abs=1e-5) and lost > 0.01
+    assert rows["qlora_4bit"]["longer_lost_low"] <= lost <= rows["qlora_4bit"]["longer_lost_high"]
 
 
 # --- CSVs -----------------------------------------------------------------------------------------------------------
