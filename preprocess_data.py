@@ -27,7 +27,7 @@ MAX_PROMPT_TOKENS: int = 256  # longest prompt; the least relevant lines go firs
 CALIBRATION_EXAMPLES: int = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
 TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
 EVAL_EXAMPLES: int | None = 200  # keep only so many of dev and test; None: all
-SEED: int = 0  # of the calibration draw and of the synthetic set
+SEED: int = 0  # of the calibration draw, of questions made from pages and of the synthetic set
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -51,8 +51,7 @@ def main() -> None:
     tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     facts = {"base_model": BASE_MODEL, "data": {"source": found.source, "fingerprint": found.fingerprint}}
     extra, extra_report = tatqa.load(EXTRA_DATA_DIR) if EXTRA_DATA_DIR else ([], None)
-    if extra:
-        facts["extra"] = {name: extra_report[name] for name in ("source", "fingerprint")}
+    facts["extra"] = {name: extra_report[name] for name in ("source", "fingerprint")} if extra else None
     train = train[:TRAIN_EXAMPLES] + extra
     made = from_pages.make(train, PAGE_QUESTIONS, SEED)
     splits = {"train": train + made, "calibration": calibration}

@@ -319,7 +319,7 @@ def start_run(
                 print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
                 return None
             return directory
-        lost = FAILED in names or not (resumes or done in names)
+        lost = done not in names and (FAILED in names or not resumes)
         if not lost or differing[0].startswith("script "):
             raise UserError(
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
@@ -352,7 +352,7 @@ def _differing(directory: Path, record: dict) -> list[str]:
 def prepared(data_record: dict) -> str:
     """Fingerprint of how a data run was made, from its ``settings.json``: constants, and what was added to train."""
     settings = {name: value for name, value in data_record["settings"].items() if value != NEW_AND_OFF.get(name, ...)}
-    return provenance.fingerprint(settings, *([data_record["extra"]] if "extra" in data_record else []))
+    return provenance.fingerprint(settings, *([data_record["extra"]] if data_record.get("extra") else []))
 
 
 def is_untuned(run: str) -> bool:
@@ -382,8 +382,12 @@ def records(results_dir: str, pattern: str) -> list[Path]:
 
 
 def accuracy_table(results_dir: str) -> list[dict]:
-    """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``."""
-    return readable(results_dir, "eval_*.json", lambda path: accuracy_row(read_json(path)))
+    """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``, each under the name that its run has now."""
+
+    def read(path: Path) -> dict:
+        return accuracy_row(read_json(path)) | {"run": path.parent.relative_to(results_dir).as_posix()}
+
+    return readable(results_dir, "eval_*.json", read)
 
 
 def accuracy_row(found: dict) -> dict:

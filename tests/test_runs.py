@@ -281,6 +281,23 @@ def test_a_second_recipe_in_one_folder_is_refused_by_what_differs(tmp_path, sett
     assert tree(tmp_path) == before
 
 
+def test_a_finished_run_is_kept_where_a_later_merge_failed(tmp_path):
+    directory = start(tmp_path)
+    (directory / "done.json").write_text("{}")
+    (directory / runs.FAILED).write_text("the merged model computes no numbers")
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        start(tmp_path, {"RANK": 8})
+    assert (directory / "done.json").exists()
+    assert start(tmp_path) is None and not (directory / runs.FAILED).exists()
+
+
+def test_what_is_no_longer_added_to_the_training_data_is_another_setting(tmp_path):
+    added = {"extra": {"source": "TAT-QA", "fingerprint": "f1"}}
+    (start(tmp_path, facts=added) / "done.json").write_text("{}")
+    with pytest.raises(UserError, match=r"extra .*'TAT-QA'.* -> None"):
+        start(tmp_path, facts={"extra": None})
+
+
 def test_only_a_run_that_is_finished_may_have_another_machines_compute_type(tmp_path):
     directory = start(tmp_path, facts={"dtype": "bfloat16"})
     (directory / "checkpoint.txt").write_text("")

@@ -14,6 +14,8 @@ from fincompress.benchmark import worker
 from fincompress.benchmark.subjects import BASE, Subject
 from fincompress.errors import UserError, why_it_ended
 
+LATE = "it took longer than MAX_MINUTES"
+
 
 class WorkerProcess:
     """A ``worker.Worker`` in a fresh process; it sleeps between commands."""
@@ -38,7 +40,7 @@ class WorkerProcess:
             self.pipe.send((do, *arguments))
             if until is not None and not self.pipe.poll(max(0.0, until - time.monotonic())):
                 self.process.kill()
-                raise UserError("it took longer than MAX_MINUTES")
+                raise UserError(LATE)
             reply = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
@@ -122,11 +124,9 @@ def busy_seconds() -> float:
 
 
 def own_seconds() -> float:
-    """Seconds that this process and its children have taken of the cores."""
+    """Seconds that this process and its children have taken of the cores, compilers that have ended among them."""
     process = psutil.Process()
-    ended = process.cpu_times()
-    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
-    return sum(one.user + one.system for one in times) + ended.children_user + ended.children_system
+    return sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))
 
 
 def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant], dict[str, str], float]:
@@ -162,6 +162,8 @@ def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant]
             if number:
                 note(entrants, name, taken)
         share = load.share()
+    for one in entrants.values():  # the rounds that it has count
+        one.not_measured = {n: why for n, why in one.not_measured.items() if why != LATE or n not in one.turns}
     failed |= {run: one.not_measured["decode 1"] for run, one in entrants.items() if "decode 1" in one.not_measured}
     return {run: one for run, one in entrants.items() if run not in failed}, failed, share
 

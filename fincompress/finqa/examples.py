@@ -102,11 +102,19 @@ def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
     if data_dir == SYNTHETIC:
         return synthetic.generate(split, seed=seed)
     path = Path(data_dir) / f"{split}.json"
-    if data_dir == DEFAULT_DIR and not path.exists():  # never mixed with a person's own files
+    if data_dir == DEFAULT_DIR and not path.exists() and holds_release_alone(path.parent):
         download(split, path)
     elif not path.parent.is_dir():
         raise UserError(f"DATA_DIR={data_dir} is no folder; it should hold FinQA's train.json, dev.json and test.json")
     return parse_records(path.read_bytes(), path) if path.exists() else None
+
+
+def holds_release_alone(folder: Path) -> bool:
+    """Whether the files of splits in a folder, if any, are those of the release: a person's own are never mixed."""
+    paths = {split: folder / f"{split}.json" for split in SPLITS}
+    return all(
+        len(parse_records(path.read_bytes(), path)) == RELEASE[split] for split, path in paths.items() if path.exists()
+    )
 
 
 def read_whole_text(content: bytes) -> object:

@@ -113,8 +113,9 @@ def gold_inds(page: Example, sources: Iterable[int | str]) -> dict[str, str]:
 
 def page_asks(page: Example, rng: random.Random) -> list[dict]:
     """All that ``Asker`` asks about a page's table and about sentences that tell an amount of several years."""
-    about_table = Asker(rng, page.table, LOOSE, LATEST, FAMILIES + FURTHER)
-    grid = table_grid(page.table)
+    table = page.table or [[""]]
+    about_table = Asker(rng, table, LOOSE, LATEST, FAMILIES + FURTHER)
+    grid = table_grid(table)
     names = list(grid)
     index = {name: row for name, row in grid.items() if len(row) > 2 and re.match(r"100(\.0+)?$", [*row.values()][0])}
     if index and len(index) == len(grid):  # what an investment of 100 became
@@ -127,9 +128,9 @@ def page_asks(page: Example, rng: random.Random) -> list[dict]:
             begin = max((i + 1 for i, name in enumerate(parts) if name.startswith("total")), default=0)
             if parts[begin:]:
                 about_table.ask_grid({name: grid[name] for name in [*parts[begin:], whole]}, whole)
-    if not grid or len(_by_year(page.table[0])) < len(page.table[0]) - 1 and not _years_down(page.table):
+    if not grid or len(_by_year(table[0])) < len(table[0]) - 1 and not _years_down(table):
         ask_by_heading(about_table)
-    labels = [clean_label(label) for label in [*page.table[0], *(row[0] for row in page.table[1:])]]
+    labels = [clean_label(label) for label in [*table[0], *(row[0] for row in table[1:])]]
     for ask in about_table.asks:
         ask["qa"]["question"] = shorten(ask["qa"]["question"].replace(f" in {UNDATED}", ""), labels, rng)
     about_text = Asker(rng, [[]], LOOSE, LATEST)

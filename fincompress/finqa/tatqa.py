@@ -35,7 +35,7 @@ def load(folder: str) -> tuple[list[examples.Example], dict]:
         try:
             for page in pages:
                 for question in page["questions"]:
-                    if question["answer_type"] == "arithmetic":
+                    if question.get("answer_type") == "arithmetic":
                         try:
                             records.append(convert_question(page, question))
                         except ValueError as error:

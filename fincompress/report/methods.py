@@ -23,10 +23,11 @@ def lineage(folder: Path, results_dir: Path) -> list[dict]:
     """Records of the model in a folder and of each run that it came from, the first run last.
 
     A record is ``settings.json`` with ``folder``, ``metrics`` (of training or quantization; those of ``<run>/merged``
-    are its run's) and ``source``, the run before it or None. The list stops short where that run is not here.
+    are its run's) and ``source``, the run before it or None. The list stops short where that run is not here: where
+    a folder names itself, another run was moved to its place.
     """
     found: list[dict] = []
-    while True:
+    while folder not in [record["folder"] for record in found]:
         places = [folder.parent, folder] if folder.name == "merged" else [folder]
         record, metrics = runs.Record.of(folder / "settings.json", {}), {}
         for place in places:
@@ -39,6 +40,7 @@ def lineage(folder: Path, results_dir: Path) -> list[dict]:
         if not source:
             return found
         folder = runs.run_directory(str(results_dir), source)
+    return found
 
 
 def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]:

@@ -68,6 +68,7 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     kind, name = describe(chain, evaluation.get("base_precision"))
     pruned = "sapling" in kind or "pruning" in kind
     row = Row(**runs.accuracy_row(evaluation), directory=folder, kind=kind, name=name)
+    row.run = folder.relative_to(root).as_posix()  # it may have been moved since
     # An output that was cut short is wrong for no fault of the model.
     row.prepared = f"{evaluation.get('prepared')}, outputs of at most {decoding.get('MAX_NEW_TOKENS')} tokens"
     row.prepared += f", {decoding['beams']} beams" if decoding.get("beams", 1) > 1 else ""

@@ -28,6 +28,7 @@ class FakeWorker:
 
     order: list = []
     fails: set = set()  # (run, number of the measurement) from which on it fails
+    why = "its process ended"
 
     def __init__(self):
         self.run = None
@@ -43,7 +44,7 @@ class FakeWorker:
             raise UserError("out of memory")
         FakeWorker.order.append((self.run, do, batch))
         if any(run == self.run and len(FakeWorker.order) > count for run, count in FakeWorker.fails):
-            raise UserError("its process ended")
+            raise UserError(self.why)
         return [len(FakeWorker.order) * 1e-3]
 
     def close(self):
@@ -52,7 +53,7 @@ class FakeWorker:
 
 @pytest.fixture
 def fake(monkeypatch):
-    FakeWorker.order, FakeWorker.fails = [], set()
+    FakeWorker.order, FakeWorker.fails, FakeWorker.why = [], set(), "its process ended"
     monkeypatch.setattr(rounds, "WorkerProcess", FakeWorker)
     return FakeWorker
 
@@ -104,6 +105,13 @@ def test_measuring_ends_in_time_with_the_rounds_that_it_has(fake, monkeypatch):
     monkeypatch.setattr(rounds.time, "monotonic", lambda: float(next(clock)))
     entrants, failed, _ = rounds.measure_all(subjects("base", "a"), plan(rounds=50, max_seconds=20.0))
     assert not failed and 1 <= len(entrants["a"].turns["decode 1"]) < 20
+
+
+def test_a_model_whose_turn_time_ended_keeps_its_rounds(fake):
+    fake.fails, fake.why = {("base", 3 * 3 * 2), ("a", 3 * 3 * 2)}, rounds.LATE
+    entrants, failed, _ = rounds.measure_all(subjects("base", "a"), plan())
+    assert not failed and [len(one.turns["decode 1"]) for one in entrants.values()] == [2, 1]
+    assert not entrants["a"].not_measured
 
 
 def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):

@@ -351,6 +351,14 @@ def test_absent_split_is_downloaded_once(tmp_path, monkeypatch, server):
     assert server.asked == ["/dev.json"]
 
 
+def test_nothing_is_downloaded_beside_a_person_s_own_questions(tmp_path, monkeypatch, server):
+    monkeypatch.chdir(tmp_path)
+    Path(examples.DEFAULT_DIR).mkdir()
+    Path(examples.DEFAULT_DIR, "train.json").write_bytes(BODY)  # the release has more
+    assert set(examples.load_dataset(examples.DEFAULT_DIR).splits) == {"train"}
+    assert server.asked == []
+
+
 def test_broken_download_is_one_line_and_leaves_no_file(tmp_path, server):
     server.breaks_after = 100
     with pytest.raises(UserError, match=r"dev\.json was not downloaded .*: try again, or put it into") as raised:

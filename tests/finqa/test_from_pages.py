@@ -1,6 +1,7 @@
 """Questions made from training pages: executable, about what the page shows, in the mix that is wanted."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -110,6 +111,11 @@ def test_made_examples_execute_and_their_evidence_shows_them():
         assert evidence.shows_program(one, lines), one.program
     assert from_pages.make(pages, 20, seed=0) == made != from_pages.make(pages, 20, seed=1)
     assert from_pages.make(pages, 5, seed=0) == made[:5] and from_pages.make(pages, 0, seed=0) == []
+
+
+def test_a_page_without_a_table_is_asked_about_by_its_sentences():
+    asks = from_pages.page_asks(example("a", [], SENTENCES), random.Random(0))
+    assert asks and all(re.search("rent|spending", ask["qa"]["question"]) for ask in asks)
 
 
 def test_a_question_that_the_page_has_already_is_not_made_again():

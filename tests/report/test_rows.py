@@ -8,7 +8,7 @@ import pytest
 
 from fincompress import runs
 from fincompress.errors import UserError
-from fincompress.report import rows
+from fincompress.report import methods, rows
 
 QUESTIONS = 200
 SAPLING = {"CRITERION": "calibration", "SCHEDULE": "successive"}
@@ -263,7 +263,7 @@ def test_published_records_do_not_count_as_runs_of_this_machine(tmp_path):
     evaluated(tmp_path, "b")
     assert list(read(tmp_path)) == ["b"]
     assert [row["run"] for row in runs.accuracy_table(str(tmp_path))] == ["b"]
-    assert list(read(tmp_path / "published")) == ["a"]
+    assert list(read(tmp_path / "published")) == ["finqa/a"]
 
 
 def test_a_run_without_settings_is_left_out(tmp_path):
@@ -308,6 +308,22 @@ def test_runs_of_one_folder_name_in_two_places_stay_apart(tmp_path):
             made.evaluation(tmp_path, f"{where}/sapling/{left}", np.arange(50) < left, left / 60)
     (section,) = sections(tmp_path)
     assert len({row.chart_label for row in section.rows}) == len({row.family for row in section.rows}) == 2
+
+
+def test_a_run_that_was_moved_has_the_name_of_its_folder(tmp_path):
+    evaluated(tmp_path, "a")
+    (tmp_path / "a").rename(tmp_path / "moved")
+    evaluated(tmp_path, "a")
+    (section,) = sections(tmp_path)
+    assert sorted(row.run for row in section.rows) == ["a", "moved"]
+    assert sorted(row["run"] for row in runs.accuracy_table(str(tmp_path))) == ["a", "moved"]
+
+
+def test_a_run_in_the_place_of_what_it_started_from_is_of_unknown_origin(tmp_path):
+    values = SAPLING | {"START_FROM": "a"}
+    made.settings(tmp_path / "a", "sapling_train.py", values)
+    chain = methods.lineage(tmp_path / "a", tmp_path)
+    assert len(chain) == 1 and methods.training_cost(chain) == (None, None)
 
 
 # --- accuracy lost --------------------------------------------------------------------------------------------------
