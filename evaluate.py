@@ -159,11 +159,19 @@ def score_run(run: str) -> None:
 
 
 def load_split(run: str, record: dict) -> tuple:
-    """SPLIT of the data run that a run was trained on, and the record of that data run."""
+    """SPLIT of the data run that a run was trained on, and the record of that data run.
+
+    Raises UserError where it holds other data, and where a split of the training file may have been drawn otherwise.
+    """
     data_run = record["settings"]["DATA_RUN"]
     dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
+    if SPLIT not in ("dev", "test") and record.get("prepared", runs.prepared(data)) != runs.prepared(data):
+        raise UserError(
+            f"data run {data_run!r} was made otherwise when {run} was trained, perhaps on questions that {SPLIT} has "
+            "now: preprocess it as it was"
+        )
     return dataset, data
 
 
@@ -194,6 +202,7 @@ def answer(run: str) -> None:
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device)[0], **options)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
     asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
+    models.room_for_prompt(models.read_config(path), "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])
     (output,) = generation.generate(
         model, tokenizer, asked, 1, MAX_NEW_TOKENS, BEAMS,
         lambda place, text: executes_on_shown(text, prompt, page.table),

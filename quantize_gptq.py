@@ -41,6 +41,8 @@ import torch  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fincompress import memory, models, provenance, quantization, runs  # noqa: E402
+from fincompress.depth import repack  # noqa: E402
+from fincompress.depth.sublayers import SubLayer  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 from fincompress.report import tables  # noqa: E402
 
@@ -63,7 +65,10 @@ def quantize_run(source: str, run: str) -> None:
         size = sum(memory.checkpoint_bytes(folder).values())  # reads what a torn file lacks
     models.load_tokenizer(str(folder))  # gptqmodel reads it too, and would not say in a line what is wrong
     recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE, LLAMA_CPP)
-    recipe = quantization.METHODS[METHOD].fit(recipe, models.read_config(str(folder)))
+    config = models.read_config(str(folder))
+    recipe = quantization.METHODS[METHOD].fit(recipe, config)
+    if (BLOCKS or 0) > config.num_hidden_layers:
+        raise UserError(f"BLOCKS = {BLOCKS}: {source} has {config.num_hidden_layers}")
     texts = calibration_texts(record, source)
     facts = {
         "base_model": record["base_model"],
@@ -148,7 +153,9 @@ def write_quantized(
 
 def first_blocks(source: Path, target: Path) -> Path:
     """Write a model of the first BLOCKS blocks of another to the folder ``target``, and return that."""
-    model = AutoModelForCausalLM.from_pretrained(source, num_hidden_layers=BLOCKS, dtype="auto")
+    blocks = [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in range(BLOCKS)]
+    config = repack.repacked_config(models.read_config(str(source)), blocks)
+    model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype="auto")
     models.write_checkpoint(target, model, models.load_tokenizer(str(source)), model.dtype)
     return target
 

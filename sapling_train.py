@@ -108,7 +108,7 @@ def main() -> None:
         sapling.stop_if_reached(run, ranking.whole)
         if not run.stopped:
             run.drop(ranking)
-        run.save_state(weights=PATCH_EXAMPLES > 0 and not run.stopped)
+        run.save_state(weights=SETTINGS["PATCH_EXAMPLES"] > 0 and UPDATE == "full" and not run.stopped)
     sapling.return_above_floor(run)
     sapling.heal(run, last=True)
     sapling.finish(run)
@@ -127,6 +127,11 @@ def check_settings(s: dict) -> None:
     if SCHEDULE == "one_shot" and DROP_UNIT == "sublayer" and PACKABLE_ONLY:
         raise UserError(
             "neighbours change with every drop: 'one_shot' needs DROP_UNIT = 'block' or PACKABLE_ONLY = False"
+        )
+    if SCHEDULE == "one_shot" and FIRST_EPOCHS and s["HEAL_AT"]:
+        raise UserError(
+            "SCHEDULE = 'one_shot' would train FIRST_EPOCHS between the depths of HEAL_AT: set FIRST_EPOCHS = 0, which "
+            "leaves the training to HEALING_EPOCHS, or HEAL_AT = []"
         )
     if UPDATE == "qlora" and TARGET_LATENCY_MS:
         raise UserError("TARGET_LATENCY_MS cannot be measured on 4-bit weights: set another target, or UPDATE = 'full'")

@@ -161,7 +161,7 @@ def write_jsonl(path: Path, rows: list[dict]) -> None:
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """Write rows as CSV, whole or not at all; the columns are the first row's keys."""
+    """Write rows as CSV, whole or not at all; the columns are all rows' keys."""
     import pandas as pd
 
     write_text(path, pd.DataFrame(rows).to_csv(index=False))
@@ -382,7 +382,7 @@ def records(results_dir: str, pattern: str) -> list[Path]:
 
 
 def accuracy_table(results_dir: str) -> list[dict]:
-    """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``, each under the name that its run has now."""
+    """``accuracy_row`` of every ``eval_<split>.json`` under ``results_dir``, under the name that its run has now."""
 
     def read(path: Path) -> dict:
         return accuracy_row(read_json(path)) | {"run": path.parent.relative_to(results_dir).as_posix()}

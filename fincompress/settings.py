@@ -33,7 +33,7 @@ RANGES = {
     "0 or more": (
         lambda x: x >= 0,
         "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS FIRST_EPOCHS FRAGMENTATION HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
-        "PAGE_QUESTIONS PATCH_EXAMPLES RIDGE SEED WARMUP WEIGHT_DECAY",
+        "PAGE_QUESTIONS PATCH_EXAMPLES RIDGE SEED WEIGHT_DECAY",
     ),
     "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),
     "a share, above 0 and at most 1": (
@@ -41,7 +41,7 @@ RANGES = {
         "ACCURACY_FLOOR HEALING_TRAIN_RATIO SHARE TARGET_SIZE TRAIN_RATIO",
     ),
     "a share, above 0 and below 1": (lambda x: 0 < x < 1, "DAMPING EQUAL_WITHIN"),
-    "a share, from 0 to below 1": (lambda x: 0 <= x < 1, "LORA_DROPOUT"),
+    "a share, from 0 to below 1": (lambda x: 0 <= x < 1, "LORA_DROPOUT WARMUP"),
     "a share, from 0 to 1": (lambda x: 0 <= x <= 1, "FADE"),
 }
 # The running script's constants as they stand in its source, before any override.

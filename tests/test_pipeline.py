@@ -241,6 +241,18 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
 
 
 @pytest.mark.real
+def test_calibration_questions_that_may_have_been_trained_on_are_not_scored(pipeline):
+    results, environment = pipeline
+    copy = results / "otherwise"
+    shutil.copytree(results / "qlora_4bit", copy)
+    runs.write_json(copy / "settings.json", read(copy / "settings.json") | {"prepared": "otherwise"})
+    asked = ("evaluate.py", "--RUN=otherwise", "--MAX_NEW_TOKENS=8")
+    done = run_in_process(*asked, "--SPLIT=calibration", **environment)
+    assert done.returncode == 2 and "was made otherwise when otherwise was trained" in done.stderr
+    assert run_in_process(*asked, "--SPLIT=test", **environment).returncode == 0
+    shutil.rmtree(copy)
+
+
 def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     results, environment = pipeline
     script = ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]")

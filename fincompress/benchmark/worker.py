@@ -7,7 +7,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import psutil
 import torch
 
 from fincompress import generation, memory, models, provenance, quantization
@@ -40,7 +39,7 @@ class Worker:
         The fastest, for a ceiling is what the device can do.
         """
         cuda = self.device.type == "cuda"
-        free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available
+        free = models.free_memory(self.device)
         buffer = torch.ones(min(2**29, free // 8) // 4, device=self.device)
         side = 8192 if cuda else 1024
         square = torch.ones(side, side, dtype=self.dtype, device=self.device)
@@ -73,7 +72,8 @@ class Worker:
         """
         if self.device.type == "cuda":
             total = torch.cuda.get_device_properties(0).total_memory / 1e9
-            torch.cuda.set_per_process_memory_fraction(min(1.0, room_gb / total))
+            allowed = torch.cuda.get_per_process_memory_fraction()  # by VRAM_CAP_GB
+            torch.cuda.set_per_process_memory_fraction(min(allowed, room_gb / total))
         quantized = quantization.method_of(subject.path) is not None  # then its kernel runs it, faster or not
         for _ in range(2):
             self.model = None

@@ -8,6 +8,7 @@ from fincompress.models.base import (
     checkpoint_dtype,
     checkpoint_folder,
     explain_loading,
+    free_memory,
     load_tokenizer,
     pick_device,
     pick_dtype,

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import huggingface_hub
+import psutil
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError
@@ -52,7 +53,9 @@ def quiet_libraries() -> None:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is a GPU, else the CPU. VRAM_CAP_GB in the environment makes a large card a small one."""
+    """CUDA where there is a GPU, else the CPU. VRAM_CAP_GB in the environment makes a large card a small one, of which
+    ``free_memory`` says what is free.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if text := os.environ.get("VRAM_CAP_GB"):
@@ -62,6 +65,15 @@ def pick_device() -> torch.device:
             raise UserError(f"VRAM_CAP_GB={text}: the card has {total:.1f} GB, of which CUDA itself takes 0.5")
         torch.cuda.set_per_process_memory_fraction((cap - 0.5) / total)
     return torch.device("cuda")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, as far as this process may take them, or of main memory."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, total = torch.cuda.mem_get_info()
+    allowed = torch.cuda.get_per_process_memory_fraction() * total
+    return min(free, int(allowed - torch.cuda.memory_reserved()))
 
 
 def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:

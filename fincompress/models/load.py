@@ -110,7 +110,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
         return {}
     from fincompress import simulation  # which builds models itself
 
-    config, free = base.read_config(path), torch.cuda.mem_get_info()[0] / 1e9
+    config, free = base.read_config(path), base.free_memory(device) / 1e9
     needed = simulation.decoding(config, batch, tokens).gb + 0.3  # scratch memory of kernels
     if needed <= free:
         return {}
@@ -118,7 +118,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
         f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
     )
     room = free - needed + memory.weights_gb(config, "bf16")
-    return {"device_map": "auto", "max_memory": {0: max(0, int(room * 1e9)), "cpu": 10**12}}
+    return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): max(0, int(room * 1e9)), "cpu": 10**12}}
 
 
 def dense_checkpoint(run: str, results_dir: str) -> Path:

@@ -96,7 +96,9 @@ class GGUF(Format, Method):
     name = mark = "gguf"
     bits = (16, 32)
     group_sizes = (1,)
-    stored_bits = 16
+
+    def bits_per_weight(self, bits: int, group_size: int) -> float:
+        return bits
 
 
 class Q8_0(Format, Method):

@@ -128,6 +128,8 @@ def quantization_report(results_dir: str) -> list[dict]:
     """
     rows, report = read_rows(results_dir)[0], []
     for path in runs.records(results_dir, "quantize_metrics.json"):
+        if not (path.parent / "settings.json").exists():  # nothing says what it is
+            continue
         metrics, settings = runs.read_json(path), record_of(path.parent, "settings.json")["settings"]
         common = {
             "run": path.parent.relative_to(results_dir).as_posix(),

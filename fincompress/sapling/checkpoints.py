@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,13 +91,17 @@ def finish(run: Run) -> None:
         "predicted_memory_gb": round(run.predicted_gb, 3),
     }
     runs.write_json(directory / "train_metrics.json", metrics)
-    for path in (*directory.glob("state*"), *directory.glob("teaching*")):
-        path.unlink()
-    for path in (*directory.glob("trainer-*"), *directory.glob("healing-*")):
-        shutil.rmtree(path)  # a kill came before it was removed
+    remove_what_a_kill_left(directory)
     print(
         f"stopped: {state.stopped}; trained {metrics['training_seconds'] / 60:.1f} min, scanned "
         f"{state.scanning_seconds / 60:.1f} min; calibration exact match {metrics['calibration_exact']:.1%}, "
-        f"NLL {metrics['calibration_nll']:.3f}; wrote {directory}/{student.left}/ and other depths, "
-        "trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv and .png"
+        f"NLL {metrics['calibration_nll']:.3f}; wrote {directory}/{student.left}/ and other depths, tables and figures"
     )
+
+
+def remove_what_a_kill_left(directory: Path) -> None:
+    """Remove from the folder of a finished run what it would have resumed from."""
+    if distributed.is_main():
+        for pattern in ("state*", "teaching*", "trainer-*", "healing-*"):
+            for path in directory.glob(pattern):
+                runs.remove(path)

@@ -32,7 +32,7 @@ class Recovery:
     cross_entropy: float
     hidden_states: float
     temperature: float
-    # What says a batch's Teaching: a LiveTeaching or a TeachingCache; None where both weights of what it says are 0
+    # What says a batch's Teaching: ``Teacher.teach`` or a TeachingCache; None where both weights of what it says are 0
     teaching: Callable[[dict[str, torch.Tensor]], losses.Teaching] | None = None
 
     def loss(self, model, batch: dict[str, torch.Tensor], targets: torch.Tensor | int | None = None) -> torch.Tensor:

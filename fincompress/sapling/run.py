@@ -189,10 +189,11 @@ class Run:
         for row in state.trajectory:  # what training made of the last drops
             row.setdefault("exact_match_after_training", accuracy)
             row.setdefault("nll_after_training", nll)
-        self.report.log(state.steps, {"eval_exact_match": accuracy, "eval_nll": nll})
+        measure = "KL" if s["CRITERION"] == "kl" and units else "NLL"  # what the scan compares
+        self.report.log(state.steps, {"eval_exact_match": accuracy, f"eval_{measure.lower()}": nll})
         print(
             f"{student.left} of {student.full} units, {student.share:.1%} of the bytes: calibration exact match "
-            f"{accuracy:.1%}, NLL {nll:.3f}"
+            f"{accuracy:.1%}, {measure} {nll:.3f}"
         )
         return ranking
 

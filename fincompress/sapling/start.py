@@ -7,6 +7,7 @@ from transformers import set_seed
 
 from fincompress import distributed, memory, models, runs, simulation, training
 from fincompress.errors import UserError
+from fincompress.sapling.checkpoints import remove_what_a_kill_left
 from fincompress.sapling.gates import Gate
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.run import Run
@@ -47,6 +48,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     )
     if directory is None:
+        remove_what_a_kill_left(runs.run_directory(s["RESULTS_DIR"], s["RUN"]))
         return None
     print(f"{device.type}, {reason}")
     # Questions of one page stand together, so that the first few would be those of a few pages.
@@ -67,10 +69,12 @@ def open_run(settings: dict, script: str) -> Run | None:
 
 
 def room_gb(student: Student) -> float:
-    """GB of disk that a run takes: the depths that it saves, and a state of weights and moments in float32."""
+    """GB of disk that a run takes beside what its teacher says: the depths that it saves, and in float32 weights and
+    moments, in two states and two checkpoints while one takes the place of the other, and the best weights of healing.
+    """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")
     trained = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]) if s["UPDATE"] == "full" else 0
-    return weights * (len(s["HEAL_AT"]) + 1 + 2 * 3 * trained)
+    return weights * (len(s["HEAL_AT"]) + 1 + 2 * (4 * 3 + 1) * trained)
 
 
 def predict(student: Student, train_set) -> float:

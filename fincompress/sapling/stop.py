@@ -22,11 +22,12 @@ CONTEXT = 1024  # tokens in the KV cache of TARGET_MEMORY_GB
 def check_targets(student: Student) -> None:
     """Raise UserError for a target that one block exceeds, and for a depth of HEAL_AT that the run does not reach."""
     s, ends, full = student.settings, student.sizes["ends"], student.full_size
-    smallest = (ends + student.block_size) / full
+    kept = 2 if s["PROTECT"] else 1
+    smallest = (ends + kept * student.block_size) / full
     if s["TARGET_SIZE"] < smallest:
         raise UserError(
-            f"TARGET_SIZE = {s['TARGET_SIZE']} cannot be met: embeddings, head and one block are {smallest:.1%} of "
-            "this model's bytes"
+            f"TARGET_SIZE = {s['TARGET_SIZE']} cannot be met: embeddings, head and {kept} of the blocks are "
+            f"{smallest:.1%} of this model's bytes"
         )
     if s["TARGET_MEMORY_GB"] is not None:
         one = repack.repacked_config(student.config, [repack.Block(*(sub.SubLayer(0, kind) for kind in sub.KINDS))])

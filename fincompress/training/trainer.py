@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fincompress import distributed, runs
+from fincompress import distributed, models, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice
 from fincompress.training.loss import target_logits, target_loss
@@ -168,8 +167,8 @@ class Progress(TrainerCallback):
 
 def print_prediction(predicted_gb: float, device: torch.device) -> None:
     """One line with the predicted peak memory, beside what there is of it."""
-    free = torch.cuda.mem_get_info()[0] if device.type == "cuda" else psutil.virtual_memory().available
-    print(f"predicted peak: {predicted_gb:.1f} GB and what libraries take; {free / 1e9:.1f} GB are free")
+    free = models.free_memory(device) / 1e9
+    print(f"predicted peak: {predicted_gb:.1f} GB and what libraries take; {free:.1f} GB are free")
 
 
 def last_checkpoint(directory: Path) -> Path | None:

@@ -71,8 +71,12 @@ def test_a_large_card_is_made_a_small_one(monkeypatch):
     shares = card(monkeypatch, 80)
     assert models.pick_device().type == "cuda" and shares == []
     monkeypatch.setenv("VRAM_CAP_GB", "10")
-    models.pick_device()
+    device = models.pick_device()
     assert shares == [pytest.approx(9.5 / 80)]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(79e9), int(80e9)))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: shares[-1])
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: int(2e9))
+    assert models.free_memory(device) == pytest.approx(7.5e9)
 
 
 @pytest.mark.parametrize("cap", ["100", "0.5", "0", "-3", "ten", "1e1"])

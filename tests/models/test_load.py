@@ -190,7 +190,8 @@ def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
     config = models.shape_config("shape:llama-2-7b")
     config.num_hidden_layers = blocks
     config.save_pretrained(tmp_path)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(free * 1e9), int(10e9)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(models.base, "free_memory", lambda device: int(free * 1e9))
     arguments = (str(tmp_path), torch.device("cuda"), batch, 768)
     if on_the_gpu is None:
         assert models.offload_if_needed(*arguments) == {}

@@ -307,6 +307,7 @@ def test_a_recipe_that_a_method_cannot_follow_is_one_line(name, recipe, message)
 
 def test_memory_is_predicted_from_each_methods_bits_per_weight():
     assert all(memory.BASE_BYTES[f"{name}-4bit"] == pytest.approx(0.5 + 2.5 / 128) for name in NAMES)
+    assert (memory.BASE_BYTES["gguf-16bit"], memory.BASE_BYTES["gguf-32bit"]) == (2, 4)
 
 
 def test_the_example_in_the_documentation_is_a_method_that_quantizes(base, texts, tmp_path, monkeypatch):

@@ -121,6 +121,8 @@ def test_recomputing_activations_trains_the_same(results, script, precision):
 
 
 def test_a_rehearsal_quantizes_the_first_blocks_alone(results, quantize):
+    with pytest.raises(UserError, match="BLOCKS = 3: .* has 2"):
+        quantize(RUN="one_block", METHOD="rtn", BLOCKS=3)
     quantize(RUN="one_block", METHOD="rtn", BLOCKS=1)
     config = runs.read_json(results / "one_block" / "config.json")
     assert config["num_hidden_layers"] == 1 and not list((results / "one_block").glob(".*"))

@@ -19,7 +19,9 @@ def assert_refused(six, says, *arguments):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        (("--TARGET_SIZE=0.05",), "cannot be met"),
+        (("--TARGET_SIZE=0.05",), "embeddings, head and 1 of the blocks"),
+        (("--TARGET_SIZE=0.05", "--PROTECT=True"), "embeddings, head and 2 of the blocks"),
+        (("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--HEAL_AT=[10]"), "would train FIRST_EPOCHS between"),
         (("--TARGET_MEMORY_GB=0.0001",), "embeddings, head and one block take"),
         (("--CALIBRATION_EXAMPLES=170",), "the calibration split of 'six_data' has 1"),
         (("--CRITERION=calibraton",), "did you mean 'calibration'"),
