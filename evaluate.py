@@ -65,6 +65,12 @@ def main() -> None:
 def score_file() -> None:
     """Score PREDICTIONS against the gold questions of DATA_DIR; a question without a prediction is wrong."""
     predictions = scoring.read_predictions(Path(PREDICTIONS))
+    run = f"predictions/{Path(PREDICTIONS).stem}"
+    directory = runs.run_directory(RESULTS_DIR, run)
+    done = directory / f"eval_{SPLIT}.json"
+    before = runs.read_json(done).get("predictions") if done.exists() else None
+    if before not in (None, str(Path(PREDICTIONS).resolve())):
+        raise UserError(f"{done} has the scores of {before}, another file of that name: rename one of them")
     source, gold = examples.load_split(DATA_DIR, SPLIT, SEED)
     questions = [vars(example) | {"evidence_location": evidence.evidence_location(example)} for example in gold]
     answered = sum(question["id"] in predictions for question in questions)
@@ -79,12 +85,13 @@ def score_file() -> None:
         output = None if tokens is None else program.detokenize(tokens)
         verdicts.append({"id": question["id"], "output": output} | scoring.score_program(tokens or ["EOF"], question))
     facts = {
-        "run": f"predictions/{Path(PREDICTIONS).stem}",
+        "run": run,
+        "predictions": str(Path(PREDICTIONS).resolve()),
         "base_model": None,
         "data": {"source": source, "fingerprint": None},
         "answered": answered,
     }
-    write_and_show(runs.run_directory(RESULTS_DIR, facts["run"]), facts, verdicts, questions)
+    write_and_show(directory, facts, verdicts, questions)
 
 
 def score_run(run: str) -> None:

@@ -134,10 +134,6 @@ def train_adapter(
     ).gb  # fmt: skip
     training.print_prediction(predicted_gb, device)
     model = models.load_base(path, base_precision, device, dtype)
-    adapters = LoraConfig(
-        r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], lora_dropout=s["LORA_DROPOUT"],
-        target_modules="all-linear", task_type="CAUSAL_LM",
-    )  # fmt: skip
     with quantization.quiet():  # peft imports gptqmodel, which greets
         if s["START_FROM"]:
             start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"]) / "adapter"
@@ -147,6 +143,10 @@ def train_adapter(
             # As a new adapter has it: from a bare name peft would look for the base on the hub at every checkpoint.
             model.peft_config["default"].base_model_name_or_path = path
         else:
+            adapters = LoraConfig(
+                r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], lora_dropout=s["LORA_DROPOUT"],
+                target_modules="all-linear", task_type="CAUSAL_LM",
+            )  # fmt: skip
             model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
     print(f"{len(train_set)} examples, {sum(train_set['length'])} tokens an epoch")
@@ -227,8 +227,8 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
 
     ``MERGE_INTO`` says which weights: ``"dequantized"``, the quantized base as the adapter was trained against it, or
     ``"original"``, the base before it was quantized, whose rounding error the adapter may have learnt to undo.
-    ``"better"`` makes both, where 16 bits fit the device, and keeps the one of more exact matches on the calibration
-    split, then of lower NLL: NLL alone has chosen one that answers 4 points less.
+    ``"better"`` makes both and keeps the one of more exact matches on the calibration split, then of lower NLL: NLL
+    alone has chosen one that answers 4 points less. What does not fit the device is offloaded.
     """
     record = runs.read_json(directory / "settings.json")
     ways = MERGE_INTO if s["MERGE_INTO"] == BETTER else (s["MERGE_INTO"],)

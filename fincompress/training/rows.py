@@ -1,4 +1,4 @@
-"""The examples of a training in the order of a stream, and their figures, drawn again in every pass but the first."""
+"""The examples of a training in the order of a stream, and their figures, drawn again in later passes."""
 
 import bisect
 import itertools
@@ -39,7 +39,7 @@ class TrainingRows(torch.utils.data.Dataset):
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row as it was prepared; new figures have as many digits."""
+        """Tokens of each row as it was prepared; new figures have as many digits, so about as many tokens."""
         return list(self.rows["length"])
 
     def __len__(self) -> int:

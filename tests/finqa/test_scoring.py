@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,13 @@ def test_question_without_a_prediction_counts_as_wrong(tmp_path):
     assert len({verdict["id"] for verdict in verdicts}) == questions
     assert [verdict["output"] is None for verdict in verdicts[:5]] == [False] * 4 + [True]
     assert (tmp_path / "results" / "accuracy.csv").read_text().count("\n") == 2
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "guess.json", tmp_path / "other" / "guess.json")
+    done = run_in_process(
+        "evaluate.py", f"--PREDICTIONS={tmp_path / 'other' / 'guess.json'}", "--DATA_DIR=synthetic",
+        f"--RESULTS_DIR={tmp_path / 'results'}",
+    )  # fmt: skip
+    assert done.returncode == 2 and "another file of that name: rename one of them" in done.stderr
 
 
 @pytest.mark.parametrize(
