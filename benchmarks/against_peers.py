@@ -8,7 +8,7 @@ stands the ceiling: FLOPs and bytes of weights over what a probe of the device f
 benchmark_throughput.py, of runs with a model.gguf.
 
     pip install -r requirements-optional.txt
-    python benchmarks/against_peers.py --RUN=qlora_4bit --DATA_RUN=data        about 15 minutes on two cores
+    python benchmarks/against_peers.py --RUN=qlora_4bit --DATA_RUN=data        15 to 40 minutes on two cores
 """
 
 import sys
