@@ -36,7 +36,6 @@ import json  # noqa: E402
 
 from fincompress import memory, models, simulation  # noqa: E402
 from fincompress.depth import repack  # noqa: E402
-from fincompress.depth.sublayers import SubLayer  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.sapling import start  # noqa: E402
 
@@ -131,8 +130,7 @@ def phases(config, batch: int, tokens: int) -> dict:
 
 def others(config) -> dict:
     """Costs by phase of what is not training, each a function of the device."""
-    blocks = range(max(1, config.num_hidden_layers // 2))
-    half = repack.repacked_config(config, [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in blocks])
+    half = repack.shortened_config(config, max(1, config.num_hidden_layers // 2))
 
     def decoding(config, precision: str = "auto", rank: int | None = None):
         return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, device)

@@ -42,7 +42,6 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 
 from fincompress import memory, models, provenance, quantization, runs  # noqa: E402
 from fincompress.depth import repack  # noqa: E402
-from fincompress.depth.sublayers import SubLayer  # noqa: E402
 from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
 from fincompress.report import tables  # noqa: E402
 
@@ -153,8 +152,7 @@ def write_quantized(
 
 def first_blocks(source: Path, target: Path) -> Path:
     """Write a model of the first BLOCKS blocks of another to the folder ``target``, and return that."""
-    blocks = [repack.Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in range(BLOCKS)]
-    config = repack.repacked_config(models.read_config(str(source)), blocks)
+    config = repack.shortened_config(models.read_config(str(source)), BLOCKS)
     model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype="auto")
     models.write_checkpoint(target, model, models.load_tokenizer(str(source)), model.dtype)
     return target

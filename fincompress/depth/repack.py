@@ -63,6 +63,11 @@ def repacked_config(config, blocks: list[Block]):
     return packed
 
 
+def shortened_config(config, blocks: int):
+    """A copy of ``config`` for a model of its first ``blocks`` blocks."""
+    return repacked_config(config, [Block(SubLayer(i, "attention"), SubLayer(i, "mlp")) for i in range(blocks)])
+
+
 def repacked_model(model: nn.Module) -> nn.Module:
     """A model of fewer blocks that shares its sub-layers with ``model`` (dense, NF4, or with LoRA inside).
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from fincompress import distributed, generation, memory
 from fincompress.depth import repack
-from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Score
 from fincompress.errors import UserError
 from fincompress.sapling.student import Student
@@ -30,7 +29,7 @@ def check_targets(student: Student) -> None:
             f"{smallest:.1%} of this model's bytes"
         )
     if s["TARGET_MEMORY_GB"] is not None:
-        one = repack.repacked_config(student.config, [repack.Block(*(sub.SubLayer(0, kind) for kind in sub.KINDS))])
+        one = repack.shortened_config(student.config, 1)
         least = memory.inference_gb(one, context=CONTEXT)
         if s["TARGET_MEMORY_GB"] < least:
             raise UserError(
