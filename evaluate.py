@@ -101,7 +101,6 @@ def score_run(run: str) -> None:
     distributed.join()
     models.quiet_libraries()
     device = models.pick_device()
-    dtype, reason = models.pick_dtype(device)
     untuned = runs.is_untuned(run)
     if untuned:
         dataset, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
@@ -116,6 +115,8 @@ def score_run(run: str) -> None:
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
     check_context(record["base_model"], dataset)
+    path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
+    dtype, reason = models.pick_dtype(device, path)
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
     if BEAMS > 1:
         decoding["beams"] = BEAMS
@@ -128,7 +129,6 @@ def score_run(run: str) -> None:
             show_table()
         return
     print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
-    path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
     options = models.offload_if_needed(path, device, BATCH_SIZE, max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     rows = dataset.remove_columns("input_ids")
@@ -206,7 +206,7 @@ def answer(run: str) -> None:
     question = examples.cut_question("ASK", ASK)
     page = examples.read_page(Path(PAGE), question) if PAGE else first_page(split, data, question)
     options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
-    model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device)[0], **options)
+    model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
     asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
     models.room_for_prompt(models.read_config(path), "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])

@@ -112,7 +112,7 @@ def write_quantized(
     """Write the quantized checkpoint and its metrics into the run's folder."""
     method = quantization.METHODS[METHOD]
     device = models.pick_device()
-    dtype, reason = models.pick_dtype(device)
+    dtype, reason = models.pick_dtype(device, str(source))
     fits = recipe.group_size == GROUP_SIZE or GROUP_SIZE not in method.group_sizes
     asked = "" if fits else f" ({GROUP_SIZE} does not divide every input width)"
     read = f"{len(texts)} texts" if method.calibrates else "no calibration"

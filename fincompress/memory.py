@@ -100,10 +100,21 @@ def inference_gb(config, context: int) -> float:
     return weights_gb(config, "bf16") + cache / 1e9
 
 
-def stored_bytes(precision: str, device: str, compute_bytes: int) -> float:
-    """Bytes a weight of the blocks takes once loaded: 16-bit ones as computed with, bitsandbytes' unpacked on a CPU."""
-    dense = precision in ("auto", "bf16", "fp16") or (precision in ("nf4", "int8") and device == "cpu")
-    return compute_bytes if dense else BASE_BYTES[precision]
+def fits_main_memory(config, dtype: torch.dtype) -> bool:
+    """Whether a model's weights in ``dtype`` take at most four fifths of this machine's main memory."""
+    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    return weights_gb(config, precision) <= 0.8 * psutil.virtual_memory().total / 1e9
+
+
+def stays_packed(config, device: str, dtype: torch.dtype) -> bool:
+    """Whether bitsandbytes' weights stay packed in memory: on a GPU, and where they would not fit otherwise."""
+    return device != "cpu" or not fits_main_memory(config, dtype)
+
+
+def stored_bytes(config, precision: str, device: str, dtype: torch.dtype) -> float:
+    """Bytes a weight of the blocks takes once loaded: 16-bit ones as computed with, and so bitsandbytes' unpacked."""
+    unpacked = precision in ("nf4", "int8") and not stays_packed(config, device, dtype)
+    return dtype.itemsize if unpacked or precision in ("auto", "bf16", "fp16") else BASE_BYTES[precision]
 
 
 def checkpoint_bytes(directory: Path) -> dict[str, int]:

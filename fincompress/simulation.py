@@ -106,7 +106,7 @@ def empty_model(config, precision: str, device: str, dtype: torch.dtype) -> nn.M
     """A model of this config on the meta device, its blocks' linear layers packed as ``precision`` is on ``device``."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    bytes_each = memory.stored_bytes(precision, device, dtype.itemsize)
+    bytes_each = memory.stored_bytes(config, precision, device, dtype)
     if bytes_each < dtype.itemsize:
         kind = Packed8 if precision == "int8" else Packed
         for block in sub.decoder(model).layers:

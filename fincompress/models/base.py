@@ -17,7 +17,7 @@ from huggingface_hub.serialization import _torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from fincompress import provenance, runs
+from fincompress import memory, provenance, runs
 from fincompress.errors import UserError
 from fincompress.models import save
 
@@ -76,14 +76,17 @@ def free_memory(device: torch.device) -> int:
     return min(free, int(allowed - torch.cuda.memory_reserved()))
 
 
-def pick_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    """The compute type for this device, and why, in words."""
+def pick_dtype(device: torch.device, path: str | None = None) -> tuple[torch.dtype, str]:
+    """The compute type for this device, and for the checkpoint that is to be loaded; and why, in words."""
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bf16: the GPU has it"
         return torch.float16, "fp16: the GPU has no bf16"
     if any(flag in provenance.cpu_name() for flag in provenance.BF16_FLAGS):
         return torch.bfloat16, "bf16: the CPU multiplies it natively"
+    dense = path is not None and ((Path(path) / "config.json").exists() or not Path(path).exists())
+    if dense and not memory.fits_main_memory(read_config(path), torch.float32):
+        return torch.bfloat16, "bf16, which is slow here: in fp32 the weights would not fit into main memory"
     return torch.float32, "fp32: the CPU has no bf16 arithmetic"
 
 

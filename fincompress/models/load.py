@@ -17,14 +17,18 @@ def load_base(
 
     ``precision`` is "auto" (that is, ``dtype``), "nf4" (bitsandbytes' 4-bit NormalFloat with double quantization,
     Dettmers et al. 2023) or "int8" (its LLM.int8, Dettmers et al. 2022); the last two compute in ``dtype``. ``packed``
-    says whether quantized weights, a checkpoint's too, stay packed in memory; None: on a GPU only. On a CPU
-    bitsandbytes trains by dequantizing every weight at every call, to the values that are dequantized once here, and
-    kernels for 4-bit checkpoints read a prompt half as fast as dense weights do. ``options`` go to ``from_pretrained``.
+    says whether quantized weights, a checkpoint's too, stay packed in memory; None: on a GPU, and bitsandbytes' on a
+    CPU too where they would not fit otherwise. On a CPU bitsandbytes trains by dequantizing every weight at every call,
+    to the values that are dequantized once here, and kernels for 4-bit checkpoints read a prompt half as fast as dense
+    weights do. ``options`` go to ``from_pretrained``.
     Raises UserError where the model is missing, gated or unreadable, where parameters are missing from it, or where no
     kernel runs its quantized weights.
     """
-    packed = device.type == "cuda" if packed is None else packed
     method = quantization.method_of(path)
+    if packed is None:
+        packed = device.type == "cuda" or (
+            precision != "auto" and memory.stays_packed(base.read_config(path), device.type, dtype)
+        )
     options = {"device_map": {"": device}, "dtype": dtype, "output_loading_info": True} | options
     options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}  # told below, in one line
     if precision == "nf4":  # given as None, it would hide that a checkpoint is quantized itself

@@ -239,10 +239,10 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         for way, folder in folders.items():
             merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, models.checkpoint_dtype(dtype))
             if len(ways) > 1:
-                batch = 2 * s["BATCH_SIZE"]
+                batch, scored_in = 2 * s["BATCH_SIZE"], models.pick_dtype(device, str(folder))[0]
                 options = models.offload_if_needed(str(folder), device, batch, max(calibration["length"]))
-                model = models.load_base(str(folder), "auto", device, dtype, **options).eval()
-                scores[way] = calibration_scores(model, calibration, tokenizer, batch, dtype)
+                model = models.load_base(str(folder), "auto", device, scored_in, **options).eval()
+                scores[way] = calibration_scores(model, calibration, tokenizer, batch, scored_in)
                 print(f"merged into the {way} weights: {scores[way]}")
                 del model  # or it would stay beside the next
         kept = ways[0]
