@@ -102,15 +102,13 @@ class Asker:
     about one date that are about the latest.
     """
 
-    def __init__(
-        self, rng: random.Random, table: list[list[str]], loose: float, latest: float, families: tuple = FAMILIES
-    ):
-        self.rng, self.table, self.loose, self.latest, self.families = rng, table, loose, latest, families
+    def __init__(self, rng: random.Random, table: list[list[str]], loose: float, latest: float):
+        self.rng, self.table, self.loose, self.latest = rng, table, loose, latest
         self.asks: list[dict] = []
 
     def ask(self, **fields: object) -> None:
-        """Add a question of each of ``families`` that ``fields`` can fill and whose program executes."""
-        for template, *wordings in self.families:
+        """Add a question of each of ``FAMILIES`` that ``fields`` can fill and whose program executes."""
+        for template, *wordings in FAMILIES:
             if not {*FIELD.findall(template + wordings[0])} <= fields.keys():
                 continue
             figures = [fields[name] for name in FIELD.findall(template)]
@@ -138,11 +136,7 @@ class Asker:
         several = [sorted(self.rng.sample(parts, count), key=parts.index) for _ in range(3)] if count > 1 else []
         for names in single + several:
             rows = dict(zip("xzw", names, strict=False)) | ({"t": whole} if whole and len(names) > 1 else {})
-            dated = self.dated({letter: grid[name] for letter, name in rows.items()})
-            if "z2" in dated:  # the smaller and the bigger one
-                small, big = sorted("xz", key=lambda letter: abs(float(dated[f"{letter}2"].rstrip("%"))))
-                dated |= {"s": rows[small], "s2": dated[f"{small}2"], "b": rows[big], "b2": dated[f"{big}2"]}
-            self.ask(**fields, **rows, **dated)
+            self.ask(**fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
 
     def dated(self, rows: Grid) -> dict[str, str]:
         """Return the fields of dates drawn for ``rows``, whose figures are named as in ``FAMILIES``."""

@@ -50,48 +50,6 @@ def test_a_column_of_amounts_without_a_year_is_asked_about_undated():
     assert "divide(60, 90)" in asked and all("in no year" not in question for question in asked.values())
 
 
-PURCHASES = [
-    ["", "total number ofshares purchased", "average price paid per share", "total spent , bonds of 2014"],
-    ["october 1 - 31", "100", "$ 3.5", "$ 20"],
-    ["november 1 - 30", "300", "4.5", "40"],
-    ["december 1 - 31", "600", "4", "-"],
-    ["total", "1000", "4.25", "-"],
-]
-
-
-def asked(table) -> dict[str, list[str]]:
-    """Questions by program, over some draws."""
-    found: dict[str, set[str]] = {}
-    for seed in range(20):
-        for ask in from_pages.page_asks(example("a", table), random.Random(seed)):
-            found.setdefault(ask["qa"]["program"], set()).add(ask["qa"]["question"])
-    return found
-
-
-def test_cells_of_one_column_and_of_one_row_are_asked_about_where_columns_are_no_years():
-    found = asked(PURCHASES)
-    assert "october 1 - 31 was what percent of total for total number ofshares purchased?" in found["divide(100, 1000)"]
-    assert {"multiply(100, 3.5)", "subtract(100, 300)"} <= found.keys()
-    assert any("bonds of 2014" in question for question in found["divide(20, 40)"])
-    assert not [text for text in found if "3.5" in text and "100" in text and not text.startswith("multiply")]
-    assert all(from_pages.UNDATED not in question for questions in found.values() for question in questions)
-    assert "divide(5, 6)" not in asked([["", "2015", "2016"], ["sales", "5", "6"], ["profit", "1", "2"]])
-
-
-def test_years_with_two_digits_are_years():
-    grid = from_pages.table_grid([["", "base 12/31/98", "9/07", "12/31/2011"], ["fund", "100.00", "120", "90"]])
-    assert grid == {"fund": {"1998": "100.00", "2007": "120", "2011": "90"}}
-
-
-def test_a_long_name_is_said_without_a_word_where_that_leaves_it_apart_from_the_others():
-    names = ["total net sales of goods", "net sales of services", "net sales of goods"]
-    said = {from_pages.shorten(f"what was {names[0]}?", names, random.Random(seed)) for seed in range(50)}
-    assert f"what was {names[0]}?" in said and "what was total sales of goods?" in said
-    assert all("total" in question for question in said)
-    said = {from_pages.shorten("what was net sales of goods?", names, random.Random(seed)) for seed in range(50)}
-    assert said == {"what was net sales of goods?"}  # all that is shorter is part of another name
-
-
 def test_amounts_of_several_years_are_read_from_sentences():
     assert [from_pages.told(from_pages.numbers.clean_sentence(sentence)) for sentence in SENTENCES] == [
         {"rent expense under operating leases": {"2015": "74", "2016": "71"}},
