@@ -51,7 +51,6 @@ HEALING_EPOCHS: float | list[float] = (
 )
 KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop
 PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none (as with "qlora")
-FADE: float = 0.0  # share of a cycle over which what was dropped fades out; 0: it is gone at once
 # What is trained
 UPDATE: str = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
 TRAIN_RATIO: float = 1.0  # share r of the units, the most important, trained between drops (the paper: 0.25)
@@ -155,10 +154,6 @@ def check_recovery(s: dict) -> None:
     passes = s["HEALING_EPOCHS"]
     if isinstance(passes, list) and len(passes) != len(s["HEAL_AT"]) + 1:
         raise UserError("HEALING_EPOCHS lists the passes at each depth of HEAL_AT, and one more for the last depth")
-    if s["PATCH_EXAMPLES"] and s["FADE"]:
-        raise UserError("what fades out is still there: set PATCH_EXAMPLES = 0 with FADE, or FADE = 0")
-    if s["FADE"] and (SCHEDULE == "one_shot" or CYCLE_EPOCHS == 0):
-        raise UserError("FADE needs training after each drop: SCHEDULE = 'successive' and CYCLE_EPOCHS above 0")
 
 
 if __name__ == "__main__":

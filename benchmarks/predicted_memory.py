@@ -45,7 +45,6 @@ from fincompress.depth import scan  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
 from fincompress.sapling import start  # noqa: E402
-from fincompress.sapling.gates import Gate  # noqa: E402
 from fincompress.sapling.recovery import Recovery, RecoveryTrainer  # noqa: E402
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher  # noqa: E402
 from fincompress.training.loss import TargetCollator  # noqa: E402
@@ -100,7 +99,7 @@ def measure(case: str) -> dict[str, float]:
         if nf4:
             model.add_adapter(ADAPTER, adapter)
             models.compute_in_model_dtype(model)
-            teacher = SharedTeacher(model, {}, Gate(), ADAPTER)
+            teacher = SharedTeacher(model, {}, ADAPTER)
         else:
             teacher = Teacher(models.load_base(path, "auto", device, dtype))
             blocks_in_float32(model)

@@ -7,8 +7,6 @@ results/ablation_<name>, that resumes; a line is printed for each depth.
     python benchmarks/recovery_ablation.py --TRAJECTORY=results/sapling/trajectory.csv
 """
 
-import functools
-import itertools
 import runpy
 import sys
 from pathlib import Path
@@ -41,15 +39,10 @@ from fincompress import runs, sapling  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.depth.ranking import Ranking, Score  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.sapling import recovery, student  # noqa: E402
-from fincompress.sapling.gates import Gate  # noqa: E402
-from fincompress.sapling.recovery import Recovery  # noqa: E402
 from fincompress.settings import ROOT  # noqa: E402
-from fincompress.training.loss import IGNORE, TargetCollator  # noqa: E402
 
 NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0, "PATCH_EXAMPLES": 0}
 QUARTER = {"PATCH_EXAMPLES": 0, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}
-FADED = {"FADE": 1.0, "PATCH_EXAMPLES": 0}
 VARIANTS = {
     "unhealed": NOT_TAUGHT | {"HEALING_EPOCHS": 0.0},
     "patched": {"HEALING_EPOCHS": 0.0},
@@ -68,54 +61,7 @@ VARIANTS = {
     "slower": {"LEARNING_RATE": LEARNING_RATE / 2},
     "patched_by_256": {"PATCH_EXAMPLES": 256},
     "batches_of_8": {"BATCH_SIZE": 8},
-    # The first half of the examples while the units fade out, or are left out at random ever more often
-    "faded": FADED,
-    "left_out_at_random": FADED,
-    "on_policy": {"CROSS_ENTROPY": 0.0},  # half of the batches as the model writes them itself
 }
-
-
-class RandomGate(Gate):
-    """Lets a sub-layer through or not, by chance: ``value`` is how often (as BERT-of-Theseus, arXiv 2002.02925)."""
-
-    def _scale(self, module, arguments, output):
-        gate = Gate(float(torch.rand(()) < self.value))
-        return gate._scale(module, arguments, output)
-
-
-class OnPolicy(Recovery):
-    """Every second batch has the model's own programs in place of the gold ones (GKD, arXiv 2306.13649)."""
-
-    steps = 0
-
-    def loss(self, model, batch, targets=None):
-        self.steps += 1
-        if self.steps % 2:
-            return super().loss(model, batch, targets)
-        written = write_programs(model, batch)
-        live = functools.partial(
-            self.teaching.teacher.teach, temperature=self.temperature, hidden_states=self.hidden_states > 0
-        )
-        return Recovery(self.kl, 0.0, self.hidden_states, self.temperature, live).loss(model, written)
-
-
-@torch.no_grad()
-def write_programs(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The batch with the programs that the model decodes for its prompts, none longer than the longest gold one."""
-    targets = batch["labels"].ne(IGNORE).sum(1).tolist()
-    prompts = [
-        row[mask.bool()][: int(mask.sum()) - count].tolist()
-        for row, mask, count in zip(batch["input_ids"], batch["attention_mask"], targets, strict=True)
-    ]
-    longest, pad, end = max(map(len, prompts)), model.config.pad_token_id, model.config.eos_token_id
-    padded = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    output = model.generate(
-        input_ids=padded, attention_mask=mask, max_new_tokens=max(targets), do_sample=False, pad_token_id=pad
-    )[:, longest:].tolist()
-    written = [[*itertools.takewhile(lambda token: token != end, row), end] for row in output]
-    rows = [{"input_ids": a + b, "prompt_tokens": len(a)} for a, b in zip(prompts, written, strict=True)]
-    return TargetCollator(pad)(rows)
 
 
 def main() -> None:
@@ -130,8 +76,6 @@ def main() -> None:
     for name in NAMES or VARIANTS:
         settings = recipe | {key: value for key, value in SETTINGS.items() if key in recipe}
         settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False} | VARIANTS[name]
-        recovery.Recovery = OnPolicy if name == "on_policy" else Recovery
-        student.Gate = RandomGate if name == "left_out_at_random" else Gate
         heal(settings, trajectory["dropped"].tolist())
         found = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")
         for row in found["healed"]:
@@ -142,8 +86,6 @@ def main() -> None:
 
 def heal(settings: dict, dropped: list[str]) -> None:
     """Drop ``dropped`` in order and heal each depth of HEAL_AT on the way."""
-    if settings["FADE"]:
-        settings["HEALING_EPOCHS"] /= 2
     run = sapling.open_run(settings, "recovery_ablation.py")
     if run is None:
         return
@@ -154,10 +96,7 @@ def heal(settings: dict, dropped: list[str]) -> None:
     ranking = Ranking([Score(sub.parse_unit(name)) for name in dropped], unscored)
     while run.student.share > settings["TARGET_SIZE"]:
         run.drop(ranking)
-        if settings["FADE"]:
-            run.train(settings["HEALING_EPOCHS"])
-        else:
-            run.save_state()
+        run.save_state()
         sapling.heal(run)
     run.state.stopped = "every pair of the trajectory that TARGET_SIZE wants is dropped"
     sapling.finish(run)

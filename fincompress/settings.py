@@ -42,7 +42,6 @@ RANGES = {
     ),
     "a share, above 0 and below 1": (lambda x: 0 < x < 1, "DAMPING EQUAL_WITHIN"),
     "a share, from 0 to below 1": (lambda x: 0 <= x < 1, "LORA_DROPOUT WARMUP"),
-    "a share, from 0 to 1": (lambda x: 0 <= x <= 1, "FADE"),
 }
 # The running script's constants as they stand in its source, before any override.
 DEFAULTS: dict[str, object] = {}

@@ -18,7 +18,7 @@ SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=16
 QLORA = ("--UPDATE=qlora", "--START_FROM=six_qlora", "--LORA_RANK=4", "--LORA_ALPHA=8")
 TAUGHT = ("--START_FROM=six_qlora", "--KL=1", "--CROSS_ENTROPY=0.3", "--HIDDEN_STATES=1", "--KEEP_MOMENTS=True",
           "--TRAIN_RATIO=1", "--HEALING_TRAIN_RATIO=1", "--TRAIN_ENDS=False", "--LR_SCHEDULE=constant_with_warmup",
-          "--SAVE_EVERY=None", "--FIRST_EPOCHS=0", "--CYCLE_EPOCHS=1", "--FADE=0.5", "--HEAL_AT=[10]",
+          "--SAVE_EVERY=None", "--FIRST_EPOCHS=0", "--CYCLE_EPOCHS=1", "--HEAL_AT=[10]",
           "--HEALING_EPOCHS=[1, 0.5]", "--TARGET_SIZE=0.8", "--SAVE_STEPS=2")  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def phase_1(six):
 
 @pytest.fixture(scope="session", params=["full", pytest.param("qlora", marks=pytest.mark.real)])
 def taught(request, six, phase_1):
-    """A run that learns from phase 1, fades what it drops and heals two depths, and its command."""
+    """A run that learns from phase 1, and heals two depths, and its command."""
     results, environment = six
     command = (*SAPLING, *(QLORA if request.param == "qlora" else ()), *TAUGHT)
     run = f"taught_{request.param}"

@@ -374,7 +374,6 @@ def test_a_choice_that_is_none_is_refused_and_the_nearest_named():
         ("DAMPING", [0.1], [0.0, 1.0]),
         ("LORA_DROPOUT", [0.0, 0.9], [1.0, -0.1]),
         ("WARMUP", [0.0, 0.9], [1, 1.0]),  # from 1 on the Trainer would count steps
-        ("FADE", [0.0, 1.0], [1.1, -0.1]),
     ],
 )
 def test_a_range_has_the_ends_that_it_says(name, inside, outside):

@@ -13,7 +13,6 @@ from fincompress import models, simulation
 from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
 from fincompress.sapling import start
-from fincompress.sapling.gates import Gate
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
 
@@ -73,7 +72,7 @@ def test_a_teacher_that_shares_the_base_is_simulated_as_it_allocates():
     def shared():
         model = simulation.with_adapters(real_model(), 8, ("default", ADAPTER)).to_empty(device="cpu")
         model.set_attn_implementation("eager")
-        teacher = SharedTeacher(model, {}, Gate(), ADAPTER)
+        teacher = SharedTeacher(model, {}, ADAPTER)
         return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
 
     assert start.simulate(TINY, *SHAPE, rank=8, device="cpu").gb == pytest.approx(allocated(shared), rel=0.02)

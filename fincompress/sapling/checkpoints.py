@@ -29,7 +29,8 @@ def save_checkpoint(run: Run, healed: dict | None = None) -> None:
     untouched = not state.trajectory and not state.examples_seen  # what it started from, once more
     # The last depth above an accuracy floor is known only when the next one falls below it.
     wanted = s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0)
-    if healed is None and (untouched or not wanted or run.depths_reached()):
+    kept = any(row["units_left"] == student.left for row in state.healed)  # by a run that was killed after it
+    if healed is None and (untouched or not wanted or kept or run.depths_reached()):
         return
     repacked = repack.repacked_model(student.model)
     with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):

@@ -12,7 +12,6 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Ranking, Score, Unit
 from fincompress.depth.scan import nested_batches, scan
 from fincompress.errors import UserError
-from fincompress.sapling.gates import CloseGate
 from fincompress.sapling.patch import absorb
 from fincompress.sapling.recovery import train_stage
 from fincompress.sapling.state import STATE, Moments, State
@@ -51,7 +50,7 @@ class Run:
         """The unpruned model to learn from; in ``qlora`` mode it is the student with its blocks back."""
         student = self.student
         if self.own_teacher is None and needs_teacher(self.settings):
-            return SharedTeacher(student.model, student.removed, student.gate, ADAPTER if student.adapter else None)
+            return SharedTeacher(student.model, student.removed, ADAPTER if student.adapter else None)
         return self.own_teacher
 
     def save_state(self, trained: bool = False, weights: bool = True) -> None:
@@ -71,8 +70,7 @@ class Run:
         """Bring the model to where the state says the run was: the same drops, the same weights and moments."""
         state, student = self.state, self.student
         for row in state.trajectory:
-            if row["dropped"] not in state.fading:
-                student.remove(row["dropped"])
+            student.remove(row["dropped"])
         self.make_trainable()
         weights, self.moments = state.read_weights(self.directory, student.device)
         changed = self.changed_parameters()
@@ -81,8 +79,6 @@ class Run:
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in changed.items():
             parameter.data.copy_(weights[name])
-        for name in state.fading:
-            student.remove(name, fading=True)
         print(f"resuming with {student.left} of {student.full} units left, {student.share:.1%} of the bytes")
 
     # --------------------------------------------------------------- training
@@ -121,42 +117,22 @@ class Run:
         self.student.make_trainable(healed if healing else cycles, {*cycles, *healed}, healing)
 
     def train(self, epochs: float) -> None:
-        """Train on the next ``epochs`` passes of examples: while what was just dropped fades, then without it."""
-        state, student = self.state, self.student
-        if state.trained:
-            return
+        """Train on the next ``epochs`` passes of examples, with the moments of the last cycle where they are kept."""
+        s, state, student = self.settings, self.state, self.student
         count = round(epochs * len(self.train_set))
-        left = count - (state.examples_seen - state.cycle_start)
-        if student.fading:
-            fade = min(round(self.settings["FADE"] * count), left)
-            with student.faded(state.fading):
-                self.train_cycle(fade, "fading", CloseGate(student.gate))
-            state.fading = []
-            self.end_stage()
-            left -= fade
-        if left and student.trained_parameters():
-            self.train_cycle(left, f"{student.left} of {student.full} units, {student.share:.0%} of bytes")
-            self.end_stage(trained=True)
-
-    def train_cycle(self, count: int, name: str, *callbacks) -> None:
-        """Train the model itself, with the moments of the last cycle where they are kept."""
-        s, state = self.settings, self.state
-        if not count or not self.student.trained_parameters():
+        if state.trained or not count or not student.trained_parameters():
             return
+        name = f"{student.left} of {student.full} units, {student.share:.0%} of bytes"
         folder = f"trainer-{state.examples_seen}"
-        trainer, seconds = train_stage(self, count, name, folder, s["LR_SCHEDULE"], callbacks, self.moments)
+        trainer, seconds = train_stage(self, count, name, folder, s["LR_SCHEDULE"], moments=self.moments)
         if s["KEEP_MOMENTS"]:
             self.moments = trainer.moments_by_name()
         state.examples_seen += count
         state.tokens_seen += int(trainer.state.num_input_tokens_seen)
         state.training_seconds += seconds
-
-    def end_stage(self, trained: bool = False) -> None:
-        """Note that a stage of training is over, and remove what a kill within it would have resumed from."""
-        self.save_state(trained)
+        self.save_state(trained=True)
         if distributed.is_main():
-            for path in self.directory.glob("trainer-*"):
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(self.directory / folder, ignore_errors=True)
 
     # ---------------------------------------------------------------- scoring
 
@@ -264,8 +240,7 @@ class Run:
 
     def drop(self, ranking: Ranking) -> None:
         """Drop a cycle's units by the ranking; fewer where the target size or a depth of HEAL_AT is met before."""
-        s, state, student, count, dropped = self.settings, self.state, self.student, self.drops_per_cycle, 0
-        state.cycle_start = state.examples_seen
+        s, student, count, dropped = self.settings, self.student, self.drops_per_cycle, 0
         while dropped < count and student.share > s["TARGET_SIZE"] and not self.depths_reached():
             score, reason = ranking.next(student.allowed())
             if score is None:
@@ -273,9 +248,7 @@ class Run:
                 break
             name = sub.unit_name(score.unit)
             self.patch(score.unit)
-            student.remove(name, fading=s["FADE"] > 0)
-            if s["FADE"]:
-                state.fading.append(name)
+            student.remove(name)
             decided_by = s["CRITERION"] if reason == "order" else reason
             self.record_drop(name, score, decided_by, ranking.whole)
             print(f"  dropped {name} ({decided_by})")

@@ -8,7 +8,6 @@ from transformers import set_seed
 from fincompress import distributed, memory, models, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.sapling.checkpoints import remove_what_a_kill_left
-from fincompress.sapling.gates import Gate
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.run import Run
 from fincompress.sapling.state import STATE
@@ -18,7 +17,7 @@ from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, needs_t
 from fincompress.settings import check_choice
 
 PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
-    "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False, "FADE": 0.0,
+    "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False,
     "PATCH_EXAMPLES": 0, "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True,
     "LR_SCHEDULE": "cosine",
 }  # fmt: skip
@@ -105,7 +104,7 @@ def simulate(
     def learn(model):
         teaching = None
         if taught and rank:
-            teaching = SharedTeacher(model, {}, Gate(), ADAPTER)
+            teaching = SharedTeacher(model, {}, ADAPTER)
         elif taught:
             dtype = options.get("dtype", torch.bfloat16)
             whole = simulation.empty_model(teacher or config, "auto", options["device"], dtype)

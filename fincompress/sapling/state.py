@@ -25,9 +25,7 @@ class State:
     trainable: list[str] | None = None  # names of the units that are trained
     trainable_healing: list[str] | None = None  # and of those that are trained in healing
     trained: bool = False  # whether the training before the next drop is done
-    cycle_start: int = 0  # examples seen before the training since the last drop
     patched: list[str] = field(default_factory=list)  # names of the weights that took up what a dropped unit did
-    fading: list[str] = field(default_factory=list)  # units that were dropped and are not faded out yet
     ranking: list[str] | None = None  # names of the units in the order in which one shot drops them
     healed: list[dict] = field(default_factory=list)  # one row a depth that was healed
     stopped: str | None = None  # why no more is dropped

@@ -100,7 +100,7 @@ def return_above_floor(run: Run) -> None:
             shutil.rmtree(path)
     del state.trajectory[above["drops"] :]
     state.healed = [row for row in state.healed if row["units_left"] >= above["units"]]
-    state.weights, state.patched, state.trained, state.fading = above["weights"], above["patched"], False, []
+    state.weights, state.patched, state.trained = above["weights"], above["patched"], False
     state.write(run.directory)
     run.cache = None
     run.student.load()

@@ -13,7 +13,6 @@ from fincompress import memory, models, quantization, runs, training
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
-from fincompress.sapling.gates import Gate
 from fincompress.sapling.teacher import ADAPTER, needs_teacher, original_blocks
 
 
@@ -37,8 +36,7 @@ class Student:
         learned would be lost in the rounding.
         """
         self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
-        self.fading: sub.Parts = {}  # what was dropped and is not faded out yet
-        self.gate, self.model = Gate(), None
+        self.model = None
         gc.collect()  # never two models at once
         if self.adapter is None:
             self.model = models.load_base(self.source, self.precision, self.device, self.dtype).eval()
@@ -99,13 +97,11 @@ class Student:
         left = sub.sublayers(self.model)
         return [u for u in self.units() if {one.kind for one in left if one not in u} == set(sub.KINDS)]
 
-    def remove(self, name: str, fading: bool = False) -> None:
-        """Take a unit out; a teacher that shares the model keeps its parts, and so does what still fades."""
+    def remove(self, name: str) -> None:
+        """Take a unit out; a teacher that shares the model keeps its parts."""
         parts = sub.remove(self.model, *sub.parse_unit(name))
         if self.settings["UPDATE"] == "qlora" and needs_teacher(self.settings):
             self.removed |= parts
-        if fading:
-            self.fading |= parts
 
     # --------------------------------------------------------- what is trained
 
@@ -156,14 +152,6 @@ class Student:
             with quantization.quiet():  # peft imports gptqmodel, which greets
                 self.model = get_peft_model(self.model, adapters)
             models.compute_in_model_dtype(self.model)
-
-    @contextlib.contextmanager
-    def faded(self, names: list[str]):
-        """Run the model with what fades in its place, behind the gate; afterwards it is gone for good."""
-        gone = [one for name in names for one in sub.parse_unit(name)]
-        with sub.restored(self.model, self.fading), self.gate.on(self.model, *gone):
-            yield
-        self.fading = {}
 
     @contextlib.contextmanager
     def scoring_model(self):

@@ -12,7 +12,6 @@ from fincompress import models, runs
 from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.errors import UserError
-from fincompress.sapling.gates import Gate
 from fincompress.sapling.losses import Teaching, at_positions
 from fincompress.training.loss import IGNORE, at_targets, target_outputs
 
@@ -66,8 +65,8 @@ class SharedTeacher(Teacher):
     twice but the adapter's.
     """
 
-    def __init__(self, model, removed: sub.Parts, gate: Gate, adapter: str | None):
-        self.model, self.removed, self.gate, self.adapter = model, removed, gate, adapter
+    def __init__(self, model, removed: sub.Parts, adapter: str | None):
+        self.model, self.removed, self.adapter = model, removed, adapter
 
     @contextlib.contextmanager
     def whole(self):
@@ -76,7 +75,7 @@ class SharedTeacher(Teacher):
         training = model.training
         model.eval()
         try:
-            with sub.restored(model, self.removed), self.gate.open(), self._under_adapter():
+            with sub.restored(model, self.removed), self._under_adapter():
                 yield model
         finally:
             model.train(training)

@@ -29,7 +29,7 @@ def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught):
     assert [row["examples_seen"] for row in metrics["healed"]] == [48, 24]
     assert metrics["examples_seen"] == 3.5 * 48 and facts["examples_seen"] == 2.5 * 48  # two cycles, two healings
     stages = pd.read_csv(directory / "loss_curve.csv")["stage"]
-    assert stages.drop_duplicates().tolist() == ["fading", "10 of 12 units", "healing 10 of 12 units",
+    assert stages.drop_duplicates().tolist() == ["10 of 12 units", "healing 10 of 12 units",
                                                  "8 of 12 units", "healing 8 of 12 units"]  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_a_pruned_model_learns_further_from_the_unpruned_one(taught, six):
     results, environment = six
     blocks = read(directory / "8" / "train_metrics.json")["blocks"]
     assert len(blocks) == 4 and blocks == sorted(set(blocks)) and max(blocks) <= 5
-    further = (*SAPLING, *TAUGHT, "--TEACHER=six_qlora", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.5", "--FADE=0")
+    further = (*SAPLING, *TAUGHT, "--TEACHER=six_qlora", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.5")
     whole = ("--RUN=healed_again", "--START_FROM=taught_full/8", "--TARGET_SIZE=1")
     done(*further, *whole, **environment)
     assert read(results / "healed_again" / "8" / "train_metrics.json")["blocks"] == blocks

@@ -1,11 +1,11 @@
-"""Recovery on small random models: gates, teachers, losses and moments do what they say, to the bit."""
+"""Recovery on small random models: teachers, losses and moments do what they say, to the bit."""
 
 from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from depth_models import CONFIGS, make_batches, make_model
+from depth_models import make_batches, make_model
 from recovery_models import make_trainer, training_steps
 from safetensors.torch import load_file, save_file
 
@@ -14,7 +14,6 @@ from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 from fincompress.sapling import losses
-from fincompress.sapling.gates import Gate
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.state import moments_from_tensors, moments_to_tensors
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
@@ -50,26 +49,6 @@ def with_adapters():
     return model.eval()
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_gate_at_1_is_the_kept_sublayer_and_at_0_the_removed_one(family):
-    (batch,) = make_batches(1)
-    model, gate = make_model(family), Gate()
-    kept = logits_of(model, batch)
-    with gate.on(model, *GONE):
-        assert torch.equal(logits_of(model, batch), kept)
-        gate.value = 0.5
-        halfway = logits_of(model, batch)
-        gate.value = 0.0
-        closed = logits_of(model, batch)
-        with gate.open():
-            assert torch.equal(logits_of(model, batch), kept)
-    assert torch.equal(logits_of(model, batch), kept)  # no gate stays behind
-    sub.remove(model, *GONE)
-    removed = logits_of(model, batch)
-    assert torch.equal(closed, removed)
-    assert not torch.equal(halfway, kept) and not torch.equal(halfway, removed)
-
-
 def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
     batches = make_batches()
     student, teacher = make_model(), Teacher(make_model())
@@ -82,7 +61,7 @@ def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
 
 @pytest.mark.parametrize("adapter", [ADAPTER, None])
 def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(adapter):
-    batches, model, gate = make_batches(), with_adapters(), Gate()
+    batches, model = make_batches(), with_adapters()
     trained = [n for n, p in model.named_parameters() if "lora_" in n and f".{ADAPTER}." not in n and ".1." not in n]
     model.requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -90,15 +69,13 @@ def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(
     unpruned = logits_of(model, batches[0])
     removed = sub.remove(model, *GONE)
     pruned = logits_of(model, batches[0])
-    teacher = SharedTeacher(model, removed, gate, adapter)
+    teacher = SharedTeacher(model, removed, adapter)
     before = teacher(batches[0])[0]
     labels = batches[0]["labels"][:, 1:].ne(IGNORE)
     assert torch.equal(before, unpruned[labels]) == (adapter is not None)
     assert torch.equal(logits_of(model, batches[0]), pruned)  # what was removed is out again
-    with gate.on(model, SubLayer(1, "mlp")):
-        gate.value = 0.3
-        training_steps(model, taught_by(teacher), batches)
-        assert torch.equal(teacher(batches[0])[0], before)
+    training_steps(model, taught_by(teacher), batches)
+    assert torch.equal(teacher(batches[0])[0], before)
     assert not torch.equal(logits_of(model, batches[0]), pruned)  # the student did learn
     left = {name for name, p in model.named_parameters() if p.requires_grad}
     assert left == set(trained) & {name for name, _ in model.named_parameters()}
@@ -164,7 +141,7 @@ def test_recomputed_activations_give_the_same_gradients(shared):
     for recompute in (False, True):
         model = with_adapters() if shared else make_model()
         removed = sub.remove(model, *GONE)
-        teacher = SharedTeacher(model, removed, Gate(), ADAPTER) if shared else Teacher(make_model())
+        teacher = SharedTeacher(model, removed, ADAPTER) if shared else Teacher(make_model())
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             if shared:

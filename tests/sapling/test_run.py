@@ -157,7 +157,6 @@ def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
         "--SCHEDULE=one_shot",
         "--DROP_UNIT=block",
         "--CRITERION=taylor",
-        "--FADE=0",
         "--PROTECT=True",
         "--PATCH_EXAMPLES=8",
     )
@@ -172,7 +171,6 @@ def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
     more = (
         "--CRITERION=kl",
         "--HIDDEN_STATES=0",
-        "--FADE=0",
         "--TARGET_SIZE=0.9",
         "--HEAL_AT=[]",
         "--HEALING_EPOCHS=1",
@@ -189,7 +187,7 @@ def test_the_paper_s_recovery_is_set_by_one_constant(six, phase_1):
     more = ("--RECOVERY=paper", "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--RUN=paper")
     assert "RECOVERY = 'paper' sets KL = 0.0" in done(*SAPLING, *TAUGHT, *more, **six[1])
     record = read(six[0] / "paper" / "settings.json")["settings"]
-    assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["FADE"]) == (0.25, [], 0.0)
+    assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["KL"]) == (0.25, [], 0.0)
     assert len(read(six[0] / "paper" / "train_metrics.json")["trainable"]) == 3
 
 

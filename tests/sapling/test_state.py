@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sapling_runs import SAPLING, assert_same_run, done, read, settings_of
+from sapling_runs import SAPLING, TAUGHT, assert_same_run, done, read, settings_of
 from scripts import run_in_process
 
 import fincompress.sapling as method
@@ -76,15 +76,33 @@ def test_what_a_patch_made_of_frozen_weights_is_there_again_after_a_kill(six):
     assert all(torch.equal(again[name], p) for name, p in weights.items())
 
 
-def test_a_run_killed_while_it_fades_and_while_it_heals_resumes_in_the_middle_of_it(taught, six):
+def test_a_run_killed_while_it_trains_and_while_it_heals_resumes_in_the_middle_of_it(taught, six):
     directory, command = taught
     broken = six[0] / f"{directory.name}_broken"
     command = (*command, f"--RUN={broken.name}")
-    for stage in ("trainer-0", "healing-10"):  # the first fades out what was dropped
+    for stage in ("trainer-0", "healing-10"):
         kill_within(stage, *command, **six[1])
         assert list((broken / stage).glob("checkpoint-*"))
     assert "of this stage" in done(*command, **six[1])
     assert_same_run(directory, broken)
+
+
+def test_a_run_killed_after_it_healed_a_depth_keeps_that_depth(six, phase_1):
+    directory, environment = six[0] / "healed_once", six[1]
+    command = (*SAPLING, *TAUGHT, "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--HEAL_AT=[10]", f"--RUN={directory.name}")
+    heal = method.heal
+
+    def heal_and_die(run, *arguments, **options):
+        heal(run, *arguments, **options)
+        if run.state.healed:
+            raise Killed
+
+    with mock.patch.object(method, "heal", heal_and_die), pytest.raises(Killed):
+        run_in_process(*command, **environment)
+    weights = (directory / "10" / "model.safetensors").read_bytes()
+    done(*command, **environment)
+    assert read(directory / "10" / "train_metrics.json")["healed"]
+    assert (directory / "10" / "model.safetensors").read_bytes() == weights
 
 
 def test_a_missing_or_torn_state_is_one_line(sapling, six):
