@@ -3,8 +3,6 @@
 import contextlib
 import ctypes
 import gc
-import resource
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,24 +36,13 @@ def peak_memory_gb() -> dict[str, float]:
 
 
 def peak_rss_gb() -> float:
-    """Peak resident memory of this process in GB.
-
-    On Linux from /proc: ``ru_maxrss`` of a process starts at what its parent held when it was made.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024 / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    """Peak resident memory of this process in GB; ``ru_maxrss`` would start at what its parent held."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0]) * 1024 / 1e9
 
 
 def reset_peak() -> float:
-    """Start the peaks of this process again; returns the resident memory now, in GB.
-
-    Only Linux can forget the peak of resident memory: elsewhere it stays that of the whole process.
-    """
+    """Start the peaks of this process again; returns the resident memory now, in GB."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     if torch.cuda.is_available():

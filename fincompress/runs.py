@@ -28,20 +28,6 @@ LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "LLAMA_CPP", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
 HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
-NUMBER = (int, float)
-SCORE = {"accuracy": NUMBER, "interval": list, "correct": int}
-# Types of what is read of each kind of record, by file name; a dict: what is within.
-KEYS = {
-    "settings.json": {"script": str, "settings": dict},
-    "data_report.json": {"splits": dict},
-    "eval_*.json": {"run": str, "base_model": str, "split": str, "questions": int, "execution_accuracy": SCORE,
-                    "program_accuracy": SCORE, "invalid": SCORE, "data": {"source": str, "fingerprint": str}},
-    "quantize_metrics.json": {"source_run": str, "group_size": int, "size_before_gb": NUMBER, "size_after_gb": NUMBER,
-                              "blocks_before_gb": NUMBER, "blocks_after_gb": NUMBER},
-    "throughput_*.json": {"run": str},
-    "train_metrics.json": {"blocks": list},
-    "adapter_config.json": {"r": int},
-}  # fmt: skip
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
@@ -190,8 +176,7 @@ class Record(dict):
 def read_json(path: Path) -> Record:
     """Read a JSON object from a file, objects within it likewise.
 
-    Raises UserError where it is missing or broken or has not the types of KEYS, and later where a key is read that it
-    does not have.
+    Raises UserError where it is missing or broken, and later where a key is read that it does not have.
     """
     path = Path(path)
     try:
@@ -202,21 +187,7 @@ def read_json(path: Path) -> Record:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
     if not isinstance(found, Record):
         raise UserError(f"{path} holds no JSON object: it is damaged; remove it")
-    for pattern, keys in KEYS.items():
-        if path.match(pattern):
-            _check(found, keys)
     return found
-
-
-def _check(record: Record, keys: dict) -> None:
-    for key, kind in keys.items():
-        value = record.get(key)
-        if value is None:  # not measured; of what has to be there its reader says so
-            continue
-        if not isinstance(value, dict if isinstance(kind, dict) else kind) or isinstance(value, bool):
-            raise UserError(f"{record.path} has {key} = {str(value)[:40]!r}: it is damaged; remove it")
-        if isinstance(kind, dict):
-            _check(value, kind)
 
 
 def readable(results_dir: str, pattern: str, read: Callable = read_json) -> list:

@@ -25,8 +25,6 @@ ROOT = Path(__file__).parents[1]
 # What a machine sets once for every script; everything else changes per command.
 ENVIRONMENT = ("BASE_MODEL", "DATA_DIR", "RESULTS_DIR", "LLAMA_CPP")
 TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-# Constants that are folders or files.
-PLACES = ("DATA_DIR", "EXTRA_DATA_DIR", "RESULTS_DIR", "LLAMA_CPP", "PREDICTIONS", "README", "ARCHIVE")
 LIMIT = 2**32  # numbers are below it: numpy's seeds must be
 # Numbers that a constant may be, or hold as a list: a name means the same in every script. Others are above 0.
 RANGES = {
@@ -158,8 +156,8 @@ def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
 def check_value(name: str, types: tuple[type, ...], value: object) -> object:
     """``value``, an int as a float where one is wanted.
 
-    Raises UserError where it is of no type that is wanted, or not finite, or out of the range of ``RANGES``, where text
-    cannot be printed, and for a place that cannot be used.
+    Raises UserError where it is of no type that is wanted, or not finite, or out of the range of ``RANGES``, and where
+    text cannot be printed.
     """
     if type(value) is int and int not in types and float in types:
         value = float(value) if abs(value) < LIMIT else math.inf
@@ -171,8 +169,6 @@ def check_value(name: str, types: tuple[type, ...], value: object) -> object:
             raise UserError(f"{name} = {each!r}: holds a character that cannot be printed")
         if type(each) in (int, float):
             check_range(name, each)
-    if name in PLACES and value is not None:
-        check_place(name, value)
     return value
 
 
@@ -195,18 +191,6 @@ def check_range(name: str, number: float) -> None:
     said, holds = next(ranges, ("above 0", lambda x: x > 0))
     if not holds(number):
         raise UserError(f"{name} = {number}: must be {said}")
-
-
-def check_place(name: str, path: str) -> None:
-    """Raise UserError for a path that cannot be looked at, as links in a circle, and for a folder of the kernel's."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:  # it is made, or missed by what reads it
-        pass
-    except OSError as error:
-        raise UserError(f"{name} = {path!r}: {error.strerror}; choose another") from None
-    if name.endswith("_DIR") and f"{os.path.realpath(path)}/".startswith(("/proc/", "/sys/")):
-        raise UserError(f"{name} = {path!r}: holds no files of yours; choose another")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -235,9 +219,8 @@ def set_threads() -> None:
 
     How threads wait stays OpenMP's choice: where they sleep between products, training alone takes a third longer.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     defaults = {
-        "OMP_NUM_THREADS": str(cores),
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
         "TOKENIZERS_PARALLELISM": "false",
     }
     if "LOCAL_RANK" not in os.environ:  # else each process takes the GPU of that number

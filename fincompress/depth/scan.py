@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from fincompress import distributed
 from fincompress.depth import sublayers as sub
@@ -212,7 +213,8 @@ def scan(
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
     race = Elimination(units, drops, earlier)
-    for number, batch in enumerate(batches):
+    bar = tqdm(batches, desc="scan", unit="batch", delay=5, leave=False, disable=not distributed.is_main())
+    for number, batch in enumerate(bar):
         found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, check=number == 0)
         for score, (nll, exact, squares) in zip(
             [whole, *(scores[unit] for unit in race.alive)], _joined(found), strict=True
