@@ -1,8 +1,9 @@
-"""Simulated peak memory against measured: QLoRA, SAPLING with its teacher, its scan, and decoding.
+"""Simulated peak memory and time against measured: QLoRA, SAPLING with its teacher, its scan, and decoding.
 
 Each in a fresh process, training as a few steps of the Trainer that the scripts use, on random tokens: memory does not
 ask what they say. On a CPU what is measured is the growth of resident memory since before the model was loaded, with
-large blocks handed back to the system at once (MALLOC_MMAP_THRESHOLD_); on a GPU what was allocated.
+large blocks handed back to the system at once (MALLOC_MMAP_THRESHOLD_); on a GPU what was allocated. Time is that of
+the last step, predicted from this device's fastest matrix product and read of memory.
 
     python benchmarks/predicted_memory.py
     python benchmarks/predicted_memory.py --BASE_MODEL=shape:llama-1.1b --CASES="['qlora', 'scan', 'decode']"
@@ -34,13 +35,15 @@ import json  # noqa: E402
 import os  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
+import time  # noqa: E402
 
 import datasets  # noqa: E402
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import AutoModelForCausalLM, DynamicCache  # noqa: E402
+from transformers import AutoModelForCausalLM, DynamicCache, TrainerCallback  # noqa: E402
 
 from fincompress import memory, models, simulation, training  # noqa: E402
+from fincompress.benchmark.worker import Worker  # noqa: E402
 from fincompress.depth import scan  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
@@ -61,7 +64,7 @@ def main() -> None:
         print(json.dumps(measure(CASE)))
         return
     rows = []
-    print(f"{'':<10}{'predicted GB':>14}{'measured GB':>14}{'error':>9}")
+    print(" " * 14 + "".join(f"{f'predicted {unit}':>13}{f'measured {unit}':>13}{'error':>8}" for unit in ("GB", "s")))
     for case in CASES:
         command = [sys.executable, __file__, *sys.argv[1:], f"--CASE={case}"]
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -69,9 +72,13 @@ def main() -> None:
         if done.returncode:
             raise UserError(f"{case} failed ({why_it_ended(done.returncode, done.stderr)})")
         found = json.loads(done.stdout.splitlines()[-1])
-        error = found["predicted_gb"] / found["measured_gb"] - 1
-        print(f"{case:<10}{found['predicted_gb']:>14.3f}{found['measured_gb']:>14.3f}{error:>+9.1%}", flush=True)
-        rows.append({"case": case, **found, "error": round(error, 4)})
+        line = f"{case:<14}"
+        for unit in ("gb", "s"):
+            if f"measured_{unit}" in found:
+                predicted, measured = found[f"predicted_{unit}"], found[f"measured_{unit}"]
+                line += f"{predicted:>13.3f}{measured:>13.3f}{predicted / measured - 1:>+8.1%}"
+        print(line, flush=True)
+        rows.append({"case": case, **found})
     print(json.dumps({"base_model": BASE_MODEL, "rows": rows}))
 
 
@@ -84,7 +91,8 @@ def measure(case: str) -> dict[str, float]:
     nf4 = "qlora" in case
     shape, options = (config, BATCH_SIZE, TOKENS, TARGET_TOKENS), {"device": device.type, "dtype": dtype}
     # What the libraries take when they are first used is not the run's.
-    steps(tiny_model(device), Recovery(0, 1, 0, 1), device, dtype, False, 1)
+    steps(tiny_model(device), Recovery(0, 1, 0, 1), device, dtype, False, 2)
+    card, seconds = Worker().probe(), None
     before = memory.reset_peak()
     model = models.load_base(path, "nf4" if nf4 else "auto", device, dtype)
     if nf4:
@@ -93,7 +101,7 @@ def measure(case: str) -> dict[str, float]:
         models.compute_in_model_dtype(model)
     if case == "qlora":
         predicted = simulation.training(*shape, "nf4", LORA_RANK, recompute=recompute, **options)
-        steps(model, Recovery(0, 1, 0, 1), device, dtype, recompute, STEPS)
+        seconds = steps(model, Recovery(0, 1, 0, 1), device, dtype, recompute, STEPS)
     elif case in ("sapling", "sapling_qlora"):
         predicted = start.simulate(*shape, LORA_RANK if nf4 else None, recompute=recompute, **options)
         if nf4:
@@ -104,7 +112,7 @@ def measure(case: str) -> dict[str, float]:
             teacher = Teacher(models.load_base(path, "auto", device, dtype))
             blocks_in_float32(model)
         taught = Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True))
-        steps(model, taught, device, dtype, recompute, STEPS)
+        seconds = steps(model, taught, device, dtype, recompute, STEPS)
     elif case == "scan":
         predicted = simulation.scanning(*shape, **options)
         batch = {name: tensor.to(device) for name, tensor in simulation.batch_of(*shape[1:]).items()}
@@ -117,7 +125,10 @@ def measure(case: str) -> dict[str, float]:
             for given in (ids, ids[:, :1]):
                 model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
     found = memory.peak_memory_gb()
-    return {"predicted_gb": predicted.gb, "measured_gb": found.get("vram_allocated", memory.peak_rss_gb() - before)}
+    row = {"predicted_gb": predicted.gb, "measured_gb": found.get("vram_allocated", memory.peak_rss_gb() - before)}
+    if seconds is None:
+        return row
+    return row | {"predicted_s": predicted.seconds(card["tflops"], card["bandwidth_gb_per_s"]), "measured_s": seconds}
 
 
 def blocks_in_float32(model) -> None:
@@ -133,8 +144,21 @@ def tiny_model(device: torch.device):
     return AutoModelForCausalLM.from_config(models.shape_config("shape:tiny")).to(device)
 
 
-def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: bool, count: int) -> None:
-    """Some optimizer steps on random tokens; the first sequence is the longest, the others need padding."""
+class Clock(TrainerCallback):
+    """Notes when each step ends."""
+
+    def __init__(self):
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(time.perf_counter())
+
+
+def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: bool, count: int) -> float:
+    """Some optimizer steps on random tokens; the first sequence is the longest, the others need padding.
+
+    Returns the seconds of the last one.
+    """
     vocabulary = model.config.vocab_size
     rows = []
     for i in range(BATCH_SIZE * count):
@@ -147,9 +171,13 @@ def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: 
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         rows = training.TrainingRows(datasets.Dataset.from_list(rows), None, None, 0)
-        trainer = RecoveryTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0))
+        clock = Clock()
+        trainer = RecoveryTrainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0), callbacks=[clock]
+        )
         trainer.recovery = recovery
         trainer.train()
+    return clock.ends[-1] - clock.ends[-2]
 
 
 if __name__ == "__main__":

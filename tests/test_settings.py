@@ -350,13 +350,6 @@ def test_a_wrong_override_is_refused_and_explained(run, capsys, argument, said):
     assert re.fullmatch(rf"error: .*{re.escape(said)}.*\n", err)
 
 
-@pytest.mark.parametrize("argument", ["--SEED=x", "--NOTHING_LIKE_IT=1", "--LEARNING_RATE=1e999"])
-def test_a_wrong_override_is_one_line_and_status_2(script, argument):
-    done = python(script, argument, cwd=script.parent)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-
-
 def test_a_choice_that_is_none_is_refused_and_the_nearest_named():
     check_choice("SPLIT", "dev", ("train", "dev"))
     with pytest.raises(UserError, match="SPLIT is one of 'train', 'dev', not 'deev'; did you mean 'dev'"):

@@ -378,16 +378,15 @@ def test_other_seeds_give_other_pages():
     assert not contents[0] & contents[1]
 
 
-def test_processes_with_different_hash_seeds_agree():
+def test_a_process_with_another_hash_seed_agrees():
     code = (
         "import hashlib, json; from fincompress.finqa import synthetic as s;"
         "print(hashlib.sha256(json.dumps([s.generate(x, 150) for x in s.DEFAULT_COUNTS]).encode()).hexdigest())"
     )
     here = hashlib.sha256(json.dumps([synthetic.generate(split, 150) for split in SPLITS]).encode()).hexdigest()
-    for hash_seed in ("1", "4242"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-        ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert ran.stdout.strip() == here
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == here
 
 
 @pytest.mark.parametrize("seed", range(1, 6))

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fincompress.finqa.scoring import wilson_interval
 from fincompress.report import statistics
 
 
@@ -113,14 +112,6 @@ def test_an_interval_has_no_width_where_every_question_differs_alike():
     assert (same["difference"], same["interval"], same["mcnemar_p"]) == (0.0, [0.0, 0.0], 1.0)
     apart = statistics.compare(*verdicts(0, 4, 0, 0))
     assert (apart["difference"], apart["interval"]) == (1.0, [1.0, 1.0])
-
-
-def test_wilson_interval_is_newcombes():
-    # Newcombe 1998, table I, method 3: 81 of 263, 15 of 148, 0 of 20, 1 of 29.
-    for counts, interval in {
-        (81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)
-    }.items():  # fmt: skip
-        assert wilson_interval(*counts) == pytest.approx(interval, abs=5e-5)
 
 
 def test_ratio_interval_is_students():
