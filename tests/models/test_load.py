@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from unittest import mock
 
 import bitsandbytes as bnb
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from training_rows import CPU, PAD, add_lora, bf16_loss, make_rows
 from transformers import AutoModelForCausalLM
 
-from fincompress import models, runs
+from fincompress import memory, models, runs
 from fincompress.errors import UserError
 from fincompress.training.loss import TargetCollator
 
@@ -199,3 +200,16 @@ def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
         found = models.offload_if_needed(*arguments)["max_memory"][0]
         assert abs(found - on_the_gpu) < 0.4e9
     assert models.offload_if_needed(str(tmp_path), torch.device("cpu"), batch, 768) == {}
+
+
+def test_what_does_not_fit_into_main_memory_stays_packed_or_is_computed_in_bf16(tiny_base, tmp_path, monkeypatch):
+    config = models.read_config(tiny_base)
+    monkeypatch.setattr(models.base.provenance, "cpu_name", lambda: "a processor (no bf16)")
+    gb = memory.weights_gb(config, "fp32")
+    for room, fits in ((1.26 * gb, True), (1.24 * gb, False)):  # four fifths of it are for weights
+        monkeypatch.setattr(memory.psutil, "virtual_memory", lambda room=room: mock.Mock(total=room * 1e9))
+        assert models.pick_dtype(CPU, tiny_base)[0] == (torch.float32 if fits else torch.bfloat16)
+        assert models.pick_dtype(CPU, str(tmp_path))[0] == torch.float32  # an adapter, whose base stays packed
+        base = models.load_base(tiny_base, "nf4", CPU, torch.float32)
+        assert any(isinstance(module, bnb.nn.Linear4bit) for module in base.modules()) != fits
+        assert memory.stored_bytes(config, "nf4", "cpu", torch.float32) == (4 if fits else memory.NF4_BYTES)
