@@ -82,5 +82,6 @@ def absorb(model: torch.nn.Module, unit: Unit, batches: Iterable[dict[str, torch
     finally:
         hook.remove()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    projection.weight += torch.linalg.solve(gram, cross).T.to(projection.weight.dtype)
+    # Held in float32 from now on: one-shot drops patch before the weights that are trained are.
+    projection.weight.data = projection.weight.data.float() + torch.linalg.solve(gram, cross).T.float()
     return projection.weight

@@ -78,7 +78,7 @@ class Run:
             path = self.directory / state.weights
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in changed.items():
-            parameter.data.copy_(weights[name])
+            parameter.data = weights[name].to(student.device)  # in float32, also what was patched and is not trained
         print(f"resuming with {student.left} of {student.full} units left, {student.share:.1%} of the bytes")
 
     # --------------------------------------------------------------- training

@@ -78,6 +78,18 @@ def test_the_sums_of_a_patch_are_not_those_of_16_bits(monkeypatch):
     assert torch.allclose(solved[0], wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max())
 
 
+def test_a_patch_of_16_bit_weights_is_not_rounded_to_16_bits():
+    batches, wide, narrow = make_batches(), make_model(), make_model()
+    weights = [one.model.layers[2].self_attn.o_proj.weight for one in (wide, narrow)]
+    for weight in weights:  # both begin with values that bf16 has
+        weight.data = weight.data.bfloat16()
+    weights[0].data = weights[0].data.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        for model in (wide, narrow):
+            absorb(model, sub.parse_unit("mlp.2"), batches)
+    assert torch.equal(*weights) and not torch.equal(weights[1], weights[1].bfloat16().float())
+
+
 def test_the_first_unit_has_no_projection_before_it():
     model = make_model()
     before = [parameter.clone() for parameter in model.parameters()]
