@@ -5,8 +5,8 @@
 #   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
 #
 # EXTRA_DATA_DIR=path/to/tatqa adds TAT-QA to the first pass. REHEARSE=1 runs every command on a handful of examples, with
-# short prompts, few steps and drops and two blocks of GPTQ: it shows that they work at this size, on a CPU with 24 GB too.
-# BASE_MODEL=shape:llama-2-7b needs no licence: its weights are random.
+# short prompts, few steps and drops and two blocks of GPTQ: it shows that they work at this size, on a CPU with 24 GB too
+# (in 86 minutes: docs/gpu.md). BASE_MODEL=shape:llama-2-7b needs no licence: its weights are random.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh

@@ -217,8 +217,8 @@ def test_a_whole_page_is_shown_whatever_the_budget_for_retrieved_lines(pipeline)
 
 def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     results, environment = pipeline
-    for run, start in (("base", run_script), ("qlora_4bit", run_in_process)):
-        done = start("evaluate.py", f"--RUN={run}", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
+    for run in ("base", "qlora_4bit"):
+        done = run_in_process("evaluate.py", f"--RUN={run}", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("  question  ") == 5 and "outputs ended by themselves" in done.stdout
         summary = read(results / run / "eval_test.json")

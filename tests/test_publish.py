@@ -4,14 +4,14 @@ import json
 
 import made_up_runs as made
 import pytest
-from scripts import run_script
+from scripts import run_in_process
 
 from fincompress import runs
 
 
 def publish(tmp_path, *names):
     listed = json.dumps(names)
-    return run_script("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
+    return run_in_process("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
 
 
 @pytest.mark.real
@@ -64,7 +64,7 @@ def test_a_wrong_name_or_target_costs_neither_a_record_nor_a_run(tmp_path):
     assert done.returncode == 2 and "no finished run 'typo'" in done.stderr
     assert (tmp_path / "to" / "gptq" / "settings.json").read_text() == before
     arguments = ("--RUNS=['gptq']", f"--TO={tmp_path}")
-    done = run_script("benchmarks/publish.py", *arguments, RESULTS_DIR=tmp_path)
+    done = run_in_process("benchmarks/publish.py", *arguments, RESULTS_DIR=tmp_path)
     assert done.returncode == 2 and "TO is where the runs lie" in done.stderr
     assert (tmp_path / "gptq" / "eval_dev.json").exists()
 

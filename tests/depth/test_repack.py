@@ -90,6 +90,7 @@ assert not any(name.startswith("fincompress") for name in sys.modules)
 """
 
 
+@pytest.mark.real
 def test_stock_transformers_loads_the_checkpoints_in_a_process_of_its_own(batches, tiny_base, tmp_path):
     expected, ids = {}, batches[0]["input_ids"][:, -6:].clamp(min=3)
     for family, (name, gone) in itertools.product(CONFIGS, {"packable": PACKABLE, "mixed": MIXED}.items()):

@@ -5,7 +5,7 @@ import llama_cpp
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import run_and_kill, run_script
+from scripts import run_and_kill, run_in_process
 
 import evaluate
 import preprocess_data
@@ -59,7 +59,7 @@ def quantize(results):
 @pytest.fixture(scope="module")
 def q4(results):
     """A run of GPTQ as the command line makes it, and what it printed."""
-    done = run_script(
+    done = run_in_process(
         "quantize_gptq.py", "--SOURCE_RUN=source/merged", "--RUN=q4", "--CALIBRATION_EXAMPLES=16", RESULTS_DIR=results
     )
     assert done.returncode == 0, done.stderr
@@ -130,6 +130,7 @@ def test_a_rehearsal_quantizes_the_first_blocks_alone(results, quantize):
     assert part["blocks_before_gb"] == pytest.approx(whole["blocks_before_gb"] / 2)
 
 
+@pytest.mark.real
 def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again_also_corrected(results, quantize):
     constants = {"SOURCE_RUN": "source", "RUN": "killed_q4", "CALIBRATION_EXAMPLES": 16}
     command = ("quantize_gptq.py", *(f"--{name}={value}" for name, value in constants.items()))

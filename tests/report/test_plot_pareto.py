@@ -4,7 +4,7 @@ import made_up_runs as made
 import matplotlib.image
 import pandas as pd
 import pytest
-from scripts import run_in_process, run_script
+from scripts import run_in_process
 
 import plot_pareto
 from fincompress.errors import UserError
@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
     root = tmp_path_factory.mktemp("plotted")
     made.everything(root / "results")
     (root / "README.md").write_text(MARKERS)
-    done = run_script("plot_pareto.py", f"--RESULTS_DIR={root / 'results'}", f"--README={root / 'README.md'}")
+    done = run_in_process("plot_pareto.py", f"--RESULTS_DIR={root / 'results'}", f"--README={root / 'README.md'}")
     return root, done
 
 
