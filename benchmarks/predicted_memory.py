@@ -1,8 +1,8 @@
 """Simulated peak memory and time against measured: QLoRA, SAPLING with its teacher, its scan, and decoding.
 
 Each in a fresh process, training as a few steps of the Trainer that the scripts use, on random tokens: memory does not
-ask what they say. On a CPU what is measured is the growth of resident memory since before the model was loaded, with
-large blocks handed back to the system at once (MALLOC_MMAP_THRESHOLD_); on a GPU what was allocated. Time is that of
+ask what they say. On a CPU what is measured is resident memory beyond that before the model was loaded, with large
+blocks handed back to the system at once (MALLOC_MMAP_THRESHOLD_); on a GPU what was allocated. Time is that of
 the last step, predicted from this device's fastest matrix product and read of memory.
 
     python benchmarks/predicted_memory.py
@@ -95,6 +95,7 @@ def measure(case: str) -> dict[str, float]:
     card, seconds = Worker().probe(), None
     before = memory.reset_peak()
     model = models.load_base(path, "nf4" if nf4 else "auto", device, dtype)
+    memory.reset_peak()  # while a file is read its pages count too, which the system takes back when it needs them
     if nf4:
         adapter = LoraConfig(r=LORA_RANK, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(model, adapter)

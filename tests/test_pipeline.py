@@ -253,6 +253,7 @@ def test_calibration_questions_that_may_have_been_trained_on_are_not_scored(pipe
     shutil.rmtree(copy)
 
 
+@pytest.mark.real
 def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     results, environment = pipeline
     script = ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]")
