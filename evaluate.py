@@ -209,7 +209,7 @@ def answer(run: str) -> None:
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
     asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
-    models.room_for_prompt(models.read_config(path), "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])
+    models.room_for_prompt(model.config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])
     (output,) = generation.generate(
         model, tokenizer, asked, 1, MAX_NEW_TOKENS, BEAMS,
         lambda place, text: executes_on_shown(text, prompt, page.table),

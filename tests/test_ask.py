@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from scripts import run_in_process
+from training_rows import write_adapter
 
 from fincompress import generation, runs
 from fincompress.errors import UserError
@@ -34,6 +35,9 @@ def asked(results_dir, tiny_base):
     facts = {"base_model": "shape:tiny", "base_precision": "auto", "data": record["data"]}
     runs.write_json(results_dir / "asked" / "settings.json", facts | {"settings": {"DATA_RUN": "ask_data"}})
     runs.write_json(results_dir / "asked" / "train_metrics.json", {})
+    write_adapter(results_dir / "adapted", tiny_base, "auto", "auto")
+    for name in ("settings.json", "train_metrics.json"):
+        shutil.copy(results_dir / "asked" / name, results_dir / "adapted" / name)
     return results_dir, environment
 
 
@@ -54,13 +58,13 @@ def written(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("name", ["page.json", "table.csv"])
-def test_an_answer_shows_prompt_program_steps_and_value_and_writes_nothing(asked, ask, tmp_path, name):
+@pytest.mark.parametrize(("name", "run"), [("page.json", "asked"), ("table.csv", "asked"), ("page.json", "adapted")])
+def test_an_answer_shows_prompt_program_steps_and_value_and_writes_nothing(asked, ask, tmp_path, name, run):
     path = tmp_path / name
     csv = "\n".join(",".join(row) for row in TABLE)
     path.write_text(csv if name.endswith("csv") else json.dumps(PAGE))
     before = written(asked[0])
-    done, _ = ask(f"--ASK={QUESTION}", f"--PAGE={path}")
+    done, _ = ask(f"--ASK={QUESTION}", f"--PAGE={path}", f"--RUN={run}")
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert {"in millions|2023|2022", "pumps|84.2|79.5", f"Question: {QUESTION}", "Program:"} <= set(lines)
