@@ -124,6 +124,7 @@ def write_quantized(
     partial = directory / ".checkpoint.partial"
     method.quantize(source, partial, texts, recipe, device, directory / "gptqmodel.log")
     seconds = clock.seconds()
+    models.write_rope_theta(partial)
     models.save_tokenizer(models.load_tokenizer(str(source)), partial)
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
     models.write_model_card(partial, record["base_model"], text)

@@ -26,4 +26,4 @@ from fincompress.models.load import (
     offload_if_needed,
     size_gb,
 )
-from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card
+from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_rope_theta

@@ -26,8 +26,20 @@ def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: 
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.save_pretrained(directory)
+    write_rope_theta(directory)
     base.generation_config.save_pretrained(directory)
     save_tokenizer(tokenizer, directory)
+
+
+def write_rope_theta(directory: Path) -> None:
+    """Write a config's ``rope_theta`` where tools older than transformers 5 look for it.
+
+    They would take 10,000 for it without a word: such a model answers, and worse.
+    """
+    config = runs.read_json(directory / "config.json")
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        runs.write_json(directory / "config.json", config | {"rope_theta": theta})
 
 
 @torch.no_grad()

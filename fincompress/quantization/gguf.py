@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from gguf import GGUFReader
 from transformers import AutoConfig
 
 from fincompress import runs
@@ -26,6 +27,7 @@ from fincompress.errors import NoKernel, UserError
 from fincompress.quantization.method import Method, Recipe
 
 FILE = "model.gguf"
+ROPE_THETA = 10000.0  # the rotary base where none is written
 CONVERTER, QUANTIZER, BINDING = "convert_hf_to_gguf.py", "llama-quantize", "xllamacpp"
 
 
@@ -70,6 +72,7 @@ class Format:
             threads = torch.get_num_threads()
             call([quantizer(recipe.llama_cpp), dense, target / FILE, self.quantized, threads], log)
             dense.unlink()
+        check_rope(target / FILE, AutoConfig.from_pretrained(source))
         config = runs.read_json(source / "config.json")
         config["quantization_config"] = {"quant_method": "gguf", "bits": recipe.bits, "meta": {self.name: True}}
         runs.write_json(target / "config.json", config)
@@ -213,10 +216,17 @@ class LlamaCpp(torch.nn.Module):
 
     def bytes_per_token(self) -> int:
         """Bytes of the weights that are read for a token: all but an embedding table that is not also the head."""
-        from gguf import GGUFReader
-
         sizes = {tensor.name: int(tensor.n_bytes) for tensor in GGUFReader(self.path).tensors}
         return sum(sizes.values()) - (sizes["token_embd.weight"] if "output.weight" in sizes else 0)
+
+
+def check_rope(path: Path, config) -> None:
+    """Raise UserError where a GGUF file lacks the rotary base of its config, which a converter may have overlooked."""
+    fields = GGUFReader(path).fields
+    written = next((field.contents() for name, field in fields.items() if name.endswith(".rope.freq_base")), ROPE_THETA)
+    wanted = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", ROPE_THETA)
+    if not math.isclose(written, wanted, rel_tol=1e-6):
+        raise UserError(f"{CONVERTER} is too old: it wrote a rotary base of {written:g}, the model's is {wanted:g}")
 
 
 def installed(package: str) -> bool:

@@ -1,5 +1,8 @@
 """Writing: whatever the model holds its weights in, a standard checkpoint of copies, tied weights once."""
 
+import json
+from pathlib import Path
+
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -15,3 +18,13 @@ def test_a_checkpoint_is_whole_standard_and_in_the_type_asked_for(tiny_base, tmp
     assert not info["missing_keys"] and not info["unexpected_keys"] and found.dtype == torch.bfloat16
     assert all(torch.equal(value.bfloat16(), found.state_dict()[name]) for name, value in expected.state_dict().items())
     assert models.load_tokenizer(str(tmp_path)).get_vocab() == models.load_tokenizer(tiny_base).get_vocab()
+
+
+def test_a_rotary_base_stands_where_older_tools_look_for_it_too(tiny_base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    model.config.rope_parameters["rope_theta"] = 100000.0
+    models.write_checkpoint(tmp_path, model, models.load_tokenizer(tiny_base), torch.bfloat16)
+    assert json.loads((tmp_path / "config.json").read_text())["rope_theta"] == 100000.0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.config.rope_parameters == model.config.rope_parameters
+    assert json.loads((Path(tiny_base) / "config.json").read_text())["rope_theta"] == 10000.0

@@ -1,5 +1,6 @@
 """llama.cpp's formats: what is written, what the binding is asked and gives, and what is refused."""
 
+import shutil
 import sys
 from importlib import metadata, util
 from types import ModuleType, SimpleNamespace
@@ -200,6 +201,18 @@ def test_a_tool_that_fails_is_one_line_with_what_it_said(base, tmp_path):
     with pytest.raises(UserError, match="^llama.cpp's convert_hf_to_gguf.py failed: no config.json$"):
         METHODS["q8_0"].quantize(tmp_path, tmp_path / "out", [], Recipe(8, llama_cpp=folder), CPU, tmp_path / "log")
     assert (tmp_path / "llama_cpp.log").read_text() == "no config.json\n"
+
+
+def test_a_converter_that_overlooks_the_rotary_base_is_refused(base, sources, tmp_path):
+    """As one of before transformers 5 does: such a file answers, and worse."""
+    shutil.copytree(base, tmp_path / "base")
+    config = runs.read_json(base / "config.json")
+    config["rope_parameters"]["rope_theta"] = 100000.0
+    runs.write_json(tmp_path / "base" / "config.json", config | {"rope_theta": 100000.0})
+    with pytest.raises(UserError, match="too old: it wrote a rotary base of 10000, the model's is 100000$"):
+        METHODS["q8_0"].quantize(
+            tmp_path / "base", tmp_path / "out", [], Recipe(8, llama_cpp=sources), CPU, tmp_path / "log"
+        )
 
 
 def test_a_damaged_file_and_beams_are_refused_in_one_line(base, written, binding):
