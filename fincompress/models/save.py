@@ -1,24 +1,23 @@
 """Write checkpoints: dense weights in shards, adapters merged in, configs, tokenizer and model card."""
 
 import copy
+import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 
 from fincompress import runs
 
 
 def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: torch.dtype) -> None:
-    """Write a standard checkpoint in ``dtype``, whatever the model holds its weights in; adapters are merged.
-
-    The weights in ``dtype`` are held in main memory for a while.
-    """
+    """Write a standard checkpoint in ``dtype``, whatever the model holds its weights in; adapters are merged."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     directory.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(dict(dense_tensors(base, dtype)), directory)
+    write_weights(directory, base, dtype)
     config = copy.deepcopy(base.config)
     config.architectures = [type(base).__name__]
     config.dtype = dtype
@@ -43,30 +42,57 @@ def write_rope_theta(directory: Path) -> None:
 
 
 @torch.no_grad()
-def dense_tensors(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """``(name, tensor)`` of every weight in ``dtype`` on the CPU: dequantized, adapters merged, tied weights once.
+def write_weights(directory: Path, model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Write a model's weights in ``dtype``, in shards of at most 5 GB; main memory holds one of them at a time.
 
-    Goes module by module, so a 4-bit 7B model on a GPU stays 4-bit there. Unlike peft's own merging, sums are rounded
-    to 16 bits once, and never to 4 or 8.
+    Goes weight by weight, so a 4-bit 7B model on a GPU stays 4-bit there.
+    """
+    weights = {name: (shape, compute) for name, shape, compute in dense_weights(model)}
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, _) in weights.items()}
+    split = split_torch_state_dict_into_shards(empty)
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for name, (_, compute) in weights.items():
+        file = split.tensor_to_filename[name]
+        # A copy: views of the file they were read from would all be written into one shard.
+        shards.setdefault(file, {})[name] = compute().detach().to("cpu", dtype, copy=True).contiguous()
+        if len(shards[file]) == len(split.filename_to_tensors[file]):
+            save_file(shards.pop(file), directory / file, metadata={"format": "pt"})
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        runs.write_json(directory / "model.safetensors.index.json", index)
+
+
+def dense_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[], torch.Tensor]]]:
+    """``(name, shape, what computes it)`` of every weight once dense: dequantized, adapters merged, tied weights once.
+
+    Unlike peft's own merging, sums are rounded to 16 bits once, and never to 4 or 8.
     """
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
 
     inside, seen = None, set()
     for name, module in model.named_modules():
         if inside and name.startswith(inside):
             continue
-        base = module.get_base_layer() if isinstance(module, LoraLayer) else module
+        adapted = isinstance(module, LoraLayer)
+        base = module.get_base_layer() if adapted else module
         for parameter_name, parameter in base.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            value = dequantize_module_weight(base) if parameter_name == "weight" else parameter
-            if base is not module and parameter_name == "weight":
-                inside = name + "."
-                value = sum((module.get_delta_weight(one).float() for one in module.active_adapters), value.float())
-            # A copy: views of the file they were read from would all be written into one shard.
-            yield f"{name}.{parameter_name}", value.detach().to("cpu", dtype, copy=True)
+            state = getattr(parameter, "quant_state", None)
+            compute = functools.partial(dense_weight, module, base) if parameter_name == "weight" else parameter.clone
+            inside = name + "." if adapted and parameter_name == "weight" else inside
+            yield f"{name}.{parameter_name}", parameter.shape if state is None else state.shape, compute
+
+
+def dense_weight(module: torch.nn.Module, base: torch.nn.Module) -> torch.Tensor:
+    """The weight of a layer ``base``, with what the adapters of ``module``, if it has some, add to it."""
+    from peft.utils.integrations import dequantize_module_weight
+
+    value = dequantize_module_weight(base)
+    if base is module:
+        return value
+    return sum((module.get_delta_weight(one).float() for one in module.active_adapters), value.float())
 
 
 def save_tokenizer(tokenizer, directory: Path) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from fincompress import models
+from fincompress.models import save
 
 
 def test_a_checkpoint_is_whole_standard_and_in_the_type_asked_for(tiny_base, tmp_path):
@@ -28,3 +29,20 @@ def test_a_rotary_base_stands_where_older_tools_look_for_it_too(tiny_base, tmp_p
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.config.rope_parameters == model.config.rope_parameters
     assert json.loads((Path(tiny_base) / "config.json").read_text())["rope_theta"] == 10000.0
+
+
+def test_a_large_model_is_written_shard_after_shard(tiny_base, tmp_path, monkeypatch):
+    """Never two shards in memory; whole once it is read again."""
+    model, split, held = AutoModelForCausalLM.from_pretrained(tiny_base), save.split_torch_state_dict_into_shards, []
+    monkeypatch.setattr(
+        save, "split_torch_state_dict_into_shards", lambda weights: split(weights, max_shard_size="200KB")
+    )
+    write = save.save_file
+    monkeypatch.setattr(
+        save, "save_file", lambda shard, *rest, **more: held.append(len(shard)) or write(shard, *rest, **more)
+    )
+    save.write_checkpoint(tmp_path, model, models.load_tokenizer(tiny_base), torch.float32)
+    assert len(held) == len(list(tmp_path.glob("model-*.safetensors"))) > 2 and sum(held) == len(model.state_dict())
+    found, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
