@@ -113,6 +113,15 @@ def test_success_is_not_reported_as_failure():
     assert run_script(lambda: None) is None
 
 
+def test_a_bug_keeps_its_traceback_and_its_status():
+    done = subprocess.run(
+        [sys.executable, "-c", "from fincompress.errors import run_script\nrun_script(lambda: 1 / 0)"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and done.stderr.endswith("ZeroDivisionError: division by zero\n")
+
+
 def run_python(code, **options):
     return subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, **options)
 
