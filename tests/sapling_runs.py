@@ -5,9 +5,9 @@ import json
 import pytest
 from scripts import run_in_process, script_globals
 
-DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
+DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=32", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
-SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=16", "--FIRST_SCAN_EXAMPLES=8",
+SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=8", "--FIRST_SCAN_EXAMPLES=4",
            "--SCAN_BATCH_SIZE=4", "--DROPS_EARLY=1", "--DROPS_LATE=1", "--LOGGING_STEPS=1", "--LEARNING_RATE=1e-3",
            "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.52",
            # Algorithm 1 without a teacher, as RECOVERY = "paper" sets it
@@ -36,7 +36,7 @@ def done(*arguments, **environment):
 def settings_of(environment, **changed):
     """The constants of sapling_train.py for the six blocks, as ``main`` hands them on."""
     constants = {name: value for name, value in script_globals("sapling_train.py").items() if name.isupper()}
-    small = {"DATA_RUN": "six_data", "CALIBRATION_EXAMPLES": 16, "FIRST_SCAN_EXAMPLES": 8, "HEAL_AT": []}
+    small = {"DATA_RUN": "six_data", "CALIBRATION_EXAMPLES": 8, "FIRST_SCAN_EXAMPLES": 4, "HEAL_AT": []}
     small |= {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25}
     return constants | environment | small | changed
 
@@ -81,9 +81,10 @@ def phase_1(six):
 
 @pytest.fixture(scope="session", params=["full", pytest.param("qlora", marks=pytest.mark.real)])
 def taught(request, six, phase_1):
-    """A run that learns from phase 1, and heals two depths, and its command."""
+    """A run that learns from phase 1, and heals two depths, and its command; under adapters it trains half of them."""
     results, environment = six
-    command = (*SAPLING, *(QLORA if request.param == "qlora" else ()), *TAUGHT)
+    half = (*QLORA, "--TRAIN_RATIO=0.5", "--HEALING_TRAIN_RATIO=0.5")
+    command = (*SAPLING, *TAUGHT, *(half if request.param == "qlora" else ()))
     run = f"taught_{request.param}"
     done(*command, f"--RUN={run}", **environment)
     return results / run, command

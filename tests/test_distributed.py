@@ -124,7 +124,7 @@ def test_two_processes_drop_and_heal_as_one_does(six, taught):
 def test_two_processes_drop_under_adapters_as_one_does_also_after_a_kill(six, phase_1):
     results, environment = six
     # Units of a random model are worth nearly the same: with this seed no drop hangs on rounding.
-    command = (*SAPLING, *ADAPTERS, *TAUGHT, "--SEED=1", "--CYCLE_EPOCHS=0.5", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.25")
+    command = (*SAPLING, *ADAPTERS, *TAUGHT, "--SEED=1", "--CYCLE_EPOCHS=0.75", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.25")
     done(*command, "--RUN=adapters_by_one", **environment)
     command += ("--RUN=adapters_by_two",)
     kill = ("fincompress.training.TargetTrainer", "training_step", 9)  # between the drops

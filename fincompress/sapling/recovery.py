@@ -8,10 +8,13 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
 
 from fincompress import distributed, provenance, training
 from fincompress.errors import UserError
@@ -72,6 +75,13 @@ class RecoveryTrainer(training.TargetTrainer):
             if self.moments and name in self.moments:
                 optimizer.state[parameter] = self.moments[name]
         return optimizer
+
+    def _load_from_checkpoint(self, checkpoint, model=None):
+        """Adapters are read here: the Trainer's own then trains those of all units, and in some of its versions leaves
+        out the student's where the teacher's lies beside it."""
+        if not hasattr(self.model, "peft_config"):
+            return super()._load_from_checkpoint(checkpoint, model)
+        return set_peft_model_state_dict(self.model, load_file(Path(checkpoint, "adapter_model.safetensors")))
 
     def _save_checkpoint(self, *arguments, **options):
         super()._save_checkpoint(*arguments, **options)

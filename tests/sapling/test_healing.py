@@ -26,8 +26,8 @@ def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught):
     for row in metrics["healed"]:
         facts = read(directory / str(row["units_left"]) / "train_metrics.json")
         assert facts["healed"] and facts["calibration_nll"] == row["calibration_nll"]
-    assert [row["examples_seen"] for row in metrics["healed"]] == [48, 24]
-    assert metrics["examples_seen"] == 3.5 * 48 and facts["examples_seen"] == 2.5 * 48  # two cycles, two healings
+    assert [row["examples_seen"] for row in metrics["healed"]] == [32, 16]
+    assert metrics["examples_seen"] == 3.5 * 32 and facts["examples_seen"] == 2.5 * 32  # two cycles, two healings
     stages = pd.read_csv(directory / "loss_curve.csv")["stage"]
     assert stages.drop_duplicates().tolist() == ["10 of 12 units", "healing 10 of 12 units",
                                                  "8 of 12 units", "healing 8 of 12 units"]  # fmt: skip

@@ -35,10 +35,10 @@ def test_the_losses_and_calibration_scores_of_phase_1_are_reported(six, logged):
     script = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--RUN=reported", *FEW, "--REPORT_TO=tensorboard")
     done = run_in_process(*script, **environment)
     assert done.returncode == 0, done.stderr
-    assert [step for step, _ in with_name(logged, "loss")] == list(range(1, 13))
+    assert [step for step, _ in with_name(logged, "loss")] == list(range(1, 9))
     (score,) = runs.read_json(results / "reported" / "train_metrics.json")["calibration"]
-    assert with_name(logged, "eval_calibration_nll") == [(12, score["calibration_nll"])]
-    assert with_name(logged, "eval_calibration_exact") == [(12, score["calibration_exact"])]
+    assert with_name(logged, "eval_calibration_nll") == [(8, score["calibration_nll"])]
+    assert with_name(logged, "eval_calibration_exact") == [(8, score["calibration_exact"])]
 
 
 def test_the_tool_that_shows_the_logs_is_no_part_of_a_runs_identity(six, logged):
