@@ -16,7 +16,8 @@ from torch import nn
 from fincompress.errors import UserError
 
 KINDS = ("attention", "mlp")
-# Where a sub-layer lies in a decoder block of Llama, Mistral, Qwen2, Qwen3 and their like: its norm and its body.
+LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # model types whose blocks add twice to the stream, unscaled
+# Where a sub-layer lies in a decoder block of these: its norm and its body.
 PARTS = {"attention": ("input_layernorm", "self_attn"), "mlp": ("post_attention_layernorm", "mlp")}
 Parts = dict[tuple[int, str], nn.Module]  # (block, name of the part) -> the module that stood there
 
@@ -46,19 +47,13 @@ class Nothing(nn.Module):
 def decoder(model: nn.Module) -> nn.Module:
     """The decoder inside a causal language model, with or without LoRA: it has ``embed_tokens``, ``layers``, ``norm``.
 
-    Raises UserError where its blocks are not built the Llama way: other wiring would be skipped wrongly, in silence.
+    Raises UserError where its blocks may not be built the Llama way: other wiring would be skipped or patched wrongly,
+    in silence.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    found = base.get_decoder() if hasattr(base, "get_decoder") else None
-    parts = sorted(part for pair in PARTS.values() for part in pair)
-    blocks = getattr(found, "layers", [])
-    like_llama = len(blocks) and all(sorted(name for name, _ in block.named_children()) == parts for block in blocks)
-    if not like_llama or not all(hasattr(found, name) for name in ("embed_tokens", "norm")):
-        raise UserError(
-            f"{type(base).__name__} is not built of Llama-like blocks (pre-norm attention, then pre-norm MLP): "
-            "Llama, Mistral, Qwen2 and Qwen3 can be pruned here"
-        )
-    return found
+    if base.config.model_type not in LIKE_LLAMA:
+        raise UserError(f"a {base.config.model_type} cannot be pruned here: {', '.join(LIKE_LLAMA)} can")
+    return base.get_decoder()
 
 
 def module(model: nn.Module, sublayer: SubLayer) -> nn.Module:

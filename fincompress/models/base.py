@@ -124,9 +124,9 @@ def base_config(base_model: str, results_dir: str):
 
 
 def read_config(path: str):
-    """The config of a checkpoint folder or hub id."""
+    """The config of a checkpoint folder or hub id; of a model that also reads images, of its language model."""
     with explain_loading(path):
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path).get_text_config()
 
 
 def room_for_prompt(config, name: str, new_tokens: int, prompt_tokens: int = 1) -> int:

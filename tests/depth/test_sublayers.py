@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, GraniteConfig
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
@@ -124,13 +124,17 @@ def test_packable_units_are_neighbours_and_leave_whole_blocks(model):
         assert [one.kind for one in sub.sublayers(model)] == ["attention", "mlp"] * (len(sub.sublayers(model)) // 2)
 
 
+SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+
+
 @pytest.mark.parametrize(
     "config",
     [
         GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2),
-        GPTNeoXConfig(vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2),
+        GPTNeoXConfig(**SMALL),
+        GraniteConfig(**SMALL),  # built alike, but scales what is added to the stream
     ],
 )
 def test_another_architecture_is_refused(config):
-    with pytest.raises(UserError, match="not built of Llama-like blocks"):
+    with pytest.raises(UserError, match=f"a {config.model_type} cannot be pruned here: llama, "):
         sub.units(AutoModelForCausalLM.from_config(config), "sublayer")
