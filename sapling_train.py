@@ -101,7 +101,7 @@ def main() -> None:
         run.save_state()
     while not run.stopped:
         run.train(CYCLE_EPOCHS if run.state.trajectory and SCHEDULE == "successive" else FIRST_EPOCHS)
-        sapling.save_checkpoint(run)
+        sapling.save_on_the_way(run)
         sapling.heal(run)
         ranking = run.score()
         sapling.stop_if_reached(run, ranking.whole)
@@ -121,6 +121,10 @@ def check_settings(s: dict) -> None:
     check_choice("UPDATE", UPDATE, ("full", "qlora"))
     check_recovery(s)
     training.check_settings(s)
+    if ACCURACY_FLOOR and s["HEAL_AT"]:
+        raise UserError(
+            "a depth below ACCURACY_FLOOR would be healed in vain: set HEAL_AT = [], the last one is healed"
+        )
     if SCHEDULE == "one_shot" and (ACCURACY_FLOOR or TARGET_MEMORY_GB or TARGET_LATENCY_MS):
         raise UserError("SCHEDULE = 'one_shot' drops to TARGET_SIZE at once: the other targets need 'successive'")
     if SCHEDULE == "one_shot" and DROP_UNIT == "sublayer" and PACKABLE_ONLY:

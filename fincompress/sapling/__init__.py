@@ -1,6 +1,6 @@
 """SAPLING: a run that shrinks a model (``run``), and how what a drop costs is learned back (``recovery``)."""
 
-from fincompress.sapling.checkpoints import finish, save_checkpoint
+from fincompress.sapling.checkpoints import finish, save_on_the_way
 from fincompress.sapling.healing import heal
 from fincompress.sapling.run import Run
 from fincompress.sapling.start import apply_recovery, open_run
@@ -8,6 +8,6 @@ from fincompress.sapling.stop import return_above_floor, stop_if_reached
 from fincompress.sapling.teacher import needs_teacher
 
 __all__ = [
-    "Run", "apply_recovery", "finish", "heal", "needs_teacher", "open_run", "return_above_floor", "save_checkpoint",
+    "Run", "apply_recovery", "finish", "heal", "needs_teacher", "open_run", "return_above_floor", "save_on_the_way",
     "stop_if_reached",
 ]  # fmt: skip

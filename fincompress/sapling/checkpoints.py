@@ -16,21 +16,26 @@ if TYPE_CHECKING:
     from fincompress.sapling.run import Run
 
 
+def save_on_the_way(run: Run) -> None:
+    """Save a depth that is not healed, every SAVE_EVERY cycles."""
+    s, state = run.settings, run.state
+    untouched = not state.trajectory and not state.examples_seen  # what it started from, once more
+    if untouched or run.is_healed() or run.depths_reached():
+        return
+    cycles = len({row["scan"] for row in state.trajectory})
+    # The last depth above an accuracy floor is known only when the next one falls below it.
+    if s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0):
+        write_depth(run)
+
+
 @torch.no_grad()
-def save_checkpoint(run: Run, healed: dict | None = None) -> None:
+def write_depth(run: Run, healed: dict | None = None) -> None:
     """Write the model as it is as ``<units left>/``, a standard checkpoint in 16 bits that is checked first.
 
-    ``healed`` is the record of a depth that was trained to the end; others are saved every SAVE_EVERY cycles.
+    ``healed`` is the record of a depth that was trained to the end.
     """
     s, state, student = run.settings, run.state, run.student
-    cycles = len({row["scan"] for row in state.trajectory})
     if not distributed.is_main():
-        return
-    untouched = not state.trajectory and not state.examples_seen  # what it started from, once more
-    # The last depth above an accuracy floor is known only when the next one falls below it.
-    wanted = s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0)
-    kept = any(row["units_left"] == student.left for row in state.healed)  # by a run that was killed after it
-    if healed is None and (untouched or not wanted or kept or run.depths_reached()):
         return
     repacked = repack.repacked_model(student.model)
     with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from fincompress import distributed, runs
-from fincompress.sapling.checkpoints import save_checkpoint
+from fincompress.sapling.checkpoints import write_depth
 from fincompress.sapling.recovery import train_stage
 from fincompress.training.loss import calibration_means
 
@@ -31,7 +31,7 @@ def heal(run: Run, last: bool = False) -> None:
     from the unhealed model: afterwards weights and moments are what they were.
     """
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
-    if any(row["units_left"] == student.left for row in state.healed) or not (depths or last):
+    if run.is_healed() or not (depths or last):
         return
     passes = s["HEALING_EPOCHS"]
     if isinstance(passes, list):
@@ -56,7 +56,7 @@ def heal(run: Run, last: bool = False) -> None:
             with student.scoring_model() as model:
                 best = calibration_means(*run.calibration_scores(model))
         row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
-        save_checkpoint(run, row)
+        write_depth(run, row)
     state.healed.append(row)
     run.save_state(trained=True, weights=False)
     if distributed.is_main():

@@ -232,6 +232,10 @@ class Run:
         early = self.student.share > (1 + s["TARGET_SIZE"]) / 2  # the first half of the way
         return s["DROPS_EARLY"] if early else s["DROPS_LATE"]
 
+    def is_healed(self) -> bool:
+        """Whether a copy of the model as it is was healed, maybe before this run was killed."""
+        return any(row["units_left"] == self.student.left for row in self.state.healed)
+
     def depths_reached(self) -> list[float]:
         """Depths of HEAL_AT that the model has come to and that were not healed yet."""
         left, share = len(sub.sublayers(self.student.model)), self.student.share

@@ -99,7 +99,6 @@ def return_above_floor(run: Run) -> None:
         if int(path.name) < above["units"] and distributed.is_main():
             shutil.rmtree(path)
     del state.trajectory[above["drops"] :]
-    state.healed = [row for row in state.healed if row["units_left"] >= above["units"]]
     state.weights, state.patched, state.trained = above["weights"], above["patched"], False
     state.write(run.directory)
     run.cache = None

@@ -72,7 +72,7 @@ def test_a_run_that_fell_below_the_floor_returns_to_the_last_depth_above_it(six,
     left, kept = run.student.left, run.state.weights
     drop_at(0.46)
     train_to(0.44)
-    method.save_checkpoint(run)
+    method.save_on_the_way(run)
     assert "fell below" in run.stopped and run.student.left < left
     assert (run.directory / str(run.student.left)).exists()
     assert {path.name for path in run.directory.glob("state-*")} == {kept, run.state.weights}
