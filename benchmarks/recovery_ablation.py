@@ -94,11 +94,12 @@ def heal(settings: dict, dropped: list[str]) -> None:
         run.save_state()
     unscored = Score((), torch.zeros(1), torch.zeros(1))  # the model between drops is nothing to judge
     ranking = Ranking([Score(sub.parse_unit(name)) for name in dropped], unscored)
-    while run.student.share > settings["TARGET_SIZE"]:
+    while run.student.share > settings["TARGET_SIZE"] and len(run.state.trajectory) < len(dropped):
         run.drop(ranking)
         run.save_state()
         sapling.heal(run)
     run.state.stopped = "every pair of the trajectory that TARGET_SIZE wants is dropped"
+    sapling.heal(run, last=True)
     sapling.finish(run)
 
 

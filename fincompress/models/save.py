@@ -67,22 +67,14 @@ def dense_weights(model: torch.nn.Module) -> Iterator[tuple[str, torch.Size, Cal
 
     Unlike peft's own merging, sums are rounded to 16 bits once, and never to 4 or 8.
     """
-    from peft.tuners.lora import LoraLayer
-
-    inside, seen = None, set()
-    for name, module in model.named_modules():
-        if inside and name.startswith(inside):
+    for name, parameter in model.named_parameters():  # tied ones once
+        path, _, kind = name.rpartition(".")
+        if ".lora_" in path:
             continue
-        adapted = isinstance(module, LoraLayer)
-        base = module.get_base_layer() if adapted else module
-        for parameter_name, parameter in base.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            state = getattr(parameter, "quant_state", None)
-            compute = functools.partial(dense_weight, module, base) if parameter_name == "weight" else parameter.clone
-            inside = name + "." if adapted and parameter_name == "weight" else inside
-            yield f"{name}.{parameter_name}", parameter.shape if state is None else state.shape, compute
+        base, path = model.get_submodule(path), path.removesuffix(".base_layer")
+        state, module = getattr(parameter, "quant_state", None), model.get_submodule(path)
+        compute = functools.partial(dense_weight, module, base) if kind == "weight" else parameter.clone
+        yield f"{path}.{kind}", parameter.shape if state is None else state.shape, compute
 
 
 def dense_weight(module: torch.nn.Module, base: torch.nn.Module) -> torch.Tensor:

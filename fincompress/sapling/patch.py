@@ -9,47 +9,10 @@ import torch
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
-from fincompress.training.loss import target_logits
+from fincompress.depth.scan import trace
 
 PROJECTIONS = {"attention": "o_proj", "mlp": "down_proj"}
 RIDGE = 0.01  # of the mean of the Gram matrix's diagonal
-
-
-class Passed(Exception):
-    """Ends a forward pass whose rest nobody needs."""
-
-
-@torch.no_grad()
-def around(model: torch.nn.Module, unit: Unit, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stream before and after a unit, (batch, tokens, hidden) each; what comes after it is not run."""
-    layers, first, last, found = sub.decoder(model).layers, unit[0], unit[-1], []
-
-    def enters(module, arguments):
-        found.append(arguments[0])
-        if len(found) == 2:
-            raise Passed
-
-    def leaves(module, arguments, output):
-        found.append(output)
-        raise Passed
-
-    def entry(block: int, kind: str) -> torch.nn.Module:
-        return layers[block] if kind == "attention" else layers[block].post_attention_layernorm
-
-    hooks = [entry(first.block, first.kind).register_forward_pre_hook(enters)]
-    if last.kind == "attention":
-        hooks.append(entry(last.block, "mlp").register_forward_pre_hook(enters))
-    else:
-        hooks.append(layers[last.block].register_forward_hook(leaves))
-    try:
-        target_logits(model, batch)
-    except Passed:
-        pass
-    finally:
-        for hook in hooks:
-            hook.remove()
-    entering, leaving = found
-    return entering, leaving
 
 
 @torch.no_grad()
@@ -72,7 +35,7 @@ def absorb(model: torch.nn.Module, unit: Unit, batches: Iterable[dict[str, torch
     hook = projection.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     try:
         for batch in batches:
-            entering, leaving = around(model, unit, batch)
+            entering, leaving = trace(model, batch).around(unit[0], unit[-1])
             real = batch["attention_mask"].bool()
             weight = 1 / entering[real].float().norm(dim=-1, keepdim=True)
             inputs = seen.pop()[real].float() * weight

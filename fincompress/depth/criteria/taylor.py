@@ -13,22 +13,15 @@ from fincompress.training.loss import IGNORE, target_logits
 def taylor(model, units, batches, context):
     """Sum of |weight * gradient| over the unit's weights, the gradient that of the NLL of all target tokens."""
     weights = {unit: [p for one in unit for p in sub.parameters(model, one)] for unit in units}
-    before = [(p, p.requires_grad) for p in model.parameters()]
     model.requires_grad_(False)
     for parameter in (p for some in weights.values() for p in some):
         parameter.requires_grad_(True)
-        parameter.grad = None
-    try:
-        with torch.enable_grad():
-            for batch in batches:
-                logits, labels = target_logits(model, batch)
-                F.cross_entropy(
-                    logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-                ).backward()
-        return Ranking.lowest_first(
-            {unit: sum(float((p.detach() * p.grad).abs().sum()) for p in some) for unit, some in weights.items()}
-        )
-    finally:
-        for parameter, required in before:
-            parameter.requires_grad_(required)
-            parameter.grad = None
+    with torch.enable_grad():
+        for batch in batches:
+            logits, labels = target_logits(model, batch)
+            F.cross_entropy(
+                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
+            ).backward()
+    return Ranking.lowest_first(
+        {unit: sum(float((p.detach() * p.grad).abs().sum()) for p in some) for unit, some in weights.items()}
+    )
