@@ -27,13 +27,15 @@ def few_objects_to_collect():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One process for each file, and one for all files that look at the same runs of sapling_runs.py."""
+    """One process for each file, and one for all files that look at the same runs, or convert SmolLM2."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            return "sapling_runs" if "from sapling_runs import" in (REPOSITORY / file).read_text() else file
+            shared = ("from sapling_runs import", "models.EMBEDDED")
+            text = (REPOSITORY / file).read_text()
+            return next((name for name in shared if name in text), file)
 
     return Scheduling(config, log)
 
@@ -73,6 +75,20 @@ def memory_is_not_simulated():
         ),
         mock.patch("fincompress.sapling.start.predict", lambda *run: 0.1),
     ):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def only_tests_of_charts_draw_them(request):
+    """A quarter of a second each."""
+    from fincompress.report import charts
+
+    def start_of_a_png(figure, path):
+        path.write_bytes(b"\x89PNG")
+        charts.plt.close(figure)
+
+    save = charts.save if request.path.parent.name == "report" else start_of_a_png
+    with mock.patch.object(charts, "save", save):
         yield
 
 

@@ -108,6 +108,7 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
     assert found.peak == pytest.approx(theirs, rel=0.02)
 
 
+@pytest.mark.real  # many simulations
 def test_recomputing_smaller_batches_and_packed_weights_need_less():
     def peak(batch=4, **options):
         return simulation.training(SMALL, batch, 128, 16, **options).gb
@@ -139,7 +140,7 @@ def test_work_is_counted_as_it_is_known():
     assert costs.seconds(1e9, 1e9, 1.0) == costs.calls
 
 
-@pytest.mark.real  # a quarter of a minute
+@pytest.mark.real  # half a minute
 def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
     constants = ("--BASE_MODEL=shape:tiny", "--DEVICES=['cuda']", "--LARGEST=True", f"--EXAMPLES={10**9}")
     done = run_in_process("predict.py", *constants, f"--RESULTS_DIR={tmp_path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import re
 from collections import Counter
@@ -91,6 +92,14 @@ class Figure(str):
 
 Grid = dict[str, dict[str, Figure]]  # figures by what they are of, then by date
 FIELD = re.compile(r"{(\w+)}")  # of a template
+
+
+@functools.cache
+def needs(text: str) -> frozenset[str]:
+    """The fields that a template and its wording have to be filled with."""
+    return frozenset(FIELD.findall(text))
+
+
 # Programs whose result has another unit than their figures, which must be positive.
 _UNITLESS = re.compile(r"greater|multiply|divide\(\S+ (?!const_[23])")
 
@@ -109,11 +118,12 @@ class Asker:
     def ask(self, **fields: object) -> None:
         """Add a question of each of ``FAMILIES`` that ``fields`` can fill and whose program executes."""
         for template, *wordings in FAMILIES:
-            if not {*FIELD.findall(template + wordings[0])} <= fields.keys():
+            if not needs(template + wordings[0]) <= fields.keys():
                 continue
             figures = [fields[name] for name in FIELD.findall(template)]
             program = template.format(**fields)
-            execution = execute(tokenize(program), self.table)
+            tokens = tokenize(program)
+            execution = execute(tokens, self.table)
             if execution.invalid or (_UNITLESS.search(template) and any(figure[0] == "-" for figure in figures)):
                 continue
             wording = wordings[-1] if self.rng.random() < self.loose else self.rng.choice(wordings[:-1])
@@ -124,7 +134,7 @@ class Asker:
             self.asks.append({
                 "qa": {"question": question, "program": program, "exe_ans": execution.result},
                 "sources": dict.fromkeys(figure.source for figure in figures),
-                "kind": "index " * ("const_100), divide" in program) + " ".join(operations(tokenize(program))),
+                "kind": "index " * ("const_100), divide" in program) + " ".join(operations(tokens)),
                 "evidence": "both" if len(places) == 2 else places.pop(),
             })  # fmt: skip
 

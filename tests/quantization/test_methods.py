@@ -32,7 +32,7 @@ def texts():
     """Token ids with some structure, so that activations are correlated as those of text are."""
     generator = torch.Generator().manual_seed(0)
     pool = torch.randint(10, 2000, (40, 8), generator=generator)
-    return [pool[torch.randint(40, (12,), generator=generator)].flatten().tolist() for _ in range(32)]
+    return [pool[torch.randint(40, (12,), generator=generator)].flatten().tolist() for _ in range(16)]
 
 
 @pytest.fixture(scope="module")

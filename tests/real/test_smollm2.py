@@ -35,7 +35,7 @@ def test_the_converted_model_is_whole_and_talks(smollm2):
 def test_a_few_steps_teach_it_the_form_of_programs(smollm2, results_dir, finqa_dir):
     environment = {"RESULTS_DIR": results_dir, "DATA_DIR": finqa_dir, "BASE_MODEL": models.EMBEDDED}
     done = run_script(
-        "preprocess_data.py", "--RUN=finqa", "--TRAIN_EXAMPLES=96", "--CALIBRATION_EXAMPLES=24", "--EVAL_EXAMPLES=8",
+        "preprocess_data.py", "--RUN=finqa", "--TRAIN_EXAMPLES=64", "--CALIBRATION_EXAMPLES=16", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=96", **environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def test_a_few_steps_teach_it_the_form_of_programs(smollm2, results_dir, finqa_d
     again = loss.score_targets(model, calibration, collator, 12, DTYPE)[0].mean().item()
     assert again == pytest.approx(after, rel=0.02)
 
-    done = run_script("evaluate.py", "--RUN=real", "--SPLIT=dev", "--MAX_NEW_TOKENS=48", **environment)
+    done = run_script("evaluate.py", "--RUN=real", "--SPLIT=dev", "--MAX_NEW_TOKENS=32", **environment)
     assert done.returncode == 0, done.stderr
     summary = runs.read_json(results_dir / "real" / "eval_dev.json")
     assert summary["questions"] == 8 and summary["ended_by_themselves"] >= 6

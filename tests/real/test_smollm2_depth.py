@@ -28,10 +28,10 @@ def smollm2(results_dir):
 
 @pytest.fixture(scope="module")
 def questions(results_dir, finqa_dir, smollm2):
-    """One batch of eight real dev questions with their gold programs."""
+    """One batch of four real dev questions with their gold programs."""
     done = run_script(
         "preprocess_data.py", "--RUN=finqa_depth", "--TRAIN_EXAMPLES=8", "--CALIBRATION_EXAMPLES=8",
-        "--EVAL_EXAMPLES=8", "--EVIDENCE_TOKENS=96", RESULTS_DIR=results_dir, DATA_DIR=finqa_dir,
+        "--EVAL_EXAMPLES=4", "--EVIDENCE_TOKENS=96", RESULTS_DIR=results_dir, DATA_DIR=finqa_dir,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = datasets.load_from_disk(str(results_dir / "finqa_depth" / "dev"))
