@@ -1,5 +1,6 @@
 """Fixtures: a tiny random Llama for fast tests, and real FinQA where it lies at hand."""
 
+import functools
 import gc
 import json
 import os
@@ -25,18 +26,33 @@ def few_objects_to_collect():
     gc.freeze()
 
 
+SHARED = ("from sapling_runs import", "models.EMBEDDED")  # files that have one of these look at the same runs
+
+
+@functools.cache
+def kind(path: Path) -> int:
+    """Which of SHARED a test file has, or whether it has slow tests: the longest work first."""
+    text = path.read_text()
+    return next((n for n, mark in enumerate((*SHARED, "mark.real")) if mark in text), len(SHARED) + 1)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first: no process waits long for another at the end."""
+    items.sort(key=lambda item: kind(item.path))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """One process for each file, and one for all files that look at the same runs, or convert SmolLM2."""
+    """One process for each file, and one for all files that look at the same runs."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
             file = super()._split_scope(nodeid)
-            shared = ("from sapling_runs import", "models.EMBEDDED")
-            text = (REPOSITORY / file).read_text()
-            return next((name for name in shared if name in text), file)
+            number = kind(REPOSITORY / file)
+            return SHARED[number] if number < len(SHARED) else file
 
+    config.option.loadscopereorder = False  # which would go by the number of tests
     return Scheduling(config, log)
 
 
