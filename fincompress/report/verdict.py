@@ -125,7 +125,7 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
     elif rival.execution_accuracy_low <= equal_within:  # a model that answers nothing would be as accurate
         note = f"the other answers too little for a margin of {margin}"
     elif not equal:
-        note = f"the most accurate depth, not shown to be within {margin}"
+        note = f"no depth is shown to be within {margin}"
         # Where all are smaller than the rival, a larger one may be as accurate.
         winner = OPEN if near or checkpoints[-1].size_gb < (1 - TOLERANCE) * rival.size_gb else OTHER
     else:
@@ -218,7 +218,7 @@ def sentence(pairs: list[list[Comparison]]) -> str:
     names = [(sapling_name(pair[0].sapling), rival_name(pair[0].other)) for pair in pairs]
     for one in dict.fromkeys(names):
         decisions = [decision(pair) for pair, name in zip(pairs, names, strict=True) if name == one]
-        text = f"{one[1]} in {decisions.count('yes')} of {len(decisions)} pairs"
+        text = f"{one[1]} in {decisions.count('yes')} of {len(decisions)} comparisons"
         text += f" ({decisions.count(OPEN)} not decided)" if OPEN in decisions else ""
         said.setdefault(one[0], []).append(text)
     return " ".join(f"{name} beats {', and '.join(texts)}." for name, texts in said.items())
@@ -233,17 +233,17 @@ def rival_name(row: Row) -> str:
 
 
 def answers(pairs: list[list[Comparison]]) -> list[str]:
-    """Sentences for "at equal size", "at equal accuracy" and "time per question", where that was measured.
+    """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
-    One pair speaks for the others of SAPLING alone, and one for those of SAPLING that was quantized afterwards: of
-    those whose speeds were measured the nearest in bytes, and of the same rival one with a depth shown to be as
-    accurate, else the most accurate.
+    Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those whose speeds were
+    measured the nearest in bytes, and of the same rival one with a depth shown to be as accurate, else the most
+    accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
         return [sentence(pairs)]
-    kinds = [[pair for pair in pairs if pair[0].sapling.kind == kind] for kind in SAPLINGS]
-    return [line for group in kinds if group for line in answer(group)]
+    kinds = ([pair for pair in pairs if pair[0].sapling.kind == kind] for kind in SAPLINGS)
+    return [f"**{sentence(pairs)}**", *answer(next(filter(None, kinds)))]
 
 
 def answer(pairs: list[list[Comparison]]) -> list[str]:
@@ -266,27 +266,29 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     label = "At equal size" if near else "Nearest in size"
     if distance(chosen) > min(map(distance, pairs)):
         label += ", of those whose speed was measured"
-    counted = f"It is less accurate in {losses} of {len(pairs)} pairs."
+    counted = f"It is shown to be less accurate in {losses} of {len(pairs)} comparisons."
     if not near and sapling.size_gb < rival.size_gb and size.difference and size.difference["difference"] < 0:
-        counted = "It is smaller, so this decides nothing."
+        counted = f"{ours} is smaller, so this decides nothing."
     said = [
         f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
         f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
     ]
     if equal.equal == UNSHOWN:
-        said.append(f"**At equal accuracy** nothing is compared: {equal.sapling.run} is {equal.notes[0]}.")
+        said.append(
+            f"**At equal accuracy** nothing is compared: {equal.notes[0]}. The most accurate is {equal.sapling.run}."
+        )
     else:
         cost = " and ".join(f"{equal.ratios[x]} times the {x}" for x in ("bytes", "memory") if x in equal.ratios)
         shown = sum(pair[1].equal == ACCURACY for pair in pairs)
         said.append(
             f"**At equal accuracy** ({equal.ratios['accuracy']} points) {ours} takes {cost} of {name}. A depth is "
-            f"shown to be as accurate in {shown} of {len(pairs)} pairs."
+            f"shown to be as accurate in {shown} of {len(pairs)} comparisons."
         )
     times = [row.seconds_per_question for row in (sapling, equal.sapling, rival)]
     if None not in times:
         tokens = f"{rival.prompt_tokens} tokens in, {rival.answer_tokens} out"
         depth = "at equal accuracy" if equal.equal == ACCURACY else "at its most accurate depth"
         text = "**Time per question** ({}): {} takes {:.2f} s {} and {:.2f} s {}, {} {:.2f} s."
-        where = "at equal size" if near else "there"
+        where = "at equal size" if near else "at that size"
         said.append(text.format(tokens, ours, times[0], where, times[1], depth, name, times[2]))
     return said

@@ -86,7 +86,7 @@ def test_sapling_beats_gptq_where_it_is_better_in_everything(tmp_path):
     assert size.winners == dict.fromkeys(("accuracy", "decode", "prefill", "memory"), "SAPLING")
     assert equal.winners == dict.fromkeys(("decode", "prefill", "memory", "bytes"), "SAPLING")
     assert size.ratios["accuracy"].startswith("+11.3 [") and size.ratios["memory"] == "0.60"
-    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 1 of 1 pairs."
+    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 1 of 1 comparisons."
 
 
 def test_one_loss_refutes(tmp_path):
@@ -95,7 +95,7 @@ def test_one_loss_refutes(tmp_path):
     winners = pair[0].winners
     assert (winners["accuracy"], winners["decode"]) == ("the other", "SAPLING")
     assert verdict.decision(pair) == "no"
-    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 pairs."
+    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons."
 
 
 def test_only_4_bit_quantization_of_a_known_run_is_judged_and_every_pair_is(tmp_path):
@@ -127,7 +127,7 @@ def test_the_table_has_a_line_a_comparison_and_says_why_something_is_open(tmp_pa
 
 def test_answers_are_three_sentences(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50), 50: (N < 300, 0.9)})
-    size, accuracy, time = verdict.answers(verdict.judge(found))
+    _, size, accuracy, time = verdict.answers(verdict.judge(found))
     assert size.startswith(
         "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit"
     )
@@ -145,27 +145,28 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     alone, quantized = pairs = verdict.judge(read(tmp_path))
     assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
     assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
-    said = "SAPLING beats GPTQ 4-bit in 0 of 1 pairs. SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 pairs"
+    said = "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons. SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 "
     assert verdict.sentence(pairs).startswith(said)
-    lines = verdict.answers(pairs)
-    assert len(lines) == 6 and lines[3].startswith(
-        "**Nearest in size** (38.0 % of the bytes against 43.0 %) SAPLING + "
-    )
-    assert lines[3].endswith("It is less accurate in 0 of 1 pairs.")  # as accurate
-    assert "SAPLING + GPTQ 4-bit takes 0.88 times the bytes and 0.80 times the memory of GPTQ 4-bit" in lines[4]
+    assert verdict.answers(pairs) == [f"**{verdict.sentence(pairs)}**", *verdict.answer([alone])]
+    size, accuracy, _ = verdict.answer([quantized])
+    assert size.startswith("**Nearest in size** (38.0 % of the bytes against 43.0 %) SAPLING + ")
+    assert size.endswith("It is shown to be less accurate in 0 of 1 comparisons.")  # as accurate
+    assert "SAPLING + GPTQ 4-bit takes 0.88 times the bytes and 0.80 times the memory of GPTQ 4-bit" in accuracy
     made.evaluation(tmp_path, "sapling_gptq/50", N < 100, 0.38)
-    assert verdict.answers(verdict.judge(read(tmp_path)))[3].endswith("points. It is smaller, so this decides nothing.")
+    size, *_ = verdict.answer(verdict.judge(read(tmp_path))[1:])
+    assert size.endswith("points. SAPLING + GPTQ 4-bit is smaller, so this decides nothing.")
 
 
 def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measured(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
-    _, accuracy = verdict.answers(verdict.judge(found))
-    assert "nothing is compared: sapling/30 is the most accurate depth, not shown to be within 3 points" in accuracy
+    *_, accuracy = verdict.answers(verdict.judge(found))
+    said = "nothing is compared: no depth is shown to be within 3 points. The most accurate is sapling/30."
+    assert accuracy.endswith(said)
 
 
 def test_an_accuracy_of_0_is_answered_as_0(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 0, 0.50)})
-    assert "SAPLING answers 0.0 % and" in verdict.answers(verdict.judge(found))[0]
+    assert "SAPLING answers 0.0 % and" in verdict.answers(verdict.judge(found))[1]
 
 
 # --- at equal size --------------------------------------------------------------------------------------------------
