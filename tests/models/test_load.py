@@ -182,6 +182,7 @@ def test_dequantizing_int8_once_trains_as_bitsandbytes_does(tiny_base):
         (8, 2, 9.5, None),
         (32, 2, 9.5, 8.2e9),
         (18, 8, 9.5, 7.1e9),
+        pytest.param(32, 8, 9.5, 5.7e9, marks=pytest.mark.real),
     ],
 )
 def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
