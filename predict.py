@@ -18,6 +18,7 @@ TOKENS: int = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
 TARGET_TOKENS: int = 96  # of the longest target
 LORA_RANK: int = 16  # of the adapters
 SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
+GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens, BATCH_SIZE at once
 DEVICES: list[str] = ["cuda", "cpu"]  # a GPU with bf16 and its 8-bit optimizer; a CPU that dequantizes the base
 FRAGMENTATION: float = 0.05  # share of the peak that CUDA's allocator takes on top, in pieces too small to use
 CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
@@ -139,6 +140,7 @@ def others(config) -> dict:
         "scan of SAPLING, UPDATE = qlora": lambda device: simulation.scanning(
             config, SCAN_BATCH_SIZE, TOKENS, TARGET_TOKENS, "nf4", LORA_RANK, device
         ),
+        "GPTQ": lambda device: simulation.quantizing(config, BATCH_SIZE, TOKENS, GPTQ_TEXTS, device),
         "decoding in 16 bits": decoding(config),
         "decoding, QLoRA": decoding(config, "nf4", LORA_RANK),
         "decoding, 8-bit LoRA": decoding(config, "int8", LORA_RANK),

@@ -18,7 +18,7 @@ configure(globals())
 
 import pandas as pd  # noqa: E402
 
-from fincompress import memory, provenance, runs  # noqa: E402
+from fincompress import memory, models, provenance, runs, simulation  # noqa: E402
 from fincompress.errors import run_script  # noqa: E402
 
 TRAINED = {"qlora_4bit": "QLoRA", "lora_8bit": "8-bit LoRA", "sapling": "SAPLING"}  # as the README calls them
@@ -49,9 +49,17 @@ def trained(run: str, name: str) -> dict:
 
 def quantized(run: str) -> dict:
     found = runs.read_json(runs.finished_run(RESULTS_DIR, run) / "quantize_metrics.json")
-    blocks = runs.read_json(Path(RESULTS_DIR) / run / "config.json")["num_hidden_layers"]
-    phase = f"GPTQ, {found['quantization_seconds'] / blocks:.0f} s a block"
-    return {"phase": phase, "measured GB": measured_gb(found), "kernel": found["kernel"] or "none"}
+    folder = Path(RESULTS_DIR) / run
+    config, settings = models.read_config(str(folder)), runs.read_json(folder / "settings.json")["settings"]
+    texts = settings["CALIBRATION_EXAMPLES"]
+    tokens = found["calibration_tokens"] // texts
+    predicted = simulation.quantizing(config, settings["BATCH_SIZE"], tokens, texts).gb
+    return {
+        "phase": f"GPTQ, {found['quantization_seconds'] / config.num_hidden_layers:.0f} s a block",
+        "predicted GB": predicted + memory.CUDA_CONTEXT_GB * on_gpu(found),
+        "measured GB": measured_gb(found),
+        "kernel": found["kernel"] or "none",
+    }
 
 
 def decoded(path: Path) -> dict:

@@ -1,4 +1,4 @@
-"""Simulated peak memory and time against measured: QLoRA, SAPLING with its teacher, its scan, and decoding.
+"""Simulated peak memory and time against measured: QLoRA, SAPLING with its teacher, its scan, decoding and GPTQ.
 
 Each in a fresh process, training as a few steps of the Trainer that the scripts use, on random tokens: memory does not
 ask what they say. On a CPU what is measured is resident memory beyond that before the model was loaded, with large
@@ -19,7 +19,7 @@ from fincompress.settings import configure  # noqa: E402
 # -----------------------------------------------------------------------------
 RESULTS_DIR: str = "results"  # the base model is made in base_models/ in here, once
 BASE_MODEL: str = "smollm2-135m"  # or shape:<name>
-CASES: list[str] = ["qlora", "sapling", "sapling_qlora", "scan", "decode"]  # what is measured
+CASES: list[str] = ["qlora", "sapling", "sapling_qlora", "scan", "decode", "gptq"]  # what is measured
 CASE: str | None = None  # set by the script for its own subprocesses
 BATCH_SIZE: int = 4  # sequences at once
 TOKENS: int = 224  # tokens of the longest sequence
@@ -28,6 +28,7 @@ LORA_RANK: int = 32  # of the adapters
 GRADIENT_CHECKPOINTING: bool | None = None  # None: on a GPU only
 STEPS: int = 2  # optimizer steps
 CONTEXT: int = 512  # tokens of the prompt that is decoded after
+TEXTS: int = 16  # texts of TOKENS tokens that GPTQ reads, BATCH_SIZE at once
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -35,16 +36,18 @@ import json  # noqa: E402
 import os  # noqa: E402
 import subprocess  # noqa: E402
 import tempfile  # noqa: E402
+import threading  # noqa: E402
 import time  # noqa: E402
 
 import datasets  # noqa: E402
+import psutil  # noqa: E402
 import torch  # noqa: E402
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import AutoModelForCausalLM, DynamicCache, TrainerCallback  # noqa: E402
 
-from fincompress import memory, models, simulation, training  # noqa: E402
+from fincompress import memory, models, quantization, simulation, training  # noqa: E402
 from fincompress.benchmark.worker import Worker  # noqa: E402
-from fincompress.depth import scan  # noqa: E402
+from fincompress.depth import repack, scan  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
 from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
 from fincompress.sapling import start  # noqa: E402
@@ -88,6 +91,9 @@ def measure(case: str) -> dict[str, float]:
     dtype, _ = models.pick_dtype(device)
     recompute = device.type == "cuda" if GRADIENT_CHECKPOINTING is None else GRADIENT_CHECKPOINTING
     path, config = models.base_model_path(BASE_MODEL, RESULTS_DIR), models.base_config(BASE_MODEL, RESULTS_DIR)
+    if case == "gptq":
+        predicted = simulation.quantizing(config, BATCH_SIZE, TOKENS, TEXTS, device.type)
+        return {"predicted_gb": predicted.gb, "measured_gb": quantize(config, models.load_tokenizer(path), device)}
     nf4 = "qlora" in case
     shape, options = (config, BATCH_SIZE, TOKENS, TARGET_TOKENS), {"device": device.type, "dtype": dtype}
     # What the libraries take when they are first used is not the run's.
@@ -130,6 +136,42 @@ def measure(case: str) -> dict[str, float]:
     if seconds is None:
         return row
     return row | {"predicted_s": predicted.seconds(card["tflops"], card["bandwidth_gb_per_s"]), "measured_s": seconds}
+
+
+def quantize(config, tokenizer, device: torch.device) -> float:
+    """Peak in GB while GPTQ quantizes two blocks of random weights, in a process that has used gptqmodel before."""
+
+    class Watched(type(quantization.METHODS["gptq"])):
+        """Measures while it quantizes, without the pages of files, which it reads block by block."""
+
+        def run(self, model, calibration: list[dict], batch_size: int) -> None:
+            self.rss, done = 0, threading.Event()
+
+            def watch() -> None:
+                while not done.wait(0.005):
+                    found = psutil.Process().memory_info()
+                    self.rss = max(self.rss, (found.rss - found.shared) / 1e9)
+
+            memory.reset_peak()
+            watching = threading.Thread(target=watch)
+            watching.start()
+            super().run(model, calibration, batch_size)
+            done.set()
+            watching.join()
+            self.peak = memory.peak_memory_gb()
+
+    method, texts = Watched(), torch.randint(3, 259, (TEXTS, TOKENS)).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        for one in (models.shape_config("shape:tiny"), repack.shortened_config(config, 2)):
+            source, target = (Path(folder, f"{part}-{one.hidden_size}") for part in ("source", "quantized"))
+            model = AutoModelForCausalLM.from_config(one, dtype=torch.bfloat16)
+            models.write_checkpoint(source, model, tokenizer, model.dtype)
+            del model
+            memory.release_unused()
+            held = psutil.Process().memory_info()
+            recipe = method.fit(quantization.Recipe(batch_size=BATCH_SIZE), one)
+            method.quantize(source, target, texts, recipe, device, Path(folder, "log"))
+    return method.peak.get("vram_allocated", method.rss - (held.rss - held.shared) / 1e9)
 
 
 def blocks_in_float32(model) -> None:

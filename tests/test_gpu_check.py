@@ -4,7 +4,7 @@ import made_up_runs as made
 import pytest
 from scripts import run_in_process
 
-from fincompress import runs
+from fincompress import models, runs
 
 
 @pytest.fixture
@@ -14,8 +14,11 @@ def results(tmp_path):
         metrics = {"predicted_memory_gb": 5.0, "peak_memory_gb": peak, "tokens_seen": 600, "training_seconds": 2.0}
         runs.write_json(tmp_path / run / "train_metrics.json", metrics)
     metrics = {"quantization_seconds": 50.0, "kernel": None, "peak_memory_gb": {"rss": 3.0, "vram_reserved": 2.0}}
-    runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics)
-    runs.write_json(tmp_path / "gptq_4bit" / "config.json", {"num_hidden_layers": 2})
+    runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics | {"calibration_tokens": 240})
+    runs.write_json(
+        tmp_path / "gptq_4bit" / "settings.json", {"settings": {"CALIBRATION_EXAMPLES": 4, "BATCH_SIZE": 2}}
+    )
+    models.shape_config("shape:tiny").save_pretrained(tmp_path / "gptq_4bit")
     made.throughput(tmp_path, "qlora_4bit", 20.0)
     path = tmp_path / "qlora_4bit" / "throughput_cpu.json"
     runs.write_json(path, runs.read_json(path) | {"run": "qlora_4bit", "memory_gb": {"predicted": 4.0}})
@@ -32,7 +35,8 @@ def test_each_sentence_of_the_readme_holds_where_memory_stays_below_the_cap(resu
     assert phases["train QLoRA"]["tokens/s"] == 300 and phases["decode qlora_4bit"]["tokens/s"] == pytest.approx(
         20, rel=0.05
     )
-    assert phases["GPTQ, 25 s a block"]["kernel"] == "none"
+    gptq = phases["GPTQ, 25 s a block"]
+    assert gptq["kernel"] == "none" and gptq["measured GB"] == 2.5 and 0.5 < gptq["predicted GB"] < 0.51  # both with it
 
 
 def test_a_phase_that_is_missing_is_one_line(tmp_path):

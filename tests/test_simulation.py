@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from fincompress import models, simulation
+from fincompress import models, quantization, simulation
 from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
 from fincompress.sapling import start
@@ -86,6 +86,40 @@ def test_a_scan_is_simulated_as_it_allocates():
     assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(found.gb, rel=0.02)
 
 
+def test_gptq_of_a_layer_is_simulated_as_gptqmodel_allocates():
+    def layer():
+        return torch.nn.Linear(1024, 384, bias=False, dtype=torch.bfloat16).requires_grad_(False)
+
+    quantization.require()
+    with quantization.quiet():
+        from gptqmodel import QuantizeConfig
+        from gptqmodel.quantization.gptq import GPTQ
+
+        with simulation.Costs() as found:
+            task = GPTQ(layer(), QuantizeConfig(bits=4, group_size=128, act_group_aware=True))
+            task.quantizer.configure(perchannel=True)
+            for _ in range(2):
+                task.add_batch(torch.randn(4, 96, 1024).to(torch.bfloat16), None)
+            summed = found.peak
+            task.quantize()
+    with simulation.counted() as simulated:
+        ours, hessians = layer(), {}
+        for _ in range(2):
+            simulation._add_up(hessians, ours, (torch.empty(4, 96, 1024, dtype=torch.bfloat16),))
+        assert simulated.peak == pytest.approx(summed, rel=0.1)
+        simulation._quantize(ours, hessians)
+    assert simulated.peak == pytest.approx(found.peak, rel=0.1)
+
+
+def test_gptq_holds_embeddings_one_block_its_texts_and_three_hessians():
+    block = sum(p.numel() for p in sub.decoder(real_model(SMALL)).layers[0].parameters())
+    embeddings, wide, texts = SMALL.vocab_size * 512, SMALL.intermediate_size**2, 64 * 96 * 512
+    found = simulation.quantizing(SMALL, 8, 96, 64).peak
+    assert found == pytest.approx(2 * (embeddings + block + texts) + 3 * 4 * wide, rel=0.15)
+    deeper = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 8})
+    assert simulation.quantizing(deeper, 8, 96, 64).peak == found
+
+
 def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
     def step(model, optimizer):
         loss = model(torch.zeros(2, 64, dtype=torch.long), use_cache=False).logits.float().square().sum()
@@ -146,7 +180,7 @@ def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
     done = run_in_process("predict.py", *constants, f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["memory"]) == 11 and all(0.5 <= row["cuda"] < 0.7 for row in found["memory"])
+    assert len(found["memory"]) == 12 and all(0.5 <= row["cuda"] < 0.7 for row in found["memory"])
     assert all(row["RTX 3080"] >= row["A100"] > 0 for row in found["hours"])
     assert len(found["largest"]) == 9 and all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
     assert not list(tmp_path.iterdir())
