@@ -130,6 +130,7 @@ def score_run(run: str) -> None:
         return
     print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
     options = models.offload_if_needed(path, device, BATCH_SIZE, max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS)
+    memory.reset_peak()  # that of the depth before
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     rows = dataset.remove_columns("input_ids")
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]

@@ -20,7 +20,6 @@ LORA_RANK: int = 16  # of the adapters
 SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
 GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens, BATCH_SIZE at once
 DEVICES: list[str] = ["cuda", "cpu"]  # a GPU with bf16 and its 8-bit optimizer; a CPU that dequantizes the base
-FRAGMENTATION: float = 0.05  # share of the peak that CUDA's allocator takes on top, in pieces too small to use
 CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
     "RTX 3080": [10, 59.5, 760],
     "RTX 4090": [24, 165.2, 1008],
@@ -64,7 +63,7 @@ def check_settings() -> None:
 def print_memory(config) -> list[dict]:
     print(
         f"{BASE_MODEL}: batch {BATCH_SIZE}, {TOKENS} tokens, {TARGET_TOKENS} of them target, LoRA rank {LORA_RANK}\n"
-        f"GPU: 8-bit AdamW, activations recomputed; with {FRAGMENTATION:.0%} for pieces too small to use and "
+        f"GPU: 8-bit AdamW, activations recomputed; with {memory.FRAGMENTATION:.0%} for pieces too small to use and "
         f"{memory.CUDA_CONTEXT_GB} GB of CUDA context\n"
     )
     print(f"{'peak memory':<46}" + "".join(f"{device + ', GB':>10}" for device in DEVICES))
@@ -110,7 +109,7 @@ def print_largest(config) -> list[dict]:
 
 def with_context(costs: simulation.Costs, device: str) -> float:
     """Peak in GB, with what a GPU takes beside tensors."""
-    return costs.gb * (1 + FRAGMENTATION) + memory.CUDA_CONTEXT_GB if device == "cuda" else costs.gb
+    return memory.on_a_card(costs.gb) if device == "cuda" else costs.gb
 
 
 def phases(config, batch: int, tokens: int) -> dict:
@@ -131,6 +130,7 @@ def phases(config, batch: int, tokens: int) -> dict:
 
 def others(config) -> dict:
     """Costs by phase of what is not training, each a function of the device."""
+    targets = min(TARGET_TOKENS, TOKENS - 2)
     half = repack.shortened_config(config, max(1, config.num_hidden_layers // 2))
 
     def decoding(config, precision: str = "auto", rank: int | None = None):
@@ -138,9 +138,9 @@ def others(config) -> dict:
 
     return {
         "scan of SAPLING, UPDATE = qlora": lambda device: simulation.scanning(
-            config, SCAN_BATCH_SIZE, TOKENS, TARGET_TOKENS, "nf4", LORA_RANK, device
+            config, SCAN_BATCH_SIZE, TOKENS, targets, "nf4", LORA_RANK, device
         ),
-        "GPTQ": lambda device: simulation.quantizing(config, BATCH_SIZE, TOKENS, GPTQ_TEXTS, device),
+        "GPTQ": lambda device: simulation.quantizing(config, BATCH_SIZE, TOKENS, GPTQ_TEXTS),
         "decoding in 16 bits": decoding(config),
         "decoding, QLoRA": decoding(config, "nf4", LORA_RANK),
         "decoding, 8-bit LoRA": decoding(config, "int8", LORA_RANK),

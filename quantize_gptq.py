@@ -98,12 +98,11 @@ def calibration_texts(record: dict, source: str) -> list[list[int]]:
     rows, data = runs.load_processed(RESULTS_DIR, data_run, "train")
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {source} was trained on")
-    if len(rows) < CALIBRATION_EXAMPLES:
-        raise UserError(
-            f"CALIBRATION_EXAMPLES = {CALIBRATION_EXAMPLES}, but there are {len(rows)} texts to calibrate on: lower it"
-        )
+    wanted = CALIBRATION_EXAMPLES if quantization.METHODS[METHOD].calibrates else 1  # to try out the result
+    if len(rows) < wanted:
+        raise UserError(f"CALIBRATION_EXAMPLES = {wanted}, but there are {len(rows)} texts to calibrate on: lower it")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))
-    return [list(rows[i]["input_ids"]) for i in order[:CALIBRATION_EXAMPLES].tolist()]
+    return [list(rows[i]["input_ids"]) for i in order[:wanted].tolist()]
 
 
 def write_quantized(
@@ -120,10 +119,11 @@ def write_quantized(
     name = source.relative_to(RESULTS_DIR).as_posix()
     if BLOCKS:
         source = first_blocks(source, directory / ".source.partial")
+    memory.reset_peak()  # that of the depth before
     clock = runs.Stopwatch()
     partial = directory / ".checkpoint.partial"
     method.quantize(source, partial, texts, recipe, device, directory / "gptqmodel.log")
-    seconds = clock.seconds()
+    seconds, peak = clock.seconds(), memory.peak_memory_gb()
     models.write_rope_theta(partial)
     models.save_tokenizer(models.load_tokenizer(str(source)), partial)
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
@@ -139,7 +139,7 @@ def write_quantized(
         "kernel": kernel,
         "quantization_seconds": round(seconds, 1),
         "calibration_tokens": sum(map(len, texts)) if method.calibrates else 0,
-        "peak_memory_gb": memory.peak_memory_gb(),
+        "peak_memory_gb": peak,
     }
     for when, folder in (("before", source), ("after", directory)):
         parts = memory.checkpoint_bytes(folder)

@@ -30,7 +30,6 @@ RIDGE: float = 1.0  # penalty on the squared weights of that fit
 configure(globals())
 
 import json  # noqa: E402
-import time  # noqa: E402
 
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -59,16 +58,13 @@ def main() -> None:
 
 
 def measure(split: str, pages: list[examples.Example], tokenizer) -> list[dict]:
-    """Evidence recall of one split: a dict for each ranker and way to count, ``recall`` by budget as a share."""
+    """Evidence recall of one split: a dict for each ranker, ``recall`` by budget as a share."""
     shown = {ranker: np.zeros(len(BUDGETS)) for ranker in RANKERS}
-    seconds = 0.0
     for example in tqdm(pages, desc=split, unit="example", leave=False):
         lines = evidence.page_lines(example)
         texts = [f"{line.text}\n" for line in lines]
         costs = [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
-        start = time.perf_counter()
         rank = evidence.rank(example, lines)
-        seconds += time.perf_counter() - start
         bm25 = [features["bm25"] for features in evidence.line_features(example, lines)]
         for ranker, scores in zip(RANKERS, (rank, bm25), strict=True):
             for column, budget in enumerate(BUDGETS):
@@ -80,7 +76,6 @@ def measure(split: str, pages: list[examples.Example], tokenizer) -> list[dict]:
             "examples": len(pages),
             "ranker": ranker,
             "recall": dict(zip(map(str, BUDGETS), (counts / len(pages)).round(4).tolist(), strict=True)),
-            "rank_seconds_per_1000": round(1000 * seconds / len(pages), 2),
         }
         for ranker, counts in shown.items()
     ]

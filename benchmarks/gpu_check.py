@@ -22,65 +22,53 @@ from fincompress import memory, models, provenance, runs, simulation  # noqa: E4
 from fincompress.errors import run_script  # noqa: E402
 
 TRAINED = {"qlora_4bit": "QLoRA", "lora_8bit": "8-bit LoRA", "sapling": "SAPLING"}  # as the README calls them
+LLAMA = "shape:llama-2-7b"  # what the README speaks of
 
 
 def main() -> None:
     rows = [trained(run, name) for run, name in TRAINED.items()] + [quantized("gptq_4bit")]
     rows += [decoded(path) for path in runs.records(RESULTS_DIR, "throughput_*.json")]
     print("\n" + pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:.2f}".format))
-    said = [confirmed(row) for row in rows if row["phase"].startswith("train ")]
-    print("\nREADME, Llama-2-7B on 10 GB:", *said, sep="\n")
+    model = runs.read_json(Path(RESULTS_DIR) / "qlora_4bit" / "settings.json")["base_model"]
+    said = [confirmed(row) for row in rows if row["phase"].startswith("train ")] if model == LLAMA else []
+    print(f"\nREADME, Llama-2-7B on {VRAM_CAP_GB:g} GB:", *(said or [f"- nothing: this was {model}"]), sep="\n")
     path = Path(RESULTS_DIR) / "gpu_check.json"
-    runs.write_json(path, {"rows": rows, "readme": said, "cap_gb": VRAM_CAP_GB, **provenance.provenance()})
+    found = {"base_model": model, "rows": rows, "readme": said, "cap_gb": VRAM_CAP_GB}
+    runs.write_json(path, found | provenance.provenance())
     print(f"wrote {path}")
 
 
 def trained(run: str, name: str) -> dict:
-    """What a training took: GB of the GPU where there is one, else of resident memory."""
-    folder = runs.finished_run(RESULTS_DIR, run, "train_metrics.json")
-    found = runs.read_json(folder / "train_metrics.json")
-    return {
-        "phase": f"train {name}",
-        "predicted GB": found["predicted_memory_gb"] + memory.CUDA_CONTEXT_GB * on_gpu(found),
-        "measured GB": measured_gb(found),
-        "tokens/s": found["tokens_seen"] / found["training_seconds"],
-    }
+    found = runs.read_json(runs.finished_run(RESULTS_DIR, run, "train_metrics.json") / "train_metrics.json")
+    rate = found["tokens_seen"] / found["training_seconds"]
+    return took(f"train {name}", found["predicted_memory_gb"], found["peak_memory_gb"]) | {"tokens/s": rate}
 
 
 def quantized(run: str) -> dict:
-    found = runs.read_json(runs.finished_run(RESULTS_DIR, run) / "quantize_metrics.json")
-    folder = Path(RESULTS_DIR) / run
-    config, settings = models.read_config(str(folder)), runs.read_json(folder / "settings.json")["settings"]
-    texts = settings["CALIBRATION_EXAMPLES"]
+    folder = runs.finished_run(RESULTS_DIR, run)
+    found, settings = (runs.read_json(folder / name) for name in ("quantize_metrics.json", "settings.json"))
+    config, texts = models.read_config(str(folder)), settings["settings"]["CALIBRATION_EXAMPLES"]
     tokens = found["calibration_tokens"] // texts
-    predicted = simulation.quantizing(config, settings["BATCH_SIZE"], tokens, texts).gb
-    return {
-        "phase": f"GPTQ, {found['quantization_seconds'] / config.num_hidden_layers:.0f} s a block",
-        "predicted GB": predicted + memory.CUDA_CONTEXT_GB * on_gpu(found),
-        "measured GB": measured_gb(found),
-        "kernel": found["kernel"] or "none",
-    }
+    predicted = simulation.quantizing(config, settings["settings"]["BATCH_SIZE"], tokens, texts).gb
+    phase = f"GPTQ, {found['quantization_seconds'] / config.num_hidden_layers:.0f} s a block"
+    return took(phase, predicted, found["peak_memory_gb"]) | {"kernel": found["kernel"] or "none"}
 
 
 def decoded(path: Path) -> dict:
     found = runs.read_json(path)
+    memory_gb, rate = found["memory_gb"], found["decode"]["1"]["tokens_per_s"]["median"]
+    row = took(f"decode {found['run']}", memory_gb["predicted"], memory_gb["batch 1"])
+    return row | {"tokens/s": rate, "kernel": found["kernel"]}
+
+
+def took(phase: str, predicted_gb: float, peak: dict) -> dict:
+    """What a phase was predicted to take and took: of a GPU reserved memory and CUDA's context, or resident memory."""
+    on_gpu = "vram_reserved" in peak
     return {
-        "phase": f"decode {found['run']}",
-        "predicted GB": found["memory_gb"]["predicted"],
-        "measured GB": found["inference_memory_gb"],
-        "tokens/s": found["decode"]["1"]["tokens_per_s"]["median"],
-        "kernel": found["kernel"],
+        "phase": phase,
+        "predicted GB": memory.on_a_card(predicted_gb) if on_gpu else predicted_gb,
+        "measured GB": peak["vram_reserved"] + memory.CUDA_CONTEXT_GB if on_gpu else peak["rss"],
     }
-
-
-def on_gpu(found: dict) -> bool:
-    return "vram_reserved" in found["peak_memory_gb"]
-
-
-def measured_gb(found: dict) -> float:
-    """Reserved memory and CUDA's context, or resident memory."""
-    peak = found["peak_memory_gb"]
-    return peak["vram_reserved"] + memory.CUDA_CONTEXT_GB if on_gpu(found) else peak["rss"]
 
 
 def confirmed(row: dict) -> str:

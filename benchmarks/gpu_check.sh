@@ -9,7 +9,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
-export BASE_MODEL=${BASE_MODEL:-shape:llama-2-7b} DATA_DIR=synthetic RESULTS_DIR=${RESULTS_DIR:-results-gpu-check}
+export BASE_MODEL=${BASE_MODEL:-shape:llama-2-7b} DATA_DIR=synthetic
+trial=${BASE_MODEL#shape:llama-2-7b} # another model has a folder of its own
+export RESULTS_DIR=${RESULTS_DIR:-results-gpu-check${trial:+-trial}}
 export VRAM_CAP_GB=${VRAM_CAP_GB:-10}
 if [ "$BASE_MODEL" = shape:llama-2-7b ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     echo "error: there is no CUDA GPU; BASE_MODEL=shape:tiny tries this script without one" >&2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import check_choice, configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
 RESULTS_DIR: str = "results"  # the base model is made in base_models/ in here, once
@@ -66,6 +66,10 @@ def main() -> None:
     if CASE is not None:
         print(json.dumps(measure(CASE)))
         return
+    for case in CASES:
+        check_choice("CASES", case, ("qlora", "sapling", "sapling_qlora", "scan", "decode", "gptq"))
+    if STEPS < 2:
+        raise UserError(f"STEPS = {STEPS}: the time of a step is that between two")
     rows = []
     print(" " * 14 + "".join(f"{f'predicted {unit}':>13}{f'measured {unit}':>13}{'error':>8}" for unit in ("GB", "s")))
     for case in CASES:
@@ -92,7 +96,7 @@ def measure(case: str) -> dict[str, float]:
     recompute = device.type == "cuda" if GRADIENT_CHECKPOINTING is None else GRADIENT_CHECKPOINTING
     path, config = models.base_model_path(BASE_MODEL, RESULTS_DIR), models.base_config(BASE_MODEL, RESULTS_DIR)
     if case == "gptq":
-        predicted = simulation.quantizing(config, BATCH_SIZE, TOKENS, TEXTS, device.type)
+        predicted = simulation.quantizing(config, BATCH_SIZE, TOKENS, TEXTS)
         return {"predicted_gb": predicted.gb, "measured_gb": quantize(config, models.load_tokenizer(path), device)}
     nf4 = "qlora" in case
     shape, options = (config, BATCH_SIZE, TOKENS, TARGET_TOKENS), {"device": device.type, "dtype": dtype}
@@ -155,9 +159,11 @@ def quantize(config, tokenizer, device: torch.device) -> float:
             memory.reset_peak()
             watching = threading.Thread(target=watch)
             watching.start()
-            super().run(model, calibration, batch_size)
-            done.set()
-            watching.join()
+            try:
+                super().run(model, calibration, batch_size)
+            finally:
+                done.set()
+                watching.join()
             self.peak = memory.peak_memory_gb()
 
     method, texts = Watched(), torch.randint(3, 259, (TEXTS, TOKENS)).tolist()
@@ -205,9 +211,10 @@ def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: 
     vocabulary = model.config.vocab_size
     rows = []
     for i in range(BATCH_SIZE * count):
-        length = TOKENS - 4 * (i % BATCH_SIZE)
+        place = i % BATCH_SIZE % 4
+        length = TOKENS - 4 * place
         ids = torch.randint(3, vocabulary, (length,)).tolist()
-        rows.append({"input_ids": ids, "prompt_tokens": length - TARGET_TOKENS + i % BATCH_SIZE, "length": length})
+        rows.append({"input_ids": ids, "prompt_tokens": length - TARGET_TOKENS + place, "length": length})
     with tempfile.TemporaryDirectory() as folder:
         arguments = training.training_arguments(
             TRAINING, Path(folder), device, dtype, max_steps=count, save_strategy="no",

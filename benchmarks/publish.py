@@ -4,8 +4,8 @@ Takes settings, metrics, evaluations, curves, scores and figures of the runs nam
 that were evaluated or measured, and of all that these came from.
 Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
 
-    python benchmarks/publish.py --TO=results/published/finqa-smollm2-135m \\
-        --RUNS='["base", "finqa_qlora", "finqa_gptq", "sapling"]'
+    python benchmarks/publish.py --RESULTS_DIR=results-finqa --TO=results/published/finqa-smollm2-135m \\
+        --RUNS='["base", "finqa_qlora", "finqa_gptq", "sapling_40"]'
     python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m
 """
 

@@ -69,14 +69,16 @@ def main() -> None:
     unknown = set(NAMES or []) - set(VARIANTS)
     if unknown:
         raise UserError(f"NAMES holds {sorted(unknown)}; there are {', '.join(VARIANTS)}")
-    if not Path(TRAJECTORY).exists():
-        raise UserError(f"TRAJECTORY = {TRAJECTORY!r} does not exist: name the trajectory.csv of a finished run")
-    trajectory = pd.read_csv(TRAJECTORY)
+    try:
+        dropped = pd.read_csv(TRAJECTORY)["dropped"].tolist()
+    except (OSError, ValueError, KeyError):  # no file, no table, another one
+        raise UserError(f"TRAJECTORY = {TRAJECTORY!r}: name the trajectory.csv of a run that dropped layers") from None
     recipe = runpy.run_path(str(ROOT / "sapling_train.py"))["SETTINGS"]
     for name in NAMES or VARIANTS:
         settings = recipe | {key: value for key, value in SETTINGS.items() if key in recipe}
-        settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False} | VARIANTS[name]
-        heal(settings, trajectory["dropped"].tolist())
+        settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False, "DROPPED": dropped}
+        settings |= VARIANTS[name]
+        heal(settings, dropped)
         found = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")
         for row in found["healed"]:
             scores = f"exact {row['calibration_exact']:.3f}, NLL {row['calibration_nll']:.3f}"
@@ -95,6 +97,8 @@ def heal(settings: dict, dropped: list[str]) -> None:
     unscored = Score((), torch.zeros(1), torch.zeros(1))  # the model between drops is nothing to judge
     ranking = Ranking([Score(sub.parse_unit(name)) for name in dropped], unscored)
     while run.student.share > settings["TARGET_SIZE"] and len(run.state.trajectory) < len(dropped):
+        if not run.depths_reached() and ranking.next(run.student.allowed())[0] is None:
+            raise UserError(f"TRAJECTORY drops what {settings['START_FROM']} has not, or sub-layers alone")
         run.drop(ranking)
         run.save_state()
         sapling.heal(run)
@@ -104,4 +108,4 @@ def heal(settings: dict, dropped: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, resumes=True)

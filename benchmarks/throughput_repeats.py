@@ -12,11 +12,10 @@ from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
 RUNS: list[str] = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
-DATA_RUN: str = "data"  # whose prompt lengths are taken
 RESULTS_DIR: str = "results"  # where they lie
 CALLS: int = 2  # calls of the benchmark
-ROUNDS: int = 10  # of each call, and tokens decoded in a round: as in benchmark_throughput.py
-NEW_TOKENS: int = 16
+ROUNDS: int = 10  # of each call
+NEW_TOKENS: int = 16  # decoded in a round
 BATCH_SIZES: list[int] = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
@@ -33,7 +32,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 def main() -> None:
     calls, minutes, bandwidths = [], [], []
     for number in range(CALLS):
-        told = {"RUNS": RUNS, "DATA_RUN": DATA_RUN, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
+        told = {"RUNS": RUNS, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
                 "NEW_TOKENS": NEW_TOKENS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
         clock = runs.Stopwatch()
         command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in told.items())]

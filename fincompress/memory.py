@@ -24,6 +24,7 @@ BASE_BYTES |= {
     for bits in method.bits
 }
 CUDA_CONTEXT_GB = 0.5  # what a process that uses CUDA takes of the card before it holds anything
+FRAGMENTATION = 0.05  # share of the peak that CUDA's allocator takes on top, in pieces too small to use
 
 
 def peak_memory_gb() -> dict[str, float]:
@@ -49,6 +50,11 @@ def reset_peak() -> float:
         torch.cuda.empty_cache()  # what is reserved and unused would count as reserved from the start
         torch.cuda.reset_peak_memory_stats()
     return psutil.Process().memory_info().rss / 1e9
+
+
+def on_a_card(gb: float) -> float:
+    """GB that a process takes of a GPU whose tensors are predicted to take ``gb`` at their peak."""
+    return gb * (1 + FRAGMENTATION) + CUDA_CONTEXT_GB
 
 
 def release_files(model: torch.nn.Module) -> None:

@@ -324,15 +324,13 @@ def decoding(
 
 
 @torch.no_grad()
-def quantizing(
-    config, batch: int, tokens: int, texts: int, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
-) -> Costs:
+def quantizing(config, batch: int, tokens: int, texts: int, dtype: torch.dtype = torch.bfloat16) -> Costs:
     """Memory of GPTQ in its first block, on ``texts`` texts of ``tokens`` tokens, as gptqmodel 7.6 computes it.
 
     It holds the embeddings, one block and the stream of all texts; what else the model has lies on the disk. Of one
     layer after another it sums up the Hessian of its inputs and factorizes it, which takes most for the widest inputs.
     """
-    decoder = sub.decoder(empty_model(config, "auto", device, dtype))
+    decoder = sub.decoder(empty_model(config, "auto", "cpu", dtype))
     del decoder.layers[1:]
     hessians: dict[nn.Module, torch.Tensor] = {}
 

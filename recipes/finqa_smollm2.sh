@@ -106,7 +106,7 @@ mkdir -p $published
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 measured=("${phases[@]}")
 for depth in "${depths[@]}"; do measured+=(sapling_$depth/$depth sapling_${depth}_gptq); done
-run benchmarks/throughput_repeats.py --DATA_RUN=finqa_data --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
+run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
     "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 # What only led to others has a record too, of its cost

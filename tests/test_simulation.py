@@ -176,7 +176,13 @@ def test_work_is_counted_as_it_is_known():
 
 @pytest.mark.real  # half a minute
 def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
-    constants = ("--BASE_MODEL=shape:tiny", "--DEVICES=['cuda']", "--LARGEST=True", f"--EXAMPLES={10**9}")
+    constants = (
+        "--BASE_MODEL=shape:tiny",
+        "--DEVICES=['cuda']",
+        "--LARGEST=True",
+        "--TOKENS=90",
+        f"--EXAMPLES={10**9}",
+    )
     done = run_in_process("predict.py", *constants, f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

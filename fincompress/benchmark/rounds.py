@@ -99,6 +99,9 @@ class Entrant:
         """Seconds of one turn; None for a measure that failed, now or before."""
         if name in self.not_measured:
             return None
+        if LATE in self.not_measured.values():  # its worker was ended
+            self.not_measured[name] = LATE
+            return None
         try:
             return self.worker.ask(*self.plan.measures()[name], until=until)
         except UserError as error:

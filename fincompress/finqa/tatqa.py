@@ -96,7 +96,7 @@ def clean(text: str) -> str:
 def clean_cell(text: str) -> str:
     """A cell as FinQA has it: ``(1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one."""
     text = re.sub(r"\$ *", "$ ", clean(text)).strip()
-    return re.sub(r"^(\$ )?\( *([\d.]+) *(%?)\)?( *%)?$", lambda m: f"-{m[2]}{m[3]} ( {m[2]}{m[3]} )", text)
+    return re.sub(r"^(?:\$ )?\( *([\d.]+) *(%?)\)? *(%?)$", r"-\1\2\3 ( \1\2\3 )", text)
 
 
 def make_table(rows: list[list[str]]) -> list[list[str]]:

@@ -117,7 +117,7 @@ class KeepBest(TrainerCallback):
                 with runs.atomic_path(self.path(args)) as partial:
                     save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
         elif len(before) - before.index(min(before)) >= PATIENCE:
-            control.should_training_stop = True
+            control.should_training_stop = control.should_log = True
             control.should_save = False  # a run that is killed now and resumed there would not stop again
 
     def restore_best(self, args, log_history: list[dict]) -> dict:

@@ -21,7 +21,8 @@ def absorb(model: torch.nn.Module, unit: Unit, batches: Iterable[dict[str, torch
 
     That is a ridge regression from the projection's inputs to what the unit adds to the stream, over all tokens of
     ``batches``. Tokens are weighted by the inverse of their stream's norm, which is what the next norm sees of them: a
-    few are a hundred times as long as others. None where the unit is the first one that is left.
+    few are a hundred times as long as others. None where no projection before it reads anything: the unit is the first
+    that is left, or follows an empty slot.
     """
     left = sub.sublayers(model)
     place = left.index(unit[0])
@@ -44,6 +45,8 @@ def absorb(model: torch.nn.Module, unit: Unit, batches: Iterable[dict[str, torch
                 cross += inputs.T @ ((leaving - entering)[real].float() * weight)
     finally:
         hook.remove()
+    if not gram.any():
+        return None
     gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     # Held in float32 from now on: one-shot drops patch before the weights that are trained are.
     projection.weight.data = projection.weight.data.float() + torch.linalg.solve(gram, cross).T.float()

@@ -62,9 +62,14 @@ class Run:
         distributed.barrier()
 
     def changed_parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What is trained or was patched, and is still in the model."""
+        """What is trained, now or in healing, or was patched, and is still in the model."""
         patched = set(self.state.patched)
-        return {name: p for name, p in self.student.model.named_parameters() if p.requires_grad or name in patched}
+
+        def own_adapter(name: str) -> bool:
+            return "lora_" in name and f".{ADAPTER}." not in name
+
+        named = self.student.model.named_parameters()
+        return {name: p for name, p in named if p.requires_grad or name in patched or own_adapter(name)}
 
     def resume(self) -> None:
         """Bring the model to where the state says the run was: the same drops, the same weights and moments."""

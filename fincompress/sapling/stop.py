@@ -42,6 +42,8 @@ def check_targets(student: Student) -> None:
         return 2 * math.floor((share * full - ends) / student.block_size)
 
     last = sublayers_at(s["TARGET_SIZE"])
+    if s["DROP_UNIT"] == "sublayer" and not s["PACKABLE_ONLY"]:
+        last //= 2  # each may have a block of its own, whose other half is empty
     for depth in s["HEAL_AT"]:
         if depth >= start or depth == 1:
             raise UserError(f"HEAL_AT holds {depth}, but the run starts with {start} sub-layers: name fewer")

@@ -155,7 +155,7 @@ class Student:
 
     @contextlib.contextmanager
     def scoring_model(self):
-        """The model as a checkpoint would be: where weights are trained, a copy of them in 16 bits."""
+        """The model as it is computed with: where weights are trained, a copy of them in that type."""
         if self.settings["UPDATE"] == "full":
             # Frozen weights are shared. Not .to(): that would round the rotary frequencies too.
             shared = {

@@ -114,6 +114,19 @@ def test_a_model_whose_turn_time_ended_keeps_its_rounds(fake):
     assert not entrants["a"].not_measured
 
 
+def test_a_model_that_was_ended_in_its_first_turn_is_late_in_all_others(fake):
+    fake.fails, fake.why = {("a", 1)}, rounds.LATE
+    asked = fake.ask
+
+    def ask_once(worker, do, *arguments, until):
+        assert do == "load" or ("a", "prefill", None) not in fake.order[:-1] or worker.run != "a"  # it is dead
+        return asked(worker, do, *arguments, until=until)
+
+    with mock.patch.object(fake, "ask", ask_once):
+        entrants, failed, _ = rounds.measure_all(subjects("base", "a"), plan())
+    assert failed == {"a": rounds.LATE} and [*entrants] == ["base"]
+
+
 def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):
     worker = rounds.WorkerProcess.__new__(rounds.WorkerProcess)
     worker.pipe, theirs = multiprocessing.Pipe()

@@ -94,6 +94,7 @@ def small_synthetic(monkeypatch):
         ({"question": "  "}, "an id, question, program or filename is no text"),
         ({"program": MISSING}, "an id, question, program or filename is no text"),
         ({"program": ["subtract(30, 20)"]}, "an id, question, program or filename is no text"),
+        ({"program": "divide(30, 20"}, "its program does not execute: divide(30, 20"),
         ({"program": "divide(30, 0)"}, "its program does not execute: divide(30, 0)"),
         ({"program": "table_sum(costs, none)"}, "its program does not execute: table_sum(costs, none)"),
         ({"exe_ans": MISSING}, "exe_ans None is neither a finite number"),

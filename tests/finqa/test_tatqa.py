@@ -73,6 +73,11 @@ def test_a_page_is_written_as_finqa_writes_pages():
     assert record["qa"]["question"] == "what was it?"
 
 
+@pytest.mark.parametrize("cell", ["(5.2%)", "(5.2)%", "( 5.2 ) %", "$ (5.2%)"])
+def test_a_negative_share_keeps_its_sign(cell):
+    assert tatqa.clean_cell(cell) == "-5.2% ( 5.2% )"
+
+
 def test_questions_of_other_kinds_are_passed_over_and_reasons_are_counted(tmp_path):
     asked = [question("40-12", 28, uid="a"), question("40-12", 29, uid="b"), question("", ["x"], answer_type="span")]
     (tmp_path / "any_name.json").write_text(json.dumps([PAGE | {"questions": asked}]))

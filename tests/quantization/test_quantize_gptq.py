@@ -97,7 +97,7 @@ def test_a_finished_run_that_does_not_know_METHOD_is_one_of_gptq(q4, quantize, c
 
 
 def test_rounding_to_nearest_reads_no_texts_and_is_reported_as_such(results, quantize, capsys):
-    quantize(RUN="q4_rtn", METHOD="rtn")
+    quantize(RUN="q4_rtn", METHOD="rtn", CALIBRATION_EXAMPLES=10**6)  # of which none is read
     printed = capsys.readouterr().out
     assert "rtn, 4 bits, groups of 64 (128 does not divide every input width), no calibration" in printed
     record = runs.read_json(results / "q4_rtn" / "settings.json")

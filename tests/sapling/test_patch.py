@@ -77,6 +77,13 @@ def test_a_patch_of_16_bit_weights_is_not_rounded_to_16_bits():
     assert torch.equal(*weights) and not torch.equal(weights[1], weights[1].bfloat16().float())
 
 
+def test_a_unit_after_an_empty_slot_has_nothing_to_be_taken_up_by():
+    model = make_model()
+    for parameter in model.model.layers[1].mlp.parameters():
+        parameter.data.zero_()
+    assert absorb(model, sub.parse_unit("block.2"), make_batches(1)) is None
+
+
 def test_the_first_unit_has_no_projection_before_it():
     model = make_model()
     before = [parameter.clone() for parameter in model.parameters()]

@@ -76,6 +76,19 @@ def test_what_a_patch_made_of_frozen_weights_is_there_again_after_a_kill(six):
     assert all(torch.equal(again[name], p) for name, p in weights.items())
 
 
+def test_adapters_that_healing_alone_trains_are_the_same_after_a_kill(six):
+    settings = settings_of(six[1], RUN="new_adapters", UPDATE="qlora", TRAIN_RATIO=0.25, HEALING_TRAIN_RATIO=1.0,
+                           START_FROM=None, KL=0.0, HIDDEN_STATES=0.0, PATCH_EXAMPLES=0, SAVE_EVERY=None)  # fmt: skip
+    run = method.open_run(settings, "sapling_train.py")
+    run.choose_trainable(run.rank_by_importance())
+    run.drop(run.score())
+    run.save_state()
+    weights = {name: p for name, p in run.student.model.named_parameters() if "lora_A" in name}
+    assert any(not p.requires_grad for p in weights.values())
+    again = dict(method.open_run(settings, "sapling_train.py").student.model.named_parameters())
+    assert all(torch.equal(again[name], p) for name, p in weights.items())
+
+
 def test_a_run_killed_while_it_trains_and_while_it_heals_resumes_in_the_middle_of_it(taught, six):
     directory, command = taught
     broken = six[0] / f"{directory.name}_broken"

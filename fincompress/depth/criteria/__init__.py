@@ -2,7 +2,8 @@
 
 It holds one function with the decorator ``@criterion()``, which gets
 
-- ``model``: the scoring copy in 16 bits; gradients can reach its weights (with UPDATE = "qlora" its adapters alone),
+- ``model``: the scoring copy, in the type that is computed with; gradients can reach its weights (with
+  UPDATE = "qlora" its adapters alone),
 - ``units``: those that may be dropped, in the order in which they stand in the model,
 - ``batches``: the calibration questions, which can be gone through more than once,
 - ``context``: what else the run knows (``Context``),
