@@ -152,7 +152,9 @@ def check_recovery(s: dict) -> None:
     if not s["KL"] and not s["CROSS_ENTROPY"]:
         raise UserError("KL and CROSS_ENTROPY are both 0: nothing would be learned")
     if sapling.needs_teacher(s) and not (TEACHER or START_FROM):
-        raise UserError("there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper' and CRITERION")
+        raise UserError(
+            "there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper' and a CRITERION without one"
+        )
     if UPDATE == "qlora" and TEACHER not in (None, START_FROM):
         raise UserError("with UPDATE = 'qlora' teacher and model share one base: TEACHER must be START_FROM, or None")
     passes = s["HEALING_EPOCHS"]

@@ -351,6 +351,7 @@ def quantizing(config, batch: int, tokens: int, texts: int, dtype: torch.dtype =
 
 
 def _add_up(hessians: dict[nn.Module, torch.Tensor], layer: nn.Module, inputs: tuple[torch.Tensor], _=None) -> None:
+    """A forward hook: adds the inputs' part to the Hessian of their layer, (inputs, inputs) in float32."""
     rows = inputs[0].flatten(0, -2).float()
     product = rows.T @ rows
     hessians[layer] = hessians[layer].add_(product) if layer in hessians else product
