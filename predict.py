@@ -140,7 +140,7 @@ def others(config) -> dict:
         "scan of SAPLING, UPDATE = qlora": lambda device: simulation.scanning(
             config, SCAN_BATCH_SIZE, TOKENS, targets, "nf4", LORA_RANK, device
         ),
-        "GPTQ": lambda device: simulation.quantizing(config, BATCH_SIZE, TOKENS, GPTQ_TEXTS),
+        "GPTQ": lambda device: simulation.quantizing(config, TOKENS, GPTQ_TEXTS),
         "decoding in 16 bits": decoding(config),
         "decoding, QLoRA": decoding(config, "nf4", LORA_RANK),
         "decoding, 8-bit LoRA": decoding(config, "int8", LORA_RANK),

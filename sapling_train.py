@@ -99,15 +99,15 @@ def main() -> None:
             run.drop(run.score())
         run.choose_trainable(ranking)
         run.save_state()
-    while not run.stopped:
+    while not run.state.stopped:
         run.train(CYCLE_EPOCHS if run.state.trajectory and SCHEDULE == "successive" else FIRST_EPOCHS)
         sapling.save_on_the_way(run)
         sapling.heal(run)
         ranking = run.score()
         sapling.stop_if_reached(run, ranking.whole)
-        if not run.stopped:
+        if not run.state.stopped:
             run.drop(ranking)
-        run.save_state(weights=SETTINGS["PATCH_EXAMPLES"] > 0 and UPDATE == "full" and not run.stopped)
+        run.save_state(weights=SETTINGS["PATCH_EXAMPLES"] > 0 and UPDATE == "full" and not run.state.stopped)
     sapling.return_above_floor(run)
     sapling.heal(run, last=True)
     sapling.finish(run)

@@ -101,7 +101,7 @@ def main() -> None:
     card, device = rounds.probe(), models.pick_device()
     dtype, reason = models.pick_dtype(device)
     print(f"{device.type}, {reason}; ceiling {card['tflops']:.2f} TFLOP/s, {card['bandwidth_gb_per_s']:.1f} GB/s")
-    found, load = {}, rounds.Load()
+    found, load = {}, rounds.watch_load()
     for part in PARTS:
         contestants = (trainings if part == "training" else evaluations)(device, dtype)
         take_turns(contestants, part)
@@ -109,7 +109,7 @@ def main() -> None:
         print(f"\n{part}: {ITEMS[part]}/s and how many times as fast the first is, median of {ROUNDS} rounds [range]")
         table = pd.DataFrame.from_dict(found[part], orient="index", dtype=object).map(shown)
         print(f"{table.to_string()}\n", flush=True)
-    share = load.share()
+    share = load()
     if share > record.MAX_LOAD:
         print(f"other jobs took {share:.0%} of the cores: these speeds decide nothing")
     versions = provenance.versions() | {PEERS[part][1]: version(PEERS[part][1]) for part in PARTS}

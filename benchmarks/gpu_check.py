@@ -49,7 +49,7 @@ def quantized(run: str) -> dict:
     found, settings = (runs.read_json(folder / name) for name in ("quantize_metrics.json", "settings.json"))
     config, texts = models.read_config(str(folder)), settings["settings"]["CALIBRATION_EXAMPLES"]
     tokens = found["calibration_tokens"] // texts
-    predicted = simulation.quantizing(config, settings["settings"]["BATCH_SIZE"], tokens, texts).gb
+    predicted = simulation.quantizing(config, tokens, texts).gb
     phase = f"GPTQ, {found['quantization_seconds'] / config.num_hidden_layers:.0f} s a block"
     return took(phase, predicted, found["peak_memory_gb"]) | {"kernel": found["kernel"] or "none"}
 

@@ -96,7 +96,7 @@ def measure(case: str) -> dict[str, float]:
     recompute = device.type == "cuda" if GRADIENT_CHECKPOINTING is None else GRADIENT_CHECKPOINTING
     path, config = models.base_model_path(BASE_MODEL, RESULTS_DIR), models.base_config(BASE_MODEL, RESULTS_DIR)
     if case == "gptq":
-        predicted = simulation.quantizing(config, BATCH_SIZE, TOKENS, TEXTS)
+        predicted = simulation.quantizing(config, TOKENS, TEXTS)
         return {"predicted_gb": predicted.gb, "measured_gb": quantize(config, models.load_tokenizer(path), device)}
     nf4 = "qlora" in case
     shape, options = (config, BATCH_SIZE, TOKENS, TARGET_TOKENS), {"device": device.type, "dtype": dtype}

@@ -42,6 +42,10 @@ def run_script(main, resumes: bool = False) -> None:
     except BaseException as error:
         if "RANK" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
+        if resumes and type(error).__name__ == "OutOfMemoryError":  # lower constants must not be refused
+            from fincompress import runs
+
+            runs.mark_failed("the GPU's memory was not enough")
         status = report(error, "resumes from the last checkpoint" if resumes else "starts again")
         if status is None:
             raise
@@ -135,5 +139,6 @@ def _one_line(error: Exception) -> str | None:
             f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py, under another RUN"
         )
     if getattr(error, "errno", None) in _NO_ACCESS:
-        return f"no access to {error.filename}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
+        place = error.filename or "a file"
+        return f"no access to {place}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
     return None

@@ -13,7 +13,6 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from fincompress.depth import sublayers as sub
-from fincompress.errors import UserError
 from fincompress.quantization import METHODS
 
 NF4_BYTES = 0.516  # 4 bits a weight and the double-quantized scales: 8 bits per 64 weights, 32 bits per 64 * 256
@@ -82,8 +81,8 @@ def release_unused() -> None:
 
 def weights_gb(config, precision: str) -> float:
     """GB of a Llama-like model's weights, the blocks' linear layers in ``precision`` and the ends in 16 bits."""
-    linear, ends = _matrices(config)
-    return (linear * BASE_BYTES[precision] + ends * 2) / 1e9
+    sizes = parameter_sizes(config, matrices_only=True)
+    return ((sizes["total"] - sizes["ends"]) * BASE_BYTES[precision] + sizes["ends"] * 2) / 1e9
 
 
 def inference_gb(config, context: int) -> float:
@@ -145,14 +144,3 @@ def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:
     sizes = {kind: count(sub.parameters(model, sub.SubLayer(0, kind))) for kind in sub.KINDS}
     total = count(model.parameters())
     return sizes | {"ends": total - config.num_hidden_layers * sum(sizes.values()), "total": total}
-
-
-def _matrices(config) -> tuple[int, int]:
-    """Parameters of the blocks' linear layers, and of embeddings and head; refuses what is not built like a Llama."""
-    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    if not all(hasattr(config, name) for name in (*needed, "vocab_size")):
-        raise UserError(f"sizes are computed for Llama-like models; a {config.model_type} is not built like one")
-    if any(getattr(config, name, None) for name in ("num_local_experts", "num_experts")):
-        raise UserError(f"sizes are computed for models without experts; a {config.model_type} has them")
-    sizes = parameter_sizes(config, matrices_only=True)
-    return sizes["total"] - sizes["ends"], sizes["ends"]

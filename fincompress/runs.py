@@ -123,10 +123,15 @@ def fail(why: str) -> NoReturn:
 
     Of several processes all call it: what they decide it by is summed over them.
     """
-    for directory in HELD:
-        write_text(directory / FAILED, f"{why}\n")
+    mark_failed(why)
     distributed.barrier()  # a launcher ends rank 0, which writes, as soon as another one has failed
     raise UserError(why)
+
+
+def mark_failed(why: str) -> None:
+    """Let the folders that this process holds take a run with other settings; the same command still resumes."""
+    for directory in HELD:
+        write_text(directory / FAILED, f"{why}\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -148,7 +148,7 @@ def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
     literal = {"true": "True", "false": "False", "none": "None", "": "None"}.get(text, text)
     value: object = text
     if str not in types or (literal == "None" and type(None) in types):
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = ast.literal_eval(literal)
     return check_value(name, types, value)
 
@@ -219,10 +219,7 @@ def set_threads() -> None:
 
     How threads wait stays OpenMP's choice: where they sleep between products, training alone takes a third longer.
     """
-    defaults = {
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "LOCAL_RANK" not in os.environ:  # else each process takes the GPU of that number
-        defaults["CUDA_VISIBLE_DEVICES"] = "0"  # the Trainer would multiply the batch by the number of GPUs
-    os.environ.update({name: value for name, value in defaults.items() if name not in os.environ})
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would multiply the batch by the number of GPUs

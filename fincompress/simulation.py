@@ -9,7 +9,6 @@ Not in it: the CUDA context, what an allocator keeps in pieces too small to use,
 """
 
 import contextlib
-import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -323,52 +322,16 @@ def decoding(
     return found
 
 
-@torch.no_grad()
-def quantizing(config, batch: int, tokens: int, texts: int, dtype: torch.dtype = torch.bfloat16) -> Costs:
+def quantizing(config, tokens: int, texts: int) -> Costs:
     """Memory of GPTQ in its first block, on ``texts`` texts of ``tokens`` tokens, as gptqmodel 7.6 computes it.
 
-    It holds the embeddings, one block and the stream of all texts; what else the model has lies on the disk. Of one
-    layer after another it sums up the Hessian of its inputs and factorizes it, which takes most for the widest inputs.
+    It holds the embeddings, one block and the stream of all texts in 16 bits; what else the model has lies on the disk.
+    Of one layer after another it sums up the Hessian of its inputs in float32 and factorizes it, in two copies more.
     """
-    decoder = sub.decoder(empty_model(config, "auto", "cpu", dtype))
-    del decoder.layers[1:]
-    hessians: dict[nn.Module, torch.Tensor] = {}
-
-    def run(streams: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [decoder(inputs_embeds=stream, use_cache=False).last_hidden_state for stream in streams]
-
-    with counted() as found:
-        allocate(decoder)
-        ids = torch.zeros(batch, tokens, dtype=torch.long)
-        streams = [decoder.embed_tokens(ids) for _ in range(math.ceil(texts / batch))]
-        for layer in [module for module in decoder.layers.modules() if isinstance(module, nn.Linear)]:
-            hook = layer.register_forward_hook(functools.partial(_add_up, hessians))
-            run(streams[:2])  # the others add to the same sum
-            hook.remove()
-            _quantize(layer, hessians)
-        run(streams)
+    sizes, found = memory.parameter_sizes(config), Costs()
+    held = (config.vocab_size + texts * tokens) * config.hidden_size + sizes["attention"] + sizes["mlp"]
+    found.peak = 2 * held + 3 * 4 * max(config.hidden_size, config.intermediate_size) ** 2
     return found
-
-
-def _add_up(hessians: dict[nn.Module, torch.Tensor], layer: nn.Module, inputs: tuple[torch.Tensor], _=None) -> None:
-    """A forward hook: adds the inputs' part to the Hessian of their layer, (inputs, inputs) in float32."""
-    rows = inputs[0].flatten(0, -2).float()
-    product = rows.T @ rows
-    hessians[layer] = hessians[layer].add_(product) if layer in hessians else product
-
-
-@torch.no_grad()
-def _quantize(layer: nn.Module, hessians: dict[nn.Module, torch.Tensor]) -> None:
-    """Allocates what gptqmodel does for a layer: columns in order, the factor, rounded weights and their losses."""
-    weight, hessian = layer.weight.float(), hessians.pop(layer)
-    order = torch.zeros(len(hessian), dtype=torch.long)
-    weight = weight[:, order]
-    hessian = hessian[order][:, order]
-    factor = torch.linalg.cholesky(hessian)
-    torch.cholesky_inverse(factor, out=factor)
-    factor = torch.linalg.cholesky(factor, upper=True)
-    del hessian
-    torch.zeros_like(weight), torch.zeros_like(weight)
 
 
 def _autocast(dtype: torch.dtype):

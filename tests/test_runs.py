@@ -9,10 +9,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from scripts import release_runs
 
 from fincompress import runs
-from fincompress.errors import UserError
+from fincompress.errors import UserError, run_script
 from fincompress.report import tables
 
 SETTINGS = {"LEARNING_RATE": 1e-3, "RUN": "lora", "RESULTS_DIR": "results", "DATA_DIR": "data", "RANK": None}
@@ -233,6 +234,22 @@ def test_a_run_that_failed_for_good_gives_way_to_a_corrected_one_and_to_no_other
     assert "lora: starts again in the folder of a run that did not end" in capsys.readouterr().out
     assert [path.name for path in directory.iterdir()] == ["settings.json"]
     assert runs.read_json(directory / "settings.json")["settings"]["RANK"] == 8
+
+
+def test_after_too_little_gpu_memory_lower_constants_start_again_and_the_same_ones_resume(tmp_path, capsys):
+    def main():
+        (start(tmp_path) / "state.json").write_text("{}")
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            run_script(main, resumes=True)
+        release_runs()
+        assert "lower BATCH_SIZE" in capsys.readouterr().err
+    assert (start(tmp_path) / "state.json").exists()
+    with pytest.raises(SystemExit):
+        run_script(main, resumes=True)
+    assert start(tmp_path, {"RANK": 4}).name == "lora" and not (tmp_path / "lora" / "state.json").exists()
 
 
 def test_an_unfinished_run_resumes_with_its_settings_written(tmp_path):

@@ -324,6 +324,7 @@ def test_an_override_gets_its_value_in_the_type_of_its_constant(run, argument, v
         ("--SEED=None", "SEED takes int"),
         ("--SEED=", "SEED takes int"),
         ("--SEED=__import__('os')", "SEED takes int"),
+        ("--SEED={[1]: 2}", "SEED takes int"),
         ("--LEARNING_RATE=fast", "LEARNING_RATE takes float, not 'fast'"),
         ("--LEARNING_RATE=None", "LEARNING_RATE takes float"),
         ("--LEARNING_RATE=True", "LEARNING_RATE takes float"),

@@ -86,7 +86,7 @@ def test_a_scan_is_simulated_as_it_allocates():
     assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(found.gb, rel=0.02)
 
 
-def test_gptq_of_a_layer_is_simulated_as_gptqmodel_allocates():
+def test_gptq_of_a_layer_holds_three_hessians_at_once():
     def layer():
         return torch.nn.Linear(1024, 384, bias=False, dtype=torch.bfloat16).requires_grad_(False)
 
@@ -102,22 +102,17 @@ def test_gptq_of_a_layer_is_simulated_as_gptqmodel_allocates():
                 task.add_batch(torch.randn(4, 96, 1024).to(torch.bfloat16), None)
             summed = found.peak
             task.quantize()
-    with simulation.counted() as simulated:
-        ours, hessians = layer(), {}
-        for _ in range(2):
-            simulation._add_up(hessians, ours, (torch.empty(4, 96, 1024, dtype=torch.bfloat16),))
-        assert simulated.peak == pytest.approx(summed, rel=0.1)
-        simulation._quantize(ours, hessians)
-    assert simulated.peak == pytest.approx(found.peak, rel=0.1)
+    hessian = 4 * 1024**2
+    assert summed < found.peak == pytest.approx(3 * hessian, rel=0.25)  # and weights, in float32
 
 
 def test_gptq_holds_embeddings_one_block_its_texts_and_three_hessians():
     block = sum(p.numel() for p in sub.decoder(real_model(SMALL)).layers[0].parameters())
     embeddings, wide, texts = SMALL.vocab_size * 512, SMALL.intermediate_size**2, 64 * 96 * 512
-    found = simulation.quantizing(SMALL, 8, 96, 64).peak
-    assert found == pytest.approx(2 * (embeddings + block + texts) + 3 * 4 * wide, rel=0.15)
+    found = simulation.quantizing(SMALL, 96, 64).peak
+    assert found == 2 * (embeddings + block + texts) + 3 * 4 * wide
     deeper = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 8})
-    assert simulation.quantizing(deeper, 8, 96, 64).peak == found
+    assert simulation.quantizing(deeper, 96, 64).peak == found
 
 
 def test_allocations_add_up_to_what_torch_s_own_tracker_finds():

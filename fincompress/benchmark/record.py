@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fincompress import provenance, runs
-from fincompress.errors import UserError
 
 if TYPE_CHECKING:
     from fincompress.benchmark.rounds import Entrant
@@ -68,9 +67,8 @@ def spread(values: list[float]) -> dict | None:
 
 
 def read_throughput(path: Path) -> dict:
-    """What tables and verdict need of a record; what the file does not say is None.
+    """What tables and verdict need of a record; speeds that were not measured, or beside other jobs, are None.
 
-    So are speeds that were measured beside other jobs.
     Returns ``prefill_tokens_per_s`` (prompts of ``prompt_tokens``: the data set's median, else the fixed length),
     ``decode_tokens_per_s`` (batch 1), ``prefill_ratio`` and ``decode_ratio`` to the base model; ``rounds`` and
     ``ratios``, ``{measure: one value a round}``; ``inference_memory_gb``, ``size_gb``, ``share_of_bandwidth`` of
@@ -78,26 +76,20 @@ def read_throughput(path: Path) -> dict:
     ``data_run``. Raises UserError where the file is damaged.
     """
     record = runs.read_json(path)
-    copied = ("kernel", "call", "data_run", "inference_memory_gb", "size_gb")
-    try:
-        prefill, decode = record.get("prefill") or {}, record.get("decode") or {}
-        if (record.get("load") or 0) > MAX_LOAD:
-            prefill, decode = {}, {}
-        measured = {"prefill": prefill.get("median") or prefill.get("fixed") or {}, "decode": decode.get("1") or {}}
-        row = {name: record.get(name) for name in copied} | {"rounds": {}, "ratios": {}}
-        hardware = {"cpu": "unknown processor", "threads": "?"} | (record.get("hardware") or {})
-        processor = "{cpu}, {threads} thread".format(**hardware) + "s" * (hardware["threads"] != 1)
-        row["device"], row["hardware"] = path.stem.partition("_")[2], hardware.get("gpu") or processor
-        row["prompt_tokens"] = measured["prefill"].get("prompt_tokens")
-        row["share_of_bandwidth"] = (record.get("ceiling") or {}).get("share_of_bandwidth")
-        for name, entry in measured.items():
-            rates, ratios = entry.get("tokens_per_s") or {}, entry.get("ratio") or {}
-            row[f"{name}_tokens_per_s"], row[f"{name}_ratio"] = rates.get("median"), ratios.get("median")
-            row["rounds"][f"{name}_tokens_per_s"] = rates.get("rounds") or []
-            row["ratios"][f"{name}_tokens_per_s"] = ratios.get("rounds") or []
-        return row
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no record of benchmark_throughput.py ({error!r})") from None
+    row = {name: record[name] for name in ("kernel", "call", "data_run", "inference_memory_gb", "size_gb")}
+    prefill, hardware = record["prefill"].get("median") or record["prefill"]["fixed"], record["hardware"]
+    processor = "{cpu}, {threads} thread".format(**hardware) + "s" * (hardware["threads"] != 1)
+    row |= {
+        "device": path.stem.partition("_")[2], "hardware": hardware.get("gpu", processor), "rounds": {}, "ratios": {},
+        "prompt_tokens": prefill["prompt_tokens"], "share_of_bandwidth": record["ceiling"]["share_of_bandwidth"],
+    }  # fmt: skip
+    idle = record.get("load", 0) <= MAX_LOAD  # older records do not say
+    for name, entry in (("prefill", prefill), ("decode", record["decode"]["1"])):
+        rates, ratios = ((idle and entry[kind]) or {} for kind in ("tokens_per_s", "ratio"))
+        row[f"{name}_tokens_per_s"], row[f"{name}_ratio"] = rates.get("median"), ratios.get("median")
+        row["rounds"][f"{name}_tokens_per_s"] = rates.get("rounds", [])
+        row["ratios"][f"{name}_tokens_per_s"] = ratios.get("rounds", [])
+    return row
 
 
 def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float], list[float]] | None:
@@ -108,7 +100,7 @@ def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float],
     """
     count, of_ratios = (min(len(one[kind][measure]) for one in (first, second)) for kind in ("rounds", "ratios"))
     kind = "ratios" if of_ratios >= count else "rounds"
-    if count < 2 or first["call"] is None or first["call"] != second["call"]:
+    if count < 2 or first["call"] != second["call"]:
         return None
     return first[kind][measure][:count], second[kind][measure][:count]
 

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import psutil
@@ -108,28 +109,16 @@ class Entrant:
             self.not_measured[name] = str(error)
 
 
-class Load:
-    """The share of the cores that other jobs take from when this was made."""
+def watch_load() -> Callable[[], float]:
+    """A function that says what share of the cores other jobs have taken since this call."""
 
-    def __init__(self):
-        self.started, self.busy, self.own = time.monotonic(), busy_seconds(), own_seconds()
+    def others() -> float:  # seconds of the cores; what this process and its children take, ended ones too, is left out
+        times, process = psutil.cpu_times(), psutil.Process()
+        own = sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))
+        return times.user + times.system + times.nice - own
 
-    def share(self) -> float:
-        cores = (time.monotonic() - self.started) * psutil.cpu_count()
-        others = busy_seconds() - self.busy - (own_seconds() - self.own)
-        return max(0.0, others / cores) if cores else 0.0
-
-
-def busy_seconds() -> float:
-    """Seconds that the cores of this machine have worked since it started."""
-    times = psutil.cpu_times()
-    return times.user + times.system + getattr(times, "nice", 0.0)
-
-
-def own_seconds() -> float:
-    """Seconds that this process and its children have taken of the cores, compilers that have ended among them."""
-    process = psutil.Process()
-    return sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))
+    began, before = time.monotonic(), others()
+    return lambda: max(0.0, others() - before) / ((time.monotonic() - began) * psutil.cpu_count())
 
 
 def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant], dict[str, str], float]:
@@ -143,7 +132,7 @@ def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant]
     """
     entrants: dict[str, Entrant] = {}
     failed: dict[str, str] = {}
-    load, until = Load(), time.monotonic() + plan.max_seconds
+    load, until = watch_load(), time.monotonic() + plan.max_seconds
     told = (plan.results_dir, plan.room_gb, max(plan.lengths.values()), plan.new_tokens)
     with contextlib.ExitStack() as stack:
         for subject in tqdm(subjects, desc="loading", unit="model"):
@@ -164,7 +153,7 @@ def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant]
             taken = [(run, entrants[run].take_turn(name, until)) for run in order]
             if number:
                 note(entrants, name, taken)
-        share = load.share()
+        share = load()
     for one in entrants.values():  # the rounds that it has count
         one.not_measured = {n: why for n, why in one.not_measured.items() if why != LATE or n not in one.turns}
     failed |= {run: one.not_measured["decode 1"] for run, one in entrants.items() if "decode 1" in one.not_measured}

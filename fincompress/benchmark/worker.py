@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+import timeit
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -55,12 +56,8 @@ class Worker:
 
     def fastest(self, work: Callable[[], object]) -> float:
         """Seconds of the fastest of 20 times."""
-        times = []
-        for _ in range(20):
-            began = generation.now(self.device)
-            work()
-            times.append(generation.now(self.device) - began)
-        return min(times)
+        generation.now(self.device)  # what a GPU has still to do is waited for
+        return min(timeit.repeat(lambda: (work(), generation.now(self.device)), number=1, repeat=20))
 
     def load(self, subject: Subject, results_dir: str, room_gb: float, prompt: int, new_tokens: int) -> dict:
         """Load the model, read ``prompt`` tokens and decode ``new_tokens``; then the same again, and that is measured.
@@ -132,7 +129,11 @@ def kernel(model: torch.nn.Module) -> str:
 def serve(pipe: Connection) -> None:
     """Answer commands until the other end of the pipe closes; what libraries print goes to stderr."""
     os.dup2(2, 1)
-    worker = Worker()
+    try:
+        worker = Worker()
+    except UserError as error:  # as of VRAM_CAP_GB
+        pipe.send(error)
+        return
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             command = pipe.recv()

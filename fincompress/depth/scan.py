@@ -16,7 +16,6 @@ from fincompress import distributed
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Score, Unit, behind
 from fincompress.depth.sublayers import SubLayer
-from fincompress.errors import UserError
 from fincompress.training.loss import at_targets, question_scores, target_logits
 
 FIRST_CUT = 8  # questions before which no unit is eliminated, whatever the batch: fewer say nothing
@@ -214,8 +213,8 @@ def scan(
     whole = Score(())
     race = Elimination(units, drops, earlier)
     bar = tqdm(batches, desc="scan", unit="batch", delay=5, leave=False, disable=not distributed.is_main())
-    for number, batch in enumerate(bar):
-        found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, check=number == 0)
+    for batch in bar:
+        found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher)
         for score, (nll, exact, squares) in zip(
             [whole, *(scores[unit] for unit in race.alive)], _joined(found), strict=True
         ):
@@ -228,16 +227,12 @@ def scan(
 Scores = tuple[torch.Tensor, torch.Tensor, float]  # of a model on some questions: what ``Score.add`` takes
 
 
-def _score_batch(
-    model, units: list[Unit], batch: dict[str, torch.Tensor], cached, teacher, check: bool
-) -> list[Scores]:
+def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cached, teacher) -> list[Scores]:
     """Scores of the model as it is, and without each unit, on the questions of a batch."""
     if not len(batch["labels"]):  # fewer questions than processes
         nothing = torch.zeros(0)
         return [(nothing, nothing, 0.0)] * (1 + len(units))
     seen = trace(model, batch)
-    if check:
-        _check_head(model, seen)
     seen.teacher = teacher(batch) if teacher else None
     found = [(*question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
     for unit in units:
@@ -253,19 +248,8 @@ def _score_batch(
 
 def _joined(found: list[Scores]) -> list[Scores]:
     """What all processes found on their questions of a batch, in the order of the questions."""
-    if distributed.size() == 1:
-        return found
     parts = distributed.gather([(nll.float().cpu(), exact.float().cpu(), squares) for nll, exact, squares in found])
     return [
         (torch.cat([one[0] for one in same]), torch.cat([one[1] for one in same]), sum(one[2] for one in same))
         for same in zip(*parts, strict=True)
     ]
-
-
-def _check_head(model, seen: Trace) -> None:
-    """Refuse a model whose logits are not just its head on its last norm: its suffixes would be scored wrongly."""
-    with torch.no_grad():
-        ours = head(model, targets_of(seen.last, seen))
-    theirs = at_targets(seen.logits, seen.labels)
-    if not torch.allclose(ours.float(), theirs.float(), atol=1e-2, rtol=1e-2):
-        raise UserError(f"{type(model).__name__} does more to its logits than a Llama does; it cannot be scanned")

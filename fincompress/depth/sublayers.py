@@ -52,7 +52,7 @@ def decoder(model: nn.Module) -> nn.Module:
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if base.config.model_type not in LIKE_LLAMA:
-        raise UserError(f"a {base.config.model_type} cannot be pruned here: {', '.join(LIKE_LLAMA)} can")
+        raise UserError(f"a {base.config.model_type} is not built like a Llama: {', '.join(LIKE_LLAMA)} are")
     return base.get_decoder()
 
 
@@ -100,17 +100,9 @@ def parameters(model: nn.Module, sublayer: SubLayer) -> Iterator[nn.Parameter]:
         yield from getattr(decoder(model).layers[sublayer.block], part).parameters()
 
 
-@contextlib.contextmanager
 def skipped(model: nn.Module, *gone: SubLayer):
     """Run the model without some sub-layers; afterwards it is as it was."""
-    layers = decoder(model).layers
-    before = _parts(layers, gone)
-    try:
-        for one in gone:
-            _take_out(layers[one.block], one.kind)
-        yield
-    finally:
-        _put(layers, before)
+    return restored(model, _empty(gone))
 
 
 def remove(model: nn.Module, *gone: SubLayer) -> Parts:
@@ -119,45 +111,39 @@ def remove(model: nn.Module, *gone: SubLayer) -> Parts:
     The attentions that are left are numbered again, so that a KV cache has a slot for each and none for the others.
     """
     layers = decoder(model).layers
-    parts = _parts(layers, gone)
-    for one in gone:
-        _take_out(layers[one.block], one.kind)
-    number_attentions(layers)
+    parts = _put(layers, _empty(gone))
+    attentions = [block.self_attn for block in layers if not isinstance(block.self_attn, Nothing)]
+    for index, attention in enumerate(attentions):
+        attention.layer_idx = index
     return parts
 
 
 @contextlib.contextmanager
 def restored(model: nn.Module, parts: Parts):
-    """Run the model with removed sub-layers back in their places; afterwards they are out again.
+    """Run the model with these modules in their places, such as removed ones; afterwards it is as it was.
 
     Attentions keep their numbers: a pass with a KV cache needs them numbered again.
     """
     layers = decoder(model).layers
-    before = {(block, part): getattr(layers[block], part) for block, part in parts}
+    before = _put(layers, parts)
     try:
-        _put(layers, parts)
         yield
     finally:
         _put(layers, before)
 
 
-def _parts(layers: nn.ModuleList, sublayers: tuple[SubLayer, ...]) -> Parts:
-    return {(one.block, part): getattr(layers[one.block], part) for one in sublayers for part in PARTS[one.kind]}
-
-
-def _put(layers: nn.ModuleList, parts: Parts) -> None:
+def _put(layers: nn.ModuleList, parts: Parts) -> Parts:
+    """Put modules into their places; returns what stood there."""
+    before = {(block, part): getattr(layers[block], part) for block, part in parts}
     for (block, part), module in parts.items():
         setattr(layers[block], part, module)
+    return before
 
 
-def number_attentions(layers: nn.ModuleList) -> None:
-    """Number the attentions 0, 1, ... in order: the index under which each finds its keys in the cache."""
-    attentions = [block.self_attn for block in layers if not isinstance(block.self_attn, Nothing)]
-    for index, attention in enumerate(attentions):
-        attention.layer_idx = index
-
-
-def _take_out(block: nn.Module, kind: str) -> None:
-    norm, body = PARTS[kind]
-    setattr(block, norm, nn.Identity())
-    setattr(block, body, Nothing(kind))
+def _empty(gone: tuple[SubLayer, ...]) -> Parts:
+    """What stands in the place of removed sub-layers."""
+    return {
+        (one.block, part): nothing
+        for one in gone
+        for part, nothing in zip(PARTS[one.kind], (nn.Identity(), Nothing(one.kind)), strict=True)
+    }

@@ -65,7 +65,7 @@ def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
     """
     found = {split: find_records(data_dir, split, seed) for split in SPLITS}
     records = {split: raw for split, raw in found.items() if raw is not None}
-    if data_dir == DEFAULT_DIR and not records:
+    if Path(data_dir) == Path(DEFAULT_DIR) and not records:
         print(f"NO REAL DATA: nothing in {data_dir}/ and no network, so the SYNTHETIC set is used instead")
         return load_dataset(SYNTHETIC, seed)
     if "train" not in records:
@@ -75,7 +75,7 @@ def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
         splits[split], broken = validate_split(split, raw)
         skipped += broken
     check_pages_disjoint(splits)
-    return Dataset(source_of(data_dir), splits, skipped, fingerprint_records(records))
+    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", splits, skipped, fingerprint_records(records))
 
 
 def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Example]]:
@@ -90,11 +90,7 @@ def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Exam
     if skipped:
         first = skipped[0]
         print(f"{len(skipped)} broken examples of {split} are left out, such as {first['id']}: {first['reason']}")
-    return source_of(data_dir), examples
-
-
-def source_of(data_dir: str) -> str:
-    return "synthetic" if data_dir == SYNTHETIC else "FinQA"
+    return SYNTHETIC if data_dir == SYNTHETIC else "FinQA", examples
 
 
 def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
@@ -102,7 +98,7 @@ def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
     if data_dir == SYNTHETIC:
         return synthetic.generate(split, seed=seed)
     path = Path(data_dir) / f"{split}.json"
-    if data_dir == DEFAULT_DIR and not path.exists() and holds_release_alone(path.parent):
+    if path.parent == Path(DEFAULT_DIR) and not path.exists() and holds_release_alone(path.parent):
         download(split, path)
     elif not path.parent.is_dir():
         raise UserError(f"DATA_DIR={data_dir} is no folder; it should hold FinQA's train.json, dev.json and test.json")

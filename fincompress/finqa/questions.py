@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 from collections import Counter
@@ -94,11 +93,7 @@ Grid = dict[str, dict[str, Figure]]  # figures by what they are of, then by date
 FIELD = re.compile(r"{(\w+)}")  # of a template
 
 
-@functools.cache
-def needs(text: str) -> frozenset[str]:
-    """The fields that a template and its wording have to be filled with."""
-    return frozenset(FIELD.findall(text))
-
+NEEDED = [set(FIELD.findall(template + wording)) for template, wording, *_ in FAMILIES]  # what each is filled with
 
 # Programs whose result has another unit than their figures, which must be positive.
 _UNITLESS = re.compile(r"greater|multiply|divide\(\S+ (?!const_[23])")
@@ -117,8 +112,8 @@ class Asker:
 
     def ask(self, **fields: object) -> None:
         """Add a question of each of ``FAMILIES`` that ``fields`` can fill and whose program executes."""
-        for template, *wordings in FAMILIES:
-            if not needs(template + wordings[0]) <= fields.keys():
+        for (template, *wordings), needed in zip(FAMILIES, NEEDED, strict=True):
+            if not needed <= fields.keys():
                 continue
             figures = [fields[name] for name in FIELD.findall(template)]
             program = template.format(**fields)

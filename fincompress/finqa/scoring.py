@@ -30,24 +30,12 @@ def score_program(tokens: list[str], example: dict) -> dict:
     }
 
 
-def wilson_interval(successes: int, total: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927); (0, 1) where there is nothing to count."""
-    if total == 0:
-        return 0.0, 1.0
-    interval = stats.binomtest(successes, total).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
-
-
 def accuracy(flags: list[bool]) -> dict:
-    """``{"accuracy", "interval", "correct", "of"}`` of a list of verdicts."""
-    low, high = wilson_interval(sum(flags), len(flags))
-    share = sum(flags) / len(flags) if flags else 0.0
-    return {
-        "accuracy": round(share, 5),
-        "interval": [round(low, 5), round(high, 5)],
-        "correct": sum(flags),
-        "of": len(flags),
-    }
+    """``{"accuracy", "interval", "correct", "of"}`` of verdicts; the 95 % score interval of a share (Wilson 1927)."""
+    correct, of = sum(flags), len(flags)
+    interval = stats.binomtest(correct, of).proportion_ci(method="wilson")
+    rounded = [round(float(end), 5) for end in interval]
+    return {"accuracy": round(correct / of, 5), "interval": rounded, "correct": correct, "of": of}
 
 
 def summarize(verdicts: list[dict], examples: list[dict]) -> dict:

@@ -5,8 +5,8 @@ from pathlib import Path
 from fincompress import runs
 
 LORA = {"train_qlora_4bit.py": ("qlora", "QLoRA", "NF4"), "train_lora_8bit.py": ("lora_8bit", "8-bit LoRA", "int8")}
-# In the order of a table's rows. "longer": phase 1 trained on, no layer dropped. "pruning": layers dropped by another
-# criterion or schedule than SAPLING's.
+# In the order of a table's rows. "longer": phase 1 trained longer, nothing dropped. "pruning": layers dropped by
+# another criterion or schedule than SAPLING's.
 KINDS = (
     "base", "qlora", "merged", "lora_8bit", "longer", "quantized", "sapling", "sapling_quantized", "pruning",
     "pruning_quantized", "other",
@@ -76,7 +76,7 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
         if not chain[1:]:  # it may have been pruned
             return "other", "healed further (of a run that is not here)"
         before = describe(chain[1:])
-        return before if before[0] in ("sapling", "pruning") else ("longer", f"phase 1 trained on{taught}")
+        return before if before[0] in ("sapling", "pruning") else ("longer", f"phase 1, trained longer{taught}")
     criterion, schedule = str(settings.get("CRITERION")), settings.get("SCHEDULE")
     if criterion in ("calibration", "kl") and schedule == "successive":
         return "sapling", f"SAPLING{taught}"

@@ -24,7 +24,7 @@ class Row(SimpleNamespace):
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (of a pruned model the run that dropped
     its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by
     steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost`` and
-    ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained on, with it) and
+    ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained longer, with it) and
     ``chart_label``.
     """
 
@@ -143,7 +143,7 @@ def make_section(rows: list[Row]) -> Section:
     """A section of these rows, with what depends on the others: frontier, lost accuracy, label.
 
     Accuracy is lost from the run of QLoRA, else of merged or 8-bit LoRA, that has the lowest NLL on the calibration
-    split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained on, of
+    split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained longer, of
     several from the run that saw most.
     """
     first = rows[0]

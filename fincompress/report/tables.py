@@ -11,7 +11,7 @@ from fincompress.report.methods import record_of
 from fincompress.report.rows import Row, Section, accuracy_lost, compare_rows, key, read_rows
 
 SHORT = ("Run", "Method", "Sub-layers left", "% of bytes", "Execution accuracy %", "s per question", "Memory GB")
-FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "lost to phase 1 trained on", "GB",
+FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "lost to the longer phase 1", "GB",
         "Prefill tokens/s", "Decode tokens/s", *SHORT[5:], "Training min")  # fmt: skip
 CSV = (
     "base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware", "run", "method",
@@ -66,7 +66,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             "Execution accuracy %": accuracy,
             "Program accuracy %": shown(row.program_accuracy, ".1f", 100),
             "Accuracy lost, points": "reference" if row.run == row.reference_run else lost,
-            "lost to phase 1 trained on": "reference" if row.run == row.longer_run else longer,
+            "lost to the longer phase 1": "reference" if row.run == row.longer_run else longer,
             "GB": shown(row.size_gb, ".3f"),
             "Prefill tokens/s": table.noted(shown(row.prefill_tokens_per_s, ".0f"), speed),
             "Decode tokens/s": table.noted(shown(row.decode_tokens_per_s, ".1f"), speed),
@@ -90,9 +90,9 @@ def percent(value: float, interval: list[float], sign: str = "") -> str:
 def headline_rows(section: Section, count: int) -> list[Row]:
     """At most ``count`` rows that answer the question, in the section's order.
 
-    First phase 1, also trained on, their quantized models, and SAPLING at a quantized model's size and at its largest;
-    then the base model, SAPLING next in size, the best of both methods together, and other pruning. Runs whose speed
-    was measured go first.
+    First phase 1, also trained longer, their quantized models, and SAPLING at a quantized model's size and at its most
+    accurate; then the base model, SAPLING next in size, the best of both methods together, and other pruning. Runs
+    whose speed was measured go first.
     """
     rows = sorted(section.rows, key=lambda row: row.speed is None)
 
@@ -101,13 +101,11 @@ def headline_rows(section: Section, count: int) -> list[Row]:
 
     size = next((row.share_of_bytes for row in of("quantized")), None) or 0
     nearest = sorted(of("sapling"), key=lambda row: (row.speed is None, abs((row.share_of_bytes or 0) - size)))
-    largest = sorted(of("sapling"), key=lambda row: -(row.share_of_bytes or 0))
-    both, pruned = (
-        sorted(of(kind), key=lambda row: -row.execution_accuracy) for kind in ("sapling_quantized", "pruning")
-    )
+    kinds = ("sapling", "sapling_quantized", "pruning")
+    best, both, pruned = (sorted(of(kind), key=lambda row: -row.execution_accuracy) for kind in kinds)
     wanted = [
         *(row for row in rows if row.run == row.reference_run), *of("longer")[:1], *of("quantized")[:2], *nearest[:1],
-        *largest[:1], *of("base")[:1], *nearest[1:2], *both[:1], *pruned[:1], *rows,
+        *best[:1], *of("base")[:1], *nearest[1:2], *both[:1], *pruned[:1], *rows,
     ]  # fmt: skip
     names = list(dict.fromkeys(row.run for row in wanted))[:count]
     return [row for row in section.rows if row.run in names]

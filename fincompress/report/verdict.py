@@ -115,7 +115,11 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
     found = [compare(row, rival, ACCURACY, confidence) for row in checkpoints]
     best = max(found, key=lambda one: one.difference["difference"] if one.difference else -math.inf)
     near = [one for one in found if one.winners["accuracy"] != OTHER]  # not significantly worse
-    equal = [one for one in near if one.difference and one.difference["interval"][0] >= -equal_within]
+    equal = [
+        one
+        for one in near
+        if one.difference and one.difference["interval"][0] >= -equal_within and one.difference["interval"][1] >= 0
+    ]
     margin, winner = f"{100 * equal_within:.3g} points", OPEN
     if not all(one.difference for one in found):
         note = UNPAIRED

@@ -99,8 +99,9 @@ class KeepBest(TrainerCallback):
     def __init__(self, model, scores: Callable[[torch.nn.Module], tuple[torch.Tensor, torch.Tensor]], every: int):
         self.model, self.scores, self.every = model, scores, every
 
-    def path(self, args) -> Path:
-        return Path(args.output_dir) / "best.safetensors"
+    def path(self, args, step: int) -> Path:
+        """Of the weights after ``step``: a killed run goes back to a checkpoint, and may find another best one."""
+        return Path(args.output_dir) / f"best-{step}.safetensors"
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
@@ -114,7 +115,7 @@ class KeepBest(TrainerCallback):
         state.log_history.append(found)
         if found["calibration_nll"] < min(before, default=math.inf):
             if not last and distributed.is_main():  # the last weights are those in memory
-                with runs.atomic_path(self.path(args)) as partial:
+                with runs.atomic_path(self.path(args, state.global_step)) as partial:
                     save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
         elif len(before) - before.index(min(before)) >= PATIENCE:
             control.should_training_stop = control.should_log = True
@@ -125,7 +126,7 @@ class KeepBest(TrainerCallback):
         scores = [row for row in log_history if "calibration_nll" in row]
         best = min(scores, key=lambda row: row["calibration_nll"])
         if best is not scores[-1]:
-            weights = load_file(self.path(args))
+            weights = load_file(self.path(args, best["step"]))
             for name, parameter in self.trained().items():
                 parameter.data.copy_(weights[name])
         return best

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gc
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ import torch.nn.functional as F
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from fincompress import distributed, provenance, training
-from fincompress.errors import UserError
+from fincompress import distributed, provenance, runs, training
 from fincompress.sapling import losses
 from fincompress.sapling.state import Moments
 from fincompress.sapling.teacher import TeachingCache
@@ -162,12 +160,8 @@ def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching]
         return functools.partial(teacher.teach, temperature=temperature, hidden_states=hidden)
     if run.cache is None:
         path = run.directory / "teaching.safetensors"
-        free = shutil.disk_usage(run.directory).free
-        if size > free and not path.exists():
-            raise UserError(
-                f"what the teacher says takes {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB of the disk are free: make "
-                "room, or set CACHE_GB = 0, and the teacher is asked at every step"
-            )
+        if not path.exists():
+            runs.check_room(run.directory, size / 1e9)
         if "row" not in run.train_set.column_names:
             run.train_set = run.train_set.add_column("row", list(range(len(run.train_set))))
         identity = provenance.fingerprint(run.facts, s["TEACHER"], temperature, losses.TOP_K, losses.POSITIONS, hidden)

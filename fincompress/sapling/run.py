@@ -42,10 +42,6 @@ class Run:
             self.resume()
 
     @property
-    def stopped(self) -> str | None:
-        return self.state.stopped
-
-    @property
     def teacher(self) -> Teacher | None:
         """The unpruned model to learn from; in ``qlora`` mode it is the student with its blocks back."""
         student = self.student
@@ -152,7 +148,7 @@ class Run:
         ranking = Ranking([])
         with student.scoring_model() as model:
             if units:
-                rank = criteria.get(s["CRITERION"]).rank
+                rank = criteria.get(s["CRITERION"])
                 ranking = rank(model, units, self.questions(len(self.calibration)), self.context())
                 ranking = distributed.from_main(lambda: ranking)  # other devices may round otherwise
             if ranking.whole is None:

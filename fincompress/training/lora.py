@@ -1,6 +1,5 @@
 """LoRA (Hu et al. 2022) on a base of any precision: train adapters, then merge them into 16-bit weights."""
 
-import contextlib
 import hashlib
 import shutil
 from pathlib import Path
@@ -31,17 +30,11 @@ class ProgressAndCalibration(Progress):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         super().on_step_end(args, state, control)
         if state.epoch.is_integer() or state.global_step >= state.max_steps:
-            scores = calibration_scores(model, *self.scored)
+            scores = calibration_means(*score_targets(model, *self.scored))
             row = {"step": state.global_step, "epoch": round(state.epoch, 4)}
             state.log_history.append(row | {"seconds": round(self.clock.seconds(), 1)} | scores)
             nll, exact = scores.values()
             self.bar.write(f"epoch {state.epoch:.0f}: calibration nll {nll:.4f}, exact {exact:.4f}")
-
-
-def calibration_scores(model, calibration: datasets.Dataset, tokenizer, batch_size: int, dtype: torch.dtype) -> dict:
-    """``calibration_means`` of a model."""
-    collator = TargetCollator(tokenizer.pad_token_id)
-    return calibration_means(*score_targets(model, calibration, collator, batch_size, dtype))
 
 
 def train(settings: dict, base_precision: str, script: str) -> None:
@@ -157,7 +150,8 @@ def train_adapter(
         gradient_checkpointing=checkpointing, save_steps=s["SAVE_STEPS"], save_total_limit=1,
         reentrant=reentrant, run_name=s["RUN"],
     )  # fmt: skip
-    progress = ProgressAndCalibration(calibration, tokenizer, 2 * s["BATCH_SIZE"], dtype)
+    collator = TargetCollator(tokenizer.pad_token_id)
+    progress = ProgressAndCalibration(calibration, collator, 2 * s["BATCH_SIZE"], dtype)
     report = training.Report(s["REPORT_TO"], directory, arguments)
     # Their own figures are what START_FROM has seen.
     rows = training.TrainingRows(
@@ -165,19 +159,13 @@ def train_adapter(
         source=runs.read_json(directory / "settings.json").get("source"),
     )  # fmt: skip
     trainer = TargetTrainer(
-        model=model, args=arguments, data_collator=TargetCollator(tokenizer.pad_token_id), processing_class=tokenizer,
+        model=model, args=arguments, data_collator=collator, processing_class=tokenizer,
         train_dataset=rows, callbacks=[progress, report],
     )  # fmt: skip
     checkpoint = distributed.from_main(lambda: training.last_checkpoint(checkpoints))
     if checkpoint:
         print(f"resuming from {checkpoint.name}")
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError:
-        with contextlib.suppress(OSError):
-            checkpoints.rmdir()  # nothing to resume: lower constants must not be refused
-            shutil.rmtree(directory / training.LOGS)
-        raise
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = progress.clock.seconds()
     measured = {
         "training_seconds": round(seconds, 1),
@@ -232,7 +220,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     """
     record = runs.read_json(directory / "settings.json")
     ways = MERGE_INTO if s["MERGE_INTO"] == BETTER else (s["MERGE_INTO"],)
-    tokenizer = models.load_tokenizer(str(directory / "adapter"))
+    collator = TargetCollator(models.load_tokenizer(str(directory / "adapter")).pad_token_id)
     folders = {way: directory / f".merged-{way}.partial" for way in ways}
     scores: dict[str, dict[str, float]] = {}
     try:
@@ -242,7 +230,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
                 batch, scored_in = 2 * s["BATCH_SIZE"], models.pick_dtype(device, str(folder))[0]
                 options = models.offload_if_needed(str(folder), device, batch, max(calibration["length"]))
                 model = models.load_base(str(folder), "auto", device, scored_in, **options).eval()
-                scores[way] = calibration_scores(model, calibration, tokenizer, batch, scored_in)
+                scores[way] = calibration_means(*score_targets(model, calibration, collator, batch, scored_in))
                 print(f"merged into the {way} weights: {scores[way]}")
                 del model  # or it would stay beside the next
         kept = ways[0]

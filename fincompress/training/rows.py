@@ -7,7 +7,6 @@ import random
 import datasets
 import torch
 
-from fincompress.errors import UserError
 from fincompress.finqa import figures
 
 FIGURES = "figures"  # the value of AUGMENT
@@ -27,12 +26,7 @@ class TrainingRows(torch.utils.data.Dataset):
         passes: list[int] | None = None, first_pass: int = 0, source: str | None = None,
     ):  # fmt: skip
         self.columns = [name for name in ("input_ids", "prompt_tokens", "row") if name in rows.column_names]
-        needed = {"id", "prompt", "program"} if augment else set()
-        if not needed <= set(rows.column_names):
-            raise UserError(
-                "AUGMENT needs a data run that keeps the prompts: run preprocess_data.py again, as another RUN"
-            )
-        self.rows = rows.select_columns([*self.columns, "length", *sorted(needed)])
+        self.rows = rows.select_columns([*self.columns, "length", *(("id", "prompt", "program") if augment else ())])
         self.tokenizer, self.augment, self.seed = tokenizer, augment, f"{seed} {source}" if source else seed
         self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass, 0
         self.ends = list(itertools.accumulate(self.passes))

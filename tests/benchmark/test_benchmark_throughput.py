@@ -41,7 +41,7 @@ def script(monkeypatch):
         benchmark_throughput.main()
 
     monkeypatch.setattr(rounds, "WorkerProcess", LocalWorker)
-    monkeypatch.setattr(rounds.Load, "share", lambda load: 0.0)  # whatever else runs beside the tests
+    monkeypatch.setattr(rounds, "watch_load", lambda: lambda: 0.0)  # whatever else runs beside the tests
     return call
 
 

@@ -56,6 +56,16 @@ def test_only_rounds_of_one_call_are_paired(tmp_path):
     assert record.paired_rounds(one, same, "decode_tokens_per_s")[0] == recorded["tokens_per_s"]["rounds"][:3]
 
 
+def test_a_measure_that_failed_is_read_as_not_measured(tmp_path):
+    made.throughput(tmp_path, "a", 20.0)
+    path = tmp_path / "a" / "throughput_cpu.json"
+    found = runs.read_json(path)
+    found["prefill"]["median"] |= {"tokens_per_s": None, "ratio": None}
+    runs.write_json(path, found)
+    row = record.read_throughput(path)
+    assert row["prefill_tokens_per_s"] is row["prefill_ratio"] is None and row["decode_tokens_per_s"] is not None
+
+
 @pytest.mark.parametrize("content", ['{"prefill": 3}', "[]", "{"])
 def test_a_damaged_record_is_named(tmp_path, content):
     (tmp_path / "bad").mkdir()

@@ -140,9 +140,15 @@ def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):
 
 def test_the_load_is_the_share_of_the_cores_that_other_jobs_took(monkeypatch):
     monkeypatch.setattr(rounds.psutil, "cpu_count", lambda: 2)
-    for name, values in (("monotonic", [0.0, 10.0]), ("busy_seconds", [100.0, 113.0]), ("own_seconds", [5.0, 14.0])):
-        monkeypatch.setattr(rounds.time if name == "monotonic" else rounds, name, mock.Mock(side_effect=values))
-    assert rounds.Load().share() == pytest.approx((13 - 9) / 20)
+    monkeypatch.setattr(rounds.time, "monotonic", mock.Mock(side_effect=[0.0, 10.0]))
+    busy = [mock.Mock(user=user, system=20.0, nice=10.0) for user in (70.0, 83.0)]
+    monkeypatch.setattr(rounds.psutil, "cpu_times", mock.Mock(side_effect=busy))
+    of_ours = [mock.Mock(), mock.Mock()]  # this process and a child: 5 seconds, then 14
+    of_ours[0].cpu_times.side_effect = [(1, 1, 0, 0, 9), (2, 2, 0, 0, 9)]
+    of_ours[1].cpu_times.side_effect = [(3, 0, 0, 0, 9), (4, 4, 1, 1, 9)]
+    of_ours[0].children.return_value = of_ours[1:]
+    monkeypatch.setattr(rounds.psutil, "Process", lambda: of_ours[0])
+    assert rounds.watch_load()() == pytest.approx((13 - 9) / 20)
 
 
 @pytest.mark.real

@@ -13,7 +13,7 @@ from fincompress.training.loss import IGNORE, target_logits
 
 
 def ranked(name, model, units, batches, **context):
-    ranking = criteria.get(name).rank(model, units, batches, Context(**context))
+    ranking = criteria.get(name)(model, units, batches, Context(**context))
     return [(score.unit, score.value) for score in ranking.scores]
 
 
@@ -25,7 +25,7 @@ def test_every_criterion_ranks_every_unit_once(model, batches, name):
         logits, labels = target_logits(model, batch)
         return logits[labels.ne(IGNORE)]
 
-    ranking = criteria.get(name).rank(model, units, batches, Context(teacher=teacher))
+    ranking = criteria.get(name)(model, units, batches, Context(teacher=teacher))
     assert sorted(ranking.order()) == units
     assert set(criteria.get(name).needs) <= {"gradients", "teacher", "blocks"}
 

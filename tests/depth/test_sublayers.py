@@ -136,5 +136,5 @@ SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidd
     ],
 )
 def test_another_architecture_is_refused(config):
-    with pytest.raises(UserError, match=f"a {config.model_type} cannot be pruned here: llama, "):
+    with pytest.raises(UserError, match=f"a {config.model_type} is not built like a Llama: llama, "):
         sub.units(AutoModelForCausalLM.from_config(config), "sublayer")

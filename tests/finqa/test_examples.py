@@ -215,6 +215,7 @@ def test_synthetic_set_stands_in_and_is_announced(
     asked_for = examples.load_dataset("synthetic")
     assert (asked_for.source, asked_for.fingerprint) == ("synthetic", found.fingerprint)
     assert capsys.readouterr().out == ""
+    assert examples.load_dataset("data/").source == "synthetic"
     assert examples.load_dataset("synthetic", seed=1).fingerprint != found.fingerprint
 
 

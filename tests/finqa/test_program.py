@@ -57,7 +57,7 @@ def read(name):
     return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
 
 
-@needs_data
+@pytest.mark.skipif(not (DATA / "scorer_cases.jsonl").is_file(), reason="the evaluator's recorded verdicts are not here")
 def test_every_verdict_of_the_official_evaluator():
     examples = {example["id"]: example for example in read("dev.json")}
     cases = read("scorer_cases.jsonl")
@@ -75,10 +75,10 @@ def test_every_verdict_of_the_official_evaluator():
 
 
 @needs_data
-@pytest.mark.parametrize(("name", "count"), [("dev.json", 883), ("train.json", 1964)])
-def test_every_gold_program_gives_its_answer_and_equals_itself(name, count):
+@pytest.mark.parametrize(("name", "counts"), [("dev.json", [883]), ("train.json", [1964, 6251])])  # a part, or all
+def test_every_gold_program_gives_its_answer_and_equals_itself(name, counts):
     examples = read(name)
-    assert len(examples) == count
+    assert len(examples) in counts
     failures = []
     for gold in examples:
         tokens = tokenize(gold["qa"]["program"])

@@ -241,6 +241,11 @@ def test_equal_accuracy_takes_the_smallest_checkpoint_that_is_not_worse(tmp_path
     assert found.equal == verdict.UNSHOWN and found.winners == {"accuracy": "the other"}
 
 
+def test_an_interval_wholly_below_zero_is_no_equality_though_mcnemar_s_test_does_not_agree(tmp_path):
+    found = equal_accuracy(section(tmp_path, (N < 200, 0.43), {30: (N < 193, 0.5)}))  # 7 questions, p = 0.016
+    assert found.equal == verdict.UNSHOWN and found.winners == {"accuracy": OPEN}
+
+
 @pytest.mark.parametrize(("share", "winner"), [(0.30, OPEN), (0.43, "the other"), (0.60, "the other")])
 def test_checkpoints_all_smaller_than_gptq_do_not_refute_equal_accuracy(tmp_path, share, winner):
     """Significantly worse, but at 30 % of the bytes against 43: a checkpoint of GPTQ's size was not evaluated."""

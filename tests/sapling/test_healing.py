@@ -1,5 +1,7 @@
 """A healed depth is trained on a branch: its best weights are kept, and the run is what it was before."""
 
+from unittest import mock
+
 import pandas as pd
 import pytest
 import torch
@@ -83,6 +85,27 @@ def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
     assert best["step"] == 4 and best["calibration_nll"] == 0.4
     assert all(torch.equal(p, weights[3][name]) for name, p in model.named_parameters())
     assert not all(torch.equal(weights[3][name], weights[-1][name]) for name in weights[3])
+
+
+def test_after_a_kill_the_best_weights_are_those_of_the_steps_that_counted(tmp_path):
+    """A newer best was written before the kill; resumed from an older checkpoint, the steps after it go otherwise."""
+    model, nll = make_model(), [0.5]
+    keep_best = KeepBest(model, lambda model: (torch.tensor([nll[-1]]), torch.ones(1, dtype=torch.bool)), every=1)
+    args, control = mock.Mock(output_dir=str(tmp_path)), mock.Mock()
+
+    def step(number, log_history):
+        with torch.no_grad():
+            model.lm_head.weight.fill_(number)
+        state = mock.Mock(global_step=number, max_steps=9, log_history=log_history)
+        keep_best.on_step_end(args, state, control)
+        return state.log_history
+
+    log_history = step(1, [])
+    nll.append(0.4)
+    step(2, list(log_history))  # and killed
+    nll.append(0.6)
+    best = keep_best.restore_best(args, step(2, log_history))
+    assert best["step"] == 1 and (model.lm_head.weight == 1).all()
 
 
 @pytest.mark.parametrize("taught", ["full"], indirect=True)

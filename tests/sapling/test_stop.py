@@ -67,13 +67,13 @@ def test_a_run_that_fell_below_the_floor_returns_to_the_last_depth_above_it(six,
 
     drop_at(0.5)
     train_to(0.46)
-    assert not run.stopped
+    assert not run.state.stopped
     before = {name: parameter.clone() for name, parameter in run.student.trained_parameters().items()}
     left, kept = run.student.left, run.state.weights
     drop_at(0.46)
     train_to(0.44)
     method.save_on_the_way(run)
-    assert "fell below" in run.stopped and run.student.left < left
+    assert "fell below" in run.state.stopped and run.student.left < left
     assert (run.directory / str(run.student.left)).exists()
     assert {path.name for path in run.directory.glob("state-*")} == {kept, run.state.weights}
     for _ in range(2):  # a killed run does it once more when it resumes

@@ -4,7 +4,6 @@ import datasets
 import pytest
 
 from fincompress import models
-from fincompress.errors import UserError
 from fincompress.training.rows import FIGURES, TrainingRows, encode
 
 PROMPT, TEXT = "net sales|5829|5735\nQuestion: what changed?\nProgram:\n", "subtract(5829, 5735)"
@@ -60,5 +59,3 @@ def test_nothing_is_redrawn_unless_asked_for(tokenizer):
     examples = make_rows(tokenizer)
     rows = TrainingRows(examples, tokenizer, None, seed=0, first_pass=3)
     assert texts(rows, tokenizer) == texts(examples, tokenizer)
-    with pytest.raises(UserError, match="run preprocess_data.py again"):
-        TrainingRows(examples.remove_columns("prompt"), tokenizer, FIGURES, seed=0)

@@ -1,6 +1,6 @@
 """Pruning criteria: which unit goes first. A file of this folder is a criterion, named as the file.
 
-It holds one function with the decorator ``@criterion()``, which gets
+It holds one function of that name with the decorator ``@criterion()``, which gets
 
 - ``model``: the scoring copy, in the type that is computed with; gradients can reach its weights (with
   UPDATE = "qlora" its adapters alone),
@@ -25,14 +25,6 @@ if TYPE_CHECKING:  # --help names the criteria without importing torch
     from fincompress.depth.ranking import Ranking, Unit
 
 
-@dataclass(frozen=True)
-class Criterion:
-    """A criterion's function, and what it needs: "gradients" of the weights, a "teacher", whole "blocks"."""
-
-    rank: Callable[..., Ranking]
-    needs: tuple[str, ...]
-
-
 @dataclass
 class Context:
     """What a run tells its criterion."""
@@ -45,17 +37,15 @@ class Context:
     teacher: Callable[[dict], torch.Tensor] | None = None  # logits of a batch's target tokens, of the unpruned model
 
 
-_REGISTRY: dict[str, Criterion] = {}
-
-
 def criterion(*needs: str) -> Callable:
-    """Register the decorated function under the name of its file."""
+    """Mark a criterion's function, which bears the name of its file, with what it needs: "gradients" of the weights, a
+    "teacher", whole "blocks"."""
 
-    def register(function):
-        _REGISTRY[function.__module__.rpartition(".")[2]] = Criterion(function, needs)
+    def mark(function):
+        function.needs = needs
         return function
 
-    return register
+    return mark
 
 
 def names() -> list[str]:
@@ -63,7 +53,6 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def get(name: str) -> Criterion:
-    """The criterion of that name; its file is imported now."""
-    importlib.import_module(f"{__name__}.{name}")
-    return _REGISTRY[name]
+def get(name: str) -> Callable[..., Ranking]:
+    """The criterion of that name, with its ``needs``; its file is imported now."""
+    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
