@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The record on real FinQA with SmolLM2-135M: every run, evaluated on all of dev once, and measured. Finished runs are
+# All of SmolLM2-135M on real FinQA: every run, evaluated on all of dev once, and measured. Finished runs are
 # skipped, a killed run resumes. By estimate thirty hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
@@ -36,8 +36,8 @@ if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; the
     exit 2
 fi
 
-# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with new
-# figures: docs/recipe.md
+# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with redrawn
+# numbers: docs/recipe.md
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
 first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE_INTO=None)
 second=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
@@ -51,7 +51,7 @@ gptq=(--CALIBRATION_EXAMPLES=256)
 run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
 
 # Phase 3 with its teacher. Layers are dropped and patched without training in between; each depth then learns in phase 1's
-# order, from the mixed data, then from FinQA with new figures: docs/recovery.md. The last depth has the bytes of GPTQ's
+# order, from the mixed data, then from FinQA with redrawn numbers: docs/recovery.md. The last depth has the bytes of GPTQ's
 # checkpoint (43 %).
 scan=(--CALIBRATION_EXAMPLES=128 --CYCLE_EPOCHS=0)
 mixed=("${scan[@]}" --START_FROM=finqa_qlora --DATA_RUN=mixed_data --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=1)
