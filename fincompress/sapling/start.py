@@ -12,7 +12,7 @@ from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.run import Run
 from fincompress.sapling.state import STATE
 from fincompress.sapling.stop import check_targets
-from fincompress.sapling.student import Student
+from fincompress.sapling.student import Student, find_adapter
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, needs_teacher
 from fincompress.settings import check_choice
 
@@ -36,11 +36,12 @@ def open_run(settings: dict, script: str) -> Run | None:
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
     facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
-    if s["START_FROM"]:
+    if s["START_FROM"] and find_adapter(s) is None:
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
-        facts["source"] = training.check_origin("START_FROM", s, record)
-    else:
+    else:  # the base model, with phase 1's own adapter where it starts from that
         source = distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
+    if s["START_FROM"]:
+        facts["source"] = training.check_origin("START_FROM", s, record)
     if s["TEACHER"] and needs_teacher(s):
         facts["teacher"] = training.check_origin("TEACHER", s, record)
     directory = distributed.from_main(

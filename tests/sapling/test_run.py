@@ -229,7 +229,9 @@ def test_adapters_start_from_phase_1_without_quantizing_what_it_learned(six, pha
 @pytest.mark.parametrize(("name", "more"), [("on_adapters", QLORA), ("on_weights", ("--START_FROM=six_qlora",))])
 def test_a_run_of_phase_1_is_shrunk(six, phase_1, name, more):
     results, environment = six
+    merged = (phase_1 / "merged").rename(phase_1 / ("merged" if name == "on_weights" else "away"))
     done(*SAPLING, "--TARGET_SIZE=0.9", "--LEARNING_RATE=1e-5", *more, f"--RUN={name}", **environment)
+    merged.rename(phase_1 / "merged")
     metrics = read(results / name / "train_metrics.json")
     assert metrics["share_of_bytes"] <= 0.9 and metrics["data"]["source"] == "synthetic"
     done("evaluate.py", f"--RUN={name}/{metrics['units_left']}", "--MAX_NEW_TOKENS=8", **environment)
