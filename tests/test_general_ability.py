@@ -48,6 +48,13 @@ def test_a_model_is_no_better_than_itself(archive, results_dir, tiny_base):
     assert len(again) == 2 and all(line.endswith("+0.0 [+0.0, +0.0]") for line in again)  # the task, and all
 
 
+def test_the_likeliest_option_is_the_answer(monkeypatch):
+    judge = runpy.run_path(SCRIPT)["judge"]
+    monkeypatch.setitem(judge.__globals__, "log_likelihoods", lambda *_: [-3.0, -1.0, -2.0])
+    asked = [{"prompt": "", "target_scores": {"a": 0, "b": b, "c": 1 - b}} for b in (1, 0)]
+    assert judge(None, None, "t", asked) == {"t 0": True, "t 1": False}
+
+
 def test_an_option_is_as_likely_as_its_part_of_the_whole_text(results_dir, tiny_base):
     model, tokenizer = models.load_run(tiny_base, str(results_dir), torch.device("cpu"), torch.float32)
     prompt, options = "Q: is 4 odd?\nA:", [" no , never in all these years", " yes"]

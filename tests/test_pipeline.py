@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from scripts import run_in_process, run_script
 
-from fincompress import runs, training
+from fincompress import generation, runs, training
 from fincompress.finqa import examples
 from fincompress.training import lora
 
@@ -112,19 +112,25 @@ def test_a_finished_run_without_its_merged_weights_merges_its_adapter_again(pipe
 
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):
     results, environment = pipeline
-    step, steps = training.TargetTrainer.training_step, []
+    step = training.TargetTrainer.training_step
 
     class Killed(BaseException):
         """Ends a run where it stands, as a kill does: no handler of the package takes it."""
 
-    def die_at_7(*arguments):  # of 24 steps: within the first epoch, and between two checkpoints
-        steps.append(1)
-        if len(steps) == 7:
-            raise Killed
-        return step(*arguments)
+    def dying(last):
+        steps = []
 
-    with mock.patch.object(training.TargetTrainer, "training_step", die_at_7), pytest.raises(Killed):
-        run_in_process(*TRAIN, "--RUN=killed", **environment)
+        def die(*arguments):
+            steps.append(1)
+            if len(steps) == last:
+                raise Killed
+            return step(*arguments)
+
+        return mock.patch.object(training.TargetTrainer, "training_step", die)
+
+    for last in (7, 13):  # of 24 steps: within the first epoch, then, resumed at 6, in step 19, within the second
+        with dying(last), pytest.raises(Killed):
+            run_in_process(*TRAIN, "--RUN=killed", **environment)
     assert not (results / "killed" / "train_metrics.json").exists()
     resumed = run_in_process(*TRAIN, "--RUN=killed", **environment)
     assert resumed.returncode == 0, resumed.stderr
@@ -140,6 +146,32 @@ def assert_same_training(unbroken, broken):
     assert scores[0] == scores[1]
     weights = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (unbroken, broken)]
     assert weights[0] == weights[1]
+
+
+def test_outputs_are_scored_against_their_own_questions(pipeline, monkeypatch):
+    results, environment = pipeline
+
+    def first_wrong(model, tokenizer, dataset, *options):
+        texts = ["add(1, 1)", *(f"\n {program}\nmore" for program in dataset["program"][1:])]
+        return [{"output": text, "ended": True, "new_tokens": 9} for text in texts]
+
+    monkeypatch.setattr(generation, "generate", first_wrong)
+    done = run_in_process("evaluate.py", "--RUN=base_gold", "--SPLIT=dev", **environment)
+    assert done.returncode == 0, done.stderr
+    found = read(results / "base_gold" / "eval_dev.json")
+    assert [found[name]["correct"] for name in ("execution_accuracy", "program_accuracy", "invalid")] == [7, 7, 0]
+    rows = (results / "base_gold" / "predictions_dev.jsonl").read_text().splitlines()
+    assert [json.loads(row)["execution_correct"] for row in rows] == [False] + [True] * 7
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [("add(1, 2)", True), ("add(1, 3)", False), ("subtract(1, 1), divide(2, #0)", False), ("", False)],
+)
+def test_a_beam_is_taken_where_it_executes_on_what_is_shown(text, good):
+    import evaluate
+
+    assert evaluate.executes_on_shown(text, "a|1|2\n", []) is good
 
 
 def test_a_run_stopped_after_its_last_step_ends_as_an_unbroken_one(pipeline, monkeypatch):

@@ -3,7 +3,6 @@
 import json
 
 import made_up_runs as made
-import pytest
 from scripts import run_in_process
 
 from fincompress import runs
@@ -14,7 +13,6 @@ def publish(tmp_path, *names):
     return run_in_process("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
 
 
-@pytest.mark.real
 def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
     made.settings(tmp_path / "sapling", "sapling_train.py")
     runs.write_json(tmp_path / "sapling" / "train_metrics.json", {})
@@ -24,19 +22,24 @@ def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
     predictions.write_text(predictions.read_text().replace('"x"', '"add(1,\u2028 2)"'))
     (tmp_path / "sapling" / "20" / "model.safetensors").write_text("weights")
     made.settings(tmp_path / "sapling" / "22", "sapling_train.py")  # not evaluated
+    made.settings(tmp_path / "sapling" / "24", "sapling_train.py")
+    made.throughput(tmp_path, "sapling/24", 9.0)
+    for name in ("trajectory.csv", "loss_curve.csv", "layer_scores.csv"):
+        (tmp_path / "sapling" / name).write_text("x\n")
     made.settings(tmp_path / "sapling" / ".30.1.partial", "sapling_train.py")
     made.settings(tmp_path / "to" / "sapling" / "40", "sapling_train.py")
     done = publish(tmp_path, "sapling")
     assert done.returncode == 0, done.stderr
     there = sorted(path.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("*.*"))
     assert there == ["sapling/20/eval_dev.json", "sapling/20/predictions_dev.jsonl", "sapling/20/settings.json",
-                     "sapling/settings.json", "sapling/train_metrics.json"]  # fmt: skip
+                     "sapling/24/settings.json", "sapling/24/throughput_cpu.json", "sapling/layer_scores.csv",
+                     "sapling/loss_curve.csv", "sapling/settings.json", "sapling/train_metrics.json",
+                     "sapling/trajectory.csv"]  # fmt: skip
     published = (tmp_path / "to" / "sapling" / "20" / "predictions_dev.jsonl").read_text()
     assert json.loads(published.split("\n")[0]) == {"id": "P/0", "execution_correct": True, "program_correct": True}
     assert "add" not in published
 
 
-@pytest.mark.real
 def test_the_records_of_what_a_run_came_from_are_published_too(tmp_path):
     healed, start = {"START_FROM": "mixed/20"}, {"START_FROM": "qlora"}
     made.settings(tmp_path / "qlora", "train_qlora_4bit.py")

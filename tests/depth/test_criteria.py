@@ -6,7 +6,7 @@ import pytest
 import torch
 from scripts import REPOSITORY
 
-from fincompress.depth import criteria
+from fincompress.depth import criteria, scan
 from fincompress.depth import sublayers as sub
 from fincompress.depth.criteria import Context
 from fincompress.training.loss import IGNORE, target_logits
@@ -27,6 +27,7 @@ def test_every_criterion_ranks_every_unit_once(model, batches, name):
 
     ranking = criteria.get(name)(model, units, batches, Context(teacher=teacher))
     assert sorted(ranking.order()) == units
+    assert ranking.by == {"kl": "nll", "calibration": "accuracy"}.get(name, "order")
     assert set(criteria.get(name).needs) <= {"gradients", "teacher", "blocks"}
 
 
@@ -60,7 +61,9 @@ def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, b
     assert found["block_influence"][units[block]] == pytest.approx(influence.item(), rel=1e-3)
     assert found["angular"][units[block]] == pytest.approx(angle.mean().item(), rel=1e-3)
     norms = dict(ranked("activation_norm", model, sub.units(model, "sublayer"), batches))
-    assert max(norms.values()) == pytest.approx(100) and len(norms) == 12
+    assert max(norms.values()) == pytest.approx(100)
+    by_hand = {score.unit: score.norm for score in scan.scan(model, sub.units(model, "sublayer"), batches)[0]}
+    assert list(norms) == sorted(by_hand, key=by_hand.get, reverse=True)
 
     spans = [
         sum(float((torch.arccos(cosine(h[s][:, -1], h[s + 3][:, -1], dim=-1)) / math.pi).sum()) for h in hidden)

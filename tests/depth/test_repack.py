@@ -15,7 +15,7 @@ from fincompress.depth.sublayers import SubLayer
 from fincompress.training.loss import target_logits
 
 A, M = (lambda block: SubLayer(block, "attention")), (lambda block: SubLayer(block, "mlp"))
-PACKABLE = [M(1), A(2), A(4), M(4)]  # A1 M2, A3 M3, ...: no slot stays empty
+PACKABLE = [M(2), A(3), A(4), M(4)]  # A2 M3: no slot stays empty, and where attentions differ by block A2 counts
 MIXED = [A(0), M(2), M(3), A(5)]  # attention by attention, MLP by MLP
 
 

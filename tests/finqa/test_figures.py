@@ -44,9 +44,16 @@ def test_a_figure_below_one_stays_the_same_with_and_without_its_zero():
 
 
 def test_a_program_that_would_divide_by_zero_is_drawn_again():
-    for seed in range(200):
-        _, text = figures.redraw("41|42|900\n", "subtract(41, 42), divide(900, #0)", random.Random(seed))
-        assert not program.execute(program.tokenize(text), []).invalid
+    text = "subtract(97, 45), subtract(#0, 51), divide(900, #1)"
+    for seed in range(600):  # of which two would
+        _, drawn = figures.redraw("97|45|51|900\n", text, random.Random(seed))
+        assert not program.execute(program.tokenize(drawn), []).invalid
+
+
+def test_figures_that_differ_stay_different():
+    for seed in range(200):  # in three of which one would be drawn twice
+        drawn, _ = figures.redraw("41|42|900\n", "add(41, 42), add(#0, 900)", random.Random(seed))
+        assert len(set(drawn.strip().split("|"))) == 3
 
 
 @pytest.mark.parametrize("prompt", ["2019|31|12|0|1990|0.0\n", "q1|10-k|a1b\n"])

@@ -57,7 +57,9 @@ def read(name):
     return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
 
 
-@pytest.mark.skipif(not (DATA / "scorer_cases.jsonl").is_file(), reason="the evaluator's recorded verdicts are not here")
+@pytest.mark.skipif(
+    not (DATA / "scorer_cases.jsonl").is_file(), reason="the evaluator's recorded verdicts are not here"
+)
 def test_every_verdict_of_the_official_evaluator():
     examples = {example["id"]: example for example in read("dev.json")}
     cases = read("scorer_cases.jsonl")

@@ -351,11 +351,6 @@ def test_numbers_of_the_evidence_are_hidden_among_others(everything):
 # --- determinism ----------------------------------------------------------------------------------------------------
 
 
-def test_same_arguments_give_the_same_examples(splits):
-    for split in ("dev", "test"):
-        assert synthetic.generate(split) == splits[split]
-
-
 def test_fewer_examples_are_the_first_ones_of_more(splits):
     for split in SPLITS:
         for count in (0, 1, 2, 7, 100):
@@ -378,12 +373,12 @@ def test_other_seeds_give_other_pages():
     assert not contents[0] & contents[1]
 
 
-def test_a_process_with_another_hash_seed_agrees():
+def test_the_same_arguments_give_the_same_examples_also_under_another_hash_seed(splits):
     code = (
         "import hashlib, json; from fincompress.finqa import synthetic as s;"
         "print(hashlib.sha256(json.dumps([s.generate(x, 150) for x in s.DEFAULT_COUNTS]).encode()).hexdigest())"
     )
-    here = hashlib.sha256(json.dumps([synthetic.generate(split, 150) for split in SPLITS]).encode()).hexdigest()
+    here = hashlib.sha256(json.dumps([splits[split][:150] for split in SPLITS]).encode()).hexdigest()
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == here

@@ -164,6 +164,14 @@ def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measu
     assert accuracy.endswith(said)
 
 
+def test_a_comparison_whose_speed_was_measured_speaks_and_says_so(tmp_path):
+    section(tmp_path, (N < 300, 0.43), {50: (N < 290, 0.9)})
+    made.settings(tmp_path / "near" / "20", "sapling_train.py", SAPLING)
+    made.evaluation(tmp_path, "near/20", N < 100, 0.43)
+    size = verdict.answers(verdict.judge(read(tmp_path)))[1]
+    assert size.startswith("**Nearest in size, of those whose speed was measured** (90.0 % of the bytes")
+
+
 def test_an_accuracy_of_0_is_answered_as_0(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 0, 0.50)})
     assert "SAPLING answers 0.0 % and" in verdict.answers(verdict.judge(found))[1]

@@ -1,5 +1,6 @@
 """A healed depth is trained on a branch: its best weights are kept, and the run is what it was before."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import pandas as pd
@@ -11,10 +12,12 @@ from sapling_runs import SAPLING, TAUGHT, done, read
 from scripts import run_in_process
 from transformers import TrainerCallback
 
+from fincompress import training
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
 from fincompress.sapling.healing import KeepBest, branch
-from fincompress.sapling.recovery import Recovery
+from fincompress.sapling.recovery import Recovery, train_stage
+from fincompress.sapling.teacher import load_teacher
 
 
 def depths_of(directory):
@@ -38,7 +41,13 @@ def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught):
 def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
     directory, command = taught
     straight = six[0] / f"{directory.name}_unbranched"
-    done(*command, f"--RUN={straight.name}", "--HEAL_AT=[]", "--HEALING_EPOCHS=[0.5]", **six[1])
+    with (
+        mock.patch("fincompress.sapling.run.train_stage", wraps=train_stage) as stages,
+        mock.patch.object(training, "shuffled_stream", wraps=training.shuffled_stream) as stream,
+    ):
+        done(*command, f"--RUN={straight.name}", "--HEAL_AT=[]", "--HEALING_EPOCHS=[0.5]", **six[1])
+    assert [bool(call.kwargs["moments"]) for call in stages.call_args_list] == [False, True]
+    assert [call.args[1] for call in stream.call_args_list] == [0, 32, 64]  # each stage goes on in the stream
     assert depths_of(straight) == [8]
     weights = [(one / "8" / "model.safetensors").read_bytes() for one in (directory, straight)]
     assert weights[0] == weights[1]
@@ -106,6 +115,18 @@ def test_after_a_kill_the_best_weights_are_those_of_the_steps_that_counted(tmp_p
     nll.append(0.6)
     best = keep_best.restore_best(args, step(2, log_history))
     assert best["step"] == 1 and (model.lm_head.weight == 1).all()
+
+
+@pytest.mark.parametrize("taught", ["full"], indirect=True)
+def test_a_teacher_knows_which_of_its_blocks_the_student_has(taught, six, phase_1):
+    settings = {"KL": 1.0, "HIDDEN_STATES": 1.0, "CRITERION": "calibration", "UPDATE": "full",
+                "RESULTS_DIR": str(six[0]), "START_FROM": None}  # fmt: skip
+    blocks = read(taught[0] / "8" / "train_metrics.json")["blocks"]
+    for run, own, wanted in (("six_qlora", [0, 2, 5], [0, 2, 5]), ("taught_full/8", blocks[::3], [0, 3])):
+        student = SimpleNamespace(
+            settings=settings | {"TEACHER": run}, blocks=own, device=torch.device("cpu"), dtype=torch.bfloat16
+        )
+        assert load_teacher(student).blocks == wanted
 
 
 @pytest.mark.parametrize("taught", ["full"], indirect=True)

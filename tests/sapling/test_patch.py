@@ -51,15 +51,20 @@ def test_a_unit_that_adds_what_the_projection_could_add_is_taken_up_whole(monkey
 def test_the_sums_of_a_patch_are_not_those_of_16_bits(monkeypatch):
     """Where a run computes in bf16: the model's products are in it, those of the regression are not."""
     inputs, streams, solved = [], [], []
-    (batch,), model = make_batches(1), make_model()
-    layer, real = model.model.layers[2], batch["attention_mask"].bool()
+    batches, model = make_batches(2), make_model()
+    layer, masks = model.model.layers[2], [batch["attention_mask"].bool() for batch in batches]
     layer.self_attn.o_proj.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     layer.post_attention_layernorm.register_forward_pre_hook(lambda module, arguments: streams.append(arguments[0]))
     solve = torch.linalg.solve
     monkeypatch.setattr(torch.linalg, "solve", lambda gram, cross: solved.append(gram) or solve(gram, cross))
     with torch.autocast("cpu", torch.bfloat16):
-        absorb(model, sub.parse_unit("mlp.2"), [batch])
-    weighted = inputs[0][real].double() / streams[0][real].double().norm(dim=-1, keepdim=True)
+        absorb(model, sub.parse_unit("mlp.2"), batches)
+    weighted = torch.cat(
+        [
+            x[real].double() / stream[real].double().norm(dim=-1, keepdim=True)
+            for x, stream, real in zip(inputs, streams, masks, strict=True)
+        ]
+    )
     wanted = weighted.T @ weighted
     wanted.diagonal().add_(0.01 * wanted.diagonal().mean())
     assert torch.allclose(solved[0], wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max())

@@ -49,6 +49,21 @@ def with_adapters():
     return model.eval()
 
 
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    (batch,) = make_batches(1)
+    student, teacher = make_model("qwen3"), Teacher(make_model())
+    logits, labels = target_outputs(student, batch)[:2]
+    real = labels.ne(IGNORE)
+    ours, theirs = logits[real], logits_of(teacher.model, batch)[real]
+    log_ours, log_theirs = ((one / TEMPERATURE).log_softmax(-1) for one in (ours, theirs))
+    kl = F.kl_div(log_ours, log_theirs, log_target=True, reduction="batchmean")  # all tokens are among the likeliest
+    wanted = float(TEMPERATURE**2 * kl + 0.3 * F.cross_entropy(ours, labels[real]))
+    assert float(taught_by(teacher, 0.0).loss(student, batch)) == pytest.approx(wanted, rel=1e-4)
+    assert float(taught_by(teacher, 1.0).loss(student, batch)) == pytest.approx(2 * wanted, rel=1e-4)
+    found = taught_by(teacher, 0.0).loss(student, batch, 1000)
+    assert float(found) == pytest.approx(wanted * int(real.sum()) / 1000, rel=1e-4)
+
+
 def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
     batches = make_batches()
     student, teacher = make_model(), Teacher(make_model())
@@ -174,6 +189,14 @@ def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_
     monkeypatch.setattr(losses, "TOP_K", 3)
     lumped = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
     assert (lumped < whole).all() and (lumped >= 0).all()
+    top = theirs.topk(3).indices
+
+    def lump(logits):
+        kept = (logits / TEMPERATURE).softmax(-1).gather(-1, top)
+        return torch.cat([kept, 1 - kept.sum(-1, keepdim=True)], -1)
+
+    p, q = lump(theirs), lump(ours)
+    assert torch.allclose(lumped, TEMPERATURE**2 * (p * (p / q).log()).sum(-1), atol=1e-4)
     same = losses.kl(theirs, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
     assert torch.allclose(same, torch.zeros(5), atol=1e-5)
 

@@ -7,6 +7,7 @@ import torch
 from sapling_runs import SAPLING, done, read, settings_of
 
 import fincompress.sapling as method
+from fincompress import generation
 from fincompress.depth.ranking import Score
 from fincompress.sapling.state import State
 from fincompress.sapling.stop import stop_reason
@@ -18,21 +19,30 @@ def score(share):
     return Score((), torch.zeros(100), (torch.arange(100) < 100 * share).float())
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "stopped"),
-    [
-        ("memory", "--TARGET_MEMORY_GB=0.0009", "GB of memory"),
-        ("latency", "--TARGET_LATENCY_MS=1e6", "ms a token"),
-    ],
-)
-def test_other_targets_stop_a_run(six, name, target, stopped):
+def test_a_target_of_memory_stops_a_run(six):
     results, environment = six
-    done(*SAPLING, f"--RUN={name}", target, "--TARGET_SIZE=0.4", "--SAVE_EVERY=2", **environment)
-    metrics = read(results / name / "train_metrics.json")
-    assert stopped in metrics["stopped"] and metrics["share_of_bytes"] > 0.4
-    if name == "latency":
-        assert metrics["units_left"] == 12
-    assert (results / name / str(metrics["units_left"]) / "config.json").exists()
+    target = ("--RUN=memory", "--TARGET_MEMORY_GB=0.0009", "--TARGET_SIZE=0.4", "--SAVE_EVERY=2")
+    done(*SAPLING, *target, **environment)
+    metrics = read(results / "memory" / "train_metrics.json")
+    assert "GB of memory" in metrics["stopped"] and metrics["share_of_bytes"] > 0.4
+    assert (results / "memory" / str(metrics["units_left"]) / "config.json").exists()
+
+
+@pytest.mark.parametrize(("seconds", "stops"), [([0.011, 0.011, 0.001], False), ([0.009, 0.009, 5.0], True)])
+def test_a_target_of_latency_is_a_median_in_milliseconds(six, monkeypatch, seconds, stops):
+    monkeypatch.setattr(generation, "time_decoding", lambda *_: seconds)
+    settings = settings_of(six[1], TARGET_LATENCY_MS=10.0, START_FROM=None)
+    student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
+    student.load()
+    run = SimpleNamespace(settings=settings, student=student, state=State())
+    assert bool(stop_reason(run, score(0.5))) == stops
+
+
+def test_many_go_at_once_in_the_first_half_of_the_way_and_few_in_the_second():
+    settings = {"SCHEDULE": "successive", "TARGET_SIZE": 0.5, "DROPS_EARLY": 5, "DROPS_LATE": 2}
+    for share, drops in ((0.8, 5), (0.75, 2), (0.6, 2)):
+        run = SimpleNamespace(settings=settings, student=SimpleNamespace(share=share))
+        assert method.Run.drops_per_cycle.fget(run) == drops
 
 
 def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(six):

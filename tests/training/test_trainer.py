@@ -60,6 +60,7 @@ def test_sampler_groups_like_lengths():
 @pytest.mark.parametrize(("start", "count"), [(0, 500), (0, 200), (70, 500), (150, 40)])
 def test_copies_of_an_example_do_not_meet_in_a_whole_batch_of_a_pass(start, count):
     rows, passes = trainer.shuffled_stream(200, start, count, seed=0)
+    assert trainer.shuffled_stream(200, 0, start + count, seed=0)[0][start:] == rows  # a stage goes on in one stream
     first = 0
     for part in passes:
         assert len(set(rows[first : first + part])) == part  # no example twice within a pass
@@ -82,6 +83,23 @@ def test_half_written_checkpoints_are_removed_and_the_newest_whole_one_is_taken(
     assert trainer.last_checkpoint(tmp_path).name == "checkpoint-100"
     assert not (tmp_path / "checkpoint-200").exists()
     assert trainer.last_checkpoint(tmp_path / "nothing") is None
+
+
+def test_small_batches_of_one_step_are_the_large_batch(tiny_base, tmp_path):
+    curves = []
+    for batch, steps in ((4, 1), (2, 2)):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=4, logging_steps=1,
+            save_strategy="no", per_device_train_batch_size=batch, gradient_accumulation_steps=steps,
+            remove_unused_columns=False,
+        )  # fmt: skip
+        rows = TrainingRows(datasets.Dataset.from_list(make_rows(32)), None, None, 0)
+        model = models.load_base(tiny_base, "fp32", CPU, torch.float32)
+        one = trainer.TargetTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0))
+        assert isinstance(one.get_train_dataloader().batch_sampler.sampler, trainer.LengthGroupedSampler)
+        one.train()
+        curves.append([row["loss"] for row in one.state.log_history if "loss" in row])
+    assert len(curves[0]) == 4 and curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
