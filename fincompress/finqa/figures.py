@@ -13,9 +13,9 @@ TRIES = 10  # draws before an example is left as it is
 def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
     """``(prompt, program)`` with new figures, the same ones in both, of as many digits and decimals.
 
-    Commas and signs stay where they are; years, small whole numbers, constants and figures in the name of a row that
-    the program uses are kept. Different figures stay different. A pair whose program no longer executes, as where what
-    it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
+    Commas and signs stay where they are; years, small whole numbers, 100, constants and figures in the name of a row
+    that the program uses are kept. Different figures stay different. A pair whose program no longer executes, as where
+    what it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
     """
     tokens = program.tokenize(text)
     fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, FIGURE.findall(row))}
@@ -41,7 +41,8 @@ def _plain(figure: str) -> str:
 
 def _is_kept(figure: str) -> bool:
     value = float(figure)
-    return value == 0 or ("." not in figure and (value <= SMALL or value in YEARS))
+    # Programs write the base of an index, and of a percentage, as const_100.
+    return value in (0, 100) or ("." not in figure and (value <= SMALL or value in YEARS))
 
 
 def _draw(figure: str, generator: random.Random) -> str:

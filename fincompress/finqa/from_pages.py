@@ -122,21 +122,23 @@ def page_asks(page: Example, rng: random.Random) -> list[dict]:
 def table_grid(table: list[list[str]]) -> Grid:
     """The figures of a table by row and by year, in order of years; of one with a row a year, by column and by year.
 
-    Only rows that have a figure of every year; of one column of amounts without a year the date is ``UNDATED``.
+    Only rows with a name of their own and a figure, no year, of every year; of one column of amounts without a year the
+    date is ``UNDATED``.
     """
     columns = _by_year(table[0])
     rows = _by_year([row[0] if len(row) == len(table[0]) else "" for row in table])
     if len(rows) > 1 >= len(columns):
-        cells = {name: {year: (i, j) for year, i in rows.items()} for j, name in enumerate(table[0]) if j}
+        cells = [(name, {year: (i, j) for year, i in rows.items()}) for j, name in enumerate(table[0]) if j]
     else:
         columns = columns or ({UNDATED: 1} if len(table[0]) == 2 else {})
-        by_row = {row[0]: i for i, row in enumerate(table) if i and len(row) == len(table[0])}
-        cells = {name: {year: (i, j) for year, j in columns.items()} for name, i in by_row.items()}
+        whole = [(row[0], i) for i, row in enumerate(table) if i and len(row) == len(table[0])]
+        cells = [(name, {year: (i, j) for year, j in columns.items()}) for name, i in whole]
     grid: Grid = {}
-    for name, places in cells.items():
+    named = Counter(clean_name(name) for name, _ in cells)
+    for name, places in [(clean_name(name), places) for name, places in cells]:
         figures = {year: Figure(numbers.clean_cell(table[i][j])).at(i) for year, (i, j) in places.items()}
-        name = clean_name(name)
-        if name and figures and all(map(_is_amount, figures.values())):
+        dates = all(figure.isdigit() and int(figure) in numbers.YEARS for figure in figures.values())
+        if name and named[name] == 1 and not dates and all(map(_is_amount, figures.values())):
             grid[name] = figures
     return grid
 
@@ -169,6 +171,8 @@ def told(sentence: str) -> dict[str, dict[str, str]]:
             years = re.findall(r"\d{4}", match["years"])
             amounts = re.findall(r"[\d.]*\d%?", match["amounts"])
             name = clean_name(match["name"])
-            if name and len(years) == len(amounts) == len(set(years)) and all(map(_is_amount, amounts)):
+            units = re.findall("[mb]illion", match["amounts"])
+            alike = len(set(units)) < 2 and len({amount[-1] == "%" for amount in amounts}) == 1
+            if name and alike and len(years) == len(amounts) == len(set(years)) and all(map(_is_amount, amounts)):
                 found[name] = dict(sorted(zip(years, amounts, strict=True)))
     return found

@@ -29,7 +29,8 @@ def parse_number(text: str) -> float | None:
         if "%" in text:
             return float(text.replace("%", "")) / 100.0
         if "const" in text:
-            return float(text.replace("const_", "").replace("m1", "-1"))
+            text = text.replace("const_", "")
+            return float("-1" if text == "m1" else text)
     return None
 
 
@@ -60,7 +61,7 @@ def clean_cell(text: str) -> str:
 
 
 def _once(text: str) -> str:
-    text = re.sub(r"(?<!\S)(\S*)% \( ?\1 ?% \)", r"\1%", text)
+    text = re.sub(r"(?<!\S)(-?)(\S*)% \( ?\2 ?% \)", r"\1\2%", text)
     return re.sub(r"- ?([\d.,]+) \( \1 \)", r"-\1", text)
 
 

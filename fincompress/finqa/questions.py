@@ -141,6 +141,8 @@ class Asker:
         several = [sorted(self.rng.sample(parts, count), key=parts.index) for _ in range(3)] if count > 1 else []
         for names in single + several:
             rows = dict(zip("xzw", names, strict=False)) | ({"t": whole} if whole and len(names) > 1 else {})
+            if len({figure[-1] == "%" for name in rows.values() for figure in grid[name].values()}) > 1:
+                continue  # amounts and percentages have nothing to do with one another
             self.ask(**fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
 
     def dated(self, rows: Grid) -> dict[str, str]:
@@ -161,7 +163,7 @@ class Asker:
         if low != high:
             words = ("increase", "higher") if high == fields["x1"] else ("decrease", "lower")
             fields |= {"low": low, "high": high, "increase": words[0], "higher": words[1]}
-        if len(dates) > 2:
+        if len(dates) > 2 and int(dates[-1]) - int(dates[-3]) == 2:
             fields |= {"first": dates[-3], "last": dates[-1]} | dict(zip(("u0", "u1", "u2"), figures[-3:], strict=True))
         return fields
 

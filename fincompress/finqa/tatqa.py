@@ -17,7 +17,8 @@ from fincompress.finqa.numbers import numbers_in
 
 OPERATIONS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "exp"}
 COUNTS = range(1, 11)  # what a sum is divided by, which stands on no page: const_2
-CONSTANTS = {100: "const_100", 1000: "const_1000", 1000000: "const_1000000"}
+CONSTANTS = {1: "const_1", 100: "const_100", 1000: "const_1000", 1000000: "const_1000000"}
+FIXED = {ast.Sub: 1, ast.Mult: 100, ast.Div: 100}  # on the right of these a constant, as FinQA writes it
 
 
 def load(folder: str) -> tuple[list[examples.Example], dict]:
@@ -58,6 +59,8 @@ def convert_question(page: dict, question: dict) -> dict:
     sentences = [clean(text) for one in paragraphs for text in re.split(r"(?<=[.;]) +(?=[A-Z])", one["text"])]
     table = make_table(page["table"]["table"])
     shown = {value for text in [*sentences, *(cell for row in table for cell in row)] for value, _ in numbers_in(text)}
+    if not isinstance(question["derivation"], str):
+        raise ValueError("it has no derivation")
     text = write_program(question["derivation"], question["scale"] == "percent", shown)
     result = program.execute(program.tokenize(text), table)
     if result.invalid or not gives(result.result, question["answer"], question["scale"]):
@@ -160,6 +163,9 @@ def write(node: ast.expr, text: str, shown: set[float], steps: list[str], diviso
         name, left = OPERATIONS[type(node.op)], node.left.operand if isinstance(node.left, ast.UnaryOp) else node.left
         mean = name == "divide" and isinstance(left, ast.BinOp) and isinstance(left.op, ast.Add)
         arguments = [write(node.left, text, shown, steps), write(node.right, text, shown, steps, divisor=mean)]
+        right, fixed = number(node.right, text), FIXED.get(type(node.op))
+        if right is not None and float(right) == fixed:
+            arguments[1] = CONSTANTS[fixed]
     else:
         raise ValueError("the derivation is no formula")
     steps.append(f"{name}({arguments[0]}, {arguments[1]})")

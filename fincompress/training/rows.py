@@ -10,6 +10,7 @@ import torch
 from fincompress.finqa import figures
 
 FIGURES = "figures"  # the value of AUGMENT
+SHOWN = ("id", "prompt", "program", "evidence_shown")  # what new figures are drawn from
 
 
 class TrainingRows(torch.utils.data.Dataset):
@@ -26,7 +27,7 @@ class TrainingRows(torch.utils.data.Dataset):
         passes: list[int] | None = None, first_pass: int = 0, source: str | None = None,
     ):  # fmt: skip
         self.columns = [name for name in ("input_ids", "prompt_tokens", "row") if name in rows.column_names]
-        self.rows = rows.select_columns([*self.columns, "length", *(("id", "prompt", "program") if augment else ())])
+        self.rows = rows.select_columns([*self.columns, "length", *(SHOWN if augment else ())])
         self.tokenizer, self.augment, self.seed = tokenizer, augment, f"{seed} {source}" if source else seed
         self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass, 0
         self.ends = list(itertools.accumulate(self.passes))
@@ -43,7 +44,8 @@ class TrainingRows(torch.utils.data.Dataset):
         row = self.rows[index]
         found = {name: row[name] for name in self.columns}
         number = self.first_pass + self.epoch + bisect.bisect(self.ends, index)
-        if self.augment is None or number == 0:
+        # Figures that the prompt does not show cannot be found there, new ones not even be remembered.
+        if self.augment is None or number == 0 or not row["evidence_shown"]:
             return found
         generator = random.Random(f"{self.seed} {number} {row['id']}")
         prompt, text = figures.redraw(row["prompt"], row["program"], generator)

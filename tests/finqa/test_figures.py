@@ -56,7 +56,7 @@ def test_figures_that_differ_stay_different():
         assert len(set(drawn.strip().split("|"))) == 3
 
 
-@pytest.mark.parametrize("prompt", ["2019|31|12|0|1990|0.0\n", "q1|10-k|a1b\n"])
+@pytest.mark.parametrize("prompt", ["2019|31|12|0|1990|0.0|100|100.00\n", "q1|10-k|a1b\n"])
 def test_years_small_numbers_zeros_and_parts_of_words_stay(prompt):
     assert figures.redraw(prompt, "add(12, const_1)", random.Random(0)) == (prompt, "add(12, const_1)")
 

@@ -42,6 +42,28 @@ def test_a_table_with_a_row_a_year_is_asked_by_column():
     assert grid["sales"]["2015"].source == 2
 
 
+def test_rows_of_years_and_names_that_stand_twice_are_left_out():
+    header = ["", "2015", "2016"]
+    rows = [["sales", "7", "9"], ["percent of sales ( 1 )", "10%", "11%"], ["profit", "3", "4"],
+            ["percent of sales", "4%", "5%"], ["tax years open", "2009", "2011"]]  # fmt: skip
+    assert list(from_pages.table_grid([header, *rows])) == ["sales", "profit"]
+
+
+def test_amounts_and_percentages_are_not_computed_with_one_another():
+    table = [["", "2015", "2016"], ["sales", "70", "90"], ["margin", "10%", "11%"], ["tax rate", "20%", "25%"]]
+    asks = from_pages.page_asks(example("a", table), random.Random(0))
+    programs = [ask["qa"]["program"] for ask in asks]
+    assert any("90" in text for text in programs) and any("%" in text for text in programs)
+    assert not any("%" in text and re.search(r"\b[79]0\b", text) for text in programs)
+
+
+def test_years_are_said_to_follow_one_another_where_they_do():
+    for years, said in ((("2014", "2015", "2016"), True), (("2005", "2015", "2016"), False)):
+        table = [["", *years], ["sales", "70", "80", "90"]]
+        asks = [ask for seed in range(9) for ask in from_pages.page_asks(example("a", table), random.Random(seed))]
+        assert any("add(70, 80), add(#0, 90)" in ask["qa"]["program"] for ask in asks) == said
+
+
 def test_a_column_of_amounts_without_a_year_is_asked_about_undated():
     asks = from_pages.page_asks(
         example("a", [["", "amount"], ["goodwill", "60"], ["total price", "90"]]), random.Random(0)
@@ -51,6 +73,8 @@ def test_a_column_of_amounts_without_a_year_is_asked_about_undated():
 
 
 def test_amounts_of_several_years_are_read_from_sentences():
+    mixed = "rent expense was $ 1.0 billion and $ 400 million in 2016 and 2015 ."
+    assert from_pages.told(from_pages.numbers.clean_sentence(mixed)) == {}
     assert [from_pages.told(from_pages.numbers.clean_sentence(sentence)) for sentence in SENTENCES] == [
         {"rent expense under operating leases": {"2015": "74", "2016": "71"}},
         {"capital spending": {"2014": "6", "2015": "4.1", "2016": "3.5"}},

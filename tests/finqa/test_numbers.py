@@ -18,6 +18,7 @@ from fincompress.finqa import numbers
         ("const_100", 100),
         ("const_1,000", 1000),
         ("const_m1", -1),
+        ("const_m10", None),
         ("1e3", 1000),
         ("1_000", 1000),
         ("٣", 3),

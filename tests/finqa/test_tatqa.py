@@ -40,6 +40,7 @@ def question(derivation, answer, scale="", **more):
         ("2.5% - 2%", 0.5, "percent", "subtract(2.5, 2)", 0.5),
         ("40/12 - 2", 1.33, "", "divide(40, 12), subtract(#0, 2)", 1.33333),
         ("40*100", 4000, "", "multiply(40, const_100)", 4000),
+        ("40/12 - 1", 233.33, "percent", "divide(40, 12), subtract(#0, const_1)", 2.33333),
     ],
 )
 def test_a_derivation_becomes_a_program_that_gives_the_answer(derivation, answer, scale, text, value):
@@ -58,6 +59,7 @@ def test_a_derivation_becomes_a_program_that_gives_the_answer(derivation, answer
         ("1,250.5", 1250.5, "has no operation"),
         ("40 million + 12", 52, "is no formula"),
         ("__import__('os')", 1, "is no formula"),
+        (None, 1, "has no derivation"),
     ],
 )
 def test_a_question_that_cannot_be_had_says_why(derivation, answer, reason):

@@ -15,7 +15,7 @@ def tokenizer(tiny_base):
 
 
 def make_rows(tokenizer, count=3):
-    row = encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "program": TEXT}
+    row = encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "program": TEXT, "evidence_shown": True}
     return datasets.Dataset.from_list([row | {"id": str(i), "length": len(row["input_ids"])} for i in range(count)])
 
 
@@ -53,6 +53,13 @@ def test_a_stage_sees_none_of_the_figures_of_the_stage_before(tokenizer):
         for source in (None, "1f")
     )
     assert not set(before) & set(after)
+
+
+def test_an_example_whose_figures_are_not_on_show_stays_as_it_is(tokenizer):
+    examples = make_rows(tokenizer)
+    unseen = examples.remove_columns("evidence_shown").add_column("evidence_shown", [True, False, True])
+    found = texts(TrainingRows(unseen, tokenizer, FIGURES, seed=0, first_pass=3), tokenizer)
+    assert [one == two for one, two in zip(found, texts(examples, tokenizer), strict=True)] == [False, True, False]
 
 
 def test_nothing_is_redrawn_unless_asked_for(tokenizer):
