@@ -2,7 +2,7 @@
 
 Each in a fresh process, training as a few steps of the Trainer that the scripts use, on random tokens: memory does not
 ask what they say. On a CPU what is measured is resident memory beyond that before the model was loaded, with large
-blocks handed back to the system at once (MALLOC_MMAP_THRESHOLD_); on a GPU what was allocated. Time is that of
+blocks handed back to the system at once (mallopt); on a GPU what was allocated. Time is that of
 the last step, predicted from this device's fastest matrix product and read of memory.
 
     python benchmarks/predicted_memory.py
@@ -20,7 +20,6 @@ from fincompress.settings import check_choice, configure  # noqa: E402
 RESULTS_DIR: str = "results"  # the base model is made in base_models/ in here, once
 BASE_MODEL: str = "smollm2-135m"  # or shape:<name>
 CASES: list[str] = ["qlora", "sapling", "sapling_qlora", "scan", "decode", "gptq"]  # what is measured
-CASE: str | None = None  # set by the script for its own subprocesses
 BATCH_SIZE: int = 4  # sequences at once
 TOKENS: int = 224  # tokens of the longest sequence
 TARGET_TOKENS: int = 32  # tokens of the longest target
@@ -32,12 +31,14 @@ TEXTS: int = 16  # texts of TOKENS tokens that GPTQ reads, BATCH_SIZE at once
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
+import contextlib  # noqa: E402
+import ctypes  # noqa: E402
 import json  # noqa: E402
-import os  # noqa: E402
-import subprocess  # noqa: E402
+import multiprocessing  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
+from concurrent.futures import ProcessPoolExecutor  # noqa: E402
 
 import datasets  # noqa: E402
 import psutil  # noqa: E402
@@ -49,12 +50,13 @@ from fincompress import memory, models, quantization, simulation, training  # no
 from fincompress.benchmark.worker import Worker  # noqa: E402
 from fincompress.depth import repack, scan  # noqa: E402
 from fincompress.depth import sublayers as sub  # noqa: E402
-from fincompress.errors import UserError, run_script, why_it_ended  # noqa: E402
+from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.sapling import start  # noqa: E402
 from fincompress.sapling.recovery import Recovery, RecoveryTrainer  # noqa: E402
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher  # noqa: E402
 from fincompress.training.loss import TargetCollator  # noqa: E402
 
+M_MMAP_THRESHOLD = -3  # malloc.h: blocks above so many bytes are mapped, and unmapped when they are freed
 TRAINING = {
     "LEARNING_RATE": 1e-4, "LR_SCHEDULE": "cosine", "WARMUP": 0.0, "WEIGHT_DECAY": 0.0, "MAX_GRAD_NORM": 1.0,
     "BATCH_SIZE": BATCH_SIZE, "GRADIENT_ACCUMULATION": 1, "OPTIMIZER": None, "LOGGING_STEPS": 10, "SEED": 0,
@@ -62,10 +64,6 @@ TRAINING = {
 
 
 def main() -> None:
-    models.quiet_libraries()
-    if CASE is not None:
-        print(json.dumps(measure(CASE)))
-        return
     for case in CASES:
         check_choice("CASES", case, ("qlora", "sapling", "sapling_qlora", "scan", "decode", "gptq"))
     if STEPS < 2:
@@ -73,12 +71,8 @@ def main() -> None:
     rows = []
     print(" " * 14 + "".join(f"{f'predicted {unit}':>13}{f'measured {unit}':>13}{'error':>8}" for unit in ("GB", "s")))
     for case in CASES:
-        command = [sys.executable, __file__, *sys.argv[1:], f"--CASE={case}"]
-        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise UserError(f"{case} failed ({why_it_ended(done.returncode, done.stderr)})")
-        found = json.loads(done.stdout.splitlines()[-1])
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            found = process.submit(measure, case).result()
         line = f"{case:<14}"
         for unit in ("gb", "s"):
             if f"measured_{unit}" in found:
@@ -91,6 +85,9 @@ def main() -> None:
 
 def measure(case: str) -> dict[str, float]:
     """Simulated and measured peak of one case, on the device that is here."""
+    models.quiet_libraries()
+    with contextlib.suppress(AttributeError):  # glibc alone has it
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
     device = models.pick_device()
     dtype, _ = models.pick_dtype(device)
     recompute = device.type == "cuda" if GRADIENT_CHECKPOINTING is None else GRADIENT_CHECKPOINTING

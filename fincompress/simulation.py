@@ -268,15 +268,16 @@ def training(
             optimizer = torch.optim.AdamW(weights, fused=True)
         else:
             optimizer = EightBitAdamW(weights, {id(p) for module in _ends(model) for p in module.parameters()})
+        for parameter in weights:  # the optimizer's state is there before any step but the first, which needs less
+            parameter.grad = torch.empty_like(parameter)
+        optimizer.step()
+        optimizer.zero_grad()
         loss_of, data = learn(model.train()), batch_of(batch, tokens, targets)
-        for _ in range(2):  # the optimizer's state is made in the first
-            found.flops = found.moved = found.calls = 0
-            with _autocast(dtype):
-                loss = loss_of(model, data)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            del loss
+        found.flops = found.moved = found.calls = 0
+        with _autocast(dtype):
+            loss = loss_of(model, data)
+        loss.backward()
+        optimizer.step()
     return found
 
 

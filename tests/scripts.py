@@ -1,6 +1,7 @@
 """Ways to run a script of the repository: in a process of its own, killed half-way, within the test's process."""
 
 import contextlib
+import ctypes
 import gc
 import io
 import multiprocessing
@@ -18,6 +19,7 @@ from unittest import mock
 import pytest
 
 REPOSITORY = Path(__file__).parents[1]
+PR_SET_PDEATHSIG = 1  # sys/prctl.h
 # Importing takes seconds: one process does it, and scripts run in forks of that. Not gptqmodel, whose threads a fork
 # would miss.
 FORKS = multiprocessing.get_context("forkserver")
@@ -85,6 +87,11 @@ def _run(arguments, cwd, environment, said, kill):
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = arguments
+    # A worker of the benchmark is a fork too, and ends with the script, whose end of the pipe it holds itself. One that
+    # is a process of its own is in tests/benchmark/test_rounds.py.
+    context = multiprocessing.get_context
+    os.register_at_fork(after_in_child=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
+    multiprocessing.get_context = lambda method=None: context("fork" if method == "spawn" else method)
     if kill:
         owner, name, *how = kill
         _kill_at_call(pkgutil.resolve_name(owner), name, *how)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from scripts import REPOSITORY, run_in_process
+from scripts import REPOSITORY, run_script
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import memory, models
@@ -96,7 +96,7 @@ def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     models.write_checkpoint(tmp_path / "model", model, models.load_tokenizer(tiny_base), torch.bfloat16)
-    done = run_in_process(  # which starts a process for each case
+    done = run_script(
         "benchmarks/predicted_memory.py", f"--BASE_MODEL={tmp_path / 'model'}", "--BATCH_SIZE=16", RESULTS_DIR=tmp_path
     )
     assert done.returncode == 0, done.stderr

@@ -289,7 +289,7 @@ def test_calibration_questions_that_may_have_been_trained_on_are_not_scored(pipe
 def test_speed_and_size_of_an_adapter_are_those_of_it_on_its_base(pipeline):
     results, environment = pipeline
     script = ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1", "--NEW_TOKENS=4", "--BATCH_SIZES=[2]")
-    done = run_in_process(*script, **environment)
+    done = run_script(*script, **environment)
     assert done.returncode == 0, done.stderr
     base, adapter = (read(results / run / "throughput_cpu.json") for run in ("base", "qlora_4bit"))
     assert adapter["precision"] == "nf4" and "LoRA on" in adapter["kernel"] and "LoRA" not in base["kernel"]

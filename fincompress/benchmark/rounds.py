@@ -51,9 +51,8 @@ class WorkerProcess:
         return reply
 
     def close(self) -> None:
-        """End the process and wait for it, so that its memory is free."""
+        """End the process, which has nothing to keep, and wait for it, so that its memory is free."""
         self.pipe.close()
-        self.process.join(20)
         self.process.kill()
         self.process.join()
 

@@ -87,7 +87,7 @@ def test_models_that_do_not_fit_are_refused_before_any_is_loaded(finished, scrip
         ({"NEW_TOKENS": 2047}, "NEW_TOKENS = 2047: with a prompt of 1 that is more than the model's context of 2048"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path, script, constants, says):
+def test_bad_input_is_refused_before_anything_is_written(finished, script, constants, says):
     with pytest.raises(UserError, match=says):
-        script(RESULTS_DIR=str(tmp_path), **constants)
-    assert not list(tmp_path.rglob("throughput*"))
+        script(RESULTS_DIR=str(finished), **constants)
+    assert not list(finished.rglob("throughput*"))

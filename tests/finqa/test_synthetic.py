@@ -33,7 +33,7 @@ TOLERANCE = {"steps": 1.5, "operations": 2.5, "evidence": 4.5}  # percentage poi
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[dict]]:
-    return {split: examples.find_records("synthetic", split, 0) for split in SPLITS}  # made once: conftest.py
+    return {split: synthetic.generate(split) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
