@@ -76,11 +76,11 @@ def read_throughput(path: Path) -> dict:
     ``data_run``. Raises UserError where the file is damaged.
     """
     record = runs.read_json(path)
-    row = {name: record[name] for name in ("kernel", "call", "data_run", "inference_memory_gb", "size_gb")}
+    row = {name: record[name] for name in ("device", "kernel", "call", "data_run", "inference_memory_gb", "size_gb")}
     prefill, hardware = record["prefill"].get("median") or record["prefill"]["fixed"], record["hardware"]
     processor = "{cpu}, {threads} thread".format(**hardware) + "s" * (hardware["threads"] != 1)
     row |= {
-        "device": path.stem.partition("_")[2], "hardware": hardware.get("gpu", processor), "rounds": {}, "ratios": {},
+        "hardware": hardware.get("gpu", processor), "rounds": {}, "ratios": {},
         "prompt_tokens": prefill["prompt_tokens"], "share_of_bandwidth": record["ceiling"]["share_of_bandwidth"],
     }  # fmt: skip
     idle = record.get("load", 0) <= MAX_LOAD  # older records do not say

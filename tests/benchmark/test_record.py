@@ -31,6 +31,7 @@ def test_what_is_written_is_read_and_a_batch_counts_every_sequence(tmp_path):
     assert (row["decode_tokens_per_s"], row["decode_ratio"]) == (7.5, 1.5)
     assert row["share_of_bandwidth"] == pytest.approx(7.5 * 1e8 / 1e10)
     assert (row["device"], row["hardware"]) == ("cpu", "Some CPU, 2 threads")
+    assert record.read_throughput(path.rename(path.with_stem("throughput_cpu_of_another_machine"))) == row
     assert (row["inference_memory_gb"], row["size_gb"], row["call"]) == (0.5, 0.1, "c")
 
 
