@@ -39,6 +39,7 @@ import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
 from concurrent.futures import ProcessPoolExecutor  # noqa: E402
+from concurrent.futures.process import BrokenProcessPool  # noqa: E402
 
 import datasets  # noqa: E402
 import psutil  # noqa: E402
@@ -71,8 +72,11 @@ def main() -> None:
     rows = []
     print(" " * 14 + "".join(f"{f'predicted {unit}':>13}{f'measured {unit}':>13}{'error':>8}" for unit in ("GB", "s")))
     for case in CASES:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            found = process.submit(measure, case).result()
+        try:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                found = process.submit(measure, case).result()
+        except BrokenProcessPool:
+            raise UserError(f"{case} failed: its process was killed, as when memory runs out") from None
         line = f"{case:<14}"
         for unit in ("gb", "s"):
             if f"measured_{unit}" in found:
