@@ -60,7 +60,7 @@ from fincompress.training.loss import TargetCollator  # noqa: E402
 M_MMAP_THRESHOLD = -3  # malloc.h: blocks above so many bytes are mapped, and unmapped when they are freed
 TRAINING = {
     "LEARNING_RATE": 1e-4, "LR_SCHEDULE": "cosine", "WARMUP": 0.0, "WEIGHT_DECAY": 0.0, "MAX_GRAD_NORM": 1.0,
-    "BATCH_SIZE": BATCH_SIZE, "GRADIENT_ACCUMULATION": 1, "OPTIMIZER": None, "LOGGING_STEPS": 10, "SEED": 0,
+    "GRADIENT_ACCUMULATION": 1, "OPTIMIZER": None, "LOGGING_STEPS": 10, "SEED": 0,
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def main() -> None:
     for case in CASES:
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                found = process.submit(measure, case).result()
+                found = process.submit(measure, case, SETTINGS).result()
         except BrokenProcessPool:
             raise UserError(f"{case} failed: its process was killed, as when memory runs out") from None
         line = f"{case:<14}"
@@ -87,8 +87,9 @@ def main() -> None:
     print(json.dumps({"base_model": BASE_MODEL, "rows": rows}))
 
 
-def measure(case: str) -> dict[str, float]:
+def measure(case: str, constants: dict) -> dict[str, float]:
     """Simulated and measured peak of one case, on the device that is here."""
+    globals().update(constants)  # a new process has those of the file
     models.quiet_libraries()
     with contextlib.suppress(AttributeError):  # glibc alone has it
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
@@ -218,7 +219,7 @@ def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: 
         rows.append({"input_ids": ids, "prompt_tokens": length - TARGET_TOKENS + place, "length": length})
     with tempfile.TemporaryDirectory() as folder:
         arguments = training.training_arguments(
-            TRAINING, Path(folder), device, dtype, max_steps=count, save_strategy="no",
+            TRAINING | {"BATCH_SIZE": BATCH_SIZE}, Path(folder), device, dtype, max_steps=count, save_strategy="no",
             gradient_checkpointing=checkpointing,
         )  # fmt: skip
         rows = training.TrainingRows(datasets.Dataset.from_list(rows), None, None, 0)
