@@ -38,8 +38,7 @@ import multiprocessing  # noqa: E402
 import tempfile  # noqa: E402
 import threading  # noqa: E402
 import time  # noqa: E402
-from concurrent.futures import ProcessPoolExecutor  # noqa: E402
-from concurrent.futures.process import BrokenProcessPool  # noqa: E402
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # noqa: E402
 
 import datasets  # noqa: E402
 import psutil  # noqa: E402
@@ -75,7 +74,7 @@ def main() -> None:
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 found = process.submit(measure, case, SETTINGS).result()
-        except BrokenProcessPool:
+        except BrokenExecutor:
             raise UserError(f"{case} failed: its process was killed, as when memory runs out") from None
         line = f"{case:<14}"
         for unit in ("gb", "s"):

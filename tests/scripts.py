@@ -87,8 +87,8 @@ def _run(arguments, cwd, environment, said, kill):
     os.environ.update(environment)
     os.chdir(cwd)
     sys.argv = arguments
-    # A worker of the benchmark is a fork too, and ends with the script, whose end of the pipe it holds itself. One that
-    # is a process of its own is in tests/benchmark/test_rounds.py.
+    # What a script spawns is a fork too, and ends with the script, whose end of a pipe it may hold itself.
+    # tests/benchmark/test_rounds.py and tests/test_memory.py have a process of its own.
     context = multiprocessing.get_context
     os.register_at_fork(after_in_child=lambda: ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL))
     multiprocessing.get_context = lambda method=None: context("fork" if method == "spawn" else method)

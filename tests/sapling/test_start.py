@@ -23,7 +23,7 @@ def assert_refused(six, says, *arguments):
         (("--TARGET_SIZE=0.05", "--PROTECT=True"), "embeddings, head and 2 of the blocks"),
         (("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--HEAL_AT=[10]"), "would train FIRST_EPOCHS between"),
         (("--TARGET_MEMORY_GB=0.0001",), "embeddings, head and one block take"),
-        (("--CALIBRATION_EXAMPLES=170",), "the calibration split of 'six_data' has "),
+        (("--CALIBRATION_EXAMPLES=170",), "the calibration split of 'six_data' has 10"),
         (("--CRITERION=calibraton",), "did you mean 'calibration'"),
         (("--CRITERION=angular",), "set DROP_UNIT = 'block'"),
         (("--START_FROM=nothing",), "'nothing' does not exist"),
