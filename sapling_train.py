@@ -50,7 +50,7 @@ HEALING_EPOCHS: float | list[float] = (
     0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
 )
 KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop
-PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none (as with "qlora")
+PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none
 # What is trained
 UPDATE: str = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU
 TRAIN_RATIO: float = 1.0  # share r of the units, the most important, trained between drops (the paper: 0.25)
@@ -107,7 +107,7 @@ def main() -> None:
         sapling.stop_if_reached(run, ranking.whole)
         if not run.state.stopped:
             run.drop(ranking)
-        run.save_state(weights=SETTINGS["PATCH_EXAMPLES"] > 0 and UPDATE == "full" and not run.state.stopped)
+        run.save_state(weights=SETTINGS["PATCH_EXAMPLES"] > 0 and not run.state.stopped)
     sapling.return_above_floor(run)
     sapling.heal(run, last=True)
     sapling.finish(run)

@@ -262,14 +262,18 @@ class Run:
     def patch(self, unit: Unit) -> None:
         """Fold what a unit adds into the projection before it, fitted on PATCH_EXAMPLES of the training set."""
         s, state, student = self.settings, self.state, self.student
-        if not s["PATCH_EXAMPLES"] or s["UPDATE"] == "qlora":  # weights in 4 bits cannot be changed a little
+        if not s["PATCH_EXAMPLES"]:
             return
         count = min(s["PATCH_EXAMPLES"], len(self.train_set))
         order, _ = training.shuffled_stream(len(self.train_set), 0, count, s["SEED"])
         batches = self.batches(self.train_set, order)
         with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
-            changed = absorb(student.model, unit, batches)
-        state.patched = sorted({*state.patched, *(n for n, p in student.model.named_parameters() if p is changed)})
+            changed = absorb(student.model, unit, batches, adapters=s["UPDATE"] == "qlora")
+        places = {id(parameter) for parameter in changed}
+        names = {name for name, parameter in student.model.named_parameters() if id(parameter) in places}
+        state.patched = sorted({*state.patched, *names})
+        if s["UPDATE"] == "qlora":  # an adapter has other directions now
+            self.moments = {name: kept for name, kept in self.moments.items() if name not in names}
 
     def record_drop(self, name: str, score: Score, decided_by: str, whole: Score) -> None:
         """A row of trajectory.csv; what follows training is added by ``score``."""

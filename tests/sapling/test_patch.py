@@ -3,6 +3,7 @@
 import pytest
 import torch
 from depth_models import CONFIGS, make_batches, make_model
+from peft import LoraConfig, get_peft_model
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.scan import trace
@@ -25,7 +26,7 @@ def test_without_a_unit_the_stream_is_nearer_to_what_it_was_when_the_layer_befor
     changed = absorb(model, unit, [batch])
     sub.remove(model, *unit)
     assert (after(model, batch, unit) - wanted).norm() < 0.9 * unpatched
-    names = [key for key, parameter in model.named_parameters() if parameter is changed]
+    names = [key for key, parameter in model.named_parameters() if any(parameter is one for one in changed)]
     assert names == [f"model.layers.{'2.self_attn.o_proj' if 'mlp' in name else '1.mlp.down_proj'}.weight"]
 
 
@@ -82,15 +83,66 @@ def test_a_patch_of_16_bit_weights_is_not_rounded_to_16_bits():
     assert torch.equal(*weights) and not torch.equal(weights[1], weights[1].bfloat16().float())
 
 
+def adapted(rank, learned=0.0):
+    """The model with an adapter on every projection, which may have ``learned`` something already."""
+    model = get_peft_model(make_model(), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=learned)
+    return model
+
+
+def test_an_adapter_of_full_rank_takes_up_what_the_weight_would():
+    batches, unit = make_batches(), sub.parse_unit("mlp.2")
+    adapter, weight = adapted(32, learned=0.01), adapted(32, learned=0.01).merge_and_unload()
+    o_proj = adapter.base_model.model.model.layers[2].self_attn.o_proj
+    base = o_proj.base_layer.weight.clone()
+    changed = absorb(adapter, unit, batches, adapters=True)
+    absorb(weight, unit, batches)
+    assert [id(one) for one in changed] == [id(o_proj.lora_A["default"].weight), id(o_proj.lora_B["default"].weight)]
+    assert torch.equal(o_proj.base_layer.weight, base)
+    wanted = weight.model.layers[2].self_attn.o_proj.weight
+    assert torch.allclose(base + o_proj.get_delta_weight("default"), wanted, atol=1e-4)
+
+
+def test_an_adapter_of_low_rank_takes_up_what_the_stream_misses_most():
+    """Nearer to the stream than the whole patch cut to that rank by its singular values, as if inputs were alike."""
+    batches, unit = make_batches(), sub.parse_unit("mlp.2+attention.3")
+    wanted = [after(adapted(4), batch, unit) for batch in batches]
+
+    def missed(model):
+        sub.remove(model, *unit)
+        return sum((after(model, one, unit) - stream).norm() for one, stream in zip(batches, wanted, strict=True))
+
+    def o_proj(model):
+        return model.base_model.model.model.layers[2].self_attn.o_proj
+
+    ours, cut, whole = adapted(4), adapted(4), adapted(32)
+    absorb(ours, unit, batches, adapters=True)
+    absorb(whole, unit, batches, adapters=True)
+    left, values, right = torch.linalg.svd(o_proj(whole).get_delta_weight("default"))
+    target = o_proj(cut)
+    target.lora_A["default"].weight.data = right[:4] / target.scaling["default"]
+    target.lora_B["default"].weight.data = left[:, :4] * values[:4]
+    assert missed(ours) < missed(cut) < missed(adapted(4))
+
+
+def test_a_base_that_a_teacher_shares_stays_as_it_is():
+    model = make_model()
+    before = [parameter.clone() for parameter in model.parameters()]
+    assert absorb(model, sub.parse_unit("mlp.2"), make_batches(1), adapters=True) == []
+    assert all(map(torch.equal, before, model.parameters()))
+
+
 def test_a_unit_after_an_empty_slot_has_nothing_to_be_taken_up_by():
     model = make_model()
     for parameter in model.model.layers[1].mlp.parameters():
         parameter.data.zero_()
-    assert absorb(model, sub.parse_unit("block.2"), make_batches(1)) is None
+    assert absorb(model, sub.parse_unit("block.2"), make_batches(1)) == []
 
 
 def test_the_first_unit_has_no_projection_before_it():
     model = make_model()
     before = [parameter.clone() for parameter in model.parameters()]
-    assert absorb(model, sub.parse_unit("block.0"), make_batches(1)) is None
+    assert absorb(model, sub.parse_unit("block.0"), make_batches(1)) == []
     assert all(map(torch.equal, before, model.parameters()))
