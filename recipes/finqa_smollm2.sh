@@ -50,28 +50,27 @@ run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${sec
 gptq=(--CALIBRATION_EXAMPLES=256)
 run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
 
-# Phase 3 with its teacher. Layers are dropped and patched without training in between; each depth then learns in phase 1's
-# order, from the mixed data, then from FinQA with redrawn numbers: docs/recovery.md. The last depth has the bytes of GPTQ's
-# checkpoint (43 %).
-scan=(--CALIBRATION_EXAMPLES=128 --CYCLE_EPOCHS=0)
-mixed=("${scan[@]}" --START_FROM=finqa_qlora --DATA_RUN=mixed_data --DROPS_EARLY=5 --DROPS_LATE=4 --HEALING_EPOCHS=1)
-whole=(--TARGET_SIZE=1 "--HEAL_AT=[]")
-figures=(--DATA_RUN=finqa_data --AUGMENT=figures)
-further() { # further run depth [constants]: a depth of mixed_<run>, healed on FinQA
-    run sapling_train.py --RUN="$1_$2" --START_FROM="mixed_$1/$2" --TEACHER=finqa_qlora "${whole[@]}" "${scan[@]}" \
-        "${figures[@]}" --HEALING_EPOCHS=2 "${@:3}"
-    healed+=("$1_$2")
-}
+# Phase 3 with its teacher. Pairs are dropped and patched, five at a time, without training in between; what is left then
+# learns from FinQA with redrawn numbers. 50 and 40 sub-layers are made of phase 1, fewer of the 40 healed:
+# docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
+learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128 --CYCLE_EPOCHS=0)
 healed=()
-depths=(50 40 30 22 16)
-run sapling_train.py --RUN=mixed_sapling "${mixed[@]}" --TARGET_SIZE=0.43 "--HEAL_AT=[50,40,30,22]"
-for depth in "${depths[@]}"; do further sapling $depth; done
-# Phase 1 trained on for as many examples, no layer dropped: with itself as teacher, and without
-untaught=(--KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1)
-run sapling_train.py --RUN=mixed_longer_taught "${mixed[@]}" "${whole[@]}"
-further longer_taught 60
-run sapling_train.py --RUN=mixed_longer "${mixed[@]}" "${whole[@]}" "${untaught[@]}"
-further longer 60 "${untaught[@]}"
+heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, then learn
+    run sapling_train.py --RUN="$1" --START_FROM="$2" --TEACHER=finqa_qlora --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" \
+        "${learn[@]}" "${@:5}"
+    healed+=("$1")
+}
+further() { # further name [constants]: 40, 30 and 22 sub-layers
+    heal "${1}_40" finqa_qlora 0.74 4 "${@:2}"
+    heal "${1}_30" "${1}_40/40" 0.83 3 "${@:2}"
+    heal "${1}_22" "${1}_40/40" 0.69 3 "${@:2}"
+}
+heal sapling_50 finqa_qlora 0.87 4
+further sapling
+heal sapling_16 sapling_40/40 0.58 3
+# Phase 1 trained on for as many examples as the 40, no layer dropped: with itself as teacher, and without
+heal longer_taught_60 finqa_qlora 1 4
+heal longer_60 finqa_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 
 quantized=()
 for name in "${healed[@]}"; do
@@ -79,19 +78,14 @@ for name in "${healed[@]}"; do
     quantized+=(${name}_gptq)
 done
 
-for seed in 1 2; do
-    run sapling_train.py --RUN=mixed_seed_$seed "${mixed[@]}" "--HEAL_AT=[30]" --SEED=$seed
-    for depth in 30 22; do further seed_$seed $depth --SEED=$seed; done
+for seed in 1 2; do further seed_$seed --SEED=$seed; done
+# Other ways to drop half of the layers, at once, with the same teacher and as many examples as 40 and then 30 learn from
+for criterion in last block_influence taylor; do
+    heal ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot --DROP_UNIT=block # blocks
 done
-# Other ways to drop layers, one shot, with the same teacher, healing and data
-for criterion in last block_influence taylor random; do
-    run sapling_train.py --RUN=mixed_$criterion "${mixed[@]}" --CRITERION=$criterion --SCHEDULE=one_shot \
-        --DROP_UNIT=block "--HEAL_AT=[30]"
-    for depth in 15 11; do further $criterion $depth --DROP_UNIT=block; done # blocks
-done
-# Adapters on an NF4 base, as for a 7B model: the base is shared with the teacher, so in one stage
-run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${figures[@]}" "${scan[@]}" --UPDATE=qlora \
-    "--HEAL_AT=[30]" --HEALING_EPOCHS=4
+# Adapters on an NF4 base, as for a 7B model. Teacher and model share it, so 30 are made of phase 1 too
+run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${learn[@]}" --UPDATE=qlora --TARGET_SIZE=0.61 \
+    --HEALING_EPOCHS=7
 # As the paper trains: no teacher, a quarter of the layers
 run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
     --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 \
@@ -105,13 +99,12 @@ mkdir -p $published
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 measured=("${phases[@]}")
-for depth in "${depths[@]}"; do measured+=(sapling_$depth/$depth sapling_${depth}_gptq); done
+for depth in 50 40 30 22 16; do measured+=(sapling_$depth/$depth sapling_${depth}_gptq); done
 run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
     "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
 cp "$RESULTS_DIR/throughput_repeats.txt" $published
 # What only led to others has a record too, of its cost
-led=(finqa_data mixed_data mixed_qlora mixed_lora_8bit mixed_sapling mixed_longer mixed_longer_taught mixed_seed_1
-    mixed_seed_2 mixed_last mixed_block_influence mixed_taylor mixed_random)
+led=(finqa_data mixed_data mixed_qlora mixed_lora_8bit)
 run benchmarks/publish.py --TO=$published \
     --RUNS="$(list base finqa_qlora finqa_lora_8bit finqa_gptq "${led[@]}" "${healed[@]}" "${quantized[@]}" sapling_qlora sapling_paper)"
 run plot_pareto.py --RESULTS_DIR=$published --README=README.md

@@ -144,14 +144,24 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     evaluated = [constants["RUN"] for script, constants in calls if script == "evaluate.py"]
     assert len(evaluated) == len(set(evaluated))
     trained = {constants["RUN"]: constants for script, constants in calls if script == "sapling_train.py"}
-    paper, qlora = trained.pop("sapling_paper"), trained.pop("sapling_qlora")
-    assert paper["RECOVERY"] == "paper" and qlora["UPDATE"] == "qlora"
-    # All but these two learn from as many examples: a pass over the mixed data, then two over FinQA with new figures.
-    further = {run: constants for run, constants in trained.items() if not run.startswith("mixed_")}
-    assert {constants["HEALING_EPOCHS"] for constants in further.values()} == {2}
-    assert {constants["AUGMENT"] for constants in further.values()} == {"figures"}
-    assert {trained[one["START_FROM"].partition("/")[0]]["HEALING_EPOCHS"] for one in further.values()} == {1}
-    assert len(trained) == 9 + len(further) == 28 and {"base", *further, "sapling_qlora"} <= set(evaluated)
+    assert trained["sapling_paper"]["RECOVERY"] == "paper" and trained["sapling_qlora"]["UPDATE"] == "qlora"
+
+    def passes(run):
+        start = trained.get(trained[run]["START_FROM"].partition("/")[0])
+        return trained[run]["HEALING_EPOCHS"] + (passes(start["RUN"]) if start else 0)
+
+    # Depths, and what is compared with them, learn from as many examples of FinQA, with new figures in most passes.
+    learned = {run: passes(run) for run in trained if run != "sapling_paper"}
+    names = ("sapling", "seed_1", "seed_2")
+    assert {run for run, count in learned.items() if count == 4} == {
+        "sapling_50", *(f"{name}_40" for name in names), "longer_taught_60", "longer_60"
+    }  # fmt: skip
+    assert {run for run, count in learned.items() if count == 7} == {
+        *(f"{name}_{depth}" for name in names for depth in (30, 22)), "sapling_16", "sapling_qlora", "last_15",
+        "block_influence_15", "taylor_15",
+    }  # fmt: skip
+    assert len(learned) == 6 + 11 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
+    assert {"base", *trained} <= set(evaluated)
     depths = [f"sapling_{depth}" for depth in (50, 40, 30, 22, 16)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
     sources = [f"{run}/{run.rpartition('_')[2]}" for run in (*depths, "longer_taught_60", "longer_60")]
