@@ -81,9 +81,9 @@ def phase_1(six):
 
 @pytest.fixture(scope="session", params=["full", pytest.param("qlora", marks=pytest.mark.real)])
 def taught(request, six, phase_1):
-    """A run that learns from phase 1, and heals two depths, and its command; under adapters it trains half of them."""
+    """A run that learns from phase 1, and heals two depths, and its command; adapters are patched, and half trained."""
     results, environment = six
-    half = (*QLORA, "--TRAIN_RATIO=0.5", "--HEALING_TRAIN_RATIO=0.5")
+    half = (*QLORA, "--TRAIN_RATIO=0.5", "--HEALING_TRAIN_RATIO=0.5", "--PATCH_EXAMPLES=8")
     command = (*SAPLING, *TAUGHT, *(half if request.param == "qlora" else ()))
     run = f"taught_{request.param}"
     done(*command, f"--RUN={run}", **environment)

@@ -47,7 +47,8 @@ def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
     ):
         done(*command, f"--RUN={straight.name}", "--HEAL_AT=[]", "--HEALING_EPOCHS=[0.5]", **six[1])
     assert [bool(call.kwargs["moments"]) for call in stages.call_args_list] == [False, True]
-    assert [call.args[1] for call in stream.call_args_list] == [0, 32, 64]  # each stage goes on in the stream
+    learned = [call.args[1] for call in stream.call_args_list if call.args[2] > 8]  # without what a patch reads
+    assert learned == [0, 32, 64]  # each stage goes on in the stream
     assert depths_of(straight) == [8]
     weights = [(one / "8" / "model.safetensors").read_bytes() for one in (directory, straight)]
     assert weights[0] == weights[1]
