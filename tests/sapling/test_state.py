@@ -111,6 +111,10 @@ def test_a_run_killed_while_it_trains_and_while_it_heals_resumes_in_the_middle_o
     for stage in ("trainer-0", "healing-10"):
         kill_within(stage, *command, **six[1])
         assert list((broken / stage).glob("checkpoint-*"))
+        state = read(broken / "state.json")
+        if state["patched"]:  # the weights are those after the last drop
+            assert state["weights"].endswith(f"-{len(state['trajectory'])}.safetensors")
+    assert bool(state["patched"]) == ("qlora" in broken.name)
     heal = method.heal
 
     def heal_and_die(run, *arguments, **options):
