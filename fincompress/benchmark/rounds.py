@@ -109,15 +109,20 @@ class Entrant:
 
 
 def watch_load() -> Callable[[], float]:
-    """A function that says what share of the cores other jobs have taken since this call."""
+    """A function that says what share of the cores other jobs have taken since this call.
+
+    Of the cores that this process may use: beside a job on others it measures as if alone.
+    """
+    process = psutil.Process()
+    cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count())
 
     def others() -> float:  # seconds of the cores; what this process and its children take, ended ones too, is left out
-        times, process = psutil.cpu_times(), psutil.Process()
         own = sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))
-        return times.user + times.system + times.nice - own
+        every = psutil.cpu_times(percpu=True)
+        return sum(every[core].user + every[core].system + every[core].nice for core in cores) - own
 
     began, before = time.monotonic(), others()
-    return lambda: max(0.0, others() - before) / ((time.monotonic() - began) * psutil.cpu_count())
+    return lambda: max(0.0, others() - before) / ((time.monotonic() - began) * len(cores))
 
 
 def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant], dict[str, str], float]:

@@ -139,14 +139,15 @@ def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):
 
 
 def test_the_load_is_the_share_of_the_cores_that_other_jobs_took(monkeypatch):
-    monkeypatch.setattr(rounds.psutil, "cpu_count", lambda: 2)
     monkeypatch.setattr(rounds.time, "monotonic", mock.Mock(side_effect=[0.0, 10.0]))
-    busy = [mock.Mock(user=user, system=20.0, nice=10.0) for user in (70.0, 83.0)]
+    cores = [(35.0, 35.0, 0.0), (40.0, 43.0, 9.0)]
+    busy = [[mock.Mock(user=user, system=10.0, nice=5.0) for user in users] for users in cores]
     monkeypatch.setattr(rounds.psutil, "cpu_times", mock.Mock(side_effect=busy))
     of_ours = [mock.Mock(), mock.Mock()]  # this process and a child: 5 seconds, then 14
     of_ours[0].cpu_times.side_effect = [(1, 1, 0, 0, 9), (2, 2, 0, 0, 9)]
     of_ours[1].cpu_times.side_effect = [(3, 0, 0, 0, 9), (4, 4, 1, 1, 9)]
     of_ours[0].children.return_value = of_ours[1:]
+    of_ours[0].cpu_affinity.return_value = [0, 1]  # a third core is another job's alone
     monkeypatch.setattr(rounds.psutil, "Process", lambda: of_ours[0])
     assert rounds.watch_load()() == pytest.approx((13 - 9) / 20)
 
