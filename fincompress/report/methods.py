@@ -1,5 +1,6 @@
 """What a run is and what it took, told by the settings of all that it came from and never by its name."""
 
+import itertools
 from pathlib import Path
 
 from fincompress import runs
@@ -70,18 +71,25 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
         return f"{kind}_quantized" if kind in ("sapling", "pruning") else "other", f"{method} + {name}"
     if script != "sapling_train.py":
         return "other", str(script)
-    taught = " with a teacher" if settings.get("KL") or settings.get("HIDDEN_STATES") else ""
-    taught += ", adapters on NF4" if taught and settings.get("UPDATE") == "qlora" else ""
-    if record["metrics"].get("dropped") == [] and record["source"]:
-        if not chain[1:]:  # it may have been pruned
+    parts = list(itertools.takewhile(lambda one: one["script"] == script, chain))  # dropped or healed in several runs
+    every = [one["settings"] for one in parts]
+    how = " with a teacher" if any(one.get("KL") or one.get("HIDDEN_STATES") for one in every) else ""
+    how += ", adapters on NF4" if any(one.get("UPDATE") == "qlora" for one in every) else ""
+    dropping = [one["settings"] for one in parts if one["metrics"].get("dropped") != [] or not one["source"]]
+    if not dropping:
+        if not chain[len(parts) :]:  # it may have been pruned
             return "other", "healed further (of a run that is not here)"
-        before = describe(chain[1:])
-        return before if before[0] in ("sapling", "pruning") else ("longer", f"phase 1, trained longer{taught}")
-    criterion, schedule = str(settings.get("CRITERION")), settings.get("SCHEDULE")
-    if criterion in ("calibration", "kl") and schedule == "successive":
-        return "sapling", f"SAPLING{taught}"
-    schedule = "one shot" if schedule == "one_shot" else "successive"
-    return "pruning", f"pruning ({criterion.replace('_', ' ')}), {schedule}{taught}"
+        return "longer", f"phase 1, trained longer{how}"
+    rival = next((one for one in dropping if not is_saplings(one)), None)
+    if rival is None:
+        return "sapling", f"SAPLING{how}"
+    schedule = "one shot" if rival.get("SCHEDULE") == "one_shot" else "successive"
+    return "pruning", f"pruning ({str(rival.get('CRITERION')).replace('_', ' ')}), {schedule}{how}"
+
+
+def is_saplings(settings: dict) -> bool:
+    """Whether layers were dropped as SAPLING drops them: by what the model answers, a few at a time."""
+    return settings.get("CRITERION") in ("calibration", "kl") and settings.get("SCHEDULE") == "successive"
 
 
 def depth(chain: list[dict]) -> tuple[int | None, int | None]:

@@ -114,6 +114,23 @@ def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_m
     assert found["deeper/14"] == ("pruning", "28 of 34", "deeper")
 
 
+def test_what_was_pruned_in_several_runs_is_named_after_all_of_them(tmp_path):
+    evaluated(tmp_path, "q")
+    teacher, adapters = {"KL": 1.0}, {"UPDATE": "qlora"}
+    pruned(tmp_path, "s/30", SAPLING | {"START_FROM": "q"}, dropped=["block.3"])
+    pruned(tmp_path, "taught/30", SAPLING | teacher | {"START_FROM": "s/30"}, dropped=[])
+    pruned(tmp_path, "then/30", SAPLING | {"START_FROM": "taught/30"}, dropped=[])
+    pruned(tmp_path, "adapters/30", SAPLING | adapters | {"START_FROM": "q"}, dropped=["block.3"])
+    shot = {"CRITERION": "block_influence", "SCHEDULE": "one_shot"}
+    pruned(tmp_path, "b/30", SAPLING | shot | {"START_FROM": "q"}, dropped=["block.3"])
+    pruned(tmp_path, "deeper/28", SAPLING | teacher | {"START_FROM": "b/30"}, dropped=["block.4"])
+    found = {run: (row.kind, row.name) for run, row in read(tmp_path).items()}
+    assert found["s/30"] == ("sapling", "SAPLING")
+    assert found["taught/30"] == found["then/30"] == ("sapling", "SAPLING with a teacher")
+    assert found["adapters/30"] == ("sapling", "SAPLING, adapters on NF4")
+    assert found["deeper/28"] == ("pruning", "pruning (block influence), one shot with a teacher")  # and SAPLING
+
+
 def test_what_was_healed_further_is_no_phase_1_where_its_start_is_not_here(tmp_path):
     pruned(tmp_path, "healed/30", SAPLING | {"START_FROM": "s/30"}, units_left=30, dropped=[])
     made.settings(tmp_path / "small", "quantize_gptq.py", {"SOURCE_RUN": "healed/30"})
