@@ -179,7 +179,7 @@ def compare_cost(comparison: Comparison) -> None:
             continue
         centre, low, high = statistics.ratio_interval(*rounds, CONFIDENCE)
         ratios[name] = f"{centre:.2f} [{low:.2f}, {high:.2f}]"
-        if not_the_models(sapling.speed, other.speed, name):
+        if not_the_models((sapling, other), name):
             comparison.notes.append(f"{name} decides nothing: on a GPU it was not the model's bytes that took the time")
         elif not low <= 1 <= high:
             won[name] = lower(1 / centre, 1)
@@ -192,11 +192,12 @@ def lower(one: float, other: float) -> str:
     return SAPLING if one < other else OTHER
 
 
-def not_the_models(sapling: dict, other: dict, name: str) -> bool:
+def not_the_models(pair: tuple[Row, Row], name: str) -> bool:
     """Whether a throughput on a GPU says little of the two models: a slow kernel, or Python's launches."""
-    shares = [speed["share_of_bandwidth"] or 1 for speed in (sapling, other)]
-    slow_kernel = FAST_KERNEL not in (other["kernel"] or FAST_KERNEL)
-    return sapling["device"].startswith("cuda") and (slow_kernel or (name == "decode" and min(shares) < LAUNCH_BOUND))
+    shares = [row.speed["share_of_bandwidth"] or 1 for row in pair]
+    slow_kernel = any(row.quantizer and FAST_KERNEL not in (row.speed["kernel"] or FAST_KERNEL) for row in pair)
+    on_gpu = pair[0].speed["device"].startswith("cuda")
+    return on_gpu and (slow_kernel or (name == "decode" and min(shares) < LAUNCH_BOUND))
 
 
 # --- in words -------------------------------------------------------------------------------------------------------

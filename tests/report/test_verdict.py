@@ -353,6 +353,17 @@ def test_speed_not_owed_to_the_model_on_a_gpu_decides_nothing(tmp_path, device, 
     assert (winners["decode"], winners["prefill"], winners["memory"]) == (decode, prefill, "SAPLING")
 
 
+def test_a_slow_kernel_of_a_quantized_sapling_decides_nothing_either(tmp_path):
+    section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50)}, speed=False)
+    made.settings(tmp_path / "small", "quantize_gptq.py", {"SOURCE_RUN": "sapling/30", "BITS": 4})
+    made.evaluation(tmp_path, "small", N < 300, 0.50)
+    common = {"device": "cuda", "hardware": {"gpu": "a card", "cpu": "x", "threads": 2}, "prefill": 100.0}
+    made.throughput(tmp_path, "small", 10.0, kernel="TritonV2Linear", **common)
+    made.throughput(tmp_path, "gptq_4bit", 20.0, kernel="MarlinLinear", **common)
+    found = [one.winners for pair in verdict.judge(read(tmp_path)) for one in pair if one.sapling.run == "small"]
+    assert found and {(one["decode"], one["prefill"]) for one in found} == {(OPEN, OPEN)}
+
+
 def test_without_predictions_nothing_is_decided_and_without_a_size_a_run_is_missing(tmp_path):
     found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
     (tmp_path / "gptq_4bit" / "predictions_dev.jsonl").unlink()
