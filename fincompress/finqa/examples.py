@@ -240,8 +240,7 @@ def check_pages_disjoint(splits: dict[str, list[Example]]) -> None:
     owner: dict[str | int, str] = {}
     for split, examples in splits.items():
         for example in examples:
-            content = json.dumps([example.pre_text, example.post_text, example.table])
-            for key in (example.page, hash(content)):
+            for key in (example.page, page_content(example)):
                 if owner.setdefault(key, split) != split:
                     raise UserError(
                         f"page {example.page} is in {owner[key]} and in {split} (question {example.id}): "
@@ -249,13 +248,22 @@ def check_pages_disjoint(splits: dict[str, list[Example]]) -> None:
                     )
 
 
+def page_content(example: Example) -> int:
+    """A hash of what stands on an example's page."""
+    return hash(json.dumps([example.pre_text, example.post_text, example.table]))
+
+
 def carve_calibration(examples: list[Example], size: int, seed: int) -> tuple[list[Example], list[Example]]:
     """``(train, calibration)``: whole pages, drawn by seed, until calibration holds at least ``size`` examples.
 
     Whole pages, so the calibration set may be a few examples larger. The draw depends on the page names and the seed
-    alone, not on the order of the file. Raises UserError where less than half of train would be left.
+    alone, not on the order of the file; a page that stands under two names is one. Raises UserError where less than
+    half of train would be left.
     """
-    counts = Counter(example.page for example in examples)
+    names: dict[int, str] = {}
+    by_name = sorted(examples, key=lambda one: one.page)
+    same = {example.page: names.setdefault(page_content(example), example.page) for example in by_name}
+    counts = Counter(same[example.page] for example in examples)
     pages = sorted(counts)
     random.Random(f"calibration {seed}").shuffle(pages)
     chosen, held = set(), 0
@@ -264,8 +272,8 @@ def carve_calibration(examples: list[Example], size: int, seed: int) -> tuple[li
         held += counts[page]
     if held > len(examples) / 2:
         raise UserError(f"a calibration split of {size} needs more than half of the {len(examples)} training examples")
-    train = [example for example in examples if example.page not in chosen]
-    return train, [example for example in examples if example.page in chosen]
+    train = [example for example in examples if same[example.page] not in chosen]
+    return train, [example for example in examples if same[example.page] in chosen]
 
 
 def fingerprint_records(records: dict[str, list[dict]]) -> str:

@@ -7,6 +7,7 @@ import random
 import re
 import socket
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -277,6 +278,14 @@ def test_calibration_is_large_enough_and_shares_no_page_with_train(train, size):
     assert size <= len(calibration) < size + 3
     assert not {example.page for example in rest} & {example.page for example in calibration}
     assert sorted(e.id for e in rest + calibration) == sorted(e.id for e in train)
+
+
+def test_a_page_under_two_names_is_drawn_as_one(train):
+    twice = [replace(one, id=f"again {one.id}", page=f"again {one.page}") for one in train]
+    for seed in range(3):
+        rest, calibration = examples.carve_calibration(train + twice, 20, seed)
+        examples.check_pages_disjoint({"train": rest, "calibration": calibration})
+        assert len(calibration) >= 20 and len(rest) + len(calibration) == 2 * len(train)
 
 
 def test_calibration_depends_on_the_seed_and_not_on_the_order_of_the_file(train):
