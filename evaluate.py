@@ -251,6 +251,7 @@ def check_context(base_model: str, dataset) -> None:
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:
     """Write the verdicts and their summary, then show five predictions and the table."""
     summary = {**facts, "split": SPLIT, **scoring.summarize(verdicts, questions)}
+    (directory / f"eval_{SPLIT}.json").unlink(missing_ok=True)  # a kill between the two leaves none, not one of each
     runs.write_jsonl(directory / f"predictions_{SPLIT}.jsonl", verdicts)
     runs.write_json(directory / f"eval_{SPLIT}.json", summary)
     step = max(1, len(questions) // 5)

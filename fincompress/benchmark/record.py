@@ -78,7 +78,7 @@ def read_throughput(path: Path) -> dict:
     record = runs.read_json(path)
     row = {name: record[name] for name in ("device", "kernel", "call", "data_run", "inference_memory_gb", "size_gb")}
     prefill, hardware = record["prefill"].get("median") or record["prefill"]["fixed"], record["hardware"]
-    processor = "{cpu}, {threads} thread".format(**hardware) + "s" * (hardware["threads"] != 1)
+    processor = "{cpu}, {threads} thread".format_map(hardware) + "s" * (hardware["threads"] != 1)
     row |= {
         "hardware": hardware.get("gpu", processor), "rounds": {}, "ratios": {},
         "prompt_tokens": prefill["prompt_tokens"], "share_of_bandwidth": record["ceiling"]["share_of_bandwidth"],
