@@ -218,7 +218,8 @@ def trainings(device: torch.device, dtype: torch.dtype) -> dict[str, Contestant]
         model = get_peft_model(copy.deepcopy(base), lora)
         models.compute_in_model_dtype(model)
         collator = TargetCollator(tokenizer.pad_token_id)
-        return training.TargetTrainer(model=model, args=arguments, data_collator=collator, train_dataset=rows)
+        options = {"data_collator": collator, "train_dataset": rows, "dtype": dtype}
+        return training.TargetTrainer(model=model, args=arguments, **options)
 
     def trl(arguments) -> Trainer:
         from trl import SFTTrainer
@@ -237,7 +238,8 @@ def trainings(device: torch.device, dtype: torch.dtype) -> dict[str, Contestant]
             set_seed(SEED)  # as SFTTrainer does itself: the same adapters
             trainer = make(training.training_arguments(
                 SETTINGS | TRAINING, Path(folder), device, dtype, num_train_epochs=1, save_strategy="no",
-                train_sampling_strategy="sequential",  # of the peers; TargetTrainer has its own
+                # of the peers; TargetTrainer has its own order and precision
+                train_sampling_strategy="sequential", bf16=dtype == torch.bfloat16 and make is not ours,
             ))  # fmt: skip
             trainer.remove_callback(PrinterCallback)
             began = generation.now(device)

@@ -224,7 +224,12 @@ def steps(model, recovery: Recovery, device, dtype: torch.dtype, checkpointing: 
         rows = training.TrainingRows(datasets.Dataset.from_list(rows), None, None, 0)
         clock = Clock()
         trainer = RecoveryTrainer(
-            model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0), callbacks=[clock]
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=TargetCollator(0),
+            callbacks=[clock],
+            dtype=dtype,
         )
         trainer.recovery = recovery
         trainer.train()

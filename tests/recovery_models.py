@@ -17,7 +17,7 @@ def training_steps(model, recovery, batches, steps=3):
         optimizer.zero_grad()
 
 
-def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="adamw_torch_fused"):
+def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="adamw_torch_fused", **options):
     rows = [{"input_ids": list(range(3, 12 + i)), "prompt_tokens": 4, "length": 9 + i} for i in range(8)]
     arguments = TrainingArguments(
         output_dir=str(folder), max_steps=steps, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True,
@@ -26,7 +26,7 @@ def make_trainer(model, folder, moments=None, steps=3, callbacks=(), optimizer="
     )  # fmt: skip
     trainer = RecoveryTrainer(
         model=model, args=arguments, data_collator=TargetCollator(0), callbacks=list(callbacks),
-        train_dataset=TrainingRows(datasets.Dataset.from_list(rows), None, None, 0),
+        train_dataset=TrainingRows(datasets.Dataset.from_list(rows), None, None, 0), **options,
     )  # fmt: skip
     trainer.moments, trainer.recovery = moments, Recovery(0.0, 1.0, 0.0, 2.0)
     return trainer

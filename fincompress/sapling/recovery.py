@@ -82,8 +82,8 @@ class RecoveryTrainer(training.TargetTrainer):
         return set_peft_model_state_dict(self.model, load_file(Path(checkpoint, "adapter_model.safetensors")))
 
     def _save_checkpoint(self, *arguments, **options):
+        self.write_cache()  # first: a checkpoint without it would go on in other batches
         super()._save_checkpoint(*arguments, **options)
-        self.write_cache()
 
     def write_cache(self) -> None:
         """Keep what the teacher said: a killed run would ask again in other batches."""
@@ -126,6 +126,7 @@ def train_stage(
         data_collator=run.collator,
         processing_class=run.tokenizer,
         callbacks=[progress, *callbacks, run.report],
+        dtype=student.dtype,
     )
     trainer.moments = moments
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)

@@ -160,7 +160,7 @@ def train_adapter(
     )  # fmt: skip
     trainer = TargetTrainer(
         model=model, args=arguments, data_collator=collator, processing_class=tokenizer,
-        train_dataset=rows, callbacks=[progress, report],
+        train_dataset=rows, callbacks=[progress, report], dtype=dtype,
     )  # fmt: skip
     checkpoint = distributed.from_main(lambda: training.last_checkpoint(checkpoints))
     if checkpoint:

@@ -25,11 +25,12 @@ WINDOW = 50  # batches that are sorted by length together
 class TargetTrainer(Trainer):
     """``Trainer`` with the loss on target tokens alone, and batches of like length in an order of its own.
 
-    Its training set are ``TrainingRows``. Several processes share each batch.
+    Its training set are ``TrainingRows``. Several processes share each batch. ``dtype`` is what it computes in.
     """
 
-    def __init__(self, *arguments, **options):
+    def __init__(self, *arguments, dtype: torch.dtype = torch.float32, **options):
         super().__init__(*arguments, **options)
+        self.dtype = dtype
         self.remove_callback(PrinterCallback)  # it prints every log as a dictionary
 
     def train(self, *arguments, **options):
@@ -45,6 +46,12 @@ class TargetTrainer(Trainer):
             return super().train(*arguments, **options)
         finally:
             self.model.set_attn_implementation(before)
+
+    def compute_loss_context_manager(self):
+        """bf16 by autocast around the loss. accelerate's, around the model, would give out all that a model returns in
+        float32: hidden states that are to be matched would take twice the memory.
+        """
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
     def training_step(self, *arguments, **options):
         """``Trainer.training_step``; raises UserError where the loss is not finite: every later step would be lost."""
@@ -230,7 +237,7 @@ def training_arguments(
 
     Of several processes each takes its share of BATCH_SIZE: a step sees as many examples as with one.
     """
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(directory),
         learning_rate=s["LEARNING_RATE"],
         lr_scheduler_type=s["LR_SCHEDULE"],
@@ -241,8 +248,7 @@ def training_arguments(
         gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
         optim=s["OPTIMIZER"] or ("adamw_bnb_8bit" if device.type == "cuda" else "adamw_torch_fused"),
-        bf16=dtype == torch.bfloat16,
-        fp16=dtype == torch.float16,
+        fp16=dtype == torch.float16,  # which scales gradients; bf16 is TargetTrainer's
         use_cpu=device.type == "cpu",
         logging_steps=s["LOGGING_STEPS"],
         include_num_input_tokens_seen="non_padding",
@@ -254,3 +260,5 @@ def training_arguments(
         report_to="none",  # Report hands on what is logged, over all stages of a run
         **options,
     )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process that sees several GPUs would split each batch among them
+    return arguments

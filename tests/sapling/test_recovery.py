@@ -64,6 +64,22 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     assert float(found) == pytest.approx(wanted * int(real.sum()) / 1000, rel=1e-4)
 
 
+def test_in_bf16_the_streams_that_are_matched_stay_in_16_bits(tmp_path, monkeypatch):
+    seen, at_positions = set(), losses.at_positions
+    monkeypatch.setattr(
+        losses,
+        "at_positions",
+        lambda states, *rest: seen.update(s.dtype for s in states) or at_positions(states, *rest),
+    )
+    student = make_model()
+    for module in (student.get_input_embeddings(), sub.decoder(student).norm):
+        module.to(torch.bfloat16)  # as all that is frozen
+    trainer = make_trainer(student, tmp_path, steps=1, dtype=torch.bfloat16)
+    trainer.recovery = taught_by(Teacher(make_model()))
+    trainer.train()
+    assert seen == {torch.bfloat16}
+
+
 def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
     batches = make_batches()
     student, teacher = make_model(), Teacher(make_model())
