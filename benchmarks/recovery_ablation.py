@@ -62,6 +62,8 @@ VARIANTS = {
     "patched_by_256": {"PATCH_EXAMPLES": 256},
     "batches_of_8": {"BATCH_SIZE": 8},
     "adapters": {"UPDATE": "qlora"},
+    "adapters_faster": {"UPDATE": "qlora", "LEARNING_RATE": 2 * LEARNING_RATE},
+    "adapters_fastest": {"UPDATE": "qlora", "LEARNING_RATE": 4 * LEARNING_RATE},
     "adapters_not_patched": {"UPDATE": "qlora", "PATCH_EXAMPLES": 0},
     "adapters_patched": {"UPDATE": "qlora", "HEALING_EPOCHS": 0.0},
     "adapters_unhealed": {"UPDATE": "qlora", "PATCH_EXAMPLES": 0, "HEALING_EPOCHS": 0.0},

@@ -45,6 +45,8 @@ class Student:
         self.model = models.load_adapter(self.adapter, results, self.device, self.dtype)[0].eval()
         if needs_teacher(self.settings):
             self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
+        for config in self.model.peft_config.values():  # from a bare name peft would look for the base on the hub
+            config.base_model_name_or_path = self.source
         models.compute_in_model_dtype(self.model)
 
     @property
