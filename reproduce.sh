@@ -21,8 +21,7 @@ case "$# ${1:-}" in
 esac
 source ./setup_env.sh
 SECONDS=0 # times are those of the phases, after the install
-RESULTS_DIR=$(python -c 'import os, dotenv
-print(os.environ.get("RESULTS_DIR") or dotenv.dotenv_values(".env").get("RESULTS_DIR") or "results")')
+RESULTS_DIR=$(setting RESULTS_DIR results)
 RESULTS_DIR=${RESULTS_DIR%/}
 
 data=() training=() gptq=() sapling=() benchmark=() # overrides of the scripts' constants, which each script prints

@@ -1,6 +1,12 @@
 # Sourced by a shell, reproduce.sh and run_tests.sh: .venv with everything in it, made once and again when a requirement
 # changes, and first in PATH. PYTHON chooses the interpreter (3.10 to 3.13).
 
+setting() { # setting NAME default: of the environment, else of .env, as the scripts find it
+    python -c 'import os, sys, dotenv
+_, name, default = sys.argv
+print(os.environ.get(name) or dotenv.dotenv_values(".env").get(name) or default)' "$@"
+}
+
 _version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null </dev/null; }
 
 _install() {
@@ -15,7 +21,7 @@ _install() {
     if [ -n "${PYTHON:-}" ] && [ -e .venv ] && [ "$(_version .venv/bin/python)" != "$(_version "$PYTHON")" ]; then
         rm -rf .venv # made with another interpreter than the one asked for
     fi
-    stamp=$(cat requirements.txt requirements-dev.txt | cksum)
+    stamp=$(cat requirements.txt requirements-dev.txt ${PIP_CONSTRAINT:-} | cksum)
     if [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ]; then return; fi
     echo "installing into .venv (once; torch and what it needs are 1 to 5 GB)"
     # A kill may have left one without pip.

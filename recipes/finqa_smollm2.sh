@@ -10,7 +10,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
-export RESULTS_DIR=${RESULTS_DIR:-results-finqa} # apart from reproduce.sh, which names some runs alike
+RESULTS_DIR=$(setting RESULTS_DIR results-finqa) # apart from reproduce.sh, which names some runs alike
+export RESULTS_DIR
 export BASE_MODEL=smollm2-135m
 
 run() {
@@ -23,6 +24,10 @@ evaluate() {
 }
 list() { printf '['; printf "'%s', " "$@"; printf ']'; }
 
+if [ "$(setting DATA_DIR synthetic)" = synthetic ]; then
+    echo "error: set DATA_DIR to a folder with FinQA's train.json and dev.json" >&2
+    exit 2
+fi
 if [ -z "${EXTRA_DATA_DIR:-}" ]; then
     echo "error: set EXTRA_DATA_DIR to a folder with TAT-QA's JSON files" >&2
     exit 2
@@ -32,7 +37,7 @@ prompts=(--EVIDENCE_TOKENS=160 --MAX_PROMPT_TOKENS=512 --CALIBRATION_EXAMPLES=25
     --EVAL_EXAMPLES=None)
 run preprocess_data.py --RUN=finqa_data "${prompts[@]}"
 if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; then
-    echo "error: DATA_DIR does not hold FinQA's train.json and dev.json" >&2
+    echo "error: DATA_DIR does not hold FinQA's train.json and dev.json: set another, and remove $RESULTS_DIR/finqa_data/" >&2
     exit 2
 fi
 

@@ -10,8 +10,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
-export BASE_MODEL=${BASE_MODEL:-meta-llama/Llama-2-7b-hf} RESULTS_DIR=${RESULTS_DIR:-results-llama}
-if [ -z "${DATA_DIR:-}" ] && ! grep -Eqs '^(export )?DATA_DIR=.' .env; then export DATA_DIR=data; fi
+BASE_MODEL=${BASE_MODEL:-meta-llama/Llama-2-7b-hf} RESULTS_DIR=$(setting RESULTS_DIR results-llama)
+DATA_DIR=$(setting DATA_DIR data)
+export BASE_MODEL RESULTS_DIR DATA_DIR
 
 run() {
     printf '\n%s\n' "$*"

@@ -209,9 +209,43 @@ def test_a_run_and_a_repository_are_pushed_and_nothing_less(phases, copy):
 def test_the_record_is_made_of_no_other_data_than_finqa(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
     (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "synthetic"\n}\n')
-    done, calls = phases(script="recipes/finqa_smollm2.sh", EXTRA_DATA_DIR="tatqa")
-    assert (done.returncode, done.stderr) == (2, "error: DATA_DIR does not hold FinQA's train.json and dev.json\n")
+    data = {"EXTRA_DATA_DIR": "tatqa", "DATA_DIR": "data"}
+    done, calls = phases(script="recipes/finqa_smollm2.sh", **data)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert (
+        "does not hold FinQA's train.json and dev.json: set another, and remove results-finqa/finqa_data/"
+        in done.stderr
+    )
     assert [call[0][0] for call in calls] == ["preprocess_data.py"]
+
+
+@pytest.mark.parametrize("missing", ["DATA_DIR", "EXTRA_DATA_DIR"])
+def test_the_record_is_not_begun_without_its_data(phases, copy, missing):
+    (copy / "calls").touch()
+    data = {"DATA_DIR": "finqa", "EXTRA_DATA_DIR": "tatqa"}
+    del data[missing]
+    done, calls = phases(script="recipes/finqa_smollm2.sh", **data)
+    assert (done.returncode, calls) == (2, []) and done.stderr.startswith(f"error: set {missing} to a folder with ")
+
+
+@pytest.mark.parametrize("script", ["recipes/llama2_7b_10gb.sh", "recipes/finqa_smollm2.sh"])
+def test_recipes_use_what_dotenv_says(phases, copy, script):
+    (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR=elsewhere\n")
+    (copy / "elsewhere/finqa_data").mkdir(parents=True)
+    (copy / "elsewhere/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
+    done, calls = phases(script=script, EXTRA_DATA_DIR="tatqa")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {folder for _, folder in calls} == {"RESULTS_DIR=elsewhere"}
+
+
+def test_a_file_of_constraints_is_installed_into_an_environment_that_is_there(phases, copy):
+    (copy / "constraints.txt").write_text("numpy==2.2.6\n")
+    done, _ = phases(FAIL="preprocess_data.py")
+    assert "installing" not in done.stdout
+    installs_nothing = f'#!/bin/sh\ncase "$*" in *" install "*) exit 7 ;; esac\nexec "{sys.executable}" "$@"\n'
+    (copy / ".venv/bin/python").write_text(installs_nothing)
+    done = shell(copy, "./reproduce.sh", PYTHON=sys.executable, PIP_CONSTRAINT="constraints.txt")
+    assert done.returncode == 7 and "installing into .venv" in done.stdout
 
 
 def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
