@@ -38,7 +38,7 @@ from pathlib import Path  # noqa: E402
 
 import pandas as pd  # noqa: E402
 
-from fincompress import distributed, runs  # noqa: E402
+from fincompress import distributed, provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 from fincompress.finqa import evidence, examples, program, prompts, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
@@ -107,6 +107,8 @@ def score_run(run: str) -> None:
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         check_context(BASE_MODEL, dataset)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
+        if (trained := Path(BASE_MODEL, "train_metrics.json")).exists():  # a run's folder may hold another one by now
+            facts["source"] = provenance.fingerprint(runs.read_json(trained))
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = distributed.from_main(lambda: runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts))
     else:
@@ -115,7 +117,7 @@ def score_run(run: str) -> None:
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
     check_context(record["base_model"], dataset)
-    path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else str(directory)
+    path = models.run_path(run, BASE_MODEL, RESULTS_DIR)
     dtype, reason = models.pick_dtype(device, path)
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
     if BEAMS > 1:
@@ -198,11 +200,10 @@ def answer(run: str) -> None:
 
     models.quiet_libraries()
     device = models.pick_device()
+    path = models.run_path(run, BASE_MODEL, RESULTS_DIR)
     if runs.is_untuned(run):
-        path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
         split, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
     else:
-        path = str(runs.finished_run(RESULTS_DIR, run))
         split, data = load_split(run, runs.read_json(Path(path) / "settings.json"))
     question = examples.cut_question("ASK", ASK)
     page = examples.read_page(Path(PAGE), question) if PAGE else first_page(split, data, question)

@@ -43,11 +43,7 @@ from fincompress.report import statistics  # noqa: E402
 def main() -> None:
     models.quiet_libraries()
     names = [name for run in RUNS for name in ([run] if runs.is_untuned(run) else runs.with_depths(RESULTS_DIR, run))]
-    paths = {
-        name: models.base_model_path(BASE_MODEL, RESULTS_DIR) if runs.is_untuned(name)
-        else str(runs.finished_run(RESULTS_DIR, name))
-        for name in names
-    }  # fmt: skip
+    paths = {name: models.run_path(name, BASE_MODEL, RESULTS_DIR) for name in names}
     tasks = read_tasks(Path(ARCHIVE))
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)

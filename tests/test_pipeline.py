@@ -273,6 +273,19 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
 
 
 @pytest.mark.real
+def test_a_checkpoint_as_the_base_is_scored_again_where_it_was_trained_again(pipeline, tmp_path):
+    checkpoint = shutil.copytree(pipeline[0] / "qlora_4bit" / "merged", tmp_path / "checkpoint")
+    environment = pipeline[1] | {"BASE_MODEL": str(checkpoint), "RESULTS_DIR": str(tmp_path / "results")}
+    assert run_in_process(*DATA, **environment).returncode == 0
+    evaluate = ("evaluate.py", "--RUN=base", "--SPLIT=test", "--MAX_NEW_TOKENS=4")
+    first, second = (run_in_process(*evaluate, **environment) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0) and "evaluated already" in second.stdout
+    assert read(tmp_path / "results/base/eval_test.json")["share_of_base"] == 1
+    (checkpoint / "train_metrics.json").write_text('{"another": "training"}')
+    third = run_in_process(*evaluate, **environment)
+    assert third.returncode == 2 and "results/base/ holds a run with other settings (source " in third.stderr
+
+
 def test_calibration_questions_that_may_have_been_trained_on_are_not_scored(pipeline):
     results, environment = pipeline
     copy = results / "otherwise"

@@ -24,6 +24,7 @@ from fincompress.models.load import (
     load_base,
     load_run,
     offload_if_needed,
+    run_path,
     size_gb,
 )
 from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_rope_theta

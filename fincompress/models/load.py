@@ -73,6 +73,13 @@ def compute_in_model_dtype(model: torch.nn.Module) -> None:
             module.cast_input_dtype_enabled = False
 
 
+def run_path(run: str, base_model: str, results_dir: str) -> str:
+    """What ``load_run`` loads for a run's name: the folder of a finished run, or ``base_model`` for an untuned one."""
+    if runs.is_untuned(run):
+        return base.base_model_path(base_model, results_dir)
+    return str(runs.finished_run(results_dir, run))
+
+
 def load_run(path: str | Path, results_dir: str, device: torch.device, dtype: torch.dtype, **options):
     """``(model, tokenizer)`` of a base model or a finished run; an adapter is put on the base it was trained against.
 
@@ -143,10 +150,13 @@ def dense_checkpoint(run: str, results_dir: str) -> Path:
 
 
 def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> float:
-    """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base in 16 bits."""
+    """GB of the weights that are evaluated: of a checkpoint, of an adapter and its base, or of the base, which is
+    computed with in 16 bits if it is not quantized.
+    """
+    if run_directory is None and quantization.method_of(base_model):
+        run_directory = Path(base_model)
     if run_directory is not None and (run_directory / "config.json").exists():
-        files = [*run_directory.glob("*.safetensors"), *run_directory.glob("*.gguf")]
-        return sum(path.stat().st_size for path in files) / 1e9
+        return sum(memory.checkpoint_bytes(run_directory).values()) / 1e9
     precision, adapter = "bf16", 0
     if run_directory is not None:
         precision = runs.read_json(run_directory / "settings.json")["base_precision"]
