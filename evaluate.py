@@ -15,7 +15,7 @@ from fincompress.settings import check_choice, configure
 # -----------------------------------------------------------------------------
 # What
 RUN: str = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": untuned BASE_MODEL
-SPLIT: str = "dev"  # "dev" or "test" to report, "calibration" to tune on
+SPLIT: str = "dev"  # "dev" or "test" to report, "calibration" to tune on; or "train"
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
 ASK: str | None = None  # ask RUN this question instead: shows the prompt, the program, each step and the answer
 PAGE: str | None = None  # what ASK is about: a page in FinQA's JSON or a table in .csv; None: the first page of SPLIT

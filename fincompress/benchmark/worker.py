@@ -24,7 +24,7 @@ class Worker:
         self.dtype, self.reason = models.pick_dtype(self.device)
 
     def ask(self, do: str, *arguments):
-        """Do one of the things below; raises UserError for what a person can mend, also for a card that is full."""
+        """Do one of the things below; raises UserError with the reason where this model cannot be measured."""
         try:
             return getattr(self, do)(*arguments)
         except (torch.cuda.OutOfMemoryError, MemoryError):

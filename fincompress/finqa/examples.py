@@ -29,7 +29,7 @@ class Example:
 
     ``table`` is a list of rows of cell strings, the first row being the header. ``gold_inds`` maps evidence keys to
     their text: ``table_i`` is row i of the table, ``text_i`` sentence i of ``pre_text + post_text`` (both 0-based);
-    it is empty where the release does not give it. ``exe_ans`` is what the official executor makes of ``program``.
+    it is empty where the release does not give it. ``exe_ans`` is the released result of ``program``.
     """
 
     id: str
@@ -57,10 +57,9 @@ class Dataset:
 
 
 def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
-    """FinQA from ``data_dir``, else downloaded into it, else the synthetic set.
+    """FinQA from ``data_dir``; into ``data`` it is downloaded, and without a network the synthetic set stands in.
 
-    The synthetic set stands in only where ``data_dir`` holds no FinQA at all: a missing test split beside real
-    training data stays missing. Raises UserError for a file that is not FinQA, an empty split or a page that sits in
+    Only where that folder holds no FinQA at all: a missing test split beside real training data stays missing. Raises UserError for a file that is not FinQA, an empty split or a page that sits in
     two splits.
     """
     found = {split: find_records(data_dir, split, seed) for split in SPLITS}

@@ -1,4 +1,4 @@
-"""Quantization methods by name: each is a file of this package that holds one subclass of ``Method``."""
+"""Quantization methods by name: each is a subclass of ``Method`` in a file of this package."""
 
 import importlib
 import pkgutil

@@ -51,7 +51,7 @@ def heal(run: Run, last: bool = False) -> None:
             row |= {"examples_seen": min(count, seen), "tokens_seen": int(trainer.state.num_input_tokens_seen)}
             row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
             del trainer
-            run.moments = state.read_weights(run.directory, student.device)[1]  # the run's: never both in memory
+            run.moments = state.read_weights(run.directory, student.device)[1]  # the run's own
         else:
             with student.scoring_model() as model:
                 best = calibration_means(*run.calibration_scores(model))

@@ -111,7 +111,7 @@ class Student:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def make_trainable(self, names: list[str], every: set[str], healing: bool = False) -> None:
-        """Let gradients reach the units ``names`` alone; what is trained is held in float32, what is frozen is not.
+        """Let gradients reach the units ``names`` alone; what is trained is held in float32.
 
         ``every`` are the units that are ever trained: with ``qlora`` they get adapters.
         """
