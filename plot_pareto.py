@@ -1,8 +1,8 @@
 """The answer: results table, verdict and charts of every evaluated run, from what the runs left behind.
 
 Reads results/<run>/ (settings.json, eval_<split>.json, predictions_<split>.jsonl, throughput_<device>.json,
-train_metrics.json, quantize_metrics.json) and the data run's report. Writes results.csv, verdict.md, pareto.png and accuracy_by_steps.png to results/, and with README
-the results section of that file. Measures nothing; takes seconds.
+train_metrics.json, quantize_metrics.json) and the data run's report. Writes results.csv, verdict.md, pareto.png and
+accuracy_by_steps.png to results/, and with README the results section of that file. Measures nothing; takes seconds.
 
     python plot_pareto.py
     python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m --README=README.md     the README's results

@@ -215,7 +215,9 @@ def quiet_imports() -> None:
 
 
 def set_threads() -> None:
-    """One OpenMP thread for each processor that this process may use, and one GPU, unless the caller chose otherwise; read when torch is imported.
+    """One OpenMP thread for each processor that this process may use, and one GPU, unless the caller chose otherwise.
+
+    Read when torch is imported.
 
     How threads wait stays OpenMP's choice: where they sleep between products, training alone takes a third longer.
     """

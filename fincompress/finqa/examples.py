@@ -59,8 +59,8 @@ class Dataset:
 def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
     """FinQA from ``data_dir``; into ``data`` it is downloaded, and without a network the synthetic set stands in.
 
-    Only where that folder holds no FinQA at all: a missing test split beside real training data stays missing. Raises UserError for a file that is not FinQA, an empty split or a page that sits in
-    two splits.
+    Only where that folder holds no FinQA at all: a missing test split beside real training data stays missing. Raises
+    UserError for a file that is not FinQA, an empty split or a page that sits in two splits.
     """
     found = {split: find_records(data_dir, split, seed) for split in SPLITS}
     records = {split: raw for split, raw in found.items() if raw is not None}

@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
-from fincompress.finqa import numbers, program
+from fincompress.finqa import numbers
 from fincompress.finqa.examples import Example
-from fincompress.finqa.questions import Asker, Figure, Grid, next_ask
+from fincompress.finqa.questions import Asker, Figure, Grid, next_ask, program_kind, unlike
 
 # Per cent of FinQA's programs with one, two, and three or more steps (Chen et al. 2021, section 3). What a training
 # part keeps of the release may have another mix.
@@ -59,9 +59,7 @@ def make(examples: list[Example], count: int, seed: int) -> list[Example]:
                 continue
             ask = next_ask(left, rng, seen, len(made) + 1, kind=shares)
             qa = ask["qa"]
-            asks[page.page] = [
-                one for one in left if not {*qa.values()} & {one["qa"]["program"], one["qa"]["question"]}
-            ]
+            asks[page.page] = unlike(left, qa)
             made.append(
                 replace(
                     page, id=f"{page.id}-made-{turn}", question=qa["question"], program=qa["program"],
@@ -73,11 +71,7 @@ def make(examples: list[Example], count: int, seed: int) -> list[Example]:
 
 def program_shares(examples: list[Example]) -> dict[str, float]:
     """Per cent of each kind of program, as ``Asker.asks`` names kinds, at the published shares of steps."""
-    kinds = Counter(
-        "index " * ("const_100), divide" in example.program)
-        + " ".join(program.operations(program.tokenize(example.program)))
-        for example in examples
-    )
+    kinds = Counter(program_kind(example.program) for example in examples)
     steps = {kind: min(3, len(kind.removeprefix("index ").split())) for kind in kinds}
     totals = Counter()
     for kind, number in kinds.items():

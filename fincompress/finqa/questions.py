@@ -117,8 +117,7 @@ class Asker:
                 continue
             figures = [fields[name] for name in FIELD.findall(template)]
             program = template.format(**fields)
-            tokens = tokenize(program)
-            execution = execute(tokens, self.table)
+            execution = execute(tokenize(program), self.table)
             if execution.invalid or (_UNITLESS.search(template) and any(figure[0] == "-" for figure in figures)):
                 continue
             wording = wordings[-1] if self.rng.random() < self.loose else self.rng.choice(wordings[:-1])
@@ -129,7 +128,7 @@ class Asker:
             self.asks.append({
                 "qa": {"question": question, "program": program, "exe_ans": execution.result},
                 "sources": dict.fromkeys(figure.source for figure in figures),
-                "kind": "index " * ("const_100), divide" in program) + " ".join(operations(tokens)),
+                "kind": program_kind(program),
                 "evidence": "both" if len(places) == 2 else places.pop(),
             })  # fmt: skip
 
@@ -166,6 +165,16 @@ class Asker:
         if len(dates) > 2 and int(dates[-1]) - int(dates[-3]) == 2:
             fields |= {"first": dates[-3], "last": dates[-1]} | dict(zip(("u0", "u1", "u2"), figures[-3:], strict=True))
         return fields
+
+
+def program_kind(program: str) -> str:
+    """The operations of a program in order; "index" before those of what an investment of 100 became."""
+    return "index " * ("const_100), divide" in program) + " ".join(operations(tokenize(program)))
+
+
+def unlike(asks: list[dict], qa: dict) -> list[dict]:
+    """The asks that have neither the question nor the program of ``qa``, which was taken."""
+    return [one for one in asks if not {*qa.values()} & {one["qa"]["program"], one["qa"]["question"]}]
 
 
 def next_ask(asks: list[dict], rng: random.Random, seen: Counter[str], count: int, **shares: dict[str, float]) -> dict:

@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
-from fincompress.finqa.questions import FIELD, Asker, Figure, Grid, next_ask
+from fincompress.finqa.questions import FIELD, Asker, Figure, Grid, next_ask, unlike
 
 DEFAULT_COUNTS = {"train": 3000, "dev": 400, "test": 400}
 
@@ -283,6 +283,6 @@ def generate(split: str, count: int | None = None, seed: int = 0) -> list[dict]:
             if not page.asks:
                 break
             ask = next_ask(page.asks, page.rng, seen, len(examples) + 1, kind=PROGRAM_SHARES, evidence=EVIDENCE_SHARES)
-            page.asks = [x for x in page.asks if not {*ask["qa"].values()} & {x["qa"]["program"], x["qa"]["question"]}]
+            page.asks = unlike(page.asks, ask["qa"])
             gold = {lines[x]: x if isinstance(x, str) else " ".join(page.table[x]) for x in ask["sources"]}
             examples.append({"id": f"{page.filename}-{order}", **shared, "qa": ask["qa"] | {"gold_inds": gold}})
