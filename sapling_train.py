@@ -61,7 +61,7 @@ LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 FIRST_EPOCHS: float = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
 CYCLE_EPOCHS: float = 0.1  # passes between two drops
 # Optimizer
-LEARNING_RATE: float = 3e-4  # peak, warmed up to again in every cycle
+LEARNING_RATE: float = 3e-4  # peak, warmed up to again in every cycle; adapters take twice as much and more
 LR_SCHEDULE: str = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"
 WARMUP: float = 0.1  # share of a cycle's steps over which the learning rate rises
 WEIGHT_DECAY: float = 0.0  # on what is trained

@@ -89,8 +89,8 @@ for criterion in last block_influence taylor; do
     heal ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot --DROP_UNIT=block # blocks
 done
 # Adapters on an NF4 base, as for a 7B model. Teacher and model share it, so 30 are made of phase 1 too
-run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${learn[@]}" --UPDATE=qlora --TARGET_SIZE=0.61 \
-    --HEALING_EPOCHS=7
+run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${learn[@]}" --UPDATE=qlora --LEARNING_RATE=6e-4 \
+    --TARGET_SIZE=0.61 --HEALING_EPOCHS=7
 # As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch
 run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
     --RECOVERY=paper --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_EARLY=5 --DROPS_LATE=4 \
