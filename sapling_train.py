@@ -45,10 +45,11 @@ CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
 AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked again
-HEAL_AT: list[float] = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which a copy is healed and saved
+HEAL_AT: list[float] = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which the model is healed and saved
 HEALING_EPOCHS: float | list[float] = (
     0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
 )
+KEEP_HEALED: bool = False  # the next layers are dropped from what was healed; False: from the model before
 KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop
 PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none
 # What is trained

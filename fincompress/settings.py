@@ -217,7 +217,8 @@ def quiet_imports() -> None:
 def set_threads() -> None:
     """One OpenMP thread for each processor that this process may use, and one GPU, unless the caller chose otherwise.
 
-    Read when torch is imported. How threads wait stays OpenMP's choice: where they sleep between products, training alone takes a third longer.
+    Read when torch is imported. How threads wait stays OpenMP's choice: where they sleep between products, training
+    alone takes a third longer.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -15,6 +15,8 @@ from fincompress.sapling.losses import matched_blocks
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
 
+COSTS = ("examples_seen", "tokens_seen", "training_seconds")  # of training, in a run's state and in each healing
+
 
 def save_on_the_way(run: Run) -> None:
     """Save a depth that is not healed, every SAVE_EVERY cycles."""
@@ -64,9 +66,11 @@ def write_depth(run: Run, healed: dict | None = None) -> None:
 
 
 def training_so_far(run: Run, healed: list[dict]) -> dict[str, float]:
-    """Examples, tokens and seconds of the run's own training and scans, and of the healing of these depths."""
-    names = ("examples_seen", "tokens_seen", "training_seconds")
-    found = {name: round(getattr(run.state, name) + sum(row[name] for row in healed), 1) for name in names}
+    """Examples, tokens and seconds of the run's own training and scans, and of the healing of these depths; what the
+    run has gone on from is its own.
+    """
+    left = [row for row in healed if not row.get("kept")]
+    found = {name: round(getattr(run.state, name) + sum(row[name] for row in left), 1) for name in COSTS}
     return found | {"scanning_seconds": round(run.state.scanning_seconds, 1)}
 
 

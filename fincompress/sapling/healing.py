@@ -1,4 +1,4 @@
-"""Healing: at a depth that is reported a copy of the model is trained to the end, and the run continues without it."""
+"""Healing: a depth that is reported is trained to the end, on a branch that the run leaves or goes on from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 from fincompress import distributed, runs
-from fincompress.sapling.checkpoints import write_depth
+from fincompress.sapling.checkpoints import COSTS, write_depth
 from fincompress.sapling.recovery import train_stage
 from fincompress.training.loss import calibration_means
 
@@ -25,10 +25,10 @@ PATIENCE = 2  # scores without a better calibration NLL after which healing stop
 
 
 def heal(run: Run, last: bool = False) -> None:
-    """Train a copy of a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
+    """Train a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
 
-    The learning rate falls to 0; the best weights by the calibration split's NLL are kept. The run itself continues
-    from the unhealed model: afterwards weights and moments are what they were.
+    The learning rate falls to 0; the best weights by the calibration split's NLL are kept. With KEEP_HEALED the run
+    goes on from them, with a new optimizer; else weights and moments are afterwards what they were.
     """
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
     if run.is_healed() or not (depths or last):
@@ -38,9 +38,9 @@ def heal(run: Run, last: bool = False) -> None:
         passes = passes[s["HEAL_AT"].index(depths[-1]) if depths else -1]
     count = round(passes * len(run.train_set))
     row = {"units_left": student.left, "share_of_bytes": round(student.share, 5), "heal_at": depths}
-    row |= {"examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
+    row |= {"kept": s["KEEP_HEALED"] and not last, "examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
     folder = f"healing-{student.left}"
-    with branch(student.model, lambda: run.make_trainable(healing=True)):
+    with branch(student.model, lambda: run.make_trainable(healing=True), back=not row["kept"]):
         if count and student.trained_parameters():
             steps = math.ceil(len(run.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
             keep_best = KeepBest(student.model, run.calibration_scores, steps)
@@ -51,14 +51,19 @@ def heal(run: Run, last: bool = False) -> None:
             row |= {"examples_seen": min(count, seen), "tokens_seen": int(trainer.state.num_input_tokens_seen)}
             row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
             del trainer
-            run.moments = state.read_weights(run.directory, student.device)[1]  # the run's own
+            run.moments = {} if row["kept"] else state.read_weights(run.directory, student.device)[1]
         else:
             with student.scoring_model() as model:
                 best = calibration_means(*run.calibration_scores(model))
         row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
+        if row["kept"]:
+            # A killed run needs them, whether or not they are trained between drops.
+            state.patched = sorted({*state.patched, *student.trained_parameters()})
+            for name in COSTS:
+                setattr(state, name, getattr(state, name) + row[name])
         write_depth(run, row)
     state.healed.append(row)
-    run.save_state(trained=True, weights=False)
+    run.save_state(trained=True, weights=row["kept"])
     if distributed.is_main():
         shutil.rmtree(run.directory / folder, ignore_errors=True)
     print(
@@ -69,8 +74,9 @@ def heal(run: Run, last: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def branch(model: torch.nn.Module, make_trainable: Callable[[], None]) -> Iterator[None]:
-    """Train the model in here; afterwards its parameters have their values, types and ``requires_grad`` of before.
+def branch(model: torch.nn.Module, make_trainable: Callable[[], None], back: bool = True) -> Iterator[None]:
+    """Train the model in here; afterwards its parameters have their ``requires_grad`` of before, and where it goes
+    ``back`` their values and types.
 
     ``make_trainable`` chooses what is trained: only that is held twice.
     """
@@ -78,13 +84,13 @@ def branch(model: torch.nn.Module, make_trainable: Callable[[], None]) -> Iterat
     make_trainable()
     kept = []
     for parameter, data, required in before:
-        in_place = parameter.requires_grad and parameter.data_ptr() == data.data_ptr()
+        in_place = back and parameter.requires_grad and parameter.data_ptr() == data.data_ptr()
         kept.append((parameter, data.clone() if in_place else data, required))
     try:
         yield
     finally:
         for parameter, data, required in kept:
-            parameter.data = data
+            parameter.data = data if back else parameter.data
             parameter.requires_grad_(required)
             parameter.grad = None
 

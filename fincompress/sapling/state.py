@@ -25,7 +25,8 @@ class State:
     trainable: list[str] | None = None  # names of the units that are trained
     trainable_healing: list[str] | None = None  # and of those that are trained in healing
     trained: bool = False  # whether the training before the next drop is done
-    patched: list[str] = field(default_factory=list)  # names of the weights that took up what a dropped unit did
+    # Names of the weights that took up what a dropped unit did, or were healed and kept
+    patched: list[str] = field(default_factory=list)
     ranking: list[str] | None = None  # names of the units in the order in which one shot drops them
     healed: list[dict] = field(default_factory=list)  # one row a depth that was healed
     stopped: str | None = None  # why no more is dropped
@@ -35,7 +36,7 @@ class State:
     scans: int = 0
     last_above_floor: dict | None = None  # units left, drops and file of weights when the accuracy floor was last met
     reference: dict | None = None  # calibration scores before any drop
-    examples_seen: int = 0  # these three without healing, of which each row above says its own
+    examples_seen: int = 0  # these three without healing that was not kept, of which each row above says its own
     tokens_seen: int = 0
     training_seconds: float = 0.0
     scanning_seconds: float = 0.0

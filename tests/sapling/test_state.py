@@ -4,9 +4,10 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
-from sapling_runs import SAPLING, assert_same_run, done, read, settings_of
+from sapling_runs import SAPLING, TAUGHT, assert_same_run, done, read, settings_of
 from scripts import run_in_process
 
 import fincompress.sapling as method
@@ -128,6 +129,29 @@ def test_a_run_killed_while_it_trains_and_while_it_heals_resumes_in_the_middle_o
     done(*command, **six[1])
     assert (broken / "10" / "model.safetensors").stat().st_mtime_ns == weights  # not healed a second time
     assert_same_run(directory, broken)
+
+
+def test_a_run_that_keeps_what_it_healed_goes_on_from_it_also_after_a_kill(six, phase_1):
+    results, environment = six
+    command = (*SAPLING, *TAUGHT, "--KEEP_HEALED=True", "--TRAIN_RATIO=0.25", "--PATCH_EXAMPLES=8")
+    done(*command, "--RUN=kept", **environment)
+    metrics, heal = read(results / "kept" / "train_metrics.json"), method.heal
+    first, last = metrics["healed"]
+    assert (first["kept"], last["kept"]) == (True, False)
+    after = pd.read_csv(results / "kept" / "trajectory.csv")["nll_after_training"]
+    assert after[0] == pytest.approx(first["calibration_nll"], abs=1e-4)
+    seen = [read(results / "kept" / depth / "train_metrics.json")["examples_seen"] for depth in ("10", "8")]
+    assert seen == [32 + 32, 32 + 32 + 32 + 16] and metrics["examples_seen"] == seen[1]
+
+    def heal_and_die(run, *arguments, **options):
+        heal(run, *arguments, **options)
+        if run.state.healed:
+            raise Killed
+
+    with mock.patch.object(method, "heal", heal_and_die), pytest.raises(Killed):
+        run_in_process(*command, "--RUN=kept_broken", **environment)
+    done(*command, "--RUN=kept_broken", **environment)
+    assert_same_run(results / "kept", results / "kept_broken")
 
 
 def test_a_missing_or_torn_state_is_one_line(sapling, six):
