@@ -61,6 +61,8 @@ VARIANTS = {
     "slower": {"LEARNING_RATE": LEARNING_RATE / 2},
     "patched_by_256": {"PATCH_EXAMPLES": 256},
     "batches_of_8": {"BATCH_SIZE": 8},
+    "keep_healed": {"KEEP_HEALED": True},
+    "twice_as_long": {"HEALING_EPOCHS": 2 * HEALING_EPOCHS},
     "adapters": {"UPDATE": "qlora"},
     "adapters_faster": {"UPDATE": "qlora", "LEARNING_RATE": 2 * LEARNING_RATE},
     "adapters_fastest": {"UPDATE": "qlora", "LEARNING_RATE": 4 * LEARNING_RATE},
