@@ -56,8 +56,8 @@ gptq=(--CALIBRATION_EXAMPLES=256)
 run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
 
 # Phase 3 with its teacher. Pairs are dropped and patched, five at a time, without training in between; what is left then
-# learns from FinQA with redrawn numbers. 50 and 40 sub-layers are made of phase 1, fewer of the 40 healed:
-# docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
+# learns from FinQA with redrawn numbers. 50 and 40 sub-layers are made of phase 1, fewer of the 40 healed,
+# which costs less than as many passes for each: docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
 learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128 --CYCLE_EPOCHS=0)
 healed=()
 heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, then learn
