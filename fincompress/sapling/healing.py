@@ -80,7 +80,7 @@ def branch(model: torch.nn.Module, make_trainable: Callable[[], None], back: boo
 
     ``make_trainable`` chooses what is trained: only that is held twice.
     """
-    before = [(parameter, parameter.data, parameter.requires_grad) for parameter in model.parameters()]
+    before = [(one, one.data if back else None, one.requires_grad) for one in model.parameters()]
     make_trainable()
     kept = []
     for parameter, data, required in before:

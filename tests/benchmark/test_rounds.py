@@ -140,6 +140,7 @@ def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):
 
 def test_the_load_is_the_share_of_the_cores_that_other_jobs_took(monkeypatch):
     monkeypatch.setattr(rounds.time, "monotonic", mock.Mock(side_effect=[0.0, 10.0]))
+    monkeypatch.setattr(rounds.psutil, "cpu_count", lambda: 3)
     cores = [(35.0, 35.0, 0.0), (40.0, 43.0, 9.0)]
     busy = [[mock.Mock(user=user, system=10.0, nice=5.0) for user in users] for users in cores]
     monkeypatch.setattr(rounds.psutil, "cpu_times", mock.Mock(side_effect=busy))
