@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a GPU of 10 GB does with Llama-2-7B, in about 20 minutes on any CUDA card of 10 GB and more: a few steps of each phase on a model of
-# that shape with random weights, no process taking more than VRAM_CAP_GB. Prints predicted and measured memory, rates and
+# What a GPU of 10 GB does with Llama-2-7B, in about 20 minutes on any CUDA card of 10 GB and more: a few steps of each phase
+# on a model of that shape with random weights, no process taking more than VRAM_CAP_GB. Prints predicted and measured memory, rates and
 # kernels side by side, what the README says of them, and writes gpu_check.json, which you are welcome to send us.
 #
 #   benchmarks/gpu_check.sh
