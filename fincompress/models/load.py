@@ -156,7 +156,8 @@ def size_gb(run_directory: Path | None, base_model: str, results_dir: str) -> fl
     if run_directory is None and quantization.method_of(base_model):
         run_directory = Path(base_model)
     if run_directory is not None and (run_directory / "config.json").exists():
-        return sum(memory.checkpoint_bytes(run_directory).values()) / 1e9
+        files = [*run_directory.glob("*.safetensors"), *run_directory.glob("*.gguf")]
+        return sum(path.stat().st_size for path in files) / 1e9
     precision, adapter = "bf16", 0
     if run_directory is not None:
         precision = runs.read_json(run_directory / "settings.json")["base_precision"]
