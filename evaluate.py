@@ -25,7 +25,7 @@ DATA_RUN: str = "data"  # only for a base
 DATA_DIR: str = "data"  # only for PREDICTIONS and for ASK without PAGE: folder of the official JSON, or "synthetic"
 RESULTS_DIR: str = "results"  # every run has a folder in here
 # How
-BATCH_SIZE: int = 128  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
+BATCH_SIZE: int = 64  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
 MAX_NEW_TOKENS: int = 96  # longest output; the longest gold program of FinQA's dev split has 67 tokens (SmolLM2)
 BEAMS: int = 1  # more: of so many programs, the likeliest that executes on figures which the prompt shows; slower
 SEED: int = 0  # only for the synthetic set

@@ -10,6 +10,8 @@ from tqdm import tqdm
 
 from fincompress import distributed
 
+STAGE = 16  # tokens after which sequences that have ended leave a batch; the median program has 18
+
 
 @torch.inference_mode()
 def generate(
@@ -27,8 +29,9 @@ def generate(
     lengths = list(dataset["prompt_tokens"])
     longest_first = sorted(range(len(dataset)), key=lambda i: -lengths[i])
     eos = tokenizer.eos_token_id
-    settings = {
-        "max_new_tokens": max_new_tokens,
+    # Beams go on together, and llama.cpp, which times itself, takes one prompt after another.
+    stage = max_new_tokens if beams > 1 or hasattr(model, "time_prefill") else STAGE
+    options = {
         "do_sample": False,
         "num_beams": beams,
         "num_return_sequences": beams,
@@ -48,14 +51,41 @@ def generate(
                 continue
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-            tokens = model.generate(**batch, **settings)
-            rows = [_cut(row, eos, tokenizer) for row in tokens[:, batch["input_ids"].shape[1] :].tolist()]
+            rows = [_cut(row, eos, tokenizer) for row in _continue(model, batch, max_new_tokens, stage, options)]
             for place, i in enumerate(indices):
                 found = rows[place * beams : (place + 1) * beams]
                 results[i] = next((row for row in found if accept is None or accept(i, row["output"])), found[0])
             bar.update(len(indices))
     gathered = distributed.gather(results)
     return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
+
+
+def _continue(model, batch: dict, max_new_tokens: int, stage: int, options: dict) -> list[list[int]]:
+    """Tokens after each prompt, of each beam, until EOS and maybe some that mean nothing behind it.
+
+    Every ``stage`` tokens what has ended leaves the batch and its cache: most programs are short, and one that runs on
+    to ``max_new_tokens`` would keep all others.
+    """
+    if stage >= max_new_tokens:
+        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, **options)
+        return tokens[:, batch["input_ids"].shape[1] :].tolist()
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    rows: list[list[int]] = [[] for _ in ids]
+    left, made = list(range(len(rows))), 0
+    while left and made < max_new_tokens:
+        found = model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=min(stage, max_new_tokens - made),
+            return_dict_in_generate=True, **options,
+        )  # fmt: skip
+        new = found.sequences[:, ids.shape[1] :]
+        for row, tokens in zip(left, new.tolist(), strict=True):
+            rows[row] += tokens
+        going_on = (new != options["eos_token_id"]).all(dim=1).nonzero()[:, 0]
+        cache, ids, made = found.past_key_values, found.sequences[going_on], made + new.shape[1]
+        cache.batch_select_indices(going_on)
+        mask = torch.nn.functional.pad(mask[going_on], (0, new.shape[1]), value=1)
+        left = [left[place] for place in going_on.tolist()]
+    return rows
 
 
 def _cut(row: list[int], eos: int, tokenizer) -> dict:

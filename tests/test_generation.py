@@ -1,6 +1,7 @@
 """Batched decoding writes for each question what the model writes for it alone, in the order of the questions."""
 
 import copy
+import functools
 
 import datasets
 import pytest
@@ -31,9 +32,10 @@ def alone(model, row):
     return ids[row["prompt_tokens"] :]
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_size):
+@pytest.mark.parametrize("batch_size, stage", [(1, 5), (4, 1), (64, 5), (64, NEW)])
+def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_size, stage, monkeypatch):
     model, tokenizer, rows = parts
+    monkeypatch.setattr(generation, "STAGE", stage)
     expected = [alone(model, row) for row in rows]
     end = expected[3][5]  # a token that some of them write, so as to end there
     tokenizer = copy.deepcopy(tokenizer)
@@ -47,6 +49,26 @@ def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_
         assert one == {
             "output": tokenizer.decode(cut, skip_special_tokens=True), "ended": ended, "new_tokens": len(cut) + ended
         }  # fmt: skip
+
+
+def test_what_has_ended_leaves_the_batch_after_every_stage(parts, monkeypatch):
+    model, tokenizer, rows = parts
+    expected = [alone(model, row) for row in rows]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(expected[3][5])
+    sizes, original = [], type(model).forward
+
+    @functools.wraps(original)  # generate() reads its arguments
+    def forward(self, input_ids, **named):
+        sizes.append(len(input_ids))
+        return original(self, input_ids=input_ids, **named)
+
+    monkeypatch.setattr(generation, "STAGE", 4)
+    monkeypatch.setattr(type(model), "forward", forward)
+    generation.generate(model, tokenizer, rows, len(rows), NEW)
+    going_on = [sum(tokenizer.eos_token_id not in tokens[:made] for tokens in expected) for made in (0, 4, 8)]
+    assert len(rows) == going_on[0] > going_on[2] > 0
+    assert sizes == [count for count in going_on for _ in range(4)]
 
 
 def test_of_several_beams_the_likeliest_accepted_one_is_taken_and_else_the_likeliest(parts):
