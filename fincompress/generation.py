@@ -80,7 +80,7 @@ def _continue(model, batch: dict, max_new_tokens: int, stage: int, options: dict
         new = found.sequences[:, ids.shape[1] :]
         for row, tokens in zip(left, new.tolist(), strict=True):
             rows[row] += tokens
-        going_on = (new != options["eos_token_id"]).all(dim=1).nonzero()[:, 0]
+        going_on = (new != options["eos_token_id"]).all(dim=1).nonzero()[:, 0].cpu()  # an index for any device
         cache, ids, made = found.past_key_values, found.sequences[going_on], made + new.shape[1]
         cache.batch_select_indices(going_on)
         mask = torch.nn.functional.pad(mask[going_on], (0, new.shape[1]), value=1)

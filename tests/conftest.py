@@ -19,6 +19,12 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test at once sha
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
+def pytest_configure(config):
+    if "not real" in (config.option.markexpr or ""):
+        # gptqmodel compiles how it unpacks weights, half a minute on a new machine: the real models see that it does.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_objects_to_collect():
     """What is imported is never garbage: without it a collection takes milliseconds, not half a second."""
