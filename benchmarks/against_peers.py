@@ -33,7 +33,7 @@ LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 LEARNING_RATE: float = 8e-4  # peak
 TOKENS: int = 512  # that the plain loop pads every example to
 # Evaluation
-QUESTIONS: int = 128  # of the calibration split, decoded in one batch, as evaluate.py does
+QUESTIONS: int = 64  # of the calibration split, decoded in one batch, as evaluate.py does
 PLAIN_QUESTIONS: int = 24  # the first of them, decoded one at a time; its cost is linear in them
 MAX_NEW_TOKENS: int = 96  # as in evaluate.py
 SEED: int = 0  # of the adapters, of which examples and of their order
