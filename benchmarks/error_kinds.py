@@ -43,6 +43,8 @@ RIGHT, *WRONG = KINDS = (
 
 
 def main() -> None:
+    if not RUNS:
+        raise UserError("RUNS is empty: name a run that evaluate.py has scored")
     found = {run: kinds_of(run) for run in RUNS}
     first = found[RUNS[0]]
     for run, kinds in found.items():
@@ -67,7 +69,7 @@ def kinds_of(run: str) -> dict[str, str]:
     record = runs.read_json(path.parent / "settings.json")
     questions = runs.load_processed(RESULTS_DIR, record["settings"]["DATA_RUN"], SPLIT)[0]
     by_id = {question["id"]: question for question in questions}
-    if "program" not in verdicts[0] or not by_id.keys() >= {verdict["id"] for verdict in verdicts}:
+    if not verdicts or "program" not in verdicts[0] or not by_id.keys() >= {verdict["id"] for verdict in verdicts}:
         raise UserError(f"{path} has no programs, as published ones have not, or is of another data run")
     return {verdict["id"]: kind(verdict, by_id[verdict["id"]]) for verdict in verdicts}
 

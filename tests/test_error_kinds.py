@@ -80,13 +80,22 @@ def test_runs_of_other_questions_are_one_line(results):
     assert done.stderr == "error: small and whole were not evaluated on the same questions\n"
 
 
-@pytest.mark.parametrize("kept, said", [(None, "does not exist"), (("id", "execution_correct"), "has no programs")])
-def test_predictions_that_are_missing_or_published_are_one_line(results, kept, said):
+@pytest.mark.parametrize(
+    "kept, said",
+    [(None, "does not exist"), ((), "has no programs"), (("id", "execution_correct"), "has no programs")],
+)
+def test_predictions_that_are_missing_empty_or_published_are_one_line(results, kept, said):
     path = results / "small" / "predictions_dev.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.unlink()
-    if kept:
-        runs.write_jsonl(path, [{name: row[name] for name in kept} for row in rows])
+    if kept is not None:
+        runs.write_jsonl(path, [{name: row[name] for name in kept} for row in rows if kept])
     done = compare(results)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and said in done.stderr
+
+
+def test_no_run_is_one_line():
+    done = run_in_process(SCRIPT, "--RUNS=[]")
+    assert done.returncode == 2
+    assert done.stderr == "error: RUNS is empty: name a run that evaluate.py has scored\n"
