@@ -8,7 +8,7 @@ accuracy_by_steps.png to results/, and with README the results section of that f
     python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m --README=README.md     the README's results
 """
 
-from fincompress.settings import configure
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
 # Where
@@ -30,7 +30,8 @@ from fincompress.report import charts, rows, tables, verdict  # noqa: E402
 
 
 def main() -> None:
-    check_settings()
+    for split in SPLITS:
+        check_choice("SPLITS", split, ("dev", "test"))
     found, left_out = rows.read_rows(RESULTS_DIR, SPLITS)
     for line in left_out:
         print(f"left out: {line}")
@@ -55,11 +56,6 @@ def main() -> None:
         print("\n" + verdict.sentence(pairs))
     more = f", and the results in {README}" if readme else ""
     print(f"\nwrote results.csv, verdict.md and the figures that it shows in {root}/{more}")
-
-
-def check_settings() -> None:
-    if not SPLITS or not set(SPLITS) <= {"dev", "test"}:
-        raise UserError(f"SPLITS is a list of 'dev' and 'test', or one of them, not {SPLITS!r}")
 
 
 def figure(name: str, number: int) -> str:
@@ -91,8 +87,6 @@ def new_readme(judged: list) -> str | None:
     if not wholes:
         print(f"{README} stays as it is: no run here on a whole split of FinQA")
         return None
-    if not Path(README).is_file():
-        raise UserError(f"README = {README!r} is no file: name another, or None")
     section, pairs = judged[wholes[0] - 1]
     chart = os.path.relpath(Path(RESULTS_DIR, figure("pareto", wholes[0])).resolve(), Path(README).resolve().parent)
     parts = [] if chart.startswith("..") else [f"![Accuracy against size, time and memory]({Path(chart).as_posix()})"]

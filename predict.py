@@ -18,7 +18,7 @@ TOKENS: int = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
 TARGET_TOKENS: int = 96  # of the longest target
 LORA_RANK: int = 16  # of the adapters
 SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
-GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens, BATCH_SIZE at once
+GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens
 DEVICES: list[str] = ["cuda", "cpu"]  # a GPU with bf16 and its 8-bit optimizer; a CPU that dequantizes the base
 CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
     "RTX 3080": [10, 59.5, 760],

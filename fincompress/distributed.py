@@ -21,7 +21,7 @@ PATIENCE = timedelta(hours=6)  # the others wait while rank 0 saves, or while a 
 
 def is_main() -> bool:
     """Whether this process writes and prints: it is rank 0, or alone."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ["RANK"] == "0"
+    return os.environ.get("RANK", "0") == "0"
 
 
 def join() -> None:
@@ -117,8 +117,4 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 def share(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The rows of a batch that are this process's: neighbours, by rank, in a batch smaller than that maybe none."""
-    count, rows = size(), len(next(iter(batch.values())))
-    if count == 1:
-        return batch
-    begin, end = (rows * place // count for place in (rank(), rank() + 1))
-    return {name: tensor[begin:end] for name, tensor in batch.items()}
+    return {name: tensor.tensor_split(size())[rank()] for name, tensor in batch.items()}

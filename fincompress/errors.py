@@ -21,13 +21,6 @@ class NoKernel(UserError):
     """A quantized model that nothing on this machine runs; another one may."""
 
 
-def why_it_ended(status: int, stderr: str) -> str:
-    """What a process that failed with ``status`` says of its cause."""
-    if status == -9:
-        return "killed, as when memory runs out"
-    return f"status {status}: {(stderr.strip() or 'it said nothing').splitlines()[-1]}"
-
-
 def run_script(main, resumes: bool = False) -> None:
     """Run a script's ``main`` and leave with status 2 and one line where a person can mend the cause.
 

@@ -94,8 +94,7 @@ def inference_gb(config, context: int) -> float:
 
 def fits_main_memory(config, dtype: torch.dtype) -> bool:
     """Whether a model's weights in ``dtype`` take at most four fifths of this machine's main memory."""
-    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    return weights_gb(config, precision) <= 0.8 * psutil.virtual_memory().total / 1e9
+    return parameter_sizes(config)["total"] * dtype.itemsize <= 0.8 * psutil.virtual_memory().total
 
 
 def stays_packed(config, device: str, dtype: torch.dtype) -> bool:
@@ -123,12 +122,6 @@ def checkpoint_bytes(directory: Path) -> dict[str, int]:
     return found
 
 
-def count_parameters(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """How many there are once dense: the ``numel`` of a packed 4-bit parameter counts its bytes."""
-    states = ((parameter, getattr(parameter, "quant_state", None)) for parameter in parameters)
-    return sum(parameter.numel() if state is None else state.shape.numel() for parameter, state in states)
-
-
 def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:
     """Parameters of one ``attention`` and one ``mlp`` (each with its norm), of the ``ends`` (embeddings, last norm,
     head), and in ``total``, of a model of this config once dense. ``matrices_only`` leaves out norms and biases.
@@ -139,7 +132,7 @@ def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:
         model = AutoModelForCausalLM.from_config(config)
 
     def count(parameters: Iterable[torch.nn.Parameter]) -> int:
-        return count_parameters(p for p in parameters if p.dim() > 1 or not matrices_only)
+        return sum(p.numel() for p in parameters if p.dim() > 1 or not matrices_only)
 
     sizes = {kind: count(sub.parameters(model, sub.SubLayer(0, kind))) for kind in sub.KINDS}
     total = count(model.parameters())

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import psutil
-
 from fincompress import distributed, provenance
 from fincompress.errors import UserError
 from fincompress.settings import DEFAULTS
@@ -36,10 +34,8 @@ def atomic_path(path: Path):
     """A path beside ``path`` to write to; renamed onto ``path`` when the block ends well, removed when it does not.
 
     Works for a file or a folder. A file is synced before it is renamed, so a crash leaves the old one or the new one.
-    Raises UserError where the folder that it lies in cannot be made.
     """
-    make_folder(path.parent)
-    remove_partials(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -61,21 +57,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_partials(directory: Path, held: bool = False) -> None:
-    """Remove what a kill left half-written: of processes that have ended, or all in a folder that is ``held``."""
+def remove_partials(directory: Path) -> None:
+    """Remove what a kill left half-written in a folder that this process holds: elsewhere it may be being written."""
     for partial in directory.glob(".*.partial"):
-        process = partial.name.split(".")[-2]
-        if held or (process.isdigit() and not psutil.pid_exists(int(process))):
-            with contextlib.suppress(FileNotFoundError):  # another process removes them too
-                remove(partial)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder where there is none; raises UserError where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}/ cannot be made: {error.strerror}; choose another RUN or RESULTS_DIR") from None
+        remove(partial)
 
 
 def check_room(directory: Path, gb: float) -> None:
@@ -92,9 +77,9 @@ def check_room(directory: Path, gb: float) -> None:
 def hold(directory: Path) -> None:
     """Lock a run's folder until this process ends, also by a kill, and remove what a kill left half-written in it.
 
-    Makes the folder where there is none. Raises UserError where that cannot be, or another process holds it.
+    Makes the folder where there is none. Raises UserError where another process holds it.
     """
-    make_folder(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     if directory not in HELD:
         folder = os.open(directory, os.O_RDONLY)
         try:
@@ -105,7 +90,7 @@ def hold(directory: Path) -> None:
         except OSError:  # a file system without locks
             pass
         HELD[directory] = folder
-    remove_partials(directory, held=True)
+    remove_partials(directory)
 
 
 @atexit.register
@@ -161,16 +146,12 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 class Record(dict):
     """A JSON object from a file that can be named where it lacks a key: a damaged record, or another program's."""
 
-    path: Path | None = None  # a copy has none
-
-    @classmethod
-    def of(cls, path: Path, values: dict) -> Record:
-        record = cls(values)
-        record.path = path
-        return record
+    def __init__(self, values: dict, path: Path | None = None):
+        super().__init__(values)
+        self.path = path  # a copy has none
 
     def __or__(self, other: dict) -> Record:
-        return Record.of(self.path, {**self, **other})
+        return Record({**self, **other}, self.path)
 
     def __missing__(self, key: str) -> NoReturn:
         if self.path is None:
@@ -185,7 +166,7 @@ def read_json(path: Path) -> Record:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record.of(path, values))
+        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record(values, path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:

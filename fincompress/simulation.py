@@ -267,7 +267,7 @@ def training(
         if device == "cpu":
             optimizer = torch.optim.AdamW(weights, fused=True)
         else:
-            optimizer = EightBitAdamW(weights, {id(p) for module in _ends(model) for p in module.parameters()})
+            optimizer = EightBitAdamW(weights, {id(model.get_input_embeddings().weight)})
         for parameter in weights:  # the optimizer's state is there before any step but the first, which needs less
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fincompress.errors import UserError, run_script, why_it_ended
+from fincompress.errors import UserError, run_script
 from fincompress.runs import atomic_path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -178,15 +178,3 @@ def test_a_closed_pipe_is_not_reported(lines):
     script.stdout.close()
     script.stdin.close()
     assert (script.stderr.read(), script.wait()) == ("", 1)
-
-
-@pytest.mark.parametrize(
-    ("status", "stderr", "said"),
-    [
-        (-9, "a warning", "killed"),
-        (1, "Traceback\nKeyError: 'x'\n", "status 1: KeyError: 'x'"),
-        (3, "\n", "status 3: it"),
-    ],
-)
-def test_a_process_that_failed_says_why(status, stderr, said):
-    assert why_it_ended(status, stderr).startswith(said)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fincompress.benchmark import worker
 from fincompress.benchmark.subjects import BASE, Subject
-from fincompress.errors import UserError, why_it_ended
+from fincompress.errors import UserError
 
 LATE = "it took longer than MAX_MINUTES"
 
@@ -45,7 +45,9 @@ class WorkerProcess:
             reply = self.pipe.recv()
         except (EOFError, OSError):
             self.process.join()
-            raise UserError(f"its process ended ({why_it_ended(self.process.exitcode, '')})") from None
+            status = self.process.exitcode
+            why = "killed, as when memory runs out" if status == -9 else f"status {status}"
+            raise UserError(f"its process ended ({why})") from None
         if isinstance(reply, UserError):
             raise reply
         return reply

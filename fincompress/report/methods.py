@@ -30,7 +30,7 @@ def lineage(folder: Path, results_dir: Path) -> list[dict]:
     found: list[dict] = []
     while folder not in [record["folder"] for record in found]:
         places = [folder.parent, folder] if folder.name == "merged" else [folder]
-        record, metrics = runs.Record.of(folder / "settings.json", {}), {}
+        record, metrics = runs.Record({}, folder / "settings.json"), {}
         for place in places:
             record |= record_of(place, "settings.json")
             metrics |= record_of(place, "train_metrics.json") | record_of(place, "quantize_metrics.json")

@@ -132,7 +132,7 @@ class Student:
                 parameter.data = parameter.data.float()
             if not healing:
                 memory.release_files(self.model)
-        trained = memory.count_parameters(self.trained_parameters().values())
+        trained = sum(p.numel() for p in self.trained_parameters().values())
         print(
             f"{len(names)} of {self.full} units are trained: {trained / 1e6:.1f} M of "
             f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "

@@ -194,7 +194,7 @@ def finish(directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype) -> 
         "epochs": round(state.epoch, 4),
         "train_loss": round(total / before, 5),
         "calibration": calibration,
-        "trainable_parameters": memory.count_parameters(p for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "tokens_seen": int(state.num_input_tokens_seen),
     }
     trained = [(name, p) for name, p in trainer.model.named_parameters() if p.requires_grad]
@@ -245,7 +245,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         shutil.rmtree(directory / "merged", ignore_errors=True)
         folders[kept].rename(directory / "merged")
     finally:
-        runs.remove_partials(directory, held=True)
+        runs.remove_partials(directory)
     print(f"kept the adapter merged into the {kept} weights")
     return merged
 

@@ -205,7 +205,7 @@ def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
 def test_what_does_not_fit_into_main_memory_stays_packed_or_is_computed_in_bf16(tiny_base, tmp_path, monkeypatch):
     config = models.read_config(tiny_base)
     monkeypatch.setattr(models.base.provenance, "cpu_name", lambda: "a processor (no bf16)")
-    gb = memory.weights_gb(config, "fp32")
+    gb = memory.parameter_sizes(config)["total"] * 4 / 1e9
     for room, fits in ((1.26 * gb, True), (1.24 * gb, False)):  # four fifths of it are for weights
         monkeypatch.setattr(memory.psutil, "virtual_memory", lambda room=room: mock.Mock(total=room * 1e9))
         assert models.pick_dtype(CPU, tiny_base)[0] == (torch.float32 if fits else torch.bfloat16)

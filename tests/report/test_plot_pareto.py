@@ -121,12 +121,12 @@ def test_each_section_has_figures_of_its_own(tmp_path, plot):
 @pytest.mark.parametrize(
     ("constants", "said"),
     [
-        ({"SPLITS": []}, "SPLITS is a list of"),
-        ({"SPLITS": ["train"]}, "SPLITS is a list of"),
+        ({"SPLITS": []}, "is evaluated on : run evaluate.py first"),
+        ({"SPLITS": ["train"]}, "SPLITS is one of 'dev', 'test', not 'train'"),
         ({"RESULTS_DIR": "{root}/empty", "SPLITS": ["test"]}, "no run in .*empty/ is evaluated on test: run evaluate"),
         ({"RESULTS_DIR": "{root}/none"}, "none/ does not exist: run evaluate.py first"),
-        ({"README": "none.md"}, "README = 'none.md' is no file"),
-        ({"README": "{root}"}, "is no file"),
+        ({"README": "none.md"}, "README = 'none.md' cannot be read"),
+        ({"README": "{root}"}, "cannot be read"),
         ({"README": "{root}/bare.md"}, r"bare\.md needs the lines"),
     ],
 )
