@@ -105,7 +105,7 @@ def main() -> None:
         sapling.save_on_the_way(run)
         sapling.heal(run)
         ranking = run.score()
-        sapling.stop_if_reached(run, ranking.whole)
+        run.state.stopped = sapling.stop_reason(run, ranking.whole)
         if not run.state.stopped:
             run.drop(ranking)
         run.save_state(weights=SETTINGS["PATCH_EXAMPLES"] > 0 and not run.state.stopped)

@@ -83,47 +83,24 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 
 @torch.no_grad()
 def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
-    """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
-    first = unit[0]
+    """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone.
+
+    So is the last MLP, after which no attention comes: most positions of a batch are prompt, or padding.
+    """
+    decoder, first, stream = sub.decoder(model), unit[0], seen.streams[unit[0]]
     start = first.block if first.kind == "attention" else first.block + 1
+    targets = slice(-seen.labels.shape[1] - 1, -1)
     with sub.skipped(model, *unit):
-        return question_scores(head(model, suffix(model, seen.streams[first], start, seen)), seen.labels, seen.teacher)
-
-
-def suffix(model, stream: torch.Tensor, start: int, seen: Trace) -> torch.Tensor:
-    """What leaves the last block at the target tokens, (target tokens, hidden), from what enters block ``start``.
-
-    The last MLP runs for those tokens alone: no attention comes after it.
-    """
-    layers, final = sub.decoder(model).layers, sub.sublayers(model)[-1]
-    if final.kind == "attention" or final.block < start:
-        return targets_of(run_blocks(layers[start:], stream, seen.arguments[start:]), seen)
-    norm, body = (getattr(layers[final.block], part) for part in sub.PARTS["mlp"])
-    with sub.skipped(model, final):
-        end = final.block + 1
-        stream = targets_of(run_blocks(layers[start:end], stream, seen.arguments[start:end]), seen)
-    return stream + body(norm(stream))
-
-
-def run_blocks(blocks: Iterable[torch.nn.Module], stream: torch.Tensor, arguments: list[dict]) -> torch.Tensor:
-    """The stream after some blocks, (batch, tokens, hidden) as before them."""
-    for block, given in zip(blocks, arguments, strict=True):
-        stream = block(stream, **given)
-    return stream
-
-
-def targets_of(stream: torch.Tensor, seen: Trace) -> torch.Tensor:
-    """The positions that predict target tokens, (target tokens, hidden), of (batch, tokens, hidden).
-
-    Most positions of a batch are prompt, or padding beside its longest target.
-    """
-    keep = seen.labels.shape[1] + 1
-    return at_targets(stream[:, -keep:-1], seen.labels)
-
-
-def head(model, last: torch.Tensor) -> torch.Tensor:
-    """Logits, (target tokens, vocabulary), from what leaves the last block at those tokens."""
-    return model.get_output_embeddings()(sub.decoder(model).norm(last))
+        final = sub.sublayers(model)[-1]
+        late = [final] if final.kind == "mlp" and final.block >= start else []
+        norm, mlp = (getattr(decoder.layers[final.block], part) for part in sub.PARTS[final.kind])
+        with sub.skipped(model, *late):
+            for block, arguments in zip(decoder.layers[start:], seen.arguments[start:], strict=True):
+                stream = block(stream, **arguments)
+        stream = at_targets(stream[:, targets], seen.labels)
+        if late:
+            stream = stream + mlp(norm(stream))
+    return question_scores(model.get_output_embeddings()(decoder.norm(stream)), seen.labels, seen.teacher)
 
 
 def nested_batches(order: list[int], lengths: list[int], size: int) -> list[list[int]]:

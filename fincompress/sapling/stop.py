@@ -53,13 +53,11 @@ def check_targets(student: Student) -> None:
             )
 
 
-def stop_if_reached(run: Run, whole: Score) -> None:
-    """Note in the state why no more is dropped, once there is a reason; ``whole`` are the model's scores as it is."""
-    run.state.stopped = run.state.stopped or stop_reason(run, whole)
-
-
 def stop_reason(run: Run, whole: Score) -> str | None:
-    """Which target is met first; None while there is more to drop. Also notes the last depth above the floor."""
+    """Which target is met first, ``whole`` the model's scores as it is; None while there is more to drop.
+
+    Also notes the last depth above the floor.
+    """
     s, state, student = run.settings, run.state, run.student
     if s["ACCURACY_FLOOR"] is not None:
         accuracy, reference = float(whole.exact.mean()), state.reference["accuracy"]

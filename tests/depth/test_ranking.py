@@ -41,6 +41,14 @@ def test_a_tie_in_both_falls_to_the_largest_norm():
     assert best.unit[0].kind == "attention" and why == "norm"
 
 
+def test_more_than_one_standard_error_in_nll_is_no_tie():
+    exact, swing = [1.0] * 100, torch.tensor([0.5, -0.5] * 50)
+    for errors, decided in ((0.7, "norm"), (1.4, "nll")):
+        behind = (errors * ranking.standard_error(swing) + swing).tolist()
+        one, other = score("mlp", exact, [0.0] * 100), score("attention", exact, behind, norm=9.0)
+        assert ranking.choose([one, other])[1] == decided
+
+
 def test_only_units_that_saw_every_question_are_chosen():
     eliminated = score("mlp", [1.0] * 10, [0.0] * 10)
     best, _ = ranking.choose([eliminated, score("attention", [0.0] * 100, [0.9] * 100)])

@@ -74,6 +74,20 @@ def test_elimination_drops_what_the_exact_scan_drops_or_one_within_its_error(see
     assert not ranking.behind(ours_exact.nll, theirs.nll, errors=2)
 
 
+def test_between_cuts_only_what_is_hopeless_goes():
+    units = [(SubLayer(block, "mlp"),) for block in range(12)]
+    swing = torch.tensor([0.1, -0.1] * 8)
+    errors = [0.0] + [2.5] * 7 + [3.5] * 4  # standard errors behind the leader
+    scores = {
+        unit: Score(unit, count * ranking.standard_error(swing) + (swing if count else 0 * swing), torch.zeros(16))
+        for unit, count in zip(units, errors, strict=True)
+    }
+    race = scan.Elimination(units)
+    race.next_cut = 17
+    race.eliminate(scores)
+    assert race.alive == units[:8]
+
+
 def test_enough_finalists_stay_for_the_drops_that_follow():
     # Pairs of neighbours in a row: the best ones overlap, and of two that share a sub-layer only one can be dropped.
     row = [SubLayer(block, kind) for block in range(20) for kind in ("attention", "mlp")]

@@ -83,6 +83,8 @@ def test_frozen_weights_are_bit_identical_after_training(sapling):
             torch.equal(a, b) for a, b in zip(sub.parameters(start, one), sub.parameters(trained, one), strict=True)
         )
         assert same == (str(one) not in metrics["trainable"]), str(one)
+    ends = [model.get_input_embeddings().weight for model in (start, trained)]
+    assert not torch.equal(*ends)  # TRAIN_ENDS
 
 
 @pytest.mark.real  # tests/sapling/test_recovery.py compares gradients
@@ -123,7 +125,8 @@ def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
         # As many blocks are trained as SAPLING trains, all of them among those that are left.
         assert len(metrics["trainable"]) == 2 and not set(metrics["trainable"]) & set(dropped)
     loaded = models.load_base(str(results / name / str(metrics["units_left"])), "bf16", CPU, torch.bfloat16)
-    assert loaded.config.num_hidden_layers == len(sub.units(loaded, "block"))
+    depth = results / name / str(metrics["units_left"])
+    assert loaded.config.num_hidden_layers == len(read(depth / "train_metrics.json")["blocks"])
 
 
 def test_a_criterion_is_one_new_file(six, tmp_path, monkeypatch):
@@ -191,6 +194,13 @@ def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
     # Nothing is dropped yet, so the model is its teacher; the unit that goes costs least.
     assert first["nll_whole"].abs().max() < 1e-3 and (first["nll"] > 0).all()
     assert not (six[0] / "by_kl" / "teaching.safetensors").exists()
+
+
+def test_a_depth_to_heal_may_be_a_share_of_the_bytes(six, phase_1):
+    """Of 12 sub-layers 10 have 88 %, 8 have 75 %."""
+    done(*SAPLING, *TAUGHT, "--HEAL_AT=[0.8]", "--TARGET_SIZE=0.7", "--RUN=by_share", **six[1])
+    healed = read(six[0] / "by_share" / "train_metrics.json")["healed"]
+    assert [row["units_left"] for row in healed] == [8, 6]
 
 
 def test_the_paper_s_recovery_is_set_by_one_constant(six, phase_1):

@@ -11,6 +11,7 @@ from sapling_runs import SAPLING, TAUGHT, assert_same_run, done, read, settings_
 from scripts import run_in_process
 
 import fincompress.sapling as method
+from fincompress import training
 from fincompress.sapling.recovery import RecoveryTrainer, open_teaching
 from fincompress.sapling.state import State
 from fincompress.sapling.teacher import TeachingCache
@@ -57,7 +58,9 @@ def test_one_shot_resumes_within_its_training(six):
     results, environment = six
     command = (*SAPLING, "--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block", "--FIRST_EPOCHS=1.5",
                "--SAVE_STEPS=2", "--PATCH_EXAMPLES=8", "--AUGMENT=figures")  # fmt: skip
-    done(*command, "--RUN=shot", **environment)
+    with mock.patch.object(training, "TrainingRows", wraps=training.TrainingRows) as rows:
+        done(*command, "--RUN=shot", **environment)
+    assert [(call.args[2], call.args[5]) for call in rows.call_args_list] == [("figures", 0), ("figures", 1)]
     kill_within("trainer-0", *command, "--RUN=shot_broken", **environment)
     assert "of this stage" in done(*command, "--RUN=shot_broken", **environment)
     assert_same_run(results / "shot", results / "shot_broken")

@@ -7,8 +7,9 @@ import torch
 from sapling_runs import SAPLING, done, read, settings_of
 
 import fincompress.sapling as method
-from fincompress import generation
-from fincompress.depth.ranking import Score
+from fincompress import generation, runs
+from fincompress.depth.ranking import Ranking, Score
+from fincompress.depth.sublayers import SubLayer
 from fincompress.sapling.state import State
 from fincompress.sapling.stop import stop_reason
 from fincompress.sapling.student import Student
@@ -38,11 +39,32 @@ def test_a_target_of_latency_is_a_median_in_milliseconds(six, monkeypatch, secon
     assert bool(stop_reason(run, score(0.5))) == stops
 
 
-def test_many_go_at_once_in_the_first_half_of_the_way_and_few_in_the_second():
-    settings = {"SCHEDULE": "successive", "TARGET_SIZE": 0.5, "DROPS_EARLY": 5, "DROPS_LATE": 2}
-    for share, drops in ((0.8, 5), (0.75, 2), (0.6, 2)):
-        run = SimpleNamespace(settings=settings, student=SimpleNamespace(share=share))
-        assert method.Run.drops_per_cycle.fget(run) == drops
+def test_one_attention_and_one_mlp_stay(six):
+    settings = settings_of(six[1], TARGET_SIZE=0.1, START_FROM=None)
+    student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
+    student.load()
+    for block in range(5):
+        student.remove(f"block.{block}")
+    run = SimpleNamespace(settings=settings, student=student, state=State())
+    assert stop_reason(run, score(0.5)) == "nothing is left that may be dropped"
+
+
+def test_many_go_at_once_in_the_first_half_of_the_way_and_few_in_the_second(six):
+    """By a scan whose questions are its own, and which is told what the last one found."""
+    changed = {"RUN": "told", "START_FROM": None, "KL": 0.0, "HIDDEN_STATES": 0.0, "PATCH_EXAMPLES": 0}
+    changed |= {"DROPS_EARLY": 2, "DROPS_LATE": 1, "TARGET_SIZE": 0.52}
+    run = method.open_run(settings_of(six[1], **changed), "sapling_train.py")
+    every, _ = runs.load_processed(six[1]["RESULTS_DIR"], "six_data", "calibration")
+    run.choose_trainable(run.rank_by_importance())
+    before = run.questions(4)
+    run.drop(run.score())
+    assert [row["scan"] for row in run.state.trajectory] == [2, 2] and run.drops_per_cycle == 1
+    assert [batch["input_ids"].tolist() for batch in run.questions(4)] != [b["input_ids"].tolist() for b in before]
+    unit = (SubLayer(1, "mlp"),)  # eliminated after one question of two
+    whole = Score((), torch.tensor([1.0, 9.0]), torch.ones(2))
+    run.record_scores(Ranking([Score(unit, torch.tensor([3.0]), torch.ones(1))], whole))
+    told = run.context()
+    assert (told.drops, told.eliminate, told.earlier) == (1, True, {unit: 2.0})
 
 
 def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(six):
@@ -72,10 +94,10 @@ def test_a_run_that_fell_below_the_floor_returns_to_the_last_depth_above_it(six,
         for parameter in run.student.trained_parameters().values():
             parameter.data += 0.01  # what training would do
         run.save_state(trained=True)
-        run.state.reference = {"accuracy": 0.5}
-        method.stop_if_reached(run, score(share))
+        run.state.stopped = method.stop_reason(run, score(share))
 
     drop_at(0.5)
+    run.state.reference = {"accuracy": 0.5}  # of before any drop: what is scored later is not it
     train_to(0.46)
     assert not run.state.stopped
     before = {name: parameter.clone() for name, parameter in run.student.trained_parameters().items()}

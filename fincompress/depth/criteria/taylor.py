@@ -1,12 +1,11 @@
 """First-order Taylor expansion of the loss (Shortened LLaMA, Kim et al. 2024)."""
 
 import torch
-import torch.nn.functional as F
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.criteria import criterion
 from fincompress.depth.ranking import Ranking
-from fincompress.training.loss import IGNORE, target_logits
+from fincompress.training.loss import target_logits, target_loss
 
 
 @criterion("gradients")
@@ -18,10 +17,7 @@ def taylor(model, units, batches, context):
         parameter.requires_grad_(True)
     with torch.enable_grad():
         for batch in batches:
-            logits, labels = target_logits(model, batch)
-            F.cross_entropy(
-                logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE, reduction="sum"
-            ).backward()
+            target_loss(*target_logits(model, batch), tokens=1).backward()
     return Ranking.lowest_first(
         {unit: sum(float((p.detach() * p.grad).abs().sum()) for p in some) for unit, some in weights.items()}
     )
