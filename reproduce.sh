@@ -71,7 +71,7 @@ measured() { # measured run...: whether the speed of each was measured since it 
 }
 measure() { # six models beside the base, three with --quick: 8-bit LoRA is as fast as QLoRA on a CPU
     local names depths largest
-    depths=$(cd "$RESULTS_DIR/sapling" && printf '%s\n' [0-9]*/ | sed 's,/$,,' | sort -rn)
+    depths=$(find "$RESULTS_DIR/sapling" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' | sort -rn)
     names=(qlora_4bit gptq_4bit "sapling/$(tail -n 1 <<<"$depths")")
     if [ "$quick" = no ]; then
         largest=$(head -n 1 <<<"$depths")

@@ -9,7 +9,7 @@ print(os.environ.get(name) or dotenv.dotenv_values(".env").get(name) or default)
 
 _version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null </dev/null; }
 
-_install() {
+_install_venv() {
     local python=${PYTHON:-python3} stamp
     case "$(_version "$python")" in
         "(3, 10)" | "(3, 11)" | "(3, 12)" | "(3, 13)") ;;
@@ -22,7 +22,8 @@ _install() {
         rm -rf .venv # made with another interpreter than the one asked for
     fi
     stamp=$(cat requirements.txt requirements-dev.txt ${PIP_CONSTRAINT:-} | cksum)
-    if [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ]; then return; fi
+    # An interpreter that was upgraded since does not find what is installed.
+    if [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ] && .venv/bin/python -c 'import dotenv' 2>/dev/null; then return; fi
     echo "installing into .venv (once; torch and what it needs are 1 to 5 GB)"
     # A kill may have left one without pip.
     .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || return
@@ -38,4 +39,4 @@ _install() {
 }
 
 # A failure ends a script (set -e) and leaves a shell that sourced this open.
-_install && export PATH="$PWD/.venv/bin:$PATH"
+_install_venv && export PATH="$PWD/.venv/bin:$PATH"

@@ -14,7 +14,8 @@ from scripts import script_globals
 from fincompress.settings import ENVIRONMENT, constant_types, find_overrides
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-SCRIPTS = [path for where in ("*.sh", "recipes/*.sh", ".ci/*") for path in sorted(REPOSITORY.glob(where))]
+PLACES = ("*.sh", "recipes/*.sh", "benchmarks/*.sh", ".ci/*")
+SCRIPTS = [path for place in PLACES for path in sorted(REPOSITORY.glob(place))]
 
 
 @pytest.fixture
@@ -190,6 +191,14 @@ def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phas
     settings = [overrides(call) for call in small]
     assert [one["MAX_STEPS"] for one in settings if "EPOCHS" in one] == [2] * 4
     assert [one["BLOCKS"] for one in settings if "BATCH_SIZE" in one and "SOURCE_RUN" in one] == [2]
+
+
+def test_the_commands_of_the_gpu_check_take_the_settings_they_are_given(phases, copy):
+    (copy / "benchmarks").mkdir()
+    shutil.copy(REPOSITORY / "benchmarks" / "gpu_check.sh", copy / "benchmarks")
+    done, calls = phases(script="benchmarks/gpu_check.sh", BASE_MODEL="shape:tiny")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16, 16, 16]
 
 
 def test_the_commands_for_llama_stop_at_the_first_failure(phases):
