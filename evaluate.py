@@ -188,8 +188,7 @@ def load_split(run: str, record: dict) -> tuple:
 def executes_on_shown(output: str, prompt: str, table: list[list[str]]) -> bool:
     """Whether the program in a model's output can be executed and uses only figures that its prompt shows."""
     text = program.extract_program(output)
-    executed = program.execute(program.tokenize(text), table)
-    return not executed.invalid and executed.result != program.INVALID and evidence.shows_numbers(text, prompt)
+    return program.execute(program.tokenize(text), table) is not None and evidence.shows_numbers(text, prompt)
 
 
 def answer(run: str) -> None:
@@ -221,9 +220,8 @@ def answer(run: str) -> None:
     print(f"\n{run} was shown:\n\n{prompt}\nprogram  {text}")
     for number, (step, value) in enumerate(program.steps(tokens, page.table)):
         print(f"  #{number}  {step}  =  {'cannot be computed' if value is None else value}")
-    executed = program.execute(tokens, page.table)
-    invalid = executed.invalid or executed.result == program.INVALID
-    print(f"answer   {'none' if invalid else executed.result}")
+    value = program.execute(tokens, page.table)
+    print(f"answer   {'none' if value is None else value}")
 
 
 def first_page(split, data: dict, question: str) -> examples.Example:

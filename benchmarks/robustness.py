@@ -243,8 +243,8 @@ def try_programs(draw: random.Random, count: int):
             text = text[:at] + draw.choice(pieces) + text[at + width :]
         began = time.perf_counter()
         try:
-            executed = program.execute(program.tokenize(text), example["table"])
-            ends["invalid" if executed.invalid else "executed"] += 1
+            value = program.execute(program.tokenize(text), example["table"])
+            ends["invalid" if value is None else "executed"] += 1
         except Exception as error:  # whatever it is, it is what this looks for
             yield f"{text!r} raised {error!r}"
         if time.perf_counter() - began > 1:

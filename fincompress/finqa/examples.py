@@ -179,8 +179,7 @@ def parse_example(record: dict) -> Example:
     ):
         if not holds:
             raise ValueError(reason)
-    executed = program.execute(program.tokenize(qa["program"]), table)
-    if executed.invalid or executed.result == program.INVALID:  # no step of it is whole
+    if program.execute(program.tokenize(qa["program"]), table) is None:
         raise ValueError(f"its program does not execute: {qa['program'][:80]}")
     return Example(
         id=record["id"],

@@ -28,7 +28,7 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
             continue
         written = ", ".join(_rewrite_step(step, new) for step in text.split(", "))
         # What a table operation gives cannot be told from the lines of a prompt.
-        if not arithmetic or not program.execute(program.tokenize(written), []).invalid:
+        if not arithmetic or program.execute(program.tokenize(written), []) is not None:
             return _rewrite(prompt, new), written
     return prompt, text
 

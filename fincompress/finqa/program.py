@@ -13,7 +13,6 @@ import math
 import operator
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from fincompress.finqa.numbers import parse_cell, parse_number
 
@@ -33,25 +32,11 @@ TABLE = {
     "table_average": lambda row: functools.reduce(operator.add, row, 0.0) / len(row),
 }
 OPERATIONS = (*ARITHMETIC, *TABLE)
-INVALID = "n/a"
 END = "EOF"
 MAX_STEPS = 100_000  # longer programs (over 1 MB of text) are invalid; gold programs have a handful of steps
 
 # Errors that junk in a program or a table can cause; the official evaluator catches everything.
 JUNK = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-
-class Execution(NamedTuple):
-    """What executing a program gave.
-
-    ``result`` is a number rounded to 5 decimals (possibly ``inf`` or ``nan``, which strict JSON refuses), ``"yes"`` or
-    ``"no"``, or ``INVALID``. Of an invalid program it is, as in the official evaluator, what the last good step gave,
-    not always rounded: for error analysis only. ``invalid`` is false and ``result`` is ``INVALID`` for a program
-    without a single complete step, such as an empty output; it is not correct either.
-    """
-
-    invalid: bool
-    result: float | str
 
 
 def extract_program(output: str) -> str:
@@ -99,10 +84,6 @@ def operands(program: str) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(found)), list(dict.fromkeys(rows))
 
 
-class Rejected(ValueError):
-    """The official evaluator stops at this step by itself, not through an error: the result so far is rounded."""
-
-
 def complete_steps(tokens: Sequence[str]) -> list[str]:
     """Return the texts of the complete steps, such as ``add(|1|2|`` and, from the second on, ``|add(|1|2|``.
 
@@ -119,22 +100,21 @@ def complete_steps(tokens: Sequence[str]) -> list[str]:
 
 
 def split_step(step: str) -> tuple[str, str, str]:
-    """Return operation and two arguments of a step's text; raises ``Rejected`` or another of ``JUNK``."""
-    name, *rest = step.split("(")
-    if len(rest) > 1:
-        raise Rejected
-    first, second, *_ = rest[0].strip("|").strip().split("|")
+    """Return operation and two arguments of a step's text; raises one of ``JUNK``."""
+    name, arguments = step.split("(")
+    first, second, *_ = arguments.strip("|").strip().split("|")
     return name.strip("|").strip(), first.strip(), second.strip()
 
 
-def execute(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> Execution:
+def execute(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> float | str | None:
     """Execute a program given as official ``tokens``, whose last one is dropped, on a ``table`` of rows of cells.
 
-    Never raises: anything that cannot be computed is ``invalid``, and so are complex numbers, overflow, division by
-    zero and programs of more than ``MAX_STEPS`` steps. Takes time and memory in proportion to tokens and table.
-    An unfinished last step is ignored, as in the official evaluator.
+    Returns a number rounded to 5 decimals (maybe ``inf`` or ``nan``, which strict JSON refuses), "yes", "no", or
+    None where nothing can be computed. Never raises: complex numbers, overflow, division by zero, programs of more
+    than ``MAX_STEPS`` steps and those without a whole step are None too. An unfinished last step is ignored, as in the
+    official evaluator. Takes time and memory in proportion to tokens and table.
     """
-    result, invalid = INVALID, False
+    result: float | str | None = None
     results: dict[int, float | str] = {}
     row = None  # numbers of the row that was looked up last
     try:
@@ -152,11 +132,9 @@ def execute(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> Execution:
                     row = _row_numbers(first, table)
                 result = TABLE[name](row)
             results[index] = result
-    except Rejected:
-        invalid = True
     except JUNK:
-        return Execution(True, result)
-    return Execution(invalid, result if isinstance(result, str) else round(result, 5))
+        return None
+    return round(result, 5) if isinstance(result, int | float) else result
 
 
 def steps(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> list[tuple[str, float | str | None]]:
@@ -167,27 +145,22 @@ def steps(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> list[tuple[s
     found = []
     for start in range(0, len(tokens) - 1, 4):
         step = tokens[start : min(start + 4, len(tokens) - 1)]
-        execution = execute([*tokens[: start + len(step)], END], table)
-        found.append((detokenize(step), None if execution.invalid or len(step) < 4 else execution.result))
+        value = execute([*tokens[: start + len(step)], END], table) if len(step) == 4 else None
+        found.append((detokenize(step), value))
     return found
 
 
 def _operand(text: str, results: dict[int, float | str]) -> float | str:
     number = results[int(text.replace("#", ""))] if "#" in text else parse_number(text)
     if number is None:
-        raise Rejected
+        raise ValueError(f"no number: {text}")
     return number
 
 
 def _row_numbers(name: str, table: Sequence[Sequence[str]]) -> list[float]:
     """Return the numbers of the row ``name``, matched exactly; of rows of the same name the last is meant."""
     rows = {row[0]: row[1:] for row in table}
-    row = [parse_cell(cell) for cell in rows[name]] if name in rows else [None]
+    row = [parse_cell(cell) for cell in rows[name]]
     if None in row:
-        raise Rejected
+        raise ValueError(f"a cell of {name} is no number")
     return row
-
-
-def execution_correct(execution: Execution, exe_ans: float | str) -> bool:
-    """Return whether ``execution`` is valid and gave exactly ``exe_ans``: execution accuracy of one program."""
-    return not execution.invalid and execution.result == exe_ans

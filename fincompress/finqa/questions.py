@@ -117,8 +117,8 @@ class Asker:
                 continue
             figures = [fields[name] for name in FIELD.findall(template)]
             program = template.format(**fields)
-            execution = execute(tokenize(program), self.table)
-            if execution.invalid or (_UNITLESS.search(template) and any(figure[0] == "-" for figure in figures)):
+            value = execute(tokenize(program), self.table)
+            if value is None or (_UNITLESS.search(template) and any(figure[0] == "-" for figure in figures)):
                 continue
             wording = wordings[-1] if self.rng.random() < self.loose else self.rng.choice(wordings[:-1])
             if self.rng.random() < 0.3:
@@ -126,7 +126,7 @@ class Asker:
             question = wording.format(**fields).replace("total total ", "total ") + "?"
             places = {"text" if isinstance(figure.source, str) else "table" for figure in figures}
             self.asks.append({
-                "qa": {"question": question, "program": program, "exe_ans": execution.result},
+                "qa": {"question": question, "program": program, "exe_ans": value},
                 "sources": dict.fromkeys(figure.source for figure in figures),
                 "kind": program_kind(program),
                 "evidence": "both" if len(places) == 2 else places.pop(),

@@ -18,14 +18,13 @@ def score_program(tokens: list[str], example: dict) -> dict:
     an output without one whole step counts, though the official evaluator calls it merely wrong. ``value`` is None
     where the program is invalid or its result is not finite.
     """
-    execution = program.execute(tokens, example["table"])
-    finite = isinstance(execution.result, str) or math.isfinite(execution.result)  # JSON has no infinity
-    invalid = execution.invalid or execution.result == program.INVALID
+    value = program.execute(tokens, example["table"])
+    finite = not isinstance(value, float) or math.isfinite(value)  # JSON has no infinity
     return {
         "program": program.detokenize(tokens),
-        "value": execution.result if finite and not invalid else None,
-        "invalid": invalid,
-        "execution_correct": program.execution_correct(execution, example["exe_ans"]),
+        "value": value if finite else None,
+        "invalid": value is None,
+        "execution_correct": value == example["exe_ans"],
         "program_correct": equality.program_correct(tokens, program.tokenize(example["program"])),
     }
 

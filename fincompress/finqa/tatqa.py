@@ -63,7 +63,7 @@ def convert_question(page: dict, question: dict) -> dict:
         raise ValueError("it has no derivation")
     text = write_program(question["derivation"], question["scale"] == "percent", shown)
     result = program.execute(program.tokenize(text), table)
-    if result.invalid or not gives(result.result, question["answer"], question["scale"]):
+    if result is None or not gives(result, question["answer"], question["scale"]):
         raise ValueError("the derivation does not give the answer")
     return {
         "id": question["uid"],
@@ -71,7 +71,7 @@ def convert_question(page: dict, question: dict) -> dict:
         "pre_text": sentences,
         "post_text": [],
         "table": table,
-        "qa": {"question": clean(question["question"]), "program": text, "exe_ans": result.result, "gold_inds": {}},
+        "qa": {"question": clean(question["question"]), "program": text, "exe_ans": result, "gold_inds": {}},
     }
 
 
