@@ -71,8 +71,10 @@ def score_file() -> None:
     before = runs.read_json(done).get("predictions") if done.exists() else None
     if before not in (None, str(Path(PREDICTIONS).resolve())):
         raise UserError(f"{done} has the scores of {before}, another file of that name: rename one of them")
-    source, gold = examples.load_split(DATA_DIR, SPLIT, SEED)
-    questions = [vars(example) | {"evidence_location": evidence.evidence_location(example)} for example in gold]
+    gold = examples.load_dataset(DATA_DIR, SEED, (SPLIT,))
+    questions = [
+        vars(example) | {"evidence_location": evidence.evidence_location(example)} for example in gold.splits[SPLIT]
+    ]
     answered = sum(question["id"] in predictions for question in questions)
     if not answered:
         raise UserError(
@@ -88,7 +90,7 @@ def score_file() -> None:
         "run": run,
         "predictions": str(Path(PREDICTIONS).resolve()),
         "base_model": None,
-        "data": {"source": source, "fingerprint": None},
+        "data": {"source": gold.source, "fingerprint": None},
         "answered": answered,
     }
     write_and_show(directory, facts, verdicts, questions)
@@ -105,7 +107,6 @@ def score_run(run: str) -> None:
     if untuned:
         dataset, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
-        check_context(BASE_MODEL, dataset)
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         if (trained := Path(BASE_MODEL, "train_metrics.json")).exists():  # a run's folder may hold another one by now
             facts["source"] = provenance.fingerprint(runs.read_json(trained))
@@ -116,7 +117,8 @@ def score_run(run: str) -> None:
         distributed.from_main(lambda: runs.hold(directory))
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
-    check_context(record["base_model"], dataset)
+    config = models.base_config(record["base_model"], RESULTS_DIR)
+    models.room_for_prompt(config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, max(dataset["prompt_tokens"]))
     path = models.run_path(run, BASE_MODEL, RESULTS_DIR)
     dtype, reason = models.pick_dtype(device, path)
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
@@ -204,8 +206,7 @@ def answer(run: str) -> None:
         split, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
     else:
         split, data = load_split(run, runs.read_json(Path(path) / "settings.json"))
-    question = examples.cut_question("ASK", ASK)
-    page = examples.read_page(Path(PAGE), question) if PAGE else first_page(split, data, question)
+    page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(split, data)
     options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
@@ -224,27 +225,19 @@ def answer(run: str) -> None:
     print(f"answer   {'none' if value is None else value}")
 
 
-def first_page(split, data: dict, question: str) -> examples.Example:
+def first_page(split, data: dict) -> examples.Example:
     """The page of the first question of SPLIT, from DATA_DIR; a data run keeps no pages, only what its prompts show."""
     directory = examples.SYNTHETIC if data["data"]["source"] == examples.SYNTHETIC else DATA_DIR
     # calibration is carved out of train
     name = SPLIT if SPLIT in examples.SPLITS else "train"
-    _, found = examples.load_split(directory, name, data["settings"]["SEED"])
+    found = examples.load_dataset(directory, data["settings"]["SEED"], (name,)).splits[name]
     first, table = split[0]["id"], json.loads(split[0]["table"])
     page = next((example for example in found if example.id == first and example.table == table), None)
     if page is None:
         raise UserError(
             f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"
         )
-    return dataclasses.replace(page, question=question, gold_inds={})  # what answers this question is not known
-
-
-def check_context(base_model: str, dataset) -> None:
-    """Raise UserError where prompts and MAX_NEW_TOKENS are more than the context of a model, or of one made of it."""
-    from fincompress import models
-
-    config = models.base_config(base_model, RESULTS_DIR)
-    models.room_for_prompt(config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, max(dataset["prompt_tokens"]))
+    return dataclasses.replace(page, question=ASK, gold_inds={})  # what answers this question is not known
 
 
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:

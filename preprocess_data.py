@@ -131,9 +131,7 @@ def describe(rows: list[dict]) -> dict:
 
 
 def print_report(report: dict) -> None:
-    print(f"data: {report['source']}; {len(report['skipped'])} broken examples skipped")
-    for skipped in report["skipped"][:5]:
-        print(f"  skipped {skipped['id']} ({skipped['split']}): {skipped['reason']}")
+    print(f"data: {report['source']}; {len(report['skipped'])} broken examples left out")
     if extra := report["extra"]:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in extra["left_out"].items())
         print(f"  and {extra['usable']} arithmetic questions of {extra['source']}, {reasons}")

@@ -43,14 +43,14 @@ RANKERS = ("evidence.rank", "plain BM25")
 
 def main() -> None:
     if FIT:
-        print_fit(examples.load_split(DATA_DIR, "train")[1])
+        print_fit(examples.load_dataset(DATA_DIR, splits=("train",)).splits["train"])
         return
     models.quiet_libraries()
     tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     results = []
     print(f"{'split':<6}{'ranker':<16}" + "".join(f"{b:>8}" for b in BUDGETS))
     for split in ("train", "dev"):
-        for result in measure(split, examples.load_split(DATA_DIR, split)[1], tokenizer):
+        for result in measure(split, examples.load_dataset(DATA_DIR, splits=(split,)).splits[split], tokenizer):
             results.append(result)
             shares = "".join(f"{share:8.4f}" for share in result["recall"].values())
             print(f"{split:<6}{result['ranker']:<16}{shares}", flush=True)

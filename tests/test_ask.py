@@ -141,10 +141,12 @@ def test_a_page_of_other_data_than_the_runs_is_refused(asked, ask, tmp_path):
 
 def test_a_table_from_a_spreadsheet_is_read(tmp_path):
     path = tmp_path / "Table.CSV"
-    path.write_bytes('\ufeffin millions,2023\r\n\r\n" net sales ","1,234"\r\n,\r\n'.encode())
-    page = examples.read_page(path, "?")
-    assert page.table == [["in millions", "2023"], ["net sales", "1,234"]]
-    assert (page.pre_text, page.post_text) == ([], [])
+    path.write_bytes('\ufeffin millions,2023\r\n\r\n" Net sales ","$1,234"\r\nloss,"(1,050.5)"\r\n,\r\n'.encode())
+    page = examples.read_page(path, "What was Net sales?")
+    assert page.table == [["in millions", "2023"], ["net sales", "$ 1234"], ["loss", "-1050.5 ( 1050.5 )"]]
+    assert (page.pre_text, page.post_text, page.question) == ([], [], "what was net sales?")
+    (tmp_path / "page.json").write_text(json.dumps({"table": page.table, "pre_text": ["Net sales \u2013 1,234"]}))
+    assert examples.read_page(tmp_path / "page.json", "?").pre_text == ["net sales - 1234"]
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         examples.read_page(path, "?")

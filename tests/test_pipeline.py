@@ -419,7 +419,7 @@ def test_a_broken_example_is_skipped_counted_and_listed(pipeline, tmp_path):
     report = read(results / "broken_data" / "data_report.json")
     (skipped,) = report["skipped"]
     assert skipped["id"] == records["train"][5]["id"] and "question" in skipped["reason"]
-    assert skipped["split"] == "train" and "1 broken examples skipped" in done.stdout
+    assert skipped["split"] == "train" and "1 broken examples are left out" in done.stdout
 
 
 def test_a_damaged_adapter_is_one_line(pipeline):

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from fincompress import runs
 from fincompress.errors import UserError
-from fincompress.finqa import program, synthetic
+from fincompress.finqa import numbers, program, synthetic
 
 SPLITS = ("train", "dev", "test")
 # The authors' repository, and how many examples each file of the release holds: what a download is checked against.
 SOURCE = "https://raw.githubusercontent.com/czyssrs/FinQA/main/dataset"
 RELEASE = {"train": 6251, "dev": 883, "test": 1147}
 DEFAULT_DIR = "data"  # made when something is downloaded into it; any other folder must exist, to catch a typing error
-LONGEST_QUESTION = 1000  # characters; the longest of FinQA has 400
 SYNTHETIC = "synthetic"  # DATA_DIR=synthetic asks for the generated set outright
 
 
@@ -27,9 +26,9 @@ SYNTHETIC = "synthetic"  # DATA_DIR=synthetic asks for the generated set outrigh
 class Example:
     """One question about one report page.
 
-    ``table`` is a list of rows of cell strings, the first row being the header. ``gold_inds`` maps evidence keys to
-    their text: ``table_i`` is row i of the table, ``text_i`` sentence i of ``pre_text + post_text`` (both 0-based);
-    it is empty where the release does not give it. ``exe_ans`` is the released result of ``program``.
+    ``table`` is a list of rows of cell strings, the first row being the header. The keys of ``gold_inds`` are the
+    evidence: ``table_i`` is row i of the table, ``text_i`` sentence i of ``pre_text + post_text`` (both 0-based); it is
+    empty where the release does not give it. ``exe_ans`` is the released result of ``program``.
     """
 
     id: str
@@ -56,40 +55,30 @@ class Dataset:
     fingerprint: str
 
 
-def load_dataset(data_dir: str, seed: int = 0) -> Dataset:
-    """FinQA from ``data_dir``; into ``data`` it is downloaded, and without a network the synthetic set stands in.
+def load_dataset(data_dir: str, seed: int = 0, splits: tuple[str, ...] = SPLITS) -> Dataset:
+    """``splits`` of FinQA from ``data_dir``; what is broken is left out and said.
 
-    Only where that folder holds no FinQA at all: a missing test split beside real training data stays missing. Raises
-    UserError for a file that is not FinQA, an empty split or a page that sits in two splits.
+    Into ``data`` they are downloaded. Without a network the synthetic set stands in there, only where all splits are
+    asked for and none is there: a missing test split beside real training data stays missing. Raises UserError where
+    the first of ``splits`` cannot be had, for a file that is not FinQA, an empty split or a page in two splits.
     """
-    found = {split: find_records(data_dir, split, seed) for split in SPLITS}
-    records = {split: raw for split, raw in found.items() if raw is not None}
-    if Path(data_dir) == Path(DEFAULT_DIR) and not records:
+    records = {split: find_records(data_dir, split, seed) for split in splits}
+    records = {split: raw for split, raw in records.items() if raw is not None}
+    if Path(data_dir) == Path(DEFAULT_DIR) and not records and splits == SPLITS:
         print(f"NO REAL DATA: nothing in {data_dir}/ and no network, so the SYNTHETIC set is used instead")
         return load_dataset(SYNTHETIC, seed)
-    if "train" not in records:
-        raise UserError(f"there is no train.json in {data_dir}/")
-    splits, skipped = {}, []
+    if splits[0] not in records:
+        raise UserError(f"there is no {splits[0]}.json in {data_dir}/")
+    found, skipped = {}, []
     for split, raw in records.items():
-        splits[split], broken = validate_split(split, raw)
+        found[split], broken = validate_split(split, raw)
         skipped += broken
-    check_pages_disjoint(splits)
-    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", splits, skipped, fingerprint_records(records))
-
-
-def load_split(data_dir: str, split: str, seed: int = 0) -> tuple[str, list[Example]]:
-    """``(source, examples)`` of one split alone, for scoring; raises UserError where it cannot be had.
-
-    What is broken is left out and said.
-    """
-    records = find_records(data_dir, split, seed)
-    if records is None:
-        raise UserError(f"there is no {split}.json in {data_dir}/")
-    examples, skipped = validate_split(split, records)
+    check_pages_disjoint(found)
     if skipped:
-        first = skipped[0]
-        print(f"{len(skipped)} broken examples of {split} are left out, such as {first['id']}: {first['reason']}")
-    return SYNTHETIC if data_dir == SYNTHETIC else "FinQA", examples
+        print(f"{len(skipped)} broken examples are left out:")
+    for one in skipped[:5]:
+        print(f"  {one['id']} ({one['split']}): {one['reason']}")
+    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", found, skipped, fingerprint_records(records))
 
 
 def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
@@ -112,30 +101,14 @@ def holds_release_alone(folder: Path) -> bool:
     )
 
 
-def read_whole_text(content: bytes) -> object:
-    """JSON whose texts can be written again: half a surrogate pair becomes a question mark."""
-    text = content.decode(json.detect_encoding(content))
-    found = json.loads(text)
-    if "\\ud" in text.lower():
-        found = json.loads(json.dumps(found, ensure_ascii=False).encode("utf-8", "replace"))
-    return found
-
-
-def cut_question(name: str, question: str) -> str:
-    """A question of at most LONGEST_QUESTION characters, with a note where it was longer: a prompt never cuts it."""
-    if len(question) > LONGEST_QUESTION:
-        print(f"note: the question {name} of {len(question)} characters is cut to {LONGEST_QUESTION}")
-    return question[:LONGEST_QUESTION]
-
-
 def parse_records(content: bytes, path: Path) -> list[dict]:
-    """The raw records of one FinQA file; raises UserError where it is not FinQA."""
+    """The raw records of one file; raises UserError where it is no list of them."""
     try:
-        records = read_whole_text(content)
+        records = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); expected FinQA's official {path.name}") from None
+        raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path} is not FinQA: expected a list of objects with id, pre_text, post_text, table and qa")
+        raise UserError(f"{path} is no list of objects, as FinQA's and TAT-QA's files are")
     return records
 
 
@@ -165,6 +138,7 @@ def parse_example(record: dict) -> Example:
     ``gold_inds`` may be empty or absent (the release has both); rows may be ragged. A gold program that does not
     execute is broken; one that gives something other than ``exe_ans`` is scored as released.
     """
+    json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair, which nothing could write, is a ValueError
     qa = record.get("qa")
     if not isinstance(qa, dict):
         raise ValueError("no qa object")
@@ -188,7 +162,7 @@ def parse_example(record: dict) -> Example:
         pre_text=record["pre_text"],
         post_text=record["post_text"],
         table=table,
-        question=cut_question(record["id"], qa["question"]),
+        question=qa["question"],
         program=qa["program"],
         exe_ans=float(answer) if is_number else answer,
         gold_inds=gold_inds,
@@ -208,15 +182,17 @@ def _page_checks(page: dict) -> list[tuple[bool, str]]:
 def read_page(path: Path, question: str) -> Example:
     """A page to ask ``question`` about: JSON with FinQA's ``pre_text``, ``post_text`` and ``table``, or a table as CSV.
 
-    A field that JSON lacks is empty. Raises UserError with the reason where the file is no page.
+    A field that JSON lacks is empty. Texts are as FinQA has them: a model that learned from it knows no other form.
+    Raises UserError with the reason where the file is no page.
     """
     try:
         if path.suffix.lower() == ".csv":
             text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
-            rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), strict=True)]
-            page = {"table": [row for row in rows if any(row)]}
+            rows = csv.reader(io.StringIO(text), strict=True)
+            page = {"table": [row for row in rows if any(map(str.strip, row))]}
         else:
-            page = read_whole_text(path.read_bytes())
+            page = json.loads(path.read_bytes())
+            json.dumps(page, ensure_ascii=False).encode()  # half a surrogate pair is a ValueError
     except (OSError, ValueError, RecursionError, csv.Error) as error:
         raise UserError(f"PAGE = {path} cannot be read as a page in JSON or a table in .csv: {error}") from None
     fields = ("pre_text", "post_text", "table")
@@ -226,6 +202,10 @@ def read_page(path: Path, question: str) -> Example:
     for holds, reason in _page_checks(page):
         if not holds:
             raise UserError(f"PAGE = {path}: {reason}; docs/own-data.md shows a page")
+    page = {name: [numbers.release_text(text) for text in page[name]] for name in ("pre_text", "post_text")} | {
+        "table": [[numbers.release_cell(cell) for cell in row] for row in page["table"]]
+    }
+    question = numbers.release_text(question)
     return Example(str(path), str(path), **page, question=question, program="", exe_ans=0.0, gold_inds={})
 
 
@@ -280,7 +260,7 @@ def fingerprint_records(records: dict[str, list[dict]]) -> str:
     for split in sorted(records):
         digest.update(split.encode())
         for record in records[split]:
-            digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode())
+            digest.update(json.dumps(record, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace"))
     return digest.hexdigest()[:16]
 
 
@@ -289,16 +269,18 @@ def download(split: str, path: Path) -> None:
     import requests
 
     try:
-        reply = requests.get(f"{SOURCE}/{split}.json", timeout=10)
-        reply.raise_for_status()
+        reply = requests.get(f"{SOURCE}/{split}.json", timeout=10, stream=True)
     except (requests.ConnectionError, requests.Timeout):
         return
+    try:
+        reply.raise_for_status()
+        content = reply.content
     except requests.RequestException as error:
         raise UserError(
             f"{split}.json was not downloaded ({error}): try again, or put it into {path.parent}/"
         ) from None
-    count = len(parse_records(reply.content, path))
+    count = len(parse_records(content, path))
     if count != RELEASE[split]:
         raise UserError(f"{path.name}: {count} examples arrived, the release has {RELEASE[split]}")
     with runs.atomic_path(path) as partial:
-        partial.write_bytes(reply.content)
+        partial.write_bytes(content)

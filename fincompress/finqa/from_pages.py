@@ -7,7 +7,6 @@ A program of FinQA's mix is drawn first, on figures that the page shows, then wo
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 
 from fincompress.finqa import numbers
@@ -60,10 +59,11 @@ def make(examples: list[Example], count: int, seed: int) -> list[Example]:
             ask = next_ask(left, rng, seen, len(made) + 1, kind=shares)
             qa = ask["qa"]
             asks[page.page] = unlike(left, qa)
+            keys = [f"table_{source}" if isinstance(source, int) else source for source in ask["sources"]]
             made.append(
                 replace(
                     page, id=f"{page.id}-made-{turn}", question=qa["question"], program=qa["program"],
-                    exe_ans=qa["exe_ans"], gold_inds=gold_inds(page, ask["sources"]),
+                    exe_ans=qa["exe_ans"], gold_inds=dict.fromkeys(keys, ""),
                 )
             )  # fmt: skip
     return made
@@ -77,14 +77,6 @@ def program_shares(examples: list[Example]) -> dict[str, float]:
     for kind, number in kinds.items():
         totals[steps[kind]] += number
     return {kind: STEPS[steps[kind]] * number / totals[steps[kind]] for kind, number in kinds.items()}
-
-
-def gold_inds(page: Example, sources: Iterable[int | str]) -> dict[str, str]:
-    """The evidence of figures from rows of the table, given by number, and from sentences, given by key."""
-    rows = {f"table_{i}": " ".join(row) for i, row in enumerate(page.table)}
-    texts = {f"text_{i}": text for i, text in enumerate(page.pre_text + page.post_text)}
-    keys = [f"table_{source}" if isinstance(source, int) else source for source in sources]
-    return {key: (rows | texts)[key] for key in keys}
 
 
 def page_asks(page: Example, rng: random.Random) -> list[dict]:

@@ -39,6 +39,21 @@ def parse_cell(cell: str) -> float | None:
     return parse_number(cell.replace("$", "").strip().split("(")[0].strip())
 
 
+# --- as the release writes them -------------------------------------------------------------------------------------
+
+
+def release_text(text: str) -> str:
+    """A text of another source as FinQA has it: lower case, no thousands separators, hyphens for dashes and minus."""
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", " ".join(text.split()).lower())
+    return re.sub(r"[\u2013\u2014\u2212]", "-", text).replace("\u2019", "'")
+
+
+def release_cell(text: str) -> str:
+    """A cell of another source as FinQA has it: ``(1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one."""
+    text = re.sub(r"\$ *", "$ ", release_text(text)).strip()
+    return re.sub(r"^(?:\$ )?\( *([\d.]+) *(%?)\)? *(%?)$", r"-\1\2\3 ( \1\2\3 )", text)
+
+
 # --- as a model is shown them ---------------------------------------------------------------------------------------
 
 

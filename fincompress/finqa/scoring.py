@@ -66,7 +66,7 @@ def read_predictions(path: Path) -> dict[str, list[str]]:
     place of the first record that is neither, and for an id that stands twice.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # with a byte order mark or without
         is_list = text.lstrip().startswith("[")
         # splitlines() also parts at U+2028
         records = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fincompress.errors import UserError
 from fincompress.finqa import examples, program
-from fincompress.finqa.numbers import numbers_in
+from fincompress.finqa.numbers import numbers_in, release_cell, release_text
 
 OPERATIONS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "exp"}
 COUNTS = range(1, 11)  # what a sum is divided by, which stands on no page: const_2
@@ -56,7 +56,7 @@ def load(folder: str) -> tuple[list[examples.Example], dict]:
 def convert_question(page: dict, question: dict) -> dict:
     """One record; raises ValueError with the reason it cannot be had."""
     paragraphs = sorted(page["paragraphs"], key=lambda paragraph: paragraph["order"])
-    sentences = [clean(text) for one in paragraphs for text in re.split(r"(?<=[.;]) +(?=[A-Z])", one["text"])]
+    sentences = [release_text(text) for one in paragraphs for text in re.split(r"(?<=[.;]) +(?=[A-Z])", one["text"])]
     table = make_table(page["table"]["table"])
     shown = {value for text in [*sentences, *(cell for row in table for cell in row)] for value, _ in numbers_in(text)}
     if not isinstance(question["derivation"], str):
@@ -71,7 +71,7 @@ def convert_question(page: dict, question: dict) -> dict:
         "pre_text": sentences,
         "post_text": [],
         "table": table,
-        "qa": {"question": clean(question["question"]), "program": text, "exe_ans": result, "gold_inds": {}},
+        "qa": {"question": release_text(question["question"]), "program": text, "exe_ans": result, "gold_inds": {}},
     }
 
 
@@ -90,21 +90,9 @@ def gives(result: float | str, answer: object, scale: str) -> bool:
 # --- pages -----------------------------------------------------------------------------------------------------------
 
 
-def clean(text: str) -> str:
-    """A text in lower case and without thousands separators; dashes and minus signs are hyphens."""
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", " ".join(text.split()).lower())
-    return re.sub(r"[\u2013\u2014\u2212]", "-", text).replace("\u2019", "'")
-
-
-def clean_cell(text: str) -> str:
-    """A cell as FinQA has it: ``(1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one."""
-    text = re.sub(r"\$ *", "$ ", clean(text)).strip()
-    return re.sub(r"^(?:\$ )?\( *([\d.]+) *(%?)\)? *(%?)$", r"-\1\2\3 ( \1\2\3 )", text)
-
-
 def make_table(rows: list[list[str]]) -> list[list[str]]:
     """Cells cleaned, and the leading rows that hold no amounts joined, column by column, to one header."""
-    table = [[clean_cell(cell) for cell in row] for row in rows]
+    table = [[release_cell(cell) for cell in row] for row in rows]
     header = 0
     while header < len(table) - 1 and not any(is_amount(cell) for cell in table[header][1:]):
         header += 1
@@ -128,7 +116,7 @@ def is_amount(cell: str) -> bool:
 
 def write_program(derivation: str, percent: bool, shown: set[float]) -> str:
     """The FinQA program of a derivation; raises ValueError where it is none, or a number of it is not ``shown``."""
-    text = clean(derivation).replace("[", "(").replace("]", ")").replace("\u00d7", "*").replace("\u00f7", "/")
+    text = release_text(derivation).replace("[", "(").replace("]", ")").replace("\u00d7", "*").replace("\u00f7", "/")
     text = re.sub(r"[$%\u00a3\u20ac\s]", "", text)
     try:
         tree = ast.parse(text, mode="eval").body

@@ -319,13 +319,13 @@ def count_tokens():
 @pytest.mark.real
 def test_a_whole_page_shows_every_gold_program(finqa_dir):
     for split in ("train", "dev"):
-        for example in examples.load_split(str(finqa_dir), split)[1]:
+        for example in examples.load_dataset(str(finqa_dir), splits=(split,)).splits[split]:
             assert shows_program(example, page_lines(example)), example.id
 
 
 @pytest.mark.real
 def test_recall_on_dev(finqa_dir, count_tokens):
-    dev = examples.load_split(str(finqa_dir), "dev")[1]
+    dev = examples.load_dataset(str(finqa_dir), splits=("dev",)).splits["dev"]
     for budget, recall in ((224, 0.93), (320, 0.97)):
         shown = [select(example, "retrieved", budget, count_tokens) for example in dev]
         assert sum(map(shows_program, dev, shown)) / len(dev) >= recall

@@ -63,9 +63,9 @@ def test_years_small_numbers_zeros_and_parts_of_words_stay(prompt):
 
 @pytest.mark.real
 def test_redrawn_examples_of_real_finqa_execute_and_show_their_numbers(finqa_dir):
-    from fincompress.finqa.examples import load_split
+    from fincompress.finqa.examples import load_dataset
 
-    _, found = load_split(str(finqa_dir), "train")
+    found = load_dataset(str(finqa_dir), splits=("train",)).splits["train"]
     changed, generator = 0, random.Random(0)
     for example in found:
         lines = evidence.page_lines(example)

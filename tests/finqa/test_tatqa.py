@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fincompress.errors import UserError
-from fincompress.finqa import evidence, program, tatqa
+from fincompress.finqa import evidence, numbers, program, tatqa
 
 PAGE = {
     "table": {
@@ -77,7 +77,7 @@ def test_a_page_is_written_as_finqa_writes_pages():
 
 @pytest.mark.parametrize("cell", ["(5.2%)", "(5.2)%", "( 5.2 ) %", "$ (5.2%)"])
 def test_a_negative_share_keeps_its_sign(cell):
-    assert tatqa.clean_cell(cell) == "-5.2% ( 5.2% )"
+    assert numbers.release_cell(cell) == "-5.2% ( 5.2% )"
 
 
 def test_questions_of_other_kinds_are_passed_over_and_reasons_are_counted(tmp_path):
