@@ -25,7 +25,6 @@ RESULTS_DIR: str = "results"  # where the embedded base model is converted to, o
 BASE_MODEL: str = "smollm2-135m"  # whose tokens are counted: smollm2-135m (embedded), a folder or a hub id
 BUDGETS: list[int] = [128, 160, 192, 224, 256, 320, 400]  # tokens of evidence with newlines and table header
 FIT: bool = False  # fit the weights of evidence.rank on train and print them
-RIDGE: float = 1.0  # penalty on the squared weights of that fit
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -102,8 +101,8 @@ def print_fit(pages: list[examples.Example]) -> None:
     beta = np.zeros(x.shape[1])
     for _ in range(25):
         p = 1 / (1 + np.exp(-x @ beta))
-        gradient = x.T @ (w * (y - p)) - RIDGE * beta
-        hessian = (x * (w * p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(len(beta))
+        gradient = x.T @ (w * (y - p)) - beta
+        hessian = (x * (w * p * (1 - p))[:, None]).T @ x + np.eye(len(beta))
         beta += np.linalg.solve(hessian, gradient)
     for name, weight in zip(evidence.WEIGHTS, beta, strict=True):
         print(f'    "{name}": {weight:.2f},')

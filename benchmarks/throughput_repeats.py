@@ -13,7 +13,6 @@ from fincompress.settings import configure  # noqa: E402
 # -----------------------------------------------------------------------------
 RUNS: list[str] = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
 RESULTS_DIR: str = "results"  # where they lie
-CALLS: int = 2  # calls of the benchmark
 ROUNDS: int = 10  # of each call
 NEW_TOKENS: int = 16  # decoded in a round
 BATCH_SIZES: list[int] = []  # beside batch 1
@@ -26,6 +25,7 @@ import subprocess  # noqa: E402
 from fincompress import provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
 
+CALLS = 2  # of the benchmark
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from scripts import release_runs
+from scripts import FINQA, REPOSITORY, release_runs
 
 pytest_plugins = ["sapling_runs"]
-REPOSITORY = Path(__file__).parents[1]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before the hub library is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # processes that test at once share the cores
@@ -131,8 +130,7 @@ def tiny_base(results_dir):
 
 @pytest.fixture(scope="session")
 def finqa_dir():
-    """The folder of real FinQA: FINQA_DIR, or beside the repository; tests that need it are skipped without."""
-    directory = Path(os.environ.get("FINQA_DIR", REPOSITORY.parent / "shared" / "finqa"))
-    if not (directory / "dev.json").exists():
+    """The folder of real FinQA; tests that need it are skipped without."""
+    if not (FINQA / "dev.json").is_file():
         pytest.skip("real FinQA is not here: set FINQA_DIR")
-    return directory
+    return FINQA

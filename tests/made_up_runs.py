@@ -1,5 +1,6 @@
 """Results folders by hand: records as the scripts leave them, with numbers that were made up."""
 
+import matplotlib.image
 import numpy as np
 
 from fincompress import runs
@@ -122,3 +123,9 @@ def everything(root, data=DATA, questions=883, split="dev"):
                 metrics["dropped"] = [f"block.{number}" for number in range((60 - left) // 2 if left > 12 else 18)]
             runs.write_json(root / name / "train_metrics.json", metrics)
     run("sapling_gptq", "quantize_gptq.py", {"SOURCE_RUN": "sapling/24", "BITS": 4}, 0.2, 0.26, 40, 100)
+
+
+def drawn(path):
+    """Whether a PNG holds a drawing: its size, and that it is not of one colour."""
+    image = matplotlib.image.imread(path)
+    return min(image.shape[:2]) > 100 and max(image.shape[:2]) < 4000 and image[..., :3].std() > 0.01

@@ -18,7 +18,11 @@ from unittest import mock
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).resolve().parents[1]
+FINQA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa")
+needs_finqa = pytest.mark.skipif(
+    not (FINQA / "dev.json").is_file(), reason="real FinQA is not here: set FINQA_DIR to its folder"
+)
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 # Importing takes seconds: one process does it, and scripts run in forks of that. Not gptqmodel, whose threads a fork
 # would miss.

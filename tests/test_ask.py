@@ -5,17 +5,15 @@ import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
-from scripts import run_in_process
+from scripts import REPOSITORY, run_in_process
 from training_rows import write_adapter
 
 from fincompress import generation, runs
 from fincompress.errors import UserError
 from fincompress.finqa import examples
 
-REPOSITORY = Path(__file__).parents[1]
 DATA = ("preprocess_data.py", "--RUN=ask_data", "--TRAIN_EXAMPLES=8", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=4",
         "--EVIDENCE_TOKENS=40", "--MAX_PROMPT_TOKENS=90")  # fmt: skip
 QUESTION = "what was the growth of pumps revenue from 2022 to 2023?"

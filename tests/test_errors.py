@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from scripts import REPOSITORY
 
 from fincompress.errors import UserError, run_script
 from fincompress.runs import atomic_path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, the disk that is always full")
 
 

@@ -6,14 +6,12 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from scripts import script_globals
+from scripts import REPOSITORY, script_globals
 
 from fincompress.settings import ENVIRONMENT, constant_types, find_overrides
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 PLACES = ("*.sh", "recipes/*.sh", "benchmarks/*.sh", ".ci/*")
 SCRIPTS = [path for place in PLACES for path in sorted(REPOSITORY.glob(place))]
 

@@ -4,7 +4,6 @@ import json
 
 import pandas as pd
 import pytest
-from finished_runs import make_finished_runs
 
 import benchmark_throughput
 from fincompress import runs
@@ -21,11 +20,6 @@ class LocalWorker(Worker):
 
     def close(self):
         pass
-
-
-@pytest.fixture
-def finished(tmp_path, tiny_base):
-    return make_finished_runs(tmp_path, tiny_base)
 
 
 @pytest.fixture

@@ -4,17 +4,11 @@ import shutil
 from unittest import mock
 
 import pytest
-from finished_runs import make_finished_runs
 
 from fincompress import runs
 from fincompress.benchmark import subjects
 from fincompress.benchmark.subjects import Subject
 from fincompress.errors import UserError
-
-
-@pytest.fixture
-def finished(tmp_path, tiny_base):
-    return make_finished_runs(tmp_path, tiny_base)
 
 
 def subject(run="a", **changes):

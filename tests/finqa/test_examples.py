@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import random
 import re
 import socket
@@ -14,13 +13,11 @@ from unittest import mock
 
 import pytest
 import requests
+from scripts import FINQA, needs_finqa
 
 from fincompress.errors import UserError
 from fincompress.finqa import examples, synthetic
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa")
-needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
 MISSING = object()
 
 
@@ -155,10 +152,10 @@ def test_repeated_id_is_used_once():
     assert skipped == [{"split": "train", "id": first["id"], "reason": "its id stands twice in this split"}]
 
 
-@needs_data
+@needs_finqa
 @pytest.mark.parametrize("split", ["dev", "train"])
 def test_every_record_of_the_release_is_usable(split):
-    records = json.loads((DATA / f"{split}.json").read_text())
+    records = json.loads((FINQA / f"{split}.json").read_text())
     found, skipped = examples.validate_split(split, records)
     assert skipped == []
     assert len(found) == len(records) == len({example.id for example in found})

@@ -1,16 +1,14 @@
 """The task of lm-evaluation-harness: its prompts, its verdicts, and what is refused in one line."""
 
 import runpy
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from scripts import run_in_process
+from scripts import REPOSITORY, run_in_process
 
 from fincompress import generation, models
 
-REPOSITORY = Path(__file__).parents[2]
 TASKS = REPOSITORY / "lm_eval_tasks"
 TASK = runpy.run_path(str(TASKS / "finqa_program" / "utils.py"))
 

@@ -2,13 +2,12 @@
 
 import json
 import math
-import os
 import time
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from scripts import FINQA, needs_finqa
 
 from fincompress.finqa.equality import program_correct
 from fincompress.finqa.numbers import parse_number
@@ -22,10 +21,6 @@ from fincompress.finqa.program import (
     steps,
     tokenize,
 )
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa")
-needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
 
 TABLE = [
     ["", "2018", "2019"],
@@ -50,12 +45,12 @@ def run(program, table=TABLE):
 
 
 def read(name):
-    text = (DATA / name).read_text(encoding="utf-8")
+    text = (FINQA / name).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()] if name.endswith(".jsonl") else json.loads(text)
 
 
 @pytest.mark.skipif(
-    not (DATA / "scorer_cases.jsonl").is_file(), reason="the evaluator's recorded verdicts are not here"
+    not (FINQA / "scorer_cases.jsonl").is_file(), reason="the evaluator's recorded verdicts are not here"
 )
 def test_every_verdict_of_the_official_evaluator():
     examples = {example["id"]: example for example in read("dev.json")}
@@ -70,7 +65,7 @@ def test_every_verdict_of_the_official_evaluator():
         assert program_correct(case["predicted"], tokenize(gold["qa"]["program"])) == case["prog_correct"], case
 
 
-@needs_data
+@needs_finqa
 @pytest.mark.parametrize(("name", "counts"), [("dev.json", [883]), ("train.json", [1964, 6251])])  # a part, or all
 def test_every_gold_program_gives_its_answer_and_equals_itself(name, counts):
     examples = read(name)

@@ -1,20 +1,14 @@
 """Intervals, matching of bare answers, prediction files, and evaluate.py on a file of predictions."""
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import pytest
-from scripts import run_in_process
+from scripts import FINQA, needs_finqa, run_in_process
 
 from fincompress.errors import UserError
 from fincompress.finqa import program, scoring, synthetic
 from fincompress.runs import write_jsonl
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("FINQA_DIR") or REPOSITORY.parent / "shared" / "finqa")
-needs_data = pytest.mark.skipif(not (DATA / "dev.json").is_file(), reason=f"no FinQA data in {DATA}; set FINQA_DIR")
 
 TABLE = [["", "2010", "2009"], ["revenue", "30", "20"]]
 
@@ -248,11 +242,11 @@ def test_bad_predictions_are_one_line_and_leave_no_result(tmp_path, predictions,
     assert not (tmp_path / "results").exists()
 
 
-@needs_data
+@needs_finqa
 def test_gold_programs_of_the_release_score_full_marks(tmp_path):
-    records = json.loads((DATA / "dev.json").read_text())
+    records = json.loads((FINQA / "dev.json").read_text())
     gold = [{"id": r["id"], "predicted": program.tokenize(r["qa"]["program"])} for r in records]
-    done = evaluate(tmp_path, gold, data=DATA)
+    done = evaluate(tmp_path, gold, data=FINQA)
     assert (done.returncode, done.stderr) == (0, "")
     summary = strict_json((tmp_path / "results" / "predictions" / "guess" / "eval_dev.json").read_text())
     for name, correct in (("execution_accuracy", 883), ("program_accuracy", 883), ("invalid", 0)):

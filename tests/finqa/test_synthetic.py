@@ -13,11 +13,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from scripts import FINQA, needs_finqa
 
 from fincompress.finqa import examples, program, questions, synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
-REAL = Path(os.environ.get("FINQA_DIR") or ROOT.parent / "shared" / "finqa")
 SPLITS = ("train", "dev", "test")
 SHARED_NUMBERS = {"100", "500"}  # an index starts at 100, and `s&p 500` is a name
 
@@ -214,9 +214,9 @@ def test_mix_is_that_of_finqa_dev(splits, split, what, expected):
         assert found.get(kind, 0) == pytest.approx(share, abs=TOLERANCE[what]), kind
 
 
-@pytest.mark.skipif(not (REAL / "dev.json").exists(), reason="needs FinQA: FINQA_DIR, or ../shared/finqa")
+@needs_finqa
 def test_measured_mix_is_that_of_finqa(splits):
-    real = json.loads((REAL / "dev.json").read_text(encoding="utf-8"))
+    real = json.loads((FINQA / "dev.json").read_text(encoding="utf-8"))
     measured = mix(real)
     for what, expected in (("steps", STEPS), ("operations", OPERATIONS), ("evidence", EVIDENCE)):
         assert measured[what] == pytest.approx(expected, abs=0.06)

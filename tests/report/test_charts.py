@@ -30,12 +30,6 @@ def path_of(count, label="SAPLING"):
                 share_of_bytes=n / 60) for n in range(1, count)]  # fmt: skip
 
 
-def drawn(path):
-    """Whether a PNG holds a drawing: its size, and that it is not of one colour."""
-    image = matplotlib.image.imread(path)
-    return min(image.shape[:2]) > 100 and max(image.shape[:2]) < 4000 and image[..., :3].std() > 0.01
-
-
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved, laid out."""
@@ -70,7 +64,7 @@ ODD = {
 @pytest.mark.parametrize("rows", ODD.values(), ids=ODD)
 def test_pareto_draws_every_measured_row_and_names_each_method_once(tmp_path, rows, figures):
     charts.pareto(tmp_path / "pareto.png", rows, "title with $5 in it")
-    assert drawn(tmp_path / "pareto.png")
+    assert made.drawn(tmp_path / "pareto.png")
     costs = ("share_of_bytes", "seconds_per_question", "inference_memory_gb")
     for axes, cost in zip(figures[0].axes, costs, strict=True):
         there = [one for one in rows if getattr(one, cost) is not None]
@@ -112,7 +106,7 @@ def test_accuracy_by_steps_counts_three_and_more_together(tmp_path, figures):
     steps = {"1": {"correct": 0, "of": 9}, "2": {"correct": 3, "of": 3}, "3": {"correct": 1, "of": 2},
              "7": {"correct": 1, "of": 4}}  # fmt: skip
     charts.accuracy_by_steps(tmp_path / "steps.png", [row(steps=steps), row(label="$b")], "title")
-    assert drawn(tmp_path / "steps.png")
+    assert made.drawn(tmp_path / "steps.png")
     found = texts(figures[0])
     assert {"0 %  (0 of 9)", "100 %  (3 of 3)", "33 %  (2 of 6)", "none", "3+"} <= set(found)
 
@@ -128,7 +122,7 @@ def test_drops_are_marked_where_a_run_has_fewer_units(tmp_path, figures):
 def test_a_loss_curve_is_drawn_however_odd_the_run(tmp_path, losses):
     curve = [{"step": 10 * n, "loss": loss} for n, loss in enumerate(losses, 1)]
     charts.loss_curve(tmp_path / "loss.png", curve, [{"step": 1, "calibration_nll": 0.4}])
-    assert drawn(tmp_path / "loss.png")
+    assert made.drawn(tmp_path / "loss.png")
 
 
 def test_a_sub_layer_of_a_pair_is_as_important_as_the_better_of_its_units(tmp_path, figures):

@@ -1,7 +1,6 @@
 """plot_pareto.py as a person runs it on a results folder that was made by hand."""
 
 import made_up_runs as made
-import matplotlib.image
 import pandas as pd
 import pytest
 from scripts import run_in_process
@@ -11,12 +10,6 @@ from fincompress.errors import UserError
 from fincompress.report import tables
 
 MARKERS = f"# Title\n\n{tables.BEGIN}\nold\n{tables.END}\n\nafter\n"
-
-
-def drawn(path):
-    """Whether a PNG holds a drawing: its size, and that it is not of one colour."""
-    image = matplotlib.image.imread(path)
-    return min(image.shape[:2]) > 100 and max(image.shape[:2]) < 4000 and image[..., :3].std() > 0.01
 
 
 @pytest.fixture
@@ -47,7 +40,7 @@ def test_the_script_leaves_what_it_promises(finished):
     assert done.returncode == 0 and done.stderr == ""
     results = root / "results"
     for name in ("pareto.png", "accuracy_by_steps.png"):
-        assert drawn(results / name)
+        assert made.drawn(results / name)
     frame = pd.read_csv(results / "results.csv")
     assert set(frame["method"]) == {
         "base",
@@ -105,7 +98,7 @@ def test_one_method_without_sapling_or_speed_is_drawn_and_not_decided(tmp_path, 
     printed = plot(tmp_path)
     assert "Not decided: it takes evaluated runs of SAPLING and of 4-bit" in printed
     assert "README" not in printed  # it changes only when told to
-    assert drawn(tmp_path / "pareto.png")
+    assert made.drawn(tmp_path / "pareto.png")
 
 
 def test_each_section_has_figures_of_its_own(tmp_path, plot):
