@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from sapling_runs import settings_of
 from scripts import run_in_process
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -14,6 +15,8 @@ from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
 from fincompress.sapling import start
 from fincompress.sapling.recovery import Recovery
+from fincompress.sapling.start import predict  # before conftest.py puts a number in its place
+from fincompress.sapling.student import Student
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
 
 TINY = models.shape_config("shape:tiny")
@@ -138,6 +141,17 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
 
 
 @pytest.mark.real  # many simulations
+def test_a_run_is_predicted_with_its_teacher_its_longest_row_and_its_longest_target(six, phase_1):
+    def predicted(length=64, target_tokens=16, **changed):
+        settings = settings_of(six[1], START_FROM="six_qlora", **changed)
+        student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
+        return predict(student, {"length": [9, length], "target_tokens": [target_tokens, 9]})
+
+    taught = predicted()
+    assert predicted(KL=0.0, HIDDEN_STATES=0.0) < taught < predicted(length=128) < predicted(128, target_tokens=64)
+    assert predicted(TRAIN_RATIO=1.0) > taught and predicted(BATCH_SIZE=8) > taught
+
+
 def test_recomputing_smaller_batches_and_packed_weights_need_less():
     def peak(batch=4, **options):
         return simulation.training(SMALL, batch, 128, 16, **options).gb
