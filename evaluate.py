@@ -40,7 +40,7 @@ import pandas as pd  # noqa: E402
 
 from fincompress import distributed, provenance, runs  # noqa: E402
 from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, program, prompts, scoring  # noqa: E402
+from fincompress.finqa import evidence, examples, numbers, program, prompts, scoring  # noqa: E402
 from fincompress.report import tables  # noqa: E402
 
 SPLITS = ("train", "calibration", "dev", "test")
@@ -105,7 +105,7 @@ def score_run(run: str) -> None:
     device = models.pick_device()
     untuned = runs.is_untuned(run)
     if untuned:
-        dataset, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
+        _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
         if (trained := Path(BASE_MODEL, "train_metrics.json")).exists():  # a run's folder may hold another one by now
@@ -237,7 +237,8 @@ def first_page(split, data: dict) -> examples.Example:
         raise UserError(
             f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"
         )
-    return dataclasses.replace(page, question=ASK, gold_inds={})  # what answers this question is not known
+    question = numbers.release_text(ASK)
+    return dataclasses.replace(page, question=question, gold_inds={})  # what answers this question is not known
 
 
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:

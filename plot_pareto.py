@@ -30,7 +30,7 @@ from fincompress.report import charts, rows, tables, verdict  # noqa: E402
 
 
 def main() -> None:
-    for split in SPLITS:
+    for split in SPLITS or [""]:
         check_choice("SPLITS", split, ("dev", "test"))
     found, left_out = rows.read_rows(RESULTS_DIR, SPLITS)
     for line in left_out:

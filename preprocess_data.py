@@ -90,7 +90,7 @@ def check_prompts_fit(splits: dict[str, list[examples.Example]], tokenizer) -> N
     if longest > MAX_PROMPT_TOKENS:
         raise UserError(
             f"MAX_PROMPT_TOKENS = {MAX_PROMPT_TOKENS}: question and table header of {example.id}, which are never cut, "
-            f"have {longest}: raise it"
+            f"have {longest}: raise it, or shorten the question"
         )
 
 
@@ -131,7 +131,7 @@ def describe(rows: list[dict]) -> dict:
 
 
 def print_report(report: dict) -> None:
-    print(f"data: {report['source']}; {len(report['skipped'])} broken examples left out")
+    print(f"data: {report['source']}")
     if extra := report["extra"]:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in extra["left_out"].items())
         print(f"  and {extra['usable']} arithmetic questions of {extra['source']}, {reasons}")

@@ -29,7 +29,7 @@ def join() -> None:
 
     Raises UserError where there are more processes than GPUs, and for a launch that splits the model itself.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _group():
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1 or _group():
         return
     for name in ("FSDP", "DEEPSPEED"):  # scoring, dropping and saving need the whole model in each process
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
@@ -116,5 +116,5 @@ def total(value: torch.Tensor) -> torch.Tensor:
 
 
 def share(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The rows of a batch that are this process's: neighbours, by rank, in a batch smaller than that maybe none."""
+    """The rows of a batch that are this process's: neighbours, by rank; maybe none of few rows."""
     return {name: tensor.tensor_split(size())[rank()] for name, tensor in batch.items()}

@@ -6,7 +6,9 @@ import os
 import signal
 import sys
 
-_NO_ACCESS = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG)
+_NO_ACCESS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
+)  # fmt: skip
 
 
 class UserError(Exception):
@@ -133,5 +135,5 @@ def _one_line(error: Exception) -> str | None:
         )
     if getattr(error, "errno", None) in _NO_ACCESS:
         place = error.filename or "a file"
-        return f"no access to {place}: {error.strerror}; mend its permissions, or choose another RESULTS_DIR"
+        return f"no access to {place}: {error.strerror}; mend its permissions, or choose another RUN or RESULTS_DIR"
     return None

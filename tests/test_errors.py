@@ -10,6 +10,7 @@ import time
 import pytest
 from scripts import REPOSITORY
 
+from fincompress import distributed
 from fincompress.errors import UserError, run_script
 from fincompress.runs import atomic_path
 
@@ -177,3 +178,11 @@ def test_a_closed_pipe_is_not_reported(lines):
     script.stdout.close()
     script.stdin.close()
     assert (script.stderr.read(), script.wait()) == ("", 1)
+
+
+def test_a_world_size_without_a_rank_is_no_launch(monkeypatch):
+    """As a job scheduler leaves it in the environment of every job."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.delenv("RANK", raising=False)
+    distributed.join()
+    assert distributed.is_main() and distributed.size() == 1

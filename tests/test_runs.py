@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     ):
         with pytest.raises(OSError) as refused:
             start(results, run=run)
-        assert re.fullmatch(r"no access to .*; .* choose another RESULTS_DIR", errors._one_line(refused.value))
+        assert re.fullmatch(r"no access to .*; .* choose another RUN or RESULTS_DIR", errors._one_line(refused.value))
 
 
 def test_a_run_that_failed_for_good_gives_way_to_a_corrected_one_and_to_no_other(tmp_path, capsys):

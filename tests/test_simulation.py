@@ -140,7 +140,6 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
     assert found.peak == pytest.approx(theirs, rel=0.02)
 
 
-@pytest.mark.real  # many simulations
 def test_a_run_is_predicted_by_its_constants_its_longest_row_and_its_longest_target(six, phase_1):
     settings = settings_of(six[1], START_FROM="six_qlora", BATCH_SIZE=3)
     student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
@@ -151,6 +150,7 @@ def test_a_run_is_predicted_by_its_constants_its_longest_row_and_its_longest_tar
     assert predict(student, rows) < expected.gb  # without a teacher
 
 
+@pytest.mark.real  # many simulations
 def test_recomputing_smaller_batches_and_packed_weights_need_less():
     def peak(batch=4, **options):
         return simulation.training(SMALL, batch, 128, 16, **options).gb

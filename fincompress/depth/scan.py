@@ -85,7 +85,7 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
     """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone.
 
-    So is the last MLP, after which no attention comes: most positions of a batch are prompt, or padding.
+    The last MLP, after which no attention comes, runs for these alone too: most positions are prompt, or padding.
     """
     decoder, first, stream = sub.decoder(model), unit[0], seen.streams[unit[0]]
     start = first.block if first.kind == "attention" else first.block + 1

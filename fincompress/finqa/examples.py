@@ -269,10 +269,10 @@ def download(split: str, path: Path) -> None:
     import requests
 
     try:
-        reply = requests.get(f"{SOURCE}/{split}.json", timeout=10, stream=True)
-    except (requests.ConnectionError, requests.Timeout):
-        return
-    try:
+        try:
+            reply = requests.get(f"{SOURCE}/{split}.json", timeout=10, stream=True)
+        except (requests.ConnectionError, requests.Timeout):
+            return
         reply.raise_for_status()
         content = reply.content
     except requests.RequestException as error:

@@ -406,6 +406,12 @@ def test_a_download_that_stalls_is_said(tmp_path):
         examples.download("dev", tmp_path / "dev.json")
 
 
+def test_a_proxy_that_is_none_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("https_proxy", "socks9://nowhere:1")
+    with pytest.raises(UserError, match="was not downloaded"):
+        examples.download("dev", tmp_path / "dev.json")
+
+
 def test_missing_network_is_no_error_and_leaves_no_folder(tmp_path, no_network):
     examples.download("dev", tmp_path / "data" / "dev.json")
     assert list(tmp_path.iterdir()) == []

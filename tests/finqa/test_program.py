@@ -388,7 +388,7 @@ def test_any_text_gets_a_verdict(text):
 def test_arithmetic_is_that_of_floats(a, b):
     for name, value in [("add", a + b), ("subtract", a - b), ("multiply", a * b)]:
         assert run(f"{name}({a!r}, {b!r})") == round(value, 5)
-    assert run(f"greater({a!r}, {b!r})") == "yes" if a > b else "no"
+    assert run(f"greater({a!r}, {b!r})") == ("yes" if a > b else "no")
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_each_section_has_figures_of_its_own(tmp_path, plot):
 @pytest.mark.parametrize(
     ("constants", "said"),
     [
-        ({"SPLITS": []}, "is evaluated on : run evaluate.py first"),
+        ({"SPLITS": []}, "SPLITS is one of 'dev', 'test', not ''"),
         ({"SPLITS": ["train"]}, "SPLITS is one of 'dev', 'test', not 'train'"),
         ({"RESULTS_DIR": "{root}/empty", "SPLITS": ["test"]}, "no run in .*empty/ is evaluated on test: run evaluate"),
         ({"RESULTS_DIR": "{root}/none"}, "none/ does not exist: run evaluate.py first"),
