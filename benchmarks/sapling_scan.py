@@ -70,7 +70,7 @@ def main() -> None:
     print(f"plain   {plain_seconds:6.1f} s on {seen} questions")
     print(f"cached  {cached_seconds:6.1f} s on the same: {plain_seconds / cached_seconds:.2f} times faster;", end=" ")
     print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
-    units = sub.units(model, "sublayer", packable_only=True)
+    units = sub.units(model, "sublayer", packable=True)
     plain_seconds, _ = timed(lambda: scan(model, units, few, cached=False)[0])
     early_seconds, _ = timed(lambda: scan(model, units, batches, eliminate=True, drops=DROPS)[0])
     whole = plain_seconds * len(order) / seen
@@ -83,7 +83,7 @@ def main() -> None:
     agreed = within = replays = served = shared = 0
     earlier: dict[int, dict] = {order: {} for order in range(ORDERS)}  # what each replay of the last depth found
     for depth in range(DEPTHS):
-        units = sub.units(model, "sublayer", packable_only=True)
+        units = sub.units(model, "sublayer", packable=True)
         began = time.perf_counter()
         exact, whole_score = scan(model, units, batches)
         seconds = time.perf_counter() - began
@@ -149,7 +149,7 @@ def within_error(picked: Score, choice: Score) -> bool:
 def shrink(model, scores: list[Score]) -> None:
     """Take out the next few sub-layers by these scores, so that the next depth is one that a run would meet."""
     for _ in range(DROPS_BETWEEN):
-        left = sub.units(model, "sublayer", packable_only=True)
+        left = sub.units(model, "sublayer", packable=True)
         sub.remove(model, *choose([score for score in scores if score.unit in left])[0].unit)
 
 
