@@ -145,7 +145,7 @@ def write_quantized(
         parts = memory.checkpoint_bytes(folder)
         metrics[f"size_{when}_gb"] = round(sum(parts.values()) / 1e9, 6)
         metrics[f"blocks_{when}_gb"] = round(parts["blocks"] / 1e9, 6)
-    runs.remove_partials(directory)
+    runs.remove_partials(directory, held=True)
     runs.write_json(directory / "quantize_metrics.json", metrics)
     sizes = f"{metrics['size_before_gb']:.3f} -> {metrics['size_after_gb']:.3f} GB"
     print(f"quantized in {seconds / 60:.1f} min: {sizes}; kernel here {kernel or 'none'}; wrote {directory}/")

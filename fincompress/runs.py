@@ -7,12 +7,15 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
+
+import psutil
 
 from fincompress import distributed, provenance
 from fincompress.errors import UserError
@@ -26,6 +29,7 @@ LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "LLAMA_CPP", "RUN")
 RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
 HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
+NODE = platform.node().replace(".", "-")  # another machine that shares the disk has process numbers of its own
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
@@ -36,7 +40,8 @@ def atomic_path(path: Path):
     Works for a file or a folder. A file is synced before it is renamed, so a crash leaves the old one or the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove_partials(path.parent)
+    partial = path.with_name(f".{path.name}.{NODE}.{os.getpid()}.partial")
     try:
         yield partial
         if partial.is_dir():
@@ -57,10 +62,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_partials(directory: Path) -> None:
-    """Remove what a kill left half-written in a folder that this process holds: elsewhere it may be being written."""
+def remove_partials(directory: Path, held: bool = False) -> None:
+    """Remove what a kill left half-written: of processes of this machine that ended, or all in a ``held`` folder."""
     for partial in directory.glob(".*.partial"):
-        remove(partial)
+        node, process = partial.name.split(".")[-3:-1]
+        if held or (node == NODE and process.isdigit() and not psutil.pid_exists(int(process))):
+            with contextlib.suppress(FileNotFoundError):  # another process removes them too
+                remove(partial)
 
 
 def check_room(directory: Path, gb: float) -> None:
@@ -90,7 +98,7 @@ def hold(directory: Path) -> None:
         except OSError:  # a file system without locks
             pass
         HELD[directory] = folder
-    remove_partials(directory)
+    remove_partials(directory, held=True)
 
 
 @atexit.register

@@ -47,6 +47,8 @@ def run_script(*arguments, cwd=REPOSITORY, kill=None, seconds=900, **environment
     arguments, environment = [*map(str, arguments)], {name: str(value) for name, value in environment.items()}
     with TemporaryDirectory() as folder:
         said = [Path(folder) / name for name in ("out", "err")]
+        for path in said:
+            path.touch()  # a kill may come first
         process = FORKS.Process(target=_run, args=(arguments, cwd, os.environ | environment, said, kill))
         process.start()
         process.join(seconds)

@@ -193,11 +193,16 @@ def test_what_a_kill_left_half_written_is_removed_at_the_next_start(tmp_path, fi
     assert tree(tmp_path) == before and not list(directory.glob("*.partial"))
 
 
-def test_a_write_leaves_what_another_process_is_writing_beside_it(tmp_path):
-    """It may run in another container, or on another machine that shares the disk: its number says nothing here."""
-    (tmp_path / ".a.csv.4194303.partial").touch()
+def test_a_write_removes_what_processes_of_this_machine_left_when_they_ended_and_nothing_else(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".a.csv.{runs.NODE}.{ended.pid}.partial").touch()
+    # This process is at it, or one in another container, or on another machine that shares the disk.
+    others = [f".b.csv.{runs.NODE}.{os.getpid()}.partial", f".a.csv.another.{ended.pid}.partial", ".checkpoint.partial"]
+    for name in others:
+        (tmp_path / name).touch()
     runs.write_json(tmp_path / "c.json", {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".a.csv.4194303.partial", "c.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "c.json"])
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):

@@ -245,7 +245,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         shutil.rmtree(directory / "merged", ignore_errors=True)
         folders[kept].rename(directory / "merged")
     finally:
-        runs.remove_partials(directory)
+        runs.remove_partials(directory, held=True)
     print(f"kept the adapter merged into the {kept} weights")
     return merged
 
