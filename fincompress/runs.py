@@ -38,8 +38,9 @@ def atomic_path(path: Path):
     """A path beside ``path`` to write to; renamed onto ``path`` when the block ends well, removed when it does not.
 
     Works for a file or a folder. A file is synced before it is renamed, so a crash leaves the old one or the new one.
+    Raises UserError where the folder that it lies in cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_partials(path.parent)
     partial = path.with_name(f".{path.name}.{NODE}.{os.getpid()}.partial")
     try:
@@ -71,6 +72,14 @@ def remove_partials(directory: Path, held: bool = False) -> None:
                 remove(partial)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none; raises UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}/ cannot be made: {error.strerror}; choose another RUN or RESULTS_DIR") from None
+
+
 def check_room(directory: Path, gb: float) -> None:
     """Raise UserError where the disk of a run's folder has not ``gb`` GB free."""
     there = next(path for path in (directory, *directory.resolve().parents) if path.exists())
@@ -85,9 +94,9 @@ def check_room(directory: Path, gb: float) -> None:
 def hold(directory: Path) -> None:
     """Lock a run's folder until this process ends, also by a kill, and remove what a kill left half-written in it.
 
-    Makes the folder where there is none. Raises UserError where another process holds it.
+    Makes the folder where there is none. Raises UserError where that cannot be, or another process holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     if directory not in HELD:
         folder = os.open(directory, os.O_RDONLY)
         try:

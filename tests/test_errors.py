@@ -180,9 +180,12 @@ def test_a_closed_pipe_is_not_reported(lines):
     assert (script.stderr.read(), script.wait()) == ("", 1)
 
 
-def test_a_world_size_without_a_rank_is_no_launch(monkeypatch):
-    """As a job scheduler leaves it in the environment of every job."""
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.delenv("RANK", raising=False)
+@pytest.mark.parametrize("left", [{"WORLD_SIZE": "4"}, {"RANK": "3"}])
+def test_half_of_a_launchers_variables_is_no_launch(monkeypatch, left):
+    """As a job scheduler may leave them in the environment of every job."""
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
     distributed.join()
     assert distributed.is_main() and distributed.size() == 1

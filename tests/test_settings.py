@@ -266,6 +266,7 @@ def test_every_default_is_one_that_may_be_set(name):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
+        ("/proc/here", "/proc/here"),
         ("{root}/circle", "{root}/circle"),
         ("{root}/file/x", "{root}/file/x"),
         ("x" * 300, "x" * 300),

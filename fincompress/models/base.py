@@ -105,7 +105,7 @@ def base_model_path(base_model: str, results_dir: str) -> str:
         return base_model
     made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
     if not (made / "config.json").exists():
-        made.parent.mkdir(parents=True, exist_ok=True)  # or it would be told after the work
+        runs.make_folder(made.parent)  # or it would be told after the work
         make = convert_embedded if base_model == EMBEDDED else make_shape
         model, tokenizer, text = make(base_model)
         with runs.atomic_path(made) as partial:

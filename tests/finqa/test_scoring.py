@@ -1,6 +1,7 @@
 """Intervals, matching of bare answers, prediction files, and evaluate.py on a file of predictions."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -252,3 +253,21 @@ def test_gold_programs_of_the_release_score_full_marks(tmp_path):
     for name, correct in (("execution_accuracy", 883), ("program_accuracy", 883), ("invalid", 0)):
         assert (summary[name]["correct"], summary[name]["of"]) == (correct, 883)
     assert summary["data"]["source"] == "FinQA"
+
+
+@pytest.mark.parametrize(
+    ("text", "exe_ans", "correct"),
+    [
+        ("divide(1, 3)", 0.33333, True),
+        ("divide(1, 3)", 0.33334, False),
+        ("add(1, 2)", 3.0, True),
+        ("add(1, 2), divide(#0, 0)", 3.0, False),
+        ("greater(2, 1)", "yes", True),
+        ("greater(1, 2)", "yes", False),
+        ("", "yes", False),
+        ("subtract(inf, inf)", math.nan, False),
+    ],
+)
+def test_a_result_is_right_only_exactly(text, exe_ans, correct):
+    example = {"table": [], "exe_ans": exe_ans, "program": "add(1, 2)"}
+    assert scoring.score_program(program.tokenize(text), example)["execution_correct"] is correct

@@ -80,6 +80,7 @@ def large_numbers(texts: list[str]) -> set[str]:
 
 def test_splits_have_their_default_sizes(splits):
     assert {split: len(part) for split, part in splits.items()} == synthetic.DEFAULT_COUNTS
+    assert synthetic.DEFAULT_COUNTS == {"train": 3000, "dev": 400, "test": 400}
 
 
 def test_schema_is_the_official_one(everything):
@@ -275,6 +276,7 @@ def test_a_tenth_of_the_tables_have_a_row_a_year(splits):
 
 
 def test_families_have_several_wordings(splits):
+    assert len(questions.FAMILIES) == 34
     for _, *wordings in questions.FAMILIES:
         assert len(set(wordings)) >= 2
     openings = {

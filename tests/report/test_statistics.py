@@ -31,6 +31,22 @@ def test_mcnemar_is_the_binomial_tail(only_first, only_second, p):
     assert mcnemar(only_first, only_second) == pytest.approx(p, rel=1e-12)
 
 
+def test_mcnemar_agrees_with_agrestis_presidential_ratings():
+    # Agresti, Categorical Data Analysis, table 10.1: 150 against 86; z squared is 17.36, so p is about 3e-5.
+    assert 2e-5 < mcnemar(150, 86) < 5e-5
+
+
+def test_mcnemar_does_not_overflow_on_many_questions():
+    assert mcnemar(3000, 2000) < 1e-40
+    assert mcnemar(3000, 3000) == 1.0
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 60), (13, 14), (60, 59), (7, 7)])
+def test_mcnemar_is_one_probability_whichever_run_is_first(a, b):
+    p = mcnemar(a, b)
+    assert 0 < p <= 1 and p == mcnemar(b, a)
+
+
 def test_bootstrap_interval_is_that_of_resampled_questions():
     first, second = (np.array(list(side.values())) for side in verdicts(150, 90, 60, 583))
     low, high = statistics.bootstrap_difference(90, 60, 883)
@@ -83,7 +99,7 @@ def test_compare_counts_the_first_run_against_the_second():
     assert found["mcnemar_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
     turned = statistics.compare(second, first)
     assert turned["difference"] == -found["difference"]
-    assert found["confidence"] == 0.95
+    assert found["confidence"] == 0.95 and statistics.RESAMPLES == 10_000
 
 
 def test_order_of_the_questions_does_not_matter():
