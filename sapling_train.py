@@ -22,6 +22,7 @@ RUN: str = "sapling"  # name of this run
 # What is dropped
 DROP_UNIT: str = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
 CRITERION: str = "calibration"  # or "kl", "taylor", "block_influence", ...: a file of fincompress/depth/criteria/
+TIES: str = "nll"  # of units that leave as many programs exact the lowest NLL goes; "norm": the paper's largest norm
 SCHEDULE: str = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
 PROTECT: bool = False  # never drop from the first and the last block
 PACKABLE_ONLY: bool = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
@@ -118,6 +119,7 @@ def check_settings(s: dict) -> None:
     """Raise UserError for a constant that makes no sense, alone or beside another."""
     check_choice("DROP_UNIT", DROP_UNIT, ("sublayer", "block"))
     check_choice("CRITERION", CRITERION, criteria.names())
+    check_choice("TIES", TIES, ("nll", "norm"))
     check_choice("SCHEDULE", SCHEDULE, ("successive", "one_shot"))
     check_choice("UPDATE", UPDATE, ("full", "qlora"))
     check_recovery(s)

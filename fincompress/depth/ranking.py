@@ -43,12 +43,14 @@ class Score:
 class Ranking:
     """Scores of the units that may be dropped, and of the whole model under an empty unit (None: not scored yet).
 
-    ``by`` says which unit goes first: "order" the first one, "accuracy" and "nll" as ``choose`` decides.
+    ``by`` says which unit goes first: "order" the first one, "accuracy" and "nll" as ``choose`` decides, by norms too
+    with ``norms``.
     """
 
     scores: list[Score]
     whole: Score | None = None
     by: str = "order"
+    norms: bool = False
 
     @classmethod
     def lowest_first(cls, values: dict[Unit, float]) -> Ranking:
@@ -64,7 +66,7 @@ class Ranking:
         if self.by == "order":
             return (left[0] if left else None), self.by
         left = [score for score in left if score.questions == self.whole.questions]
-        return choose(left, self.by == "accuracy") if left else (None, self.by)
+        return choose(left, self.by == "accuracy", self.norms) if left else (None, self.by)
 
     def order(self) -> list[Unit]:
         """All units in the order in which they would go."""
@@ -75,13 +77,13 @@ class Ranking:
         return order
 
 
-def choose(scores: list[Score], by_accuracy: bool = True) -> tuple[Score, str]:
+def choose(scores: list[Score], by_accuracy: bool = True, norms: bool = False) -> tuple[Score, str]:
     """The unit to drop, and what decided: ``accuracy``, ``nll``, ``norm``, or ``only`` where there is one candidate.
 
     The one whose absence leaves the highest accuracy. Units within one standard error of it, of the difference on
-    the same questions, tie; among those the lowest NLL decides, and within one standard error of that the largest
-    Frobenius norm. Attention and MLP are compared alike. Only units that saw every question take part. Without
-    ``by_accuracy`` the NLL decides first, or the KL that stands for it.
+    the same questions, tie; among those the lowest NLL decides. With ``norms`` units within one standard error of that
+    tie too, and the largest Frobenius norm decides (TrimLLM's tie-breaker). Attention and MLP are compared alike. Only
+    units that saw every question take part. Without ``by_accuracy`` the NLL decides first, or the KL in its place.
     """
     most = max(score.questions for score in scores)
     scores = [score for score in scores if score.questions == most]
@@ -93,7 +95,7 @@ def choose(scores: list[Score], by_accuracy: bool = True) -> tuple[Score, str]:
         return best, "accuracy"
     best = min(tied, key=lambda score: score.nll.mean())
     tied = [score for score in tied if not behind(score.nll, best.nll, errors=1)]
-    if len(tied) == 1:
+    if len(tied) == 1 or not norms:
         return best, "nll"
     return max(tied, key=lambda score: score.norm), "norm"
 

@@ -2,14 +2,17 @@
 
 Only what comes after a unit changes without it, so the stream that enters each unit is computed once and each unit runs
 its suffix alone: the same scores for half the work. With early elimination most units are eliminated after a few
-questions.
+questions. Where a dropped unit will be patched, it is scored as patched.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from fincompress import distributed
@@ -22,6 +25,13 @@ FIRST_CUT = 8  # questions before which no unit is eliminated, whatever the batc
 FINALISTS = 4  # units, at least, that see every question
 
 
+class Patch(NamedTuple):
+    """What the projection before a unit takes up of it, when it is dropped."""
+
+    before: SubLayer  # which ends with that projection
+    added: torch.Tensor  # to its weight, (hidden, in), in the type that is computed with
+
+
 @dataclass
 class Trace:
     """One forward pass over a batch: the stream wherever a sub-layer adds to it, and the arguments of each block."""
@@ -29,6 +39,7 @@ class Trace:
     streams: dict[SubLayer, torch.Tensor]  # what enters each sub-layer, (batch, tokens, hidden)
     last: torch.Tensor  # what leaves the last block, (batch, tokens, hidden)
     squares: dict[SubLayer, torch.Tensor]  # sum of squares of what each sub-layer adds, padding left out
+    inputs: dict[SubLayer, torch.Tensor]  # what enters the last projection of some sub-layers, (batch, tokens, in)
     arguments: list[dict]  # keyword arguments of each block: masks, positions
     logits: torch.Tensor  # of the target positions, (batch, K - 1, vocabulary)
     labels: torch.Tensor  # (batch, K - 1)
@@ -42,10 +53,13 @@ class Trace:
 
 
 @torch.no_grad()
-def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
-    """Run the whole model once and keep what the suffixes will need. Hooks are gone afterwards."""
+def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLayer] = ()) -> Trace:
+    """Run the whole model once and keep what the suffixes will need; of ``projections`` also what enters them.
+
+    Hooks are gone afterwards.
+    """
     layers = sub.decoder(model).layers
-    streams, squares, arguments, last = {}, {}, [{} for _ in layers], []
+    streams, squares, inputs, arguments, last = {}, {}, {}, [{} for _ in layers], []
     mask = batch["attention_mask"].unsqueeze(-1)
     hooks = []
 
@@ -69,25 +83,33 @@ def trace(model, batch: dict[str, torch.Tensor]) -> Trace:
 
         return sub.module(model, one).register_forward_hook(hook)
 
+    def projects(one):
+        def hook(projection, args):
+            inputs[one] = args[0]
+
+        return sub.projection(model, one).register_forward_pre_hook(hook)
+
     try:
         for number in range(len(layers)):
             hooks += [enters_block(number), enters_mlp(number)]
-        hooks += [adds(one) for one in sub.sublayers(model)]
+        hooks += [adds(one) for one in sub.sublayers(model)] + [projects(one) for one in projections]
         hooks.append(layers[-1].register_forward_hook(lambda block, args, output: last.append(output)))
         logits, labels = target_logits(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return Trace(streams, last[0], squares, arguments, logits, labels)
+    return Trace(streams, last[0], squares, inputs, arguments, logits, labels)
 
 
 @torch.no_grad()
-def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.Tensor]:
+def scores_without(model, unit: Unit, seen: Trace, patch: Patch | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone.
 
     The last MLP, after which no attention comes, runs for these alone too: most positions are prompt, or padding.
     """
     decoder, first, stream = sub.decoder(model), unit[0], seen.streams[unit[0]]
+    if patch:
+        stream = stream + F.linear(seen.inputs[patch.before], patch.added)
     start = first.block if first.kind == "attention" else first.block + 1
     targets = slice(-seen.labels.shape[1] - 1, -1)
     with sub.skipped(model, *unit):
@@ -101,6 +123,20 @@ def scores_without(model, unit: Unit, seen: Trace) -> tuple[torch.Tensor, torch.
         if late:
             stream = stream + mlp(norm(stream))
     return question_scores(model.get_output_embeddings()(decoder.norm(stream)), seen.labels, seen.teacher)
+
+
+@contextlib.contextmanager
+def dropped(model, unit: Unit, patch: Patch | None = None):
+    """Run the whole model without ``unit``, the projection before it patched; afterwards it is as it was."""
+    with contextlib.ExitStack() as stack:
+        if patch:
+
+            def hook(projection, args, output):
+                return output + F.linear(args[0], patch.added)
+
+            stack.enter_context(sub.projection(model, patch.before).register_forward_hook(hook))
+        stack.enter_context(sub.skipped(model, *unit))
+        yield
 
 
 def nested_batches(order: list[int], lengths: list[int], size: int) -> list[list[int]]:
@@ -175,6 +211,7 @@ def scan(
     earlier: dict[Unit, float] | None = None,
     cached: bool = True,
     teacher: Callable[[dict], torch.Tensor] | None = None,
+    patches: dict[Unit, Patch] | None = None,
 ) -> tuple[list[Score], Score]:
     """Score the model without each of ``units``; also returns the score of the model as it is, under an empty unit.
 
@@ -183,15 +220,15 @@ def scan(
     ``Elimination`` leaves few units that have seen every question: enough for one or two ``drops``; of more, each may
     stand in the way of two, and seldom the last finds no unit. ``cached=False`` runs the whole network for every unit:
     the reference. ``teacher`` gives the logits of a batch's target tokens; scores are then KL(teacher || model) instead
-    of the gold program's negative log-likelihood. Several processes share the questions of each batch, and all know all
-    scores before any unit is eliminated.
+    of the gold program's negative log-likelihood. ``patches`` are those that dropped units would leave. Several
+    processes share the questions of each batch, and all know all scores before any unit is eliminated.
     """
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
     race = Elimination(units, drops, earlier)
     bar = tqdm(batches, desc="scan", unit="batch", delay=5, leave=False, disable=not distributed.is_main())
     for batch in bar:
-        found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher)
+        found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, patches or {})
         for score, (nll, exact, squares) in zip(
             [whole, *(scores[unit] for unit in race.alive)], _joined(found), strict=True
         ):
@@ -204,19 +241,19 @@ def scan(
 Scores = tuple[torch.Tensor, torch.Tensor, float]  # of a model on some questions: what ``Score.add`` takes
 
 
-def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cached, teacher) -> list[Scores]:
+def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cached, teacher, patches) -> list[Scores]:
     """Scores of the model as it is, and without each unit, on the questions of a batch."""
     if not len(batch["labels"]):  # fewer questions than processes
         nothing = torch.zeros(0)
         return [(nothing, nothing, 0.0)] * (1 + len(units))
-    seen = trace(model, batch)
+    seen = trace(model, batch, {patch.before for patch in patches.values()})
     seen.teacher = teacher(batch) if teacher else None
     found = [(*question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
     for unit in units:
         if cached:
-            nll, exact = scores_without(model, unit, seen)
+            nll, exact = scores_without(model, unit, seen, patches.get(unit))
         else:
-            with sub.skipped(model, *unit), torch.no_grad():
+            with dropped(model, unit, patches.get(unit)), torch.no_grad():
                 logits = at_targets(target_logits(model, batch)[0], seen.labels)
             nll, exact = question_scores(logits, seen.labels, seen.teacher)
         found.append((nll, exact, float(sum(seen.squares[one] for one in unit))))

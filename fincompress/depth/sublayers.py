@@ -19,6 +19,7 @@ KINDS = ("attention", "mlp")
 LIKE_LLAMA = ("llama", "mistral", "qwen2", "qwen3")  # model types whose blocks add twice to the stream, unscaled
 # Where a sub-layer lies in a decoder block of these: its norm and its body.
 PARTS = {"attention": ("input_layernorm", "self_attn"), "mlp": ("post_attention_layernorm", "mlp")}
+PROJECTIONS = {"attention": "o_proj", "mlp": "down_proj"}  # the last of each body: what it gives is added to the stream
 Parts = dict[tuple[int, str], nn.Module]  # (block, name of the part) -> the module that stood there
 
 
@@ -59,6 +60,11 @@ def decoder(model: nn.Module) -> nn.Module:
 def module(model: nn.Module, sublayer: SubLayer) -> nn.Module:
     """The attention or MLP module of a sub-layer, or ``Nothing`` where it was removed."""
     return getattr(decoder(model).layers[sublayer.block], PARTS[sublayer.kind][1])
+
+
+def projection(model: nn.Module, sublayer: SubLayer) -> nn.Linear:
+    """What a sub-layer that was not removed ends with."""
+    return getattr(module(model, sublayer), PROJECTIONS[sublayer.kind])
 
 
 def sublayers(model: nn.Module) -> list[SubLayer]:

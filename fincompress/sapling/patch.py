@@ -11,9 +11,10 @@ from peft.tuners.lora import LoraLayer
 
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
-from fincompress.depth.scan import trace
+from fincompress.depth.scan import Patch, trace
+from fincompress.depth.sublayers import SubLayer
 
-PROJECTIONS = {"attention": "o_proj", "mlp": "down_proj"}
+AT_ONCE = 16  # units whose sums are held in memory; every so many more cost another pass over the examples
 RIDGE = 0.01  # of the mean of the Gram matrix's diagonal
 
 
@@ -23,44 +24,63 @@ def absorb(
 ) -> list[torch.nn.Parameter]:
     """Change the last projection before ``unit`` to add, as nearly as it can, what the unit adds too.
 
-    That is a ridge regression from the projection's inputs to what the unit adds to the stream, over all tokens of
-    ``batches``. Tokens are weighted by the inverse of their stream's norm, which is what the next norm sees of them: a
-    few are a hundred times as long as others. Returns the parameters that changed: the projection's weight, or with
-    ``adapters`` both matrices of its active adapter. None do where no projection before it reads anything (the unit is
-    the first that is left, or follows an empty slot), or where that one has no adapter.
+    Returns the parameters that changed: the projection's weight, or with ``adapters`` both matrices of its active
+    adapter. None do where no projection before it reads anything (the unit is the first that is left, or follows an
+    empty slot), or where that one has no adapter.
     """
-    left = sub.sublayers(model)
-    place = left.index(unit[0])
-    if place == 0:
+    sums = _sums(model, [unit], batches)
+    if not sums:
         return []
-    before = left[place - 1]
-    projection, seen = getattr(sub.module(model, before), PROJECTIONS[before.kind]), []
-    if adapters and not isinstance(projection, LoraLayer):
-        return []
-    # In main memory: for a 7B model they are gigabytes.
-    gram = torch.zeros(projection.in_features, projection.in_features, dtype=torch.float64)
-    cross = torch.zeros(projection.in_features, projection.out_features, dtype=torch.float64)
-    hook = projection.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    try:
-        for batch in batches:
-            entering, leaving = trace(model, batch).around(unit[0], unit[-1])
-            real = batch["attention_mask"].bool()
-            weight = 1 / entering[real].float().norm(dim=-1, keepdim=True)
-            inputs = seen.pop()[real].float() * weight
-            with torch.autocast(inputs.device.type, enabled=False):  # it would multiply in 16 bits
-                gram += (inputs.T @ inputs).cpu()
-                cross += (inputs.T @ ((leaving - entering)[real].float() * weight)).cpu()
-    finally:
-        hook.remove()
-    if not gram.any():
-        return []
-    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-    added = torch.linalg.solve(gram, cross).T
+    before, gram, cross = sums[unit]
+    projection = sub.projection(model, before)
     if adapters:
-        return add_to_adapter(projection, added, gram)
+        return add_to_adapter(projection, _solved(gram, cross), gram) if isinstance(projection, LoraLayer) else []
+    added = _solved(gram, cross).to(projection.weight.device, torch.float32)
     # Held in float32 from now on: one-shot drops patch before the weights that are trained are.
-    projection.weight.data = projection.weight.data.float() + added.to(projection.weight.device, torch.float32)
+    projection.weight.data = projection.weight.data.float() + added
     return [projection.weight]
+
+
+@torch.no_grad()
+def fit_patches(model: torch.nn.Module, units: list[Unit], batches: list[dict[str, torch.Tensor]]) -> dict[Unit, Patch]:
+    """What ``absorb`` would add to a weight for each of ``units``; nothing is changed. Some have no patch."""
+    patches = {}
+    for begin in range(0, len(units), AT_ONCE):
+        for unit, (before, gram, cross) in _sums(model, units[begin : begin + AT_ONCE], batches).items():
+            patches[unit] = Patch(before, _solved(gram, cross).to(sub.projection(model, before).weight))
+    return patches
+
+
+def _sums(model, units: list[Unit], batches) -> dict[Unit, tuple[SubLayer, torch.Tensor, torch.Tensor]]:
+    """Of each unit with a projection before it that reads something: its sub-layer, and the regression's sums.
+
+    It is a ridge regression from the projection's inputs to what the unit adds to the stream, over all tokens of
+    ``batches``. Tokens are weighted by the inverse of their stream's norm, which is what the next norm sees of them: a
+    few are a hundred times as long as others. The sums are the Gram matrix of the inputs, (in, in), and that of inputs
+    and outputs, (in, hidden), in float64.
+    """
+    left, sums = sub.sublayers(model), {}
+    before = {unit: left[left.index(unit[0]) - 1] for unit in units if unit[0] != left[0]}
+    for batch in batches:
+        seen, real = trace(model, batch, before.values()), batch["attention_mask"].bool()
+        for unit, one in before.items():
+            entering, leaving = (stream[real].float() for stream in seen.around(unit[0], unit[-1]))
+            weight = 1 / entering.norm(dim=-1, keepdim=True)
+            inputs, wanted = seen.inputs[one][real].float() * weight, (leaving - entering) * weight
+            with torch.autocast(inputs.device.type, enabled=False):  # it would multiply in 16 bits
+                found = inputs.T @ inputs, inputs.T @ wanted
+            # In main memory: for a 7B model they are gigabytes.
+            gram, cross = (product.cpu().double() for product in found)
+            if unit in sums:
+                gram, cross = gram.add_(sums[unit][1]), cross.add_(sums[unit][2])
+            sums[unit] = one, gram, cross
+    return {unit: found for unit, found in sums.items() if found[1].any()}
+
+
+def _solved(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:
+    """The regression's solution, (hidden, in); the ridge is added to ``gram``."""
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    return torch.linalg.solve(gram, cross).T
 
 
 def add_to_adapter(projection: LoraLayer, added: torch.Tensor, gram: torch.Tensor) -> list[torch.nn.Parameter]:

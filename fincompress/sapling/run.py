@@ -10,9 +10,9 @@ from fincompress import distributed, memory, runs, training
 from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Ranking, Score, Unit
-from fincompress.depth.scan import nested_batches, scan
+from fincompress.depth.scan import Patch, nested_batches, scan
 from fincompress.errors import UserError
-from fincompress.sapling.patch import absorb
+from fincompress.sapling.patch import absorb, fit_patches
 from fincompress.sapling.recovery import train_stage
 from fincompress.sapling.state import STATE, Moments, State
 from fincompress.sapling.student import Student
@@ -149,7 +149,8 @@ class Run:
         with student.scoring_model() as model:
             if units:
                 rank = criteria.get(s["CRITERION"])
-                ranking = rank(model, units, self.questions(len(self.calibration)), self.context())
+                patches = self.patches(model, units) if "patches" in rank.needs else {}
+                ranking = rank(model, units, self.questions(len(self.calibration)), self.context(patches))
                 ranking = distributed.from_main(lambda: ranking)  # other devices may round otherwise
             if ranking.whole is None:
                 ranking.whole = Score(())
@@ -194,7 +195,7 @@ class Run:
         size = self.settings["SCAN_BATCH_SIZE"]
         return score_targets(model, self.calibration, self.collator, size, self.student.dtype)
 
-    def context(self) -> criteria.Context:
+    def context(self, patches: dict[Unit, Patch]) -> criteria.Context:
         """What the criterion may want to know."""
         s = self.settings
         rows = [row for row in self.state.layer_scores if row["scan"] == self.state.scans and row["purpose"] == "drop"]
@@ -205,6 +206,8 @@ class Run:
             eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
             earlier={sub.parse_unit(row["unit"]): row["nll"] - row["nll_whole"] for row in rows if "nll" in row},
             teacher=lambda batch: self.teacher(batch)[0],
+            norms=s["TIES"] == "norm",
+            patches=patches,
         )
 
     def record_scores(self, ranking: Ranking, purpose: str = "drop") -> None:
@@ -264,16 +267,28 @@ class Run:
         s, state, student = self.settings, self.state, self.student
         if not s["PATCH_EXAMPLES"]:
             return
-        count = min(s["PATCH_EXAMPLES"], len(self.train_set))
-        order, _ = training.shuffled_stream(len(self.train_set), 0, count, s["SEED"])
-        batches = self.batches(self.train_set, order)
         with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
-            changed = absorb(student.model, unit, batches, adapters=s["UPDATE"] == "qlora")
+            changed = absorb(student.model, unit, self.patch_batches(), adapters=s["UPDATE"] == "qlora")
         places = {id(parameter) for parameter in changed}
         names = {name for name, parameter in student.model.named_parameters() if id(parameter) in places}
         state.patched = sorted({*state.patched, *names})
         if s["UPDATE"] == "qlora":  # an adapter has other directions now
             self.moments = {name: kept for name, kept in self.moments.items() if name not in names}
+
+    def patches(self, model, units: list[Unit]) -> dict[Unit, Patch]:
+        """How each unit would be patched, so that it is scored as it would be dropped.
+
+        None with adapters: to cut every patch to their rank would take longer than the scan.
+        """
+        if not self.settings["PATCH_EXAMPLES"] or self.settings["UPDATE"] == "qlora":
+            return {}
+        return fit_patches(model, units, self.patch_batches())
+
+    def patch_batches(self) -> list[dict[str, torch.Tensor]]:
+        """The examples of the training set that patches are fitted on."""
+        count = min(self.settings["PATCH_EXAMPLES"], len(self.train_set))
+        order, _ = training.shuffled_stream(len(self.train_set), 0, count, self.settings["SEED"])
+        return self.batches(self.train_set, order)
 
     def record_drop(self, name: str, score: Score, decided_by: str, whole: Score) -> None:
         """A row of trajectory.csv; what follows training is added by ``score``."""

@@ -19,7 +19,7 @@ from fincompress.settings import check_choice
 PAPER = {  # what RECOVERY = "paper" sets: Algorithm 1 as it is published
     "KL": 0.0, "CROSS_ENTROPY": 1.0, "HIDDEN_STATES": 0.0, "HEAL_AT": [], "KEEP_MOMENTS": False,
     "PATCH_EXAMPLES": 0, "PROTECT": False, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True,
-    "LR_SCHEDULE": "cosine",
+    "LR_SCHEDULE": "cosine", "TIES": "norm",
 }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def test_every_criterion_ranks_every_unit_once(model, batches, name):
     ranking = criteria.get(name)(model, units, batches, Context(teacher=teacher))
     assert sorted(ranking.order()) == units
     assert ranking.by == {"kl": "nll", "calibration": "accuracy"}.get(name, "order")
-    assert set(criteria.get(name).needs) <= {"gradients", "teacher", "blocks"}
+    assert set(criteria.get(name).needs) <= {"gradients", "teacher", "blocks", "patches"}
 
 
 def test_the_example_in_contributing_md_is_a_criterion(model, batches, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Which unit goes: accuracy, then NLL, then the norm, with ties as specified; or the first of an order."""
+"""Which unit goes: accuracy, then NLL, or then the norm, with ties as specified; or the first of an order."""
 
 import math
 
@@ -33,12 +33,19 @@ def test_more_than_one_standard_error_in_accuracy_is_no_tie():
     assert best.unit[0].kind == "attention" and why == "accuracy"
 
 
-def test_a_tie_in_both_falls_to_the_largest_norm():
+def test_a_tie_in_both_falls_to_the_largest_norm_where_that_is_asked_and_else_to_the_lowest_nll():
     exact, noise = [1.0, 0.0] * 50, torch.randn(100, generator=torch.Generator().manual_seed(0))
     nll = (0.5 + 0.1 * noise).tolist()
     near = (0.5 + 0.1 * noise.flip(0)).tolist()
-    best, why = ranking.choose([score("mlp", exact, nll, norm=3.0), score("attention", exact, near, norm=9.0)])
-    assert best.unit[0].kind == "attention" and why == "norm"
+    candidates = [score("mlp", exact, nll, norm=3.0), score("attention", exact, near, norm=9.0)]
+    candidates[0].nll -= 1e-4
+    assert ranking.choose(candidates, norms=True) == (candidates[1], "norm")
+    assert ranking.choose(candidates) == (candidates[0], "nll")
+    whole = Score((), torch.zeros(100), torch.ones(100))
+    for by in ("accuracy", "nll"):
+        for norms, first in ((True, 1), (False, 0)):
+            ranked = Ranking(candidates, whole, by=by, norms=norms)
+            assert ranked.next([one.unit for one in candidates])[0] == candidates[first]
 
 
 def test_more_than_one_standard_error_in_nll_is_no_tie():
@@ -46,7 +53,7 @@ def test_more_than_one_standard_error_in_nll_is_no_tie():
     for errors, decided in ((0.7, "norm"), (1.4, "nll")):
         behind = (errors * ranking.standard_error(swing) + swing).tolist()
         one, other = score("mlp", exact, [0.0] * 100), score("attention", exact, behind, norm=9.0)
-        assert ranking.choose([one, other])[1] == decided
+        assert ranking.choose([one, other], norms=True)[1] == decided
 
 
 def test_only_units_that_saw_every_question_are_chosen():

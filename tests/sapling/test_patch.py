@@ -1,12 +1,15 @@
 """The patch in closed form: the projection before a dropped unit takes up what the unit did."""
 
+import copy
+
 import pytest
 import torch
 from depth_models import CONFIGS, make_batches, make_model
 from peft import LoraConfig, get_peft_model
 
 from fincompress.depth import sublayers as sub
-from fincompress.depth.scan import trace
+from fincompress.depth.scan import scan, trace
+from fincompress.sapling import patch
 from fincompress.sapling.patch import absorb
 
 
@@ -28,6 +31,30 @@ def test_without_a_unit_the_stream_is_nearer_to_what_it_was_when_the_layer_befor
     assert (after(model, batch, unit) - wanted).norm() < 0.9 * unpatched
     names = [key for key, parameter in model.named_parameters() if any(parameter is one for one in changed)]
     assert names == [f"model.layers.{'2.self_attn.o_proj' if 'mlp' in name else '1.mlp.down_proj'}.weight"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize(("drop_unit", "packable"), [("sublayer", False), ("sublayer", True), ("block", False)])
+def test_a_unit_is_scored_as_it_is_dropped(monkeypatch, drop_unit, packable, cached):
+    """With the patch that it would leave behind; sums of a few units are held at once."""
+    monkeypatch.setattr(patch, "AT_ONCE", 4)
+    batches, model = make_batches(), make_model()
+    sub.remove(model, sub.SubLayer(1, "attention"), sub.SubLayer(3, "mlp"))
+    units = sub.units(model, drop_unit, packable)
+    patches = patch.fit_patches(model, units, batches[:2])
+    assert set(patches) == set(units[1:])  # before the first one nothing stands
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    scores, _ = scan(model, units, batches, cached=cached, patches=patches)
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    unpatched, _ = scan(model, units, batches)
+    for score, plain in zip(scores, unpatched, strict=True):
+        left = copy.deepcopy(model)
+        absorb(left, score.unit, batches[:2])
+        sub.remove(left, *score.unit)
+        _, whole = scan(left, [], batches)
+        assert torch.allclose(score.nll, whole.nll, atol=1e-4)
+        assert torch.equal(score.exact, whole.exact)
+        assert torch.equal(score.nll, plain.nll) == (score.unit == units[0])
 
 
 def test_a_unit_that_adds_what_the_projection_could_add_is_taken_up_whole(monkeypatch):

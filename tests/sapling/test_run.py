@@ -25,7 +25,7 @@ def test_a_run_leaves_its_tables_and_a_checkpoint_per_depth(sapling):
     assert metrics["share_of_bytes"] <= 0.52 < trajectory["share_of_bytes"].iloc[-2]
     assert trajectory["units_left"].tolist() == list(range(10, 10 - 2 * len(trajectory), -2))
     assert trajectory["nll_after_training"].notna().all()
-    assert set(trajectory["decided_by"]) <= {"accuracy", "nll", "norm"}
+    assert set(trajectory["decided_by"]) <= {"accuracy", "nll"}
     depths = sorted((int(p.name) for p in directory.iterdir() if p.is_dir()), reverse=True)
     assert depths == list(range(12, metrics["units_left"] - 1, -2))
     full = (directory / "12" / "model.safetensors").stat().st_size
@@ -196,6 +196,23 @@ def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
     assert not (six[0] / "by_kl" / "teaching.safetensors").exists()
 
 
+@pytest.mark.parametrize("criterion", ["calibration", "kl"])
+def test_without_training_a_drop_leaves_what_its_score_said(six, phase_1, criterion):
+    """With its patch, on the same questions; the next scan asks them again."""
+    more = (
+        f"--CRITERION={criterion}",
+        "--PATCH_EXAMPLES=8",
+        "--CYCLE_EPOCHS=0",
+        "--HEALING_EPOCHS=0",
+        "--HEAL_AT=[]",
+        "--TARGET_SIZE=0.7",
+    )
+    done(*SAPLING, *TAUGHT, *more, f"--RUN=scored_{criterion}", **six[1])
+    dropped = pd.read_csv(six[0] / f"scored_{criterion}" / "trajectory.csv")
+    assert len(dropped) == 3
+    assert dropped["nll_after_training"][:2].tolist() == pytest.approx(dropped["nll_alone"][:2].tolist(), rel=5e-3)
+
+
 def test_a_depth_to_heal_may_be_a_share_of_the_bytes(six, phase_1):
     """Of 12 sub-layers 10 have 88 %, 8 have 75 %."""
     done(*SAPLING, *TAUGHT, "--HEAL_AT=[0.8]", "--TARGET_SIZE=0.7", "--RUN=by_share", **six[1])
@@ -207,8 +224,20 @@ def test_the_paper_s_recovery_is_set_by_one_constant(six, phase_1):
     more = ("--RECOVERY=paper", "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--RUN=paper")
     assert "RECOVERY = 'paper' sets KL = 0.0" in done(*SAPLING, *TAUGHT, *more, **six[1])
     record = read(six[0] / "paper" / "settings.json")["settings"]
-    assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["KL"]) == (0.25, [], 0.0)
+    assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["KL"], record["TIES"]) == (0.25, [], 0.0, "norm")
     assert len(read(six[0] / "paper" / "train_metrics.json")["trainable"]) == 3
+
+
+@pytest.mark.parametrize("ties", ["nll", "norm"])
+def test_what_decides_a_tie_is_a_constant(six, ties, monkeypatch):
+    settings = settings_of(six[1], RUN=f"ties_{ties}", TIES=ties, START_FROM=None, KL=0.0, HIDDEN_STATES=0.0)
+    run = method.open_run(settings | {"PATCH_EXAMPLES": 0}, "sapling_train.py")
+    monkeypatch.setattr("fincompress.depth.ranking.behind", lambda *scores, errors: False)  # all tie
+    scores = run.score()
+    best, reason = scores.next(run.student.allowed())
+    last = [score for score in scores.scores if score.questions == scores.whole.questions]
+    wanted = min(last, key=lambda score: score.nll.mean()) if ties == "nll" else max(last, key=lambda score: score.norm)
+    assert (best, reason) == (wanted, ties)
 
 
 def test_adapters_start_from_phase_1_without_quantizing_what_it_learned(six, phase_1, monkeypatch):

@@ -16,13 +16,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # --help names the criteria without importing torch
     import torch
 
     from fincompress.depth.ranking import Ranking, Unit
+    from fincompress.depth.scan import Patch
 
 
 @dataclass
@@ -35,11 +36,13 @@ class Context:
     eliminate: bool = False  # whether a scan may eliminate units after a few questions
     earlier: dict[Unit, float] | None = None  # NLL lost without each unit, as the last scan found it
     teacher: Callable[[dict], torch.Tensor] | None = None  # logits of a batch's target tokens, of the unpruned model
+    norms: bool = False  # whether among units that tie the largest norm goes first
+    patches: dict[Unit, Patch] = field(default_factory=dict)  # with which units would be dropped
 
 
 def criterion(*needs: str) -> Callable:
     """Mark a criterion's function, which bears the name of its file, with what it needs: "gradients" of the weights, a
-    "teacher", whole "blocks"."""
+    "teacher", whole "blocks", "patches"."""
 
     def mark(function):
         function.needs = needs

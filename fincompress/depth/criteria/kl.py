@@ -5,10 +5,11 @@ from fincompress.depth.ranking import Ranking
 from fincompress.depth.scan import scan
 
 
-@criterion("teacher")
+@criterion("teacher", "patches")
 def kl(model, units, batches, context):
-    """First goes the unit without which the model stays nearest to its teacher; ties fall to the norm."""
+    """First goes the unit without which the model stays nearest to its teacher."""
     scores, whole = scan(
-        model, units, batches, context.eliminate, context.drops, context.earlier, teacher=context.teacher
-    )
-    return Ranking(scores, whole, by="nll")
+        model, units, batches, context.eliminate, context.drops, context.earlier, teacher=context.teacher,
+        patches=context.patches,
+    )  # fmt: skip
+    return Ranking(scores, whole, by="nll", norms=context.norms)
