@@ -64,7 +64,7 @@ def test_many_go_at_once_in_the_first_half_of_the_way_by_scans_on_other_question
     unit = (SubLayer(1, "mlp"),)  # eliminated after one question of two
     whole = Score((), torch.tensor([1.0, 9.0]), torch.ones(2))
     run.record_scores(Ranking([Score(unit, torch.tensor([3.0]), torch.ones(1))], whole))
-    told = run.context()
+    told = run.context({})
     assert (told.drops, told.eliminate, told.earlier) == (1, True, {unit: 2.0})
 
 
