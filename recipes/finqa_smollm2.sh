@@ -88,6 +88,7 @@ for seed in 1 2; do further seed_$seed --SEED=$seed; done
 for criterion in last block_influence taylor; do
     heal ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot --DROP_UNIT=block # blocks
 done
+heal scan_blocks_15 finqa_qlora 0.61 7 --SCHEDULE=one_shot --DROP_UNIT=block # the scan itself, once
 # Adapters on an NF4 base, as for a 7B model. Teacher and model share it, so 30 are made of phase 1 too
 run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${learn[@]}" --UPDATE=qlora --LEARNING_RATE=6e-4 \
     --TARGET_SIZE=0.61 --HEALING_EPOCHS=7
