@@ -157,9 +157,9 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     }  # fmt: skip
     assert {run for run, count in learned.items() if count == 7} == {
         *(f"{name}_{depth}" for name in names for depth in (30, 22)), "sapling_16", "sapling_qlora", "last_15",
-        "block_influence_15", "taylor_15",
+        "block_influence_15", "taylor_15", "scan_blocks_15",
     }  # fmt: skip
-    assert len(learned) == 6 + 11 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
+    assert len(learned) == 6 + 12 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
     assert {"base", *trained} <= set(evaluated)
     depths = [f"sapling_{depth}" for depth in (50, 40, 30, 22, 16)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
