@@ -142,8 +142,8 @@ def test_a_run_that_keeps_what_it_healed_goes_on_from_it_also_after_a_kill(six, 
     first, last = metrics["healed"]
     assert (first["kept"], last["kept"]) == (True, False)
     after = pd.read_csv(results / "kept" / "trajectory.csv")["nll_after_training"]
-    # In 16 bits a scan is as near to a pass of its own; without healing the NLL is 0.01 higher.
-    assert after[0] == pytest.approx(first["calibration_nll"], abs=1e-3)
+    # In 16 bits a scan differs from a pass of its own by as much; without healing the NLL is 0.01 higher.
+    assert after[0] == pytest.approx(first["calibration_nll"], abs=2e-4)
     seen = [read(results / "kept" / depth / "train_metrics.json")["examples_seen"] for depth in ("10", "8")]
     assert seen == [32 + 32, 32 + 32 + 32 + 16] and metrics["examples_seen"] == seen[1]
 
