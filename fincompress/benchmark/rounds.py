@@ -116,7 +116,7 @@ def watch_load() -> Callable[[], float]:
     Of the cores that this process may use: beside a job on others it measures as if alone.
     """
     process = psutil.Process()
-    cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else range(psutil.cpu_count())
+    cores = process.cpu_affinity()
 
     def others() -> float:  # seconds of the cores; what this process and its children take, ended ones too, is left out
         own = sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))

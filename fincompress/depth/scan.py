@@ -70,12 +70,6 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
 
         return layers[number].register_forward_pre_hook(hook, with_kwargs=True)
 
-    def enters_mlp(number):
-        def hook(norm, args):
-            streams[SubLayer(number, "mlp")] = args[0]
-
-        return layers[number].post_attention_layernorm.register_forward_pre_hook(hook)
-
     def adds(one):
         def hook(body, args, output):
             added = output[0] if isinstance(output, tuple) else output
@@ -83,16 +77,17 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
 
         return sub.module(model, one).register_forward_hook(hook)
 
-    def projects(one):
-        def hook(projection, args):
-            inputs[one] = args[0]
+    def enters(module, kept, one):
+        def hook(module, args):
+            kept[one] = args[0]
 
-        return sub.projection(model, one).register_forward_pre_hook(hook)
+        return module.register_forward_pre_hook(hook)
 
     try:
-        for number in range(len(layers)):
-            hooks += [enters_block(number), enters_mlp(number)]
-        hooks += [adds(one) for one in sub.sublayers(model)] + [projects(one) for one in projections]
+        for number, block in enumerate(layers):
+            hooks += [enters_block(number), enters(block.post_attention_layernorm, streams, SubLayer(number, "mlp"))]
+        hooks += [adds(one) for one in sub.sublayers(model)]
+        hooks += [enters(sub.projection(model, one), inputs, one) for one in projections]
         hooks.append(layers[-1].register_forward_hook(lambda block, args, output: last.append(output)))
         logits, labels = target_logits(model, batch)
     finally:

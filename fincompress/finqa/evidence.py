@@ -166,8 +166,7 @@ def line_features(example: Example, lines: Sequence[Line]) -> list[dict[str, flo
     features = []
     for i, line in enumerate(lines):
         row = line.is_row
-        # years, 1980 to 2040, are no figures
-        values = {v for v, percent in numbers.numbers_in(line.text) if percent or v % 1 or not 1980 <= v <= 2040}
+        values = {v for v, percent in numbers.numbers_in(line.text) if percent or v not in numbers.YEARS}
         label = {word for word in _words(line.text.partition("|")[0]) if not word[0].isdigit()} if row else set()
         features.append(
             {

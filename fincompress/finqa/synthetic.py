@@ -12,6 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 
+from fincompress.finqa.numbers import YEARS
 from fincompress.finqa.questions import FIELD, Asker, Figure, Grid, next_ask, unlike
 
 DEFAULT_COUNTS = {"train": 3000, "dev": 400, "test": 400}
@@ -51,7 +52,7 @@ def may_show(number: int, split: str) -> bool:
     Numbers below 100 are anyone's and years nobody's. Others go by a hash of their digits, so that 5829, 58.29 and
     582900 have one owner: train has half of them, dev and test a quarter each.
     """
-    if number == 0 or abs(number) in range(1980, 2041):
+    if number == 0 or abs(number) in YEARS:
         return False
     # A checksum: under a remainder, parts of one split would hardly ever sum to a total of that split.
     owner = ("train", "train", "dev", "test")[zlib.crc32(str(abs(number)).rstrip("0").encode()) % 4]

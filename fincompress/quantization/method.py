@@ -75,7 +75,9 @@ class Method:
             return recipe
         if recipe.group_size not in self.group_sizes:
             raise UserError(f"GROUP_SIZE = {recipe.group_size}: {takes}-1, {', '.join(map(str, self.group_sizes))}")
-        widths = input_widths(config)
+        with torch.device("meta"):
+            layers = sub.decoder(AutoModelForCausalLM.from_config(config)).layers
+        widths = sorted({module.in_features for module in layers.modules() if isinstance(module, torch.nn.Linear)})
         for size in self.group_sizes:
             if size <= recipe.group_size and not any(width % size for width in widths):
                 return replace(recipe, group_size=size)
@@ -189,13 +191,6 @@ def quantized_layers(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Mod
     for name, module in model.named_modules():
         if hasattr(module, "qweight"):
             yield name, module
-
-
-def input_widths(config) -> list[int]:
-    """Input widths of the linear layers in the blocks of a model, from its config."""
-    with torch.device("meta"):
-        layers = sub.decoder(AutoModelForCausalLM.from_config(config)).layers
-    return sorted({module.in_features for module in layers.modules() if isinstance(module, torch.nn.Linear)})
 
 
 def require() -> None:

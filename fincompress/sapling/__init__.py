@@ -6,8 +6,3 @@ from fincompress.sapling.run import Run
 from fincompress.sapling.start import apply_recovery, open_run
 from fincompress.sapling.stop import return_above_floor, stop_reason
 from fincompress.sapling.teacher import needs_teacher
-
-__all__ = [
-    "Run", "apply_recovery", "finish", "heal", "needs_teacher", "open_run", "return_above_floor", "save_on_the_way",
-    "stop_reason",
-]  # fmt: skip

@@ -11,19 +11,15 @@ It holds one function of that name with the decorator ``@criterion()``, which ge
 and returns a ``Ranking``, mostly ``Ranking.lowest_first({unit: number})``.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # --help names the criteria without importing torch
-    import torch
+import torch
 
-    from fincompress.depth.ranking import Ranking, Unit
-    from fincompress.depth.scan import Patch
+from fincompress.depth.ranking import Ranking, Unit
+from fincompress.depth.scan import Patch
 
 
 @dataclass
