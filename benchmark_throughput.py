@@ -5,14 +5,14 @@ cancels in the ratios to the base model (docs/benchmarking.md). Writes results/<
 cpu or cuda) and rebuilds results/throughput.csv. The last line printed is one JSON object.
 
     python benchmark_throughput.py                                     every finished run of BASE_MODEL
-    python benchmark_throughput.py --RUNS="['qlora_4bit', 'sapling/30']"
+    python benchmark_throughput.py --RUNS="['qlora_4bit', 'sapling/15']"
 """
 
 from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 # What
-RUNS: list[str] | None = None  # as ["qlora_4bit", "sapling/30"]; None: every finished one of BASE_MODEL and DATA_RUN
+RUNS: list[str] | None = None  # as ["qlora_4bit", "sapling/15"]; None: every finished one of BASE_MODEL and DATA_RUN
 BASE_MODEL: str = "smollm2-135m"  # the dense reference (runs that are named bring their own), or shape:<name>
 DATA_RUN: str = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
 RESULTS_DIR: str = "results"  # every run has a folder in here

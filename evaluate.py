@@ -4,7 +4,7 @@ Reads results/<RUN>/ and the split that the run's data run holds. Writes results
 verdict a question) and eval_<SPLIT>.json, rebuilds results/accuracy.csv, and ends with five predictions in full.
 
     python evaluate.py --RUN=qlora_4bit
-    python evaluate.py --RUN=sapling                                   every depth, sapling/40 and the others
+    python evaluate.py --RUN=sapling                                   every depth, sapling/20 and the others
     python evaluate.py --RUN=base                                      BASE_MODEL as it comes
     python evaluate.py --PREDICTIONS=file.json --SPLIT=dev             no model: official format, or JSONL (id, program)
     python evaluate.py --ASK="what was the change in net sales?" --PAGE=file.csv       an answer; writes nothing

@@ -16,7 +16,7 @@ from fincompress.settings import check_choice, configure
 # Where
 SOURCE_RUN: str = "qlora_4bit/merged"  # a finished run with weights in 16 bits ("sapling": all its depths)
 RESULTS_DIR: str = "results"  # every run gets a folder in here
-RUN: str = "gptq_4bit"  # name of this run; of several depths each gets a folder in it: RUN/22
+RUN: str = "gptq_4bit"  # name of this run; of several depths each gets a folder in it: RUN/11
 LLAMA_CPP: str | None = None  # folder of llama.cpp's sources, whose tools write its formats
 # Method and format
 METHOD: str = "gptq"  # or "rtn" (no calibration), "awq" (by activations); of llama.cpp "q4_0", "q4_k_m", "q8_0", "gguf"

@@ -5,9 +5,9 @@ finished run START_FROM. Writes results/<RUN>/<units left>/ for every depth of H
 trace of the pruning, and trajectory.csv, layer_scores.csv, layer_importance.png, loss_curve.csv, train_metrics.json.
 A killed run, started again with the same command, resumes with the same drops.
 
-    python sapling_train.py                                            phase 1's model, to half of its bytes
-    python sapling_train.py --RUN=sapling_paper --RECOVERY=paper       without a teacher, as the paper trains
-    python sapling_train.py --RUN=last --CRITERION=last --DROP_UNIT=block --SCHEDULE=one_shot    a baseline, as healed
+    python sapling_train.py                                                  phase 1's model, to half of its bytes
+    python sapling_train.py --RUN=last --CRITERION=last --SCHEDULE=one_shot    a baseline, healed alike
+    python sapling_train.py --RUN=paper --RECOVERY=paper --DROP_UNIT=sublayer    without a teacher, as the paper trains
 """
 
 from fincompress.settings import check_choice, configure
@@ -20,13 +20,13 @@ RESULTS_DIR: str = "results"  # every run gets a folder in here
 DATA_RUN: str = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
 RUN: str = "sapling"  # name of this run
 # What is dropped
-DROP_UNIT: str = "sublayer"  # "sublayer" (one attention or one MLP, the paper) or "block" (both)
+DROP_UNIT: str = "block"  # "block" (attention and MLP) or "sublayer" (one of them, the paper)
 CRITERION: str = "calibration"  # or "kl", "taylor", "block_influence", ...: a file of fincompress/depth/criteria/
 TIES: str = "nll"  # of units that leave as many programs exact the lowest NLL goes; "norm": the paper's largest norm
 SCHEDULE: str = "successive"  # "successive": train, drop, repeat; "one_shot": drop everything first, then train
 PROTECT: bool = False  # never drop from the first and the last block
-PACKABLE_ONLY: bool = True  # sub-layers go in neighbouring pairs, so that no slot of a checkpoint is filled with zeros
-DROPS_EARLY: int = 5  # drops per cycle in the first half of the way to the target (a pair is one drop)
+PACKABLE_ONLY: bool = True  # sub-layers go in pairs of neighbours, so that no slot of a checkpoint is filled with zeros
+DROPS_EARLY: int = 5  # drops per cycle in the first half of the way to the target (a block or a pair is one)
 DROPS_LATE: int = 5  # and in the second half
 CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that a scan may use; better 128 and more
 FIRST_SCAN_EXAMPLES: int = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
@@ -38,7 +38,7 @@ ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before a
 TARGET_MEMORY_GB: float | None = None  # weights and a KV cache of 1,024 tokens at batch 1, as a checkpoint in 16 bits
 TARGET_LATENCY_MS: float | None = None  # measured milliseconds per token, decoding at batch 1 on this device
 # How what a drop costs is learned back
-RECOVERY: str = "teacher"  # "teacher": by the constants below; "paper": as in Algorithm 1, whatever they say
+RECOVERY: str = "teacher"  # "teacher": by the constants below; "paper": trained as in Algorithm 1, whatever they say
 TEACHER: str | None = None  # the finished run to learn from; None: START_FROM
 KL: float = 1.0  # weight of KL(teacher || model) on the target tokens
 TEMPERATURE: float = 2.0  # of both distributions in that KL
@@ -46,7 +46,7 @@ CROSS_ENTROPY: float = 0.3  # weight of the cross-entropy on the gold program
 HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden states, scaled to the rest's size; 0: none
 AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked again
-HEAL_AT: list[float] = [40, 30, 22]  # sub-layers left, or shares of the bytes, at which the model is healed and saved
+HEAL_AT: list[float] = [20, 15, 11]  # units left, or shares of the bytes, at which the model is healed and saved
 HEALING_EPOCHS: float | list[float] = (
     0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
 )

@@ -3,7 +3,7 @@
 Reads predictions_<SPLIT>.jsonl of RUNS, all of one data run, and that data run; evaluate.py writes them. Prints the
 share of questions of each kind, and for each run but the first its difference to the first on the same questions.
 
-    python benchmarks/error_kinds.py --RUNS='["qlora_4bit/merged", "gptq_4bit", "sapling/30"]'
+    python benchmarks/error_kinds.py --RUNS='["qlora_4bit/merged", "gptq_4bit", "sapling/15"]'
 """
 
 import sys

@@ -5,7 +5,7 @@ that were evaluated or measured, and of all that these came from.
 Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
 
     python benchmarks/publish.py --RESULTS_DIR=results-finqa --TO=results/published/finqa-smollm2-135m \\
-        --RUNS='["base", "finqa_qlora", "finqa_gptq", "sapling_40"]'
+        --RUNS='["base", "finqa_qlora", "finqa_gptq", "sapling_blocks_20"]'
     python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m
 """
 

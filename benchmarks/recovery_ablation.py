@@ -1,4 +1,4 @@
-"""Which parts of the recovery matter: the same pairs dropped at once, then healed with one part more each time.
+"""Which parts of the recovery matter: the same units dropped at once, then healed with one part more each time.
 
 Drops what a finished run of sapling_train.py dropped, in the order of its TRAJECTORY, without training between drops,
 and heals at every depth of HEAL_AT by each of VARIANTS. Judged on the calibration split. Each variant is a run,
@@ -21,7 +21,7 @@ BASE_MODEL: str = "smollm2-135m"  # of START_FROM
 DATA_RUN: str = "data"  # what START_FROM was trained on
 START_FROM: str = "qlora_4bit"  # phase 1, the teacher
 TRAJECTORY: str = "results/sapling/trajectory.csv"  # what a finished run dropped
-HEAL_AT: list[float] = [30, 22]  # sub-layers left
+HEAL_AT: list[float] = [15, 11]  # blocks left
 TARGET_SIZE: float = 0.5  # share of the bytes of the last depth
 HEALING_EPOCHS: float = 0.25  # passes over the training set at each depth
 LEARNING_RATE: float = 3e-4  # peak
@@ -81,6 +81,8 @@ def main() -> None:
     for name in NAMES or VARIANTS:
         settings = recipe | {key: value for key, value in SETTINGS.items() if key in recipe}
         settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False, "DROPPED": dropped}
+        if any("+" in name for name in dropped):  # pairs of neighbours from two blocks
+            settings |= {"DROP_UNIT": "sublayer", "HEAL_AT": [2 * left for left in HEAL_AT]}
         settings |= VARIANTS[name]
         heal(settings, dropped)
         found = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")
@@ -106,7 +108,7 @@ def heal(settings: dict, dropped: list[str]) -> None:
         run.drop(ranking)
         run.save_state()
         sapling.heal(run)
-    run.state.stopped = "every pair of the trajectory that TARGET_SIZE wants is dropped"
+    run.state.stopped = "every unit of the trajectory that TARGET_SIZE wants is dropped"
     sapling.heal(run, last=True)
     sapling.finish(run)
 

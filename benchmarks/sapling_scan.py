@@ -1,7 +1,7 @@
 """What the calibration scan costs and finds: plain, with cached prefixes, and with early elimination.
 
-Scans SmolLM2's sub-layers as sapling_train.py does, on the calibration split of a data run, with the weights of a
-finished run:
+Scans SmolLM2's sub-layers as sapling_train.py does with DROP_UNIT = "sublayer", on the calibration split of a data
+run, with the weights of a finished run:
 
     python benchmarks/sapling_scan.py --RUN=qlora_4bit
 

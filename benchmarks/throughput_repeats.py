@@ -1,6 +1,6 @@
 """Whether the benchmark agrees with itself: two calls of benchmark_throughput.py, and how far their ratios are apart.
 
-python benchmarks/throughput_repeats.py --RUNS="['qlora_4bit/merged', 'gptq_4bit', 'sapling/22']"
+python benchmarks/throughput_repeats.py --RUNS="['qlora_4bit/merged', 'gptq_4bit', 'sapling/11']"
 """
 
 import sys

@@ -205,7 +205,7 @@ def readable(results_dir: str, pattern: str, read: Callable = read_json) -> list
 
 
 def run_directory(results_dir: str, run: str) -> Path:
-    """``results_dir/run``; a run name is one or more plain folder names (``sapling/40`` is a run).
+    """``results_dir/run``; a run name is one or more plain folder names (``sapling/20`` is a run).
 
     Raises UserError for another name: hidden folders and ``published`` are not read as runs.
     """

@@ -8,7 +8,8 @@ from scripts import run_in_process, script_globals
 DATA = ("preprocess_data.py", "--RUN=six_data", "--TRAIN_EXAMPLES=32", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
         "--EVIDENCE_TOKENS=64", "--MAX_PROMPT_TOKENS=160")  # fmt: skip
 SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=8", "--FIRST_SCAN_EXAMPLES=4",
-           "--SCAN_BATCH_SIZE=4", "--DROPS_EARLY=1", "--DROPS_LATE=1", "--LOGGING_STEPS=1", "--LEARNING_RATE=1e-3",
+           "--SCAN_BATCH_SIZE=4", "--DROP_UNIT=sublayer", "--DROPS_EARLY=1", "--DROPS_LATE=1", "--LOGGING_STEPS=1",
+           "--LEARNING_RATE=1e-3",
            "--FIRST_EPOCHS=0.5", "--CYCLE_EPOCHS=0.5", "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.52",
            # Algorithm 1 without a teacher, as RECOVERY = "paper" sets it
            "--START_FROM=None", "--KL=0", "--CROSS_ENTROPY=1", "--HIDDEN_STATES=0", "--HEAL_AT=[]",
@@ -37,7 +38,7 @@ def settings_of(environment, **changed):
     """The constants of sapling_train.py for the six blocks, as ``main`` hands them on."""
     constants = {name: value for name, value in script_globals("sapling_train.py").items() if name.isupper()}
     small = {"DATA_RUN": "six_data", "CALIBRATION_EXAMPLES": 8, "FIRST_SCAN_EXAMPLES": 4, "HEAL_AT": []}
-    small |= {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25}
+    small |= {"DROP_UNIT": "sublayer", "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25}
     return constants | environment | small | changed
 
 

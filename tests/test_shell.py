@@ -151,23 +151,23 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
 
     # Depths, and what is compared with them, learn from as many examples of FinQA, with new figures in most passes.
     learned = {run: passes(run) for run in trained if run != "sapling_paper"}
-    names = ("sapling", "seed_1", "seed_2")
+    names = ("sapling_blocks", "seed_1", "seed_2")
     assert {run for run, count in learned.items() if count == 4} == {
-        "sapling_50", *(f"{name}_40" for name in names), "longer_taught_60", "longer_60"
+        "sapling_blocks_25", *(f"{name}_20" for name in names), "longer_taught_30", "longer_30"
     }  # fmt: skip
     assert {run for run, count in learned.items() if count == 7} == {
-        *(f"{name}_{depth}" for name in names for depth in (30, 22)), "sapling_16", "sapling_qlora", "last_15",
-        "block_influence_15", "taylor_15", "scan_blocks_15",
+        *(f"{name}_{left}" for name in names for left in (15, 11)), "sapling_blocks_8", "sapling_qlora", "last_15",
+        "block_influence_15", "taylor_15", "scan_blocks_15", "straight_15", "pairs_30",
     }  # fmt: skip
-    assert len(learned) == 6 + 12 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
+    assert len(learned) == 6 + 14 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
     assert {"base", *trained} <= set(evaluated)
-    depths = [f"sapling_{depth}" for depth in (50, 40, 30, 22, 16)]
+    depths = [f"sapling_blocks_{left}" for left in (25, 20, 15, 11, 8)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
-    sources = [f"{run}/{run.rpartition('_')[2]}" for run in (*depths, "longer_taught_60", "longer_60")]
+    sources = [f"{run}/{run.rpartition('_')[2]}" for run in (*depths, "longer_taught_30", "longer_30")]
     assert quantized == ["finqa_qlora/merged", *sources]
     assert {f"{run}_gptq" for run in depths} <= set(evaluated)
     (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
-    assert {"finqa_qlora/merged", "finqa_gptq", "sapling_30/30", "sapling_30_gptq"} <= set(measured)
+    assert {"finqa_qlora/merged", "finqa_gptq", "sapling_blocks_15/15", "sapling_blocks_15_gptq"} <= set(measured)
     (published,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/publish.py"]
     assert set(trained) <= set(published) and {run.partition("/")[0] for run in measured} <= set(published)
 

@@ -136,7 +136,8 @@ def pareto(path: Path, rows: list, title: str) -> None:
     named = [label for label in looks if label in handles]
     figure.legend(
         [handles[label] for label in named], named, loc="outside lower center", ncol=3, frameon=False, fontsize=8,
-        title="Bars: 95 % intervals. Grey line: Pareto frontier. Small numbers: sub-layers left.", title_fontsize=8,
+        title="Bars: 95 % intervals. Grey line: Pareto frontier. Small numbers: sub-layers left, two a block.",
+        title_fontsize=8,
     )  # fmt: skip
     save(figure, path)
 

@@ -242,7 +242,7 @@ class Run:
 
     def depths_reached(self) -> list[float]:
         """Depths of HEAL_AT that the model has come to and that were not healed yet."""
-        left, share = len(sub.sublayers(self.student.model)), self.student.share
+        left, share = self.student.left, self.student.share
         done = [depth for row in self.state.healed for depth in row["heal_at"]]
         return [d for d in self.settings["HEAL_AT"] if d not in done and (left <= d if d > 1 else share <= d)]
 

@@ -36,20 +36,20 @@ def check_targets(student: Student) -> None:
                 f"TARGET_MEMORY_GB = {s['TARGET_MEMORY_GB']} cannot be met: embeddings, head and one block take "
                 f"{least:.2g} GB"
             )
-    start = 2 * student.config.num_hidden_layers
+    unit = "blocks" if s["DROP_UNIT"] == "block" else "sub-layers"
 
-    def sublayers_at(share: float) -> int:
-        return 2 * math.floor((share * full - ends) / student.block_size)
+    def units_at(share: float) -> int:
+        return math.floor((share * full - ends) / student.block_size) * (1 if unit == "blocks" else 2)
 
-    last = sublayers_at(s["TARGET_SIZE"])
-    if s["DROP_UNIT"] == "sublayer" and not s["PACKABLE_ONLY"]:
+    last = units_at(s["TARGET_SIZE"])
+    if unit == "sub-layers" and not s["PACKABLE_ONLY"]:
         last //= 2  # each may have a block of its own, whose other half is empty
     for depth in s["HEAL_AT"]:
-        if depth >= start or depth == 1:
-            raise UserError(f"HEAL_AT holds {depth}, but the run starts with {start} sub-layers: name fewer")
-        if (depth if depth > 1 else sublayers_at(depth)) < last:
+        if depth >= student.full or depth == 1:
+            raise UserError(f"HEAL_AT holds {depth}, but the run starts with {student.full} {unit}: name fewer")
+        if (depth if depth > 1 else units_at(depth)) < last:
             raise UserError(
-                f"HEAL_AT holds {depth}, but the run stops at {last} sub-layers (TARGET_SIZE = {s['TARGET_SIZE']})"
+                f"HEAL_AT holds {depth}, but the run stops at {last} {unit}: name more, or lower TARGET_SIZE"
             )
 
 

@@ -169,6 +169,7 @@ def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
     more = (
         "--SCHEDULE=one_shot",
         "--DROP_UNIT=block",
+        "--HEAL_AT=[5]",
         "--CRITERION=taylor",
         "--PROTECT=True",
         "--PATCH_EXAMPLES=8",

@@ -44,6 +44,8 @@ def test_bad_input_is_one_line_and_status_2(six, more, says):
         (("--HEAL_AT=[12]",), "starts with 12 sub-layers"),
         (("--HEAL_AT=[4]",), "stops at 8 sub-layers"),
         (("--HEAL_AT=[0.2]",), "stops at 8 sub-layers"),
+        (("--DROP_UNIT=block", "--HEAL_AT=[6]"), "starts with 6 blocks"),
+        (("--DROP_UNIT=block", "--HEAL_AT=[3]"), "stops at 4 blocks"),
         (("--HEALING_EPOCHS=[1]",), "one more for the last depth"),
         (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
         (("--RECOVERY=papers",), "did you mean 'paper'"),
