@@ -7,7 +7,7 @@ A killed run, started again with the same command, resumes with the same drops.
 
     python sapling_train.py                                                  phase 1's model, to half of its bytes
     python sapling_train.py --RUN=last --CRITERION=last --SCHEDULE=one_shot    a baseline, healed alike
-    python sapling_train.py --RUN=paper --RECOVERY=paper --DROP_UNIT=sublayer    without a teacher, as the paper trains
+    python sapling_train.py --RUN=paper --RECOVERY=paper --DROP_UNIT=sublayer --CYCLE_EPOCHS=0.2    without a teacher
 """
 
 from fincompress.settings import check_choice, configure
@@ -61,7 +61,7 @@ TRAIN_ENDS: bool = False  # also train embeddings, final norm and head (the pape
 LORA_RANK: int = 32  # only with UPDATE = "qlora"
 LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
 FIRST_EPOCHS: float = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
-CYCLE_EPOCHS: float = 0.1  # passes between two drops
+CYCLE_EPOCHS: float = 0.0  # passes between two drops (the paper: 1); a few steps cost more than they give
 # Optimizer
 LEARNING_RATE: float = 3e-4  # peak, warmed up to again in every cycle; adapters take twice as much and more
 LR_SCHEDULE: str = "constant_with_warmup"  # within a cycle: this, "cosine" or "linear"; in healing always "cosine"
@@ -158,6 +158,8 @@ def check_recovery(s: dict) -> None:
         raise UserError(
             "there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper' and a CRITERION without one"
         )
+    if RECOVERY == "paper" and SCHEDULE == "successive" and not CYCLE_EPOCHS:
+        raise UserError("RECOVERY = 'paper' trains between drops: set CYCLE_EPOCHS above 0 (the paper: 1)")
     if UPDATE == "qlora" and TEACHER not in (None, START_FROM):
         raise UserError("with UPDATE = 'qlora' teacher and model share one base: TEACHER must be START_FROM, or None")
     passes = s["HEALING_EPOCHS"]

@@ -58,7 +58,7 @@ run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]
 # Phase 3 with its teacher. Blocks are dropped and patched, two at a time, without training in between; what is left then
 # learns from FinQA with redrawn numbers. 25 and 20 blocks are made of phase 1, fewer of the 20 healed,
 # which costs less than as many passes for each: docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
-learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128 --CYCLE_EPOCHS=0
+learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128
     --DROPS_EARLY=2 --DROPS_LATE=2)
 healed=()
 heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, then learn

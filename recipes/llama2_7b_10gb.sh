@@ -23,7 +23,7 @@ if [ -n "${REHEARSE:-}" ]; then
     sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
     steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
     two_blocks=(--BLOCKS=2 --CALIBRATION_EXAMPLES=8)
-    one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]" --HEALING_EPOCHS=0.2 --CYCLE_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2
+    one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]" --HEALING_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2
         --GRADIENT_ACCUMULATION=1)
     short=(--MAX_NEW_TOKENS=8)
     two_models=("--RUNS=['gptq_4bit']" --ROUNDS=1 --NEW_TOKENS=4 "--BATCH_SIZES=[2]")
@@ -44,7 +44,7 @@ run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AU
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 # Down to the bytes of GPTQ's checkpoint
 run sapling_train.py --UPDATE=qlora --AUGMENT=figures --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --KEEP_HEALED=True \
-    --CYCLE_EPOCHS=0.25 --HEALING_EPOCHS=1 --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}" "${one_scan[@]}"
+    --HEALING_EPOCHS=1 --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}" "${one_scan[@]}"
 run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 
 for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq; do

@@ -170,7 +170,7 @@ def test_the_snippet_of_the_docs_asks_a_server_with_the_prompt_of_training(asked
     (tmp_path / "page.csv").write_text("\n".join(",".join(row) for row in TABLE))
     monkeypatch.chdir(tmp_path)
     for place, there in (
-        ("results/sapling/40", str(asked[0] / "asked")),
+        ("results/sapling/20", str(asked[0] / "asked")),
         ("results/data", str(asked[0] / "ask_data")),
         ("localhost:8000", f"127.0.0.1:{server.server_port}"),
     ):

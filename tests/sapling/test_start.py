@@ -49,6 +49,7 @@ def test_bad_input_is_one_line_and_status_2(six, more, says):
         (("--HEALING_EPOCHS=[1]",), "one more for the last depth"),
         (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
         (("--RECOVERY=papers",), "did you mean 'paper'"),
+        (("--RECOVERY=paper", "--CYCLE_EPOCHS=0"), "trains between drops: set CYCLE_EPOCHS"),
         ((*QLORA, "--TEACHER=other"), "TEACHER must be START_FROM"),
         ((*QLORA, "--CRITERION=taylor"), "needs gradients of weights"),
         ((*QLORA, "--LORA_RANK=8"), "was trained with LORA_RANK = 4: set it so, not to 8"),
