@@ -21,6 +21,8 @@ from fincompress.finqa.examples import Example
 
 MODES = ("page", "retrieved", "gold")
 HEADER = "header"  # the key of the table's header line, which is table_0 in FinQA's numbering
+# How the release names its pages.
+RELEASED = re.compile(r"[A-Z.]+/(199|200|201)\d/page_\d+\.pdf")
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it reports every index it builds
 
@@ -42,7 +44,7 @@ def page_lines(example: Example) -> list[Line]:
 
     Lines without a letter or digit are left out. Numbers keep the form in which gold programs write them; what the
     release writes twice, as in ``-14 ( 14 )`` or ``1.2% ( 1.2 % )``, stands once. Row names stay as they are, because
-    table operations name rows by them.
+    table operations name rows by them. A dash, which the release's tables have as its code point, is one again.
     """
     texts = [numbers.clean_sentence(text) for text in example.pre_text + example.post_text]
     sentences = [Line(f"text_{i}", text) for i, text in enumerate(texts)]
@@ -53,6 +55,8 @@ def page_lines(example: Example) -> list[Line]:
             cells = _share_words(cells)
         else:
             cells[0] = " ".join(row[0].strip().splitlines())
+            if RELEASED.fullmatch(example.page):
+                cells[1:] = ["-" if numbers.DASH.fullmatch(cell) else cell for cell in cells[1:]]
         table.append(Line(f"table_{i}" if i else HEADER, "|".join(cells)))
     before = len(example.pre_text)
     return [line for line in sentences[:before] + table + sentences[before:] if re.search(r"[^\W_]", line.text)]

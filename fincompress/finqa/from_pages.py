@@ -130,8 +130,8 @@ def table_grid(table: list[list[str]]) -> Grid:
 
 
 def _is_amount(figure: str) -> bool:
-    """Whether a cell is a number but 0; a dash became its code point in hexadecimal, 2013 or 2014."""
-    return bool(_FIGURE.fullmatch(figure)) and figure not in ("2013", "2014") and float(figure.rstrip("%")) != 0
+    """Whether a cell is a number but 0, and no dash."""
+    return bool(_FIGURE.fullmatch(figure)) and not numbers.DASH.fullmatch(figure) and float(figure.rstrip("%")) != 0
 
 
 def _by_year(labels: list[str]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Evidence: compact lines, what is on show within a budget, and whether a program can be read from it."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -78,6 +79,15 @@ def test_words_that_head_every_column_stand_once():
     assert page_lines(make(table=table))[2].text == "in millions year ended may 31|2018|2017|"
     table[0] = ["year", "2018", "2018"]
     assert page_lines(make(table=table))[2].text == "year|2018|2018"  # no column is left without words
+
+
+@pytest.mark.parametrize(("page", "shown"), [("AES/2017/page_110.pdf", "-|-|-|5"), ("own.json", "2013|2014|2014%|5")])
+def test_a_cell_of_the_release_that_is_a_dash_is_shown_as_one(page, shown):
+    table = [["2013", "2014", "2013", "x", "y"], ["2014", "2013", "$ 2014", "2014 %", "5"]]
+    header, row = (
+        line.text for line in page_lines(dataclasses.replace(make(table=table, pre_text=[], post_text=[]), page=page))
+    )
+    assert (header, row) == ("2013|2014|2013|x|y", "2014|" + shown)
 
 
 def test_row_names_stay_as_table_operations_name_them():
