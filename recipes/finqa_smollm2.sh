@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of SmolLM2-135M on real FinQA: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate 35 hours on two cores that multiply bf16, with a train.json of 1,964
+# skipped, a killed run resumes. By estimate 38 hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
 #
@@ -50,41 +50,46 @@ run train_qlora_4bit.py --RUN=mixed_qlora "${first[@]}"
 run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${second[@]}"
 run train_lora_8bit.py --RUN=mixed_lora_8bit "${first[@]}"
 run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${second[@]}"
+evaluate base finqa_qlora finqa_qlora/merged finqa_lora_8bit
 
 # Phase 2
 gptq=(--CALIBRATION_EXAMPLES=256)
 run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
+evaluate finqa_gptq
 
 # Phase 3 with its teacher. Blocks are dropped and patched, two at a time, without training in between; what is left then
 # learns from FinQA with redrawn numbers. 25 and 20 blocks are made of phase 1, fewer of the 20 healed,
 # which costs less than as many passes for each: docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
-learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128
+learn=(--TEACHER=finqa_qlora --DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128
     --DROPS_EARLY=2 --DROPS_LATE=2)
-healed=()
-heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, then learn
-    run sapling_train.py --RUN="$1" --START_FROM="$2" --TEACHER=finqa_qlora --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" \
-        "${learn[@]}" "${@:5}"
-    healed+=("$1")
+made=()
+heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, learn, and answer dev
+    run sapling_train.py --RUN="$1" --START_FROM="$2" --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" "${learn[@]}" "${@:5}"
+    evaluate "$1"
+    made+=("$1")
 }
-further() { # further name [constants]: 20, 15 and 11 of 30 blocks
-    heal "${1}_20" finqa_qlora 0.74 4 "${@:2}"
-    heal "${1}_15" "${1}_20/20" 0.83 3 "${@:2}"
-    heal "${1}_11" "${1}_20/20" 0.69 3 "${@:2}"
+heal_and_quantize() {
+    heal "$@"
+    run quantize_gptq.py --SOURCE_RUN="$1/${1##*_}" --RUN="${1}_gptq" "${gptq[@]}"
+    evaluate "${1}_gptq"
+    made+=("${1}_gptq")
 }
-heal sapling_blocks_25 finqa_qlora 0.87 4
-further sapling_blocks
-heal sapling_blocks_8 sapling_blocks_20/20 0.58 3
-# Phase 1 trained on for as many examples as the 20, no layer dropped: with itself as teacher, and without
-heal longer_taught_30 finqa_qlora 1 4
+heal_and_quantize sapling_blocks_25 finqa_qlora 0.87 4
+heal_and_quantize sapling_blocks_20 finqa_qlora 0.74 4
+heal_and_quantize sapling_blocks_15 sapling_blocks_20/20 0.83 3
+heal_and_quantize sapling_blocks_11 sapling_blocks_20/20 0.69 3
+heal_and_quantize sapling_blocks_8 sapling_blocks_20/20 0.58 3
+# Phase 1 trained on for as many examples as the 20, no layer dropped: with itself as teacher, and without. The better one,
+# compressed alike
+heal_and_quantize longer_taught_30 finqa_qlora 1 4
+heal_and_quantize longer_taught_20 longer_taught_30/30 0.74 4 --TEACHER=longer_taught_30/30
 heal longer_30 finqa_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 
-quantized=()
-for name in "${healed[@]}"; do
-    run quantize_gptq.py --SOURCE_RUN=$name/${name##*_} --RUN=${name}_gptq "${gptq[@]}"
-    quantized+=(${name}_gptq)
+for seed in 1 2; do
+    heal seed_${seed}_20 finqa_qlora 0.74 4 --SEED=$seed
+    heal seed_${seed}_15 seed_${seed}_20/20 0.83 3 --SEED=$seed
+    heal seed_${seed}_11 seed_${seed}_20/20 0.69 3 --SEED=$seed
 done
-
-for seed in 1 2; do further seed_$seed --SEED=$seed; done
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from
 for criterion in last block_influence taylor; do
     heal ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
@@ -94,21 +99,18 @@ heal scan_blocks_15 finqa_qlora 0.61 7 --SCHEDULE=one_shot # the scan itself, on
 heal straight_15 finqa_qlora 0.61 7
 heal pairs_30 finqa_qlora 0.61 7 --DROP_UNIT=sublayer
 # Adapters on an NF4 base, as for a 7B model. Teacher and model share it, so 15 are made of phase 1 too
-run sapling_train.py --RUN=sapling_qlora --START_FROM=finqa_qlora "${learn[@]}" --UPDATE=qlora --LEARNING_RATE=6e-4 \
-    --TARGET_SIZE=0.61 --HEALING_EPOCHS=7
+heal sapling_qlora finqa_qlora 0.61 7 --UPDATE=qlora --LEARNING_RATE=6e-4
 # As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch
 run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
     --RECOVERY=paper --DROP_UNIT=sublayer --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_LATE=4 \
     --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
-
-phases=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
-evaluate base "${phases[@]}" "${healed[@]}" "${quantized[@]}" sapling_qlora sapling_paper
+evaluate sapling_paper
 
 published=results/published/finqa-smollm2-135m
 mkdir -p $published
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
-measured=("${phases[@]}")
+measured=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
 for left in 25 20 15 11 8; do measured+=(sapling_blocks_$left/$left sapling_blocks_${left}_gptq); done
 run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
     "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
@@ -116,5 +118,5 @@ cp "$RESULTS_DIR/throughput_repeats.txt" $published
 # What only led to others has a record too, of its cost
 led=(finqa_data mixed_data mixed_qlora mixed_lora_8bit)
 run benchmarks/publish.py --TO=$published \
-    --RUNS="$(list base finqa_qlora finqa_lora_8bit finqa_gptq "${led[@]}" "${healed[@]}" "${quantized[@]}" sapling_qlora sapling_paper)"
+    --RUNS="$(list base finqa_qlora finqa_lora_8bit finqa_gptq "${led[@]}" "${made[@]}" sapling_paper)"
 run plot_pareto.py --RESULTS_DIR=$published --README=README.md
