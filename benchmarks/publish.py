@@ -4,9 +4,8 @@ Takes settings, metrics, evaluations, curves, scores and figures of the runs nam
 that were evaluated or measured, and of all that these came from.
 Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
 
-    python benchmarks/publish.py --RESULTS_DIR=results-finqa --TO=results/published/finqa-smollm2-135m \\
-        --RUNS='["base", "finqa_qlora", "finqa_gptq", "sapling_blocks_20"]'
-    python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m
+    python benchmarks/publish.py --RESULTS_DIR=results-finqa --TO=results/published/finqa-smollm2-135m
+    python plot_pareto.py --RESULTS_DIR=results/published/finqa-smollm2-135m --README=README.md
 """
 
 import sys
@@ -17,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fincompress.settings import configure  # noqa: E402
 
 # -----------------------------------------------------------------------------
-RUNS: list[str] = ["qlora_4bit"]  # runs to publish, each with what lies under it (merged/, depths)
+RUNS: list[str] = []  # runs to publish, each with what lies under it (merged/, depths); none: all that are finished
 TO: str = "results/published/new"  # where to: a folder for each set of runs that share a table
 RESULTS_DIR: str = "results"  # where the runs lie
 # -----------------------------------------------------------------------------
@@ -40,9 +39,13 @@ VERDICTS = ("id", "execution_correct", "program_correct")
 def main() -> None:
     if Path(TO).resolve() == Path(RESULTS_DIR).resolve():
         raise UserError("TO is where the runs lie: name another folder")
+    folders = sorted(Path(RESULTS_DIR).glob("[!.]*/settings.json"))
     sources = {run: runs.run_directory(RESULTS_DIR, run) for run in RUNS}
+    sources = sources or {path.parent.name: path.parent for path in folders if is_finished(path.parent)}
+    if not sources:
+        raise UserError(f"there is no finished run in {RESULTS_DIR}/")
     for run, source in sources.items():
-        if not (source / "settings.json").exists() or not any(map(any, map(source.glob, FINISHED))):
+        if not is_finished(source):
             raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
     for run in sources:  # all before the first: what another came from may lie in one of them
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
@@ -56,6 +59,10 @@ def main() -> None:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
             print(f"{folder}: {copied} files")
     tables.write_quantization_report(TO)
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "settings.json").exists() and any(map(any, map(folder.glob, FINISHED)))
 
 
 def publish(source: Path, target: Path) -> int:

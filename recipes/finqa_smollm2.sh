@@ -62,17 +62,14 @@ evaluate finqa_gptq
 # which costs less than as many passes for each: docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
 learn=(--TEACHER=finqa_qlora --DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128
     --DROPS_EARLY=2 --DROPS_LATE=2)
-made=()
 heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, learn, and answer dev
     run sapling_train.py --RUN="$1" --START_FROM="$2" --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" "${learn[@]}" "${@:5}"
     evaluate "$1"
-    made+=("$1")
 }
 heal_and_quantize() {
     heal "$@"
     run quantize_gptq.py --SOURCE_RUN="$1/${1##*_}" --RUN="${1}_gptq" "${gptq[@]}"
     evaluate "${1}_gptq"
-    made+=("${1}_gptq")
 }
 heal_and_quantize sapling_blocks_25 finqa_qlora 0.87 4
 heal_and_quantize sapling_blocks_20 finqa_qlora 0.74 4
@@ -106,17 +103,10 @@ run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=fin
     --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
 evaluate sapling_paper
 
-published=results/published/finqa-smollm2-135m
-mkdir -p $published
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
 # the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
 measured=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
 for left in 25 20 15 11 8; do measured+=(sapling_blocks_$left/$left sapling_blocks_${left}_gptq); done
 run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
     "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
-cp "$RESULTS_DIR/throughput_repeats.txt" $published
-# What only led to others has a record too, of its cost
-led=(finqa_data mixed_data mixed_qlora mixed_lora_8bit)
-run benchmarks/publish.py --TO=$published \
-    --RUNS="$(list base finqa_qlora finqa_lora_8bit finqa_gptq "${led[@]}" "${made[@]}" sapling_paper)"
-run plot_pareto.py --RESULTS_DIR=$published --README=README.md
+run plot_pareto.py
