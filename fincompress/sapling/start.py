@@ -69,12 +69,16 @@ def open_run(settings: dict, script: str) -> Run | None:
 
 
 def room_gb(student: Student) -> float:
-    """GB of disk that a run takes beside what its teacher says: the depths that it saves, and in float32 weights and
-    moments, in two states and two checkpoints while one takes the place of the other, and the best weights of healing.
+    """GB of disk that a run takes beside what its teacher says.
+
+    Those are the depths that it saves, the last counted whole; and in float32 weights and moments, in two states and
+    two checkpoints while one takes the place of the other, and the best weights of healing.
     """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")
+    ends = student.sizes["ends"] / student.full_size
+    shares = [depth if depth <= 1 else ends + (1 - ends) * depth / student.full for depth in s["HEAL_AT"]]
     trained = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]) if s["UPDATE"] == "full" else 0
-    return weights * (len(s["HEAL_AT"]) + 1 + 2 * (4 * 3 + 1) * trained)
+    return weights * (sum(shares) + 1 + 2 * (4 * 3 + 1) * trained)
 
 
 def predict(student: Student, train_set) -> float:

@@ -4,8 +4,12 @@ import json
 import shutil
 
 import pytest
-from sapling_runs import QLORA, SAPLING, TAUGHT, read
+import torch
+from sapling_runs import QLORA, SAPLING, TAUGHT, read, settings_of
 from scripts import run_in_process
+
+from fincompress.sapling.start import room_gb
+from fincompress.sapling.student import Student
 
 
 def assert_refused(six, says, *arguments):
@@ -90,3 +94,15 @@ def test_without_a_data_run_nothing_is_made(tmp_path):
     refused = run_in_process("sapling_train.py", RESULTS_DIR=tmp_path, BASE_MODEL="shape:tiny")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1) and "'data' does not exist" in refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_depth_takes_the_room_of_the_layers_that_it_keeps(six):
+    settings = settings_of(six[1], START_FROM=None, UPDATE="qlora")
+
+    def room(*depths):
+        settings["HEAL_AT"] = list(depths)
+        return room_gb(Student(settings, six[1]["BASE_MODEL"], "nf4", torch.device("cpu"), torch.bfloat16))
+
+    whole = room()
+    assert room(1.0) == 2 * whole and room(0.25) == pytest.approx(1.25 * whole)
+    assert room(12) == pytest.approx(2 * whole) and 1.5 * whole < room(6) < 1.9 * whole  # 12 units, and both ends
