@@ -9,8 +9,8 @@ from fincompress import runs
 
 
 def publish(tmp_path, *names):
-    listed = json.dumps(names)
-    return run_in_process("benchmarks/publish.py", f"--RUNS={listed}", f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
+    listed = [f"--RUNS={json.dumps(names)}"] if names else []
+    return run_in_process("benchmarks/publish.py", *listed, f"--TO={tmp_path / 'to'}", RESULTS_DIR=tmp_path)
 
 
 def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
@@ -77,3 +77,14 @@ def test_a_run_that_is_not_finished_is_not_published(tmp_path):
     for name in ("sapling", "nothing"):
         done = publish(tmp_path, name)
         assert done.returncode == 2 and "no finished run" in done.stderr and not (tmp_path / "to").exists()
+
+
+def test_every_finished_run_is_published_where_none_is_named(tmp_path):
+    assert publish(tmp_path).returncode == 2 and not (tmp_path / "to").exists()
+    for name in ("qlora", "killed", "base"):
+        made.settings(tmp_path / name, "train_qlora_4bit.py")
+    runs.write_json(tmp_path / "qlora" / "train_metrics.json", {})
+    made.evaluation(tmp_path, "base", [True, False])
+    done = publish(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {path.parent.name for path in (tmp_path / "to").rglob("settings.json")} == {"qlora", "base"}
