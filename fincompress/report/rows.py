@@ -23,7 +23,8 @@ class Row(SimpleNamespace):
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (of a pruned model the run that dropped
     its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by
-    steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one), ``lost`` and
+    steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one, maybe measured
+    of another run of the same shape), ``lost`` and
     ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained longer, with it) and
     ``chart_label``.
     """
@@ -114,7 +115,7 @@ def make_sections(rows: list[Row]) -> list[Section]:
     for members in groups.values():
         devices = {(speed["device"], speed["hardware"]) for row in members for speed in row.speeds}
         for device, hardware in sorted(devices) or [(None, None)]:
-            sections.append(make_section([on_device(row, device, hardware) for row in members]))
+            sections.append(make_section([on_device(row, members, device, hardware) for row in members]))
     titles = Counter(section.title for section in sections)
     for section in sections:
         if titles[section.title] > 1:  # other data of one name, or preprocessed in another way
@@ -123,16 +124,27 @@ def make_sections(rows: list[Row]) -> list[Section]:
     return sorted(sections, key=lambda s: (s.rows[0].data != "FinQA", -len(s.rows), s.title))
 
 
-def on_device(row: Row, device: str | None, hardware: str | None) -> Row:
-    """A copy of a row with what was measured on a device.
+def shape(row: Row) -> tuple:
+    """What makes two merged or quantized models of one base equally fast: how weights are held, and how many bytes."""
+    if row.size_gb is None or row.kind in ("qlora", "lora_8bit", "other"):
+        return (row.run,)
+    return row.quantizer, row.quantizer and row.bits, row.size_gb
+
+
+def on_device(row: Row, members: list[Row], device: str | None, hardware: str | None) -> Row:
+    """A copy of a row with what was measured on a device: of itself, else of another of ``members`` of its shape.
 
     Time per question is that of reading a prompt of median length and decoding the median answer, whose first token
     the prefill gives.
     """
-    speed = next((one for one in row.speeds if (one["device"], one["hardware"]) == (device, hardware)), None)
+    alike = [row, *sorted((one for one in members if shape(one) == shape(row)), key=lambda one: one.run)]
+    found = ((one, speed) for one in alike for speed in one.speeds)
+    place = (device, hardware)
+    one, speed = next((pair for pair in found if (pair[1]["device"], pair[1]["hardware"]) == place), (row, None))
     here = Row(**vars(row), device=device, hardware=hardware, speed=speed)
+    here.speed_of, here.answer_tokens = one.run if speed else None, one.answer_tokens
     vars(here).update({name: speed and speed[name] for name in SPEEDS}, benchmark_call=speed and speed["call"])
-    needed = here.prompt_tokens, here.prefill_tokens_per_s, row.answer_tokens, here.decode_tokens_per_s
+    needed = here.prompt_tokens, here.prefill_tokens_per_s, here.answer_tokens, here.decode_tokens_per_s
     here.seconds_per_question = None
     if None not in needed:
         here.seconds_per_question = needed[0] / needed[1] + (needed[2] - 1) / needed[3]

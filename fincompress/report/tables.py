@@ -18,7 +18,7 @@ CSV = (
     "description", "sublayers_left", "sublayers", "execution_accuracy", "execution_accuracy_low",
     "execution_accuracy_high", "program_accuracy", "program_accuracy_low", "program_accuracy_high", "size_gb",
     "share_of_bytes", "on_frontier", "prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s",
-    "decode_ratio", "inference_memory_gb", "kernel", "answer_tokens", "seconds_per_question",
+    "decode_ratio", "inference_memory_gb", "kernel", "answer_tokens", "seconds_per_question", "speed_of",
     "benchmark_call", "evaluation_dtype", "total_training_seconds", "total_tokens_seen", "reference_run",
     "accuracy_lost", "accuracy_lost_low", "accuracy_lost_high", "mcnemar_p",
     "longer_run", "longer_lost", "longer_lost_low", "longer_lost_high",
@@ -54,6 +54,8 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
     for row in rows:
         unhealed = "saved on the way down, not healed as the last depth is" if row.healed is False else None
         speed = None if row.speed else "speed not measured on this device"
+        if row.speed and row.speed_of != row.run:
+            speed = "measured of another run of the same shape"
         accuracy = percent(row.execution_accuracy, (row.execution_accuracy_low, row.execution_accuracy_high))
         lost, longer = (
             percent(one["difference"], one["interval"], "+") if one else "-" for one in (row.lost, row.lost_to_longer)
@@ -100,7 +102,10 @@ def headline_rows(section: Section, count: int) -> list[Row]:
         return [row for row in rows if row.kind == kind]
 
     size = next((row.share_of_bytes for row in of("quantized")), None) or 0
-    nearest = sorted(of("sapling"), key=lambda row: (row.speed is None, abs((row.share_of_bytes or 0) - size)))
+    sizes: dict[float, Row] = {}  # of one size the most accurate
+    for row in sorted(of("sapling"), key=lambda row: (row.speed is None, -row.execution_accuracy)):
+        sizes.setdefault(row.size_gb, row)
+    nearest = sorted(sizes.values(), key=lambda row: (row.speed is None, abs((row.share_of_bytes or 0) - size)))
     kinds = ("sapling", "sapling_quantized", "pruning")
     best, both, pruned = (sorted(of(kind), key=lambda row: -row.execution_accuracy) for kind in kinds)
     wanted = [

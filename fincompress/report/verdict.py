@@ -241,8 +241,8 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
     """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
     Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those whose speeds were
-    measured the nearest in bytes, and of the same rival one with a depth shown to be as accurate, else the most
-    accurate.
+    measured the nearest in bytes and then the most accurate, and of the same rival one with a depth shown to be as
+    accurate, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
@@ -260,7 +260,10 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     def closeness(pair: list[Comparison]) -> tuple[bool, float]:
         return pair[1].equal == ACCURACY, pair[1].difference["difference"] if pair[1].difference else -math.inf
 
-    chosen = min(pairs, key=lambda pair: ("seconds" not in pair[0].ratios, distance(pair)))
+    chosen = min(
+        pairs,
+        key=lambda pair: ("seconds" not in pair[0].ratios, distance(pair), -pair[0].sapling.execution_accuracy),
+    )
     size, sapling, rival = chosen[0], chosen[0].sapling, chosen[0].other
     equal = max((pair for pair in pairs if pair[1].other is rival), key=closeness)[1]
     ours, name = sapling_name(sapling), rival_name(rival)

@@ -8,7 +8,7 @@ import pytest
 
 from fincompress import runs
 from fincompress.errors import UserError
-from fincompress.report import methods, rows
+from fincompress.report import methods, rows, tables
 
 QUESTIONS = 200
 SAPLING = {"CRITERION": "calibration", "SCHEDULE": "successive"}
@@ -209,6 +209,28 @@ def test_seconds_per_question_are_those_of_a_median_prompt_and_answer(tmp_path):
     assert expected == pytest.approx(1 + 1.7, rel=0.15)
 
 
+def test_a_run_that_was_not_measured_is_as_fast_as_another_of_its_shape(tmp_path):
+    made.data_report(tmp_path)
+    healed = {"KL": 1.0, "CRITERION": "calibration", "SCHEDULE": "successive"}
+    scripts = {"quantized": ("quantize_gptq.py", {"SOURCE_RUN": "alike"}), "adapter": ("train_qlora_4bit.py", {})}
+    for run in ("measured", "alike", "own", "smaller", "quantized", "adapter"):
+        script, values = scripts.get(run, ("sapling_train.py", healed))
+        precision = "nf4" if run == "adapter" else "auto"
+        made.settings(tmp_path / run, script, values, precision=precision)
+        made.evaluation(tmp_path, run, made.answers(0.3, 40), 0.5 if run == "smaller" else 0.6, precision=precision)
+    made.throughput(tmp_path, "measured", 10.0)
+    made.throughput(tmp_path, "own", 12.0)
+    (section,) = sections(tmp_path)
+    found = {row.run: row for row in section.rows}
+    assert {run: row.speed_of for run, row in found.items()} == {
+        "measured": "measured", "alike": "measured", "own": "own", "smaller": None, "quantized": None, "adapter": None
+    }  # fmt: skip
+    assert found["alike"].seconds_per_question == found["measured"].seconds_per_question is not None
+    assert found["alike"].benchmark_call == found["measured"].benchmark_call
+    lines = {line[0]: line for line in tables.results_table(section.rows, tables.SHORT).lines}
+    assert lines["alike"][-1] == "0.50 (2)" and lines["measured"][-1] == "0.50" and lines["smaller"][-1] == "- (1)"
+
+
 # --- sections -------------------------------------------------------------------------------------------------------
 
 
@@ -244,8 +266,8 @@ def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
 
 def test_devices_stand_in_tables_of_their_own(tmp_path):
     gpu = made.HARDWARE | {"gpu": "Some GPU"}
-    for run in ("a", "b", "c"):
-        evaluated(tmp_path, run)
+    for run, share in (("a", 1.0), ("b", 0.9), ("c", 0.8)):
+        evaluated(tmp_path, run, share=share)
     made.throughput(tmp_path, "a", 10.0)
     made.throughput(tmp_path, "a", 99.0, device="cuda", hardware=gpu)
     made.throughput(tmp_path, "b", 98.0, device="cuda", hardware=gpu)
