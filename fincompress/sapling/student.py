@@ -132,12 +132,12 @@ class Student:
                 parameter.data = parameter.data.float()
             if not healing:
                 memory.release_files(self.model)
-        trained = sum(p.numel() for p in self.trained_parameters().values())
-        print(
-            f"{len(names)} of {self.full} units are trained: {trained / 1e6:.1f} M of "
-            f"{self.full_size / 1e6:.1f} M parameters, {8 * trained / 1e9:.2f} GB of optimizer state in float32 "
-            f"(all of them: {8 * self.full_size / 1e9:.2f} GB)"
-        )
+        if healing or s["CYCLE_EPOCHS"] or s["FIRST_EPOCHS"]:
+            trained = sum(p.numel() for p in self.trained_parameters().values())
+            print(
+                f"{trained / 1e6:.1f} M parameters are trained, of {self.full_size / 1e6:.1f} M at the start: "
+                f"{8 * trained / 1e9:.2f} GB of optimizer state in float32"
+            )
 
     def _add_adapters(self, every: set[str]) -> None:
         s, names = self.settings, {module: name for name, module in self.model.named_modules()}
