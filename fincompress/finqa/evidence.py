@@ -44,10 +44,11 @@ def page_lines(example: Example) -> list[Line]:
 
     Lines without a letter or digit are left out. Numbers keep the form in which gold programs write them; what the
     release writes twice, as in ``-14 ( 14 )`` or ``1.2% ( 1.2 % )``, stands once. Row names stay as they are, because
-    table operations name rows by them. A dash, which the release's tables have as its code point, is one again.
+    table operations name rows by them. A dash, of which the release's tables have the code point, is one again.
     """
     texts = [numbers.clean_sentence(text) for text in example.pre_text + example.post_text]
     sentences = [Line(f"text_{i}", text) for i, text in enumerate(texts)]
+    released = RELEASED.fullmatch(example.page)
     table: list[Line] = []
     for i, row in enumerate(example.table):
         cells = [numbers.clean_cell(cell) for cell in row]
@@ -55,11 +56,19 @@ def page_lines(example: Example) -> list[Line]:
             cells = _share_words(cells)
         else:
             cells[0] = " ".join(row[0].strip().splitlines())
-            if RELEASED.fullmatch(example.page):
-                cells[1:] = ["-" if numbers.DASH.fullmatch(cell) else cell for cell in cells[1:]]
+            for j, cell in enumerate(cells[1:], 1):
+                if released and numbers.DASH.fullmatch(cell) and not _has_years(example.table, j):
+                    cells[j] = "-"
         table.append(Line(f"table_{i}" if i else HEADER, "|".join(cells)))
     before = len(example.pre_text)
     return [line for line in sentences[:before] + table + sentences[before:] if re.search(r"[^\W_]", line.text)]
+
+
+def _has_years(table: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether most cells with digits in a column under the header begin with a year, those aside that may be dashes."""
+    cells = [numbers.clean_cell(row[column]) for row in table[1:] if len(row) > column]
+    others = [cell for cell in cells if re.search(r"\d", cell) and not numbers.DASH.fullmatch(cell)]
+    return 2 * sum(bool(re.match(r"(19|20)\d\d\b", cell)) for cell in others) > len(others)
 
 
 def _share_words(header: list[str]) -> list[str]:

@@ -11,8 +11,8 @@ _FIGURE = r"(?<![\w.,])((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?!\w|[.,]\d)
 FIGURE = re.compile(_FIGURE)
 _IN_TEXT = re.compile(_FIGURE + r"( ?(?:%|percent\b))?")
 YEARS = range(1980, 2041)  # whole numbers that are no figures where a year may stand
-# Of a dash in the release's tables the code point is left. So are all such cells under the header and beyond the first
-# of a row in train (254 rows), and no program uses one. In other tables they may be years.
+# What the release left of a dash in a table: its code point. In train all such cells are dashes, under the header and
+# beyond the first of a row, and no program uses one. In a column of years, and in other tables, they may be years.
 DASH = re.compile(r"201[34]%?")
 
 

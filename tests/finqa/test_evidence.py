@@ -90,6 +90,19 @@ def test_a_cell_of_the_release_that_is_a_dash_is_shown_as_one(page, shown):
     assert (header, row) == ("2013|2014|2013|x|y", "2014|" + shown)
 
 
+def test_a_year_in_a_column_of_years_is_shown_as_one():
+    table = [
+        ["site", "lease expiration", "rent"],
+        ["a", "2069 ( 1 )", "5"],
+        ["n/a", "n/a", "-"],
+        ["b", "2014", "2014"],
+        ["c", "2019", "7"],
+        ["d"],
+    ]
+    lines = page_lines(dataclasses.replace(make(table=table, pre_text=[], post_text=[]), page="CME/2010/page_42.pdf"))
+    assert [line.text for line in lines[1:]] == ["a|2069 (1)|5", "n/a|n/a|-", "b|2014|-", "c|2019|7", "d"]
+
+
 def test_row_names_stay_as_table_operations_name_them():
     name = "sales , net ( a ) as % (  % ) of total"
     assert page_lines(make(table=[["", "x"], [name, "5"]]))[3].text == name + "|5"
