@@ -39,9 +39,7 @@ VERDICTS = ("id", "execution_correct", "program_correct")
 def main() -> None:
     if Path(TO).resolve() == Path(RESULTS_DIR).resolve():
         raise UserError("TO is where the runs lie: name another folder")
-    folders = sorted(Path(RESULTS_DIR).glob("[!.]*/settings.json"))
-    sources = {run: runs.run_directory(RESULTS_DIR, run) for run in RUNS}
-    sources = sources or {path.parent.name: path.parent for path in folders if is_finished(path.parent)}
+    sources = {run: runs.run_directory(RESULTS_DIR, run) for run in RUNS} or finished_runs()
     if not sources:
         raise UserError(f"there is no finished run in {RESULTS_DIR}/")
     for run, source in sources.items():
@@ -59,6 +57,13 @@ def main() -> None:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
             print(f"{folder}: {copied} files")
     tables.write_quantization_report(TO)
+
+
+def finished_runs() -> dict[str, Path]:
+    """Folders of the finished runs of RESULTS_DIR; of depths that were quantized together each is a run."""
+    folders = [path.parent for path in runs.records(RESULTS_DIR, "settings.json") if is_finished(path.parent)]
+    inside = [folder for folder in folders if not (folder.parent / "settings.json").exists()]
+    return {folder.relative_to(RESULTS_DIR).as_posix(): folder for folder in inside}
 
 
 def is_finished(folder: Path) -> bool:

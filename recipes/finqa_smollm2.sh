@@ -76,8 +76,8 @@ heal_and_quantize sapling_blocks_20 finqa_qlora 0.74 4
 heal_and_quantize sapling_blocks_15 sapling_blocks_20/20 0.83 3
 heal_and_quantize sapling_blocks_11 sapling_blocks_20/20 0.69 3
 heal_and_quantize sapling_blocks_8 sapling_blocks_20/20 0.58 3
-# Phase 1 trained on for as many examples as the 20, no layer dropped: with itself as teacher, and without. The better one,
-# compressed alike
+# Phase 1 trained on for as many examples as the 20, no layer dropped: with itself as teacher, and without. The taught one is
+# compressed as phase 1 is
 heal_and_quantize longer_taught_30 finqa_qlora 1 4
 heal_and_quantize longer_taught_20 longer_taught_30/30 0.74 4 --TEACHER=longer_taught_30/30
 heal longer_30 finqa_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
@@ -103,8 +103,8 @@ run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=fin
     --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
 evaluate sapling_paper
 
-# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. The other runs have
-# the shapes of these, and with them not all models would fit into 24 GB at once, as turns at every measure need.
+# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. Most other runs have
+# the shapes of these, so their speeds; with them not all models would fit into 24 GB at once, as turns at every measure need.
 measured=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
 for left in 25 20 15 11 8; do measured+=(sapling_blocks_$left/$left sapling_blocks_${left}_gptq); done
 run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \

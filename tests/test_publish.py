@@ -81,10 +81,13 @@ def test_a_run_that_is_not_finished_is_not_published(tmp_path):
 
 def test_every_finished_run_is_published_where_none_is_named(tmp_path):
     assert publish(tmp_path).returncode == 2 and not (tmp_path / "to").exists()
-    for name in ("qlora", "killed", "base"):
+    for name in ("qlora", "qlora/merged", "killed", "base", "sapling_gptq/20"):  # the last with no record above it
         made.settings(tmp_path / name, "train_qlora_4bit.py")
     runs.write_json(tmp_path / "qlora" / "train_metrics.json", {})
-    made.evaluation(tmp_path, "base", [True, False])
+    runs.write_json(tmp_path / "sapling_gptq" / "20" / "quantize_metrics.json", {})
+    for name in ("base", "qlora/merged"):
+        made.evaluation(tmp_path, name, [True, False])
     done = publish(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert {path.parent.name for path in (tmp_path / "to").rglob("settings.json")} == {"qlora", "base"}
+    there = {path.parent.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("settings.json")}
+    assert there == {"qlora", "qlora/merged", "base", "sapling_gptq/20"}

@@ -212,9 +212,9 @@ def test_the_commands_for_llama_stop_at_the_first_failure(phases):
 def test_a_model_that_does_not_fit_keeps_no_other_of_the_llama_models_from_being_measured(phases):
     done, calls = phases(script="recipes/llama2_7b_10gb.sh", FAIL="benchmark_throughput.py")
     measured = [overrides(call)["RUNS"] for call, _ in calls if call[0] == "benchmark_throughput.py"]
-    assert {len(names) for names in measured} == {1} and ["sapling_gptq/8"] in measured and ["gptq_4bit"] in measured
+    assert ["gptq_4bit", "sapling_gptq/8"] in measured and ["gptq_4bit"] in measured  # alone too, should both not fit
     assert done.returncode == 0 and calls[-1][0] == ["plot_pareto.py"]
-    assert done.stderr.splitlines() == [f"{names[0]} was not measured" for names in measured]
+    assert done.stderr.splitlines() == [f"not measured: {str(names)[1:-1]}" for names in measured]
 
 
 def test_a_run_and_a_repository_are_pushed_and_nothing_less(phases, copy):

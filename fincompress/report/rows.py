@@ -21,12 +21,11 @@ class Row(SimpleNamespace):
     """One run on one split and device; None is what was not measured.
 
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
-    (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``family`` (of a pruned model the run that dropped
-    its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by
-    steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this one, maybe measured
-    of another run of the same shape), ``lost`` and
-    ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained longer, with it) and
-    ``chart_label``.
+    (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``act_order``, ``family`` (of a pruned model the run
+    that dropped its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution
+    accuracy by steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this device,
+    maybe of another run of the same shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference
+    run, and of phase 1 trained longer, with it) and ``chart_label``.
     """
 
 
@@ -76,13 +75,13 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     row.correct, row.steps = evaluation["execution_accuracy"]["correct"], evaluation.get("steps") or {}
     row.quantizer = settings.get("METHOD", "gptq") if "quantized" in kind else None
     row.method = kind.replace("quantized", row.quantizer or "")
-    row.bits = settings.get("BITS", 4)
+    row.bits, row.act_order = settings.get("BITS", 4), settings.get("DESC_ACT", False)
     row.family = family(chain, root) or row.run.rpartition("/")[0] or row.run if pruned else row.run
     row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
     row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
     row.description = f"{name}, {row.depth} sub-layers" if row.depth else name
     row.healed = metrics["healed"] or metrics.get("final", False) if "healed" in metrics else None
-    row.calibration_nll = (metrics.get("calibration") or [{}])[-1].get("calibration_nll", math.inf)  # of phase 1
+    row.calibration_nll = (metrics.get("calibration") or [metrics])[-1].get("calibration_nll", math.inf)
     row.total_training_seconds, row.total_tokens_seen = training_cost(chain)
     row.evaluation_dtype = decoding.get("dtype")
     row.speeds = [read_throughput(path) for path in sorted(folder.glob("throughput_*.json"))]
@@ -128,19 +127,28 @@ def shape(row: Row) -> tuple:
     """What makes two merged or quantized models of one base equally fast: how weights are held, and how many bytes."""
     if row.size_gb is None or row.kind in ("qlora", "lora_8bit", "other"):
         return (row.run,)
-    return row.quantizer, row.quantizer and row.bits, row.size_gb
+    return row.quantizer, row.quantizer and (row.bits, row.act_order), row.size_gb
 
 
 def on_device(row: Row, members: list[Row], device: str | None, hardware: str | None) -> Row:
     """A copy of a row with what was measured on a device: of itself, else of another of ``members`` of its shape.
 
-    Time per question is that of reading a prompt of median length and decoding the median answer, whose first token
-    the prefill gives.
+    Of several others one whose speeds count, of the benchmark call that measured most. Time per question is that of
+    reading a prompt of median length and decoding the median answer, whose first token the prefill gives.
     """
-    alike = [row, *sorted((one for one in members if shape(one) == shape(row)), key=lambda one: one.run)]
-    found = ((one, speed) for one in alike for speed in one.speeds)
-    place = (device, hardware)
-    one, speed = next((pair for pair in found if (pair[1]["device"], pair[1]["hardware"]) == place), (row, None))
+    measured = [(one, speed) for one in members for speed in one.speeds]
+    measured = [(one, speed) for one, speed in measured if (speed["device"], speed["hardware"]) == (device, hardware)]
+    calls = Counter(speed["call"] for _, speed in measured)
+    one, speed = min(
+        ((one, speed) for one, speed in measured if shape(one) == shape(row)),
+        key=lambda pair: (
+            pair[1]["decode_tokens_per_s"] is None,
+            pair[0] is not row,
+            -calls[pair[1]["call"]],
+            pair[0].run,
+        ),
+        default=(row, None),
+    )
     here = Row(**vars(row), device=device, hardware=hardware, speed=speed)
     here.speed_of, here.answer_tokens = one.run if speed else None, one.answer_tokens
     vars(here).update({name: speed and speed[name] for name in SPEEDS}, benchmark_call=speed and speed["call"])
@@ -156,7 +164,7 @@ def make_section(rows: list[Row]) -> Section:
 
     Accuracy is lost from the run of QLoRA, else of merged or 8-bit LoRA, that has the lowest NLL on the calibration
     split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained longer, of
-    several from the run that saw most.
+    several from the run that saw most, and of these from the one of lowest NLL.
     """
     first = rows[0]
     speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
@@ -166,8 +174,10 @@ def make_section(rows: list[Row]) -> Section:
     candidates = [row for row in rows if row.kind in PHASE_1]
     candidates.sort(key=lambda row: (PHASE_1.index(row.kind), row.calibration_nll, -row.execution_accuracy, row.run))
     reference = candidates[0] if candidates else None
-    longer = max(
-        (row for row in rows if row.kind == "longer"), key=lambda row: row.total_tokens_seen or 0, default=None
+    longer = min(
+        (row for row in rows if row.kind == "longer"),
+        key=lambda row: (-(row.total_tokens_seen or 0), row.calibration_nll),
+        default=None,
     )
     families = Counter(name for _, name in {(row.family, row.name) for row in rows})
     for row, flag in zip(rows, flags, strict=True):

@@ -71,7 +71,7 @@ def open_run(settings: dict, script: str) -> Run | None:
 def room_gb(student: Student) -> float:
     """GB of disk that a run takes beside what its teacher says.
 
-    Those are the depths that it saves, the last counted whole; and in float32 weights and moments, in two states and
+    Those are the depths that it heals, the last counted whole; and in float32 weights and moments, in two states and
     two checkpoints while one takes the place of the other, and the best weights of healing.
     """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")

@@ -100,6 +100,14 @@ def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
     assert found["g"] == ("quantized", "phase 1, trained longer + GPTQ 4-bit")  # a rival like GPTQ of phase 1
 
 
+def test_what_is_lost_to_a_longer_phase_1_is_lost_to_the_better_one_of_as_many_tokens(tmp_path):
+    evaluated(tmp_path, "q")
+    runs.write_json(tmp_path / "q" / "train_metrics.json", {"training_seconds": 60.0, "tokens_seen": 5})
+    for run, tokens, nll in (("a/60", 9, 0.3), ("b/60", 9, 0.2), ("c/60", 8, 0.1)):
+        pruned(tmp_path, run, SAPLING | {"START_FROM": "q"}, dropped=[], tokens_seen=tokens, calibration_nll=nll)
+    assert {row.longer_run for section in sections(tmp_path) for row in section.rows if row.questions == 20} == {"b/60"}
+
+
 def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_model(tmp_path):
     evaluated(tmp_path, "q")
     pruned(tmp_path, "s/30", SAPLING | {"START_FROM": "q"}, units_left=30, dropped=["block.3", "mlp.1+attention.2"])
@@ -209,26 +217,47 @@ def test_seconds_per_question_are_those_of_a_median_prompt_and_answer(tmp_path):
     assert expected == pytest.approx(1 + 1.7, rel=0.15)
 
 
+def of_one_shape(folder, *names, **shares):
+    """Evaluated checkpoints of SAPLING as large as each other, but those with a share of their own."""
+    made.data_report(folder)
+    for run in names:
+        made.settings(folder / run, "sapling_train.py", {"KL": 1.0, "CRITERION": "kl", "SCHEDULE": "successive"})
+        made.evaluation(folder, run, made.answers(0.3, 40), shares.get(run, 0.6))
+
+
 def test_a_run_that_was_not_measured_is_as_fast_as_another_of_its_shape(tmp_path):
-    made.data_report(tmp_path)
-    healed = {"KL": 1.0, "CRITERION": "calibration", "SCHEDULE": "successive"}
-    scripts = {"quantized": ("quantize_gptq.py", {"SOURCE_RUN": "alike"}), "adapter": ("train_qlora_4bit.py", {})}
-    for run in ("measured", "alike", "own", "smaller", "quantized", "adapter"):
-        script, values = scripts.get(run, ("sapling_train.py", healed))
-        precision = "nf4" if run == "adapter" else "auto"
+    of_one_shape(tmp_path, "measured", "alike", "own", "smaller", smaller=0.5)
+    for run, script, values, precision in (
+        ("quantized", "quantize_gptq.py", {"SOURCE_RUN": "alike"}, "auto"),
+        ("ordered", "quantize_gptq.py", {"SOURCE_RUN": "alike", "DESC_ACT": True}, "auto"),  # its kernel takes longer
+        ("adapter", "train_qlora_4bit.py", {}, "nf4"),
+    ):
         made.settings(tmp_path / run, script, values, precision=precision)
-        made.evaluation(tmp_path, run, made.answers(0.3, 40), 0.5 if run == "smaller" else 0.6, precision=precision)
-    made.throughput(tmp_path, "measured", 10.0)
-    made.throughput(tmp_path, "own", 12.0)
+        made.evaluation(tmp_path, run, made.answers(0.3, 40), 0.6, precision=precision)
+    for run in ("measured", "own", "ordered"):
+        made.throughput(tmp_path, run, 10.0)
     (section,) = sections(tmp_path)
     found = {row.run: row for row in section.rows}
     assert {run: row.speed_of for run, row in found.items()} == {
-        "measured": "measured", "alike": "measured", "own": "own", "smaller": None, "quantized": None, "adapter": None
+        "measured": "measured", "alike": "measured", "own": "own", "smaller": None, "quantized": None,
+        "ordered": "ordered", "adapter": None,
     }  # fmt: skip
     assert found["alike"].seconds_per_question == found["measured"].seconds_per_question is not None
     assert found["alike"].benchmark_call == found["measured"].benchmark_call
     lines = {line[0]: line for line in tables.results_table(section.rows, tables.SHORT).lines}
     assert lines["alike"][-1] == "0.50 (2)" and lines["measured"][-1] == "0.50" and lines["smaller"][-1] == "- (1)"
+
+
+def test_of_several_of_one_shape_the_speed_is_of_the_call_that_measured_most_and_of_an_idle_machine(tmp_path):
+    of_one_shape(tmp_path, "a_alone", "b_busy", "c_beside", "larger", "unmeasured", larger=0.9)
+    for run, call in (("a_alone", 20.0), ("b_busy", 23.0), ("c_beside", 23.0), ("larger", 23.0)):
+        made.throughput(tmp_path, run, 10.0, base=call)
+    path = tmp_path / "b_busy" / "throughput_cpu.json"
+    runs.write_json(path, json.loads(path.read_text()) | {"load": 0.9})
+    (section,) = sections(tmp_path)
+    assert {row.run: row.speed_of for row in section.rows} == {
+        "a_alone": "a_alone", "b_busy": "c_beside", "c_beside": "c_beside", "larger": "larger", "unmeasured": "c_beside"
+    }  # fmt: skip
 
 
 # --- sections -------------------------------------------------------------------------------------------------------
