@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from fincompress.depth import ranking
@@ -69,10 +70,11 @@ def test_paired_differences_see_what_unpaired_ones_cannot():
     assert ranking.standard_error(torch.tensor([1.0])) == math.inf
 
 
-def test_what_is_no_number_loses():
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_loses(value):
     good, broken = ((SubLayer(block, "mlp"),) for block in range(2))
     scores = {unit: Score(unit) for unit in (broken, good)}
-    scores[broken].add(torch.tensor([float("nan"), float("inf")] * 8), torch.zeros(16), 1.0)
+    scores[broken].add(torch.full((16,), value), torch.zeros(16), 1.0)
     scores[good].add(torch.full((16,), 2.0), torch.zeros(16), 1.0)
     assert ranking.choose(list(scores.values()))[0].unit == good
     assert ranking.behind(scores[broken].nll, scores[good].nll, errors=3)

@@ -77,6 +77,14 @@ def test_what_is_written_is_of_the_models_type_and_attention_and_counted_before(
     assert repack.checkpoint_parameters(model, sizes) == sum(one.numel() for one in packed.parameters())
 
 
+def test_of_the_lists_in_a_config_those_with_an_entry_a_block_alone_are_cut():
+    config = CONFIGS["qwen3"]()
+    config.eos_token_id = [2, 3, 4, 5, 6, 7]  # as many as there are blocks
+    short = repack.shortened_config(config, 4)
+    assert short.num_hidden_layers == 4 and short.layer_types == config.layer_types[:4]
+    assert short.eos_token_id == config.eos_token_id and config.num_hidden_layers == 6
+
+
 LOAD = """
 import pathlib, sys, torch
 from transformers import AutoModelForCausalLM

@@ -88,6 +88,18 @@ def test_between_cuts_only_what_is_hopeless_goes():
     assert race.alive == units[:8]
 
 
+def test_the_worse_half_goes_when_the_questions_have_doubled():
+    units = [(SubLayer(block, "mlp"),) for block in range(16)]
+    race, swing = scan.Elimination(units), torch.tensor([1.0, -1.0] * 16)
+    for questions, stay in ((8, 8), (12, 8), (16, 4)):
+        scores = {
+            unit: Score(unit, place / 100 + swing[:questions] * (place > 0), torch.zeros(questions))
+            for place, unit in enumerate(units)
+        }
+        race.eliminate(scores)
+        assert race.alive == units[:stay]
+
+
 def test_enough_finalists_stay_for_the_drops_that_follow():
     # Pairs of neighbours in a row: the best ones overlap, and of two that share a sub-layer only one can be dropped.
     row = [SubLayer(block, kind) for block in range(20) for kind in ("attention", "mlp")]
@@ -194,3 +206,21 @@ def test_a_scan_against_a_teacher_measures_its_kl(model, batches):
                 found.append((theirs.exp() * (theirs - ours)).sum(-1).mean())
         assert torch.allclose(score.nll, torch.stack(found), atol=1e-4)
     assert all(torch.allclose(a.nll, b.nll, atol=1e-4) for a, b in zip(scores, plain, strict=True))
+
+
+def test_the_stream_around_a_unit_is_that_of_its_sub_layers(model, batches):
+    seen, blocks = scan.trace(model, batches[0]), model.model.layers
+    for number in (2, 5):
+        attention, mlp = SubLayer(number, "attention"), SubLayer(number, "mlp")
+        before, between = seen.around(attention, attention)
+        assert torch.equal(between, seen.streams[mlp])
+        assert torch.equal(before, seen.streams[attention]) and not torch.equal(before, between)
+        with torch.no_grad():
+            after = between + blocks[number].mlp(blocks[number].post_attention_layernorm(between))
+        assert torch.allclose(seen.around(attention, mlp)[1], after, atol=1e-5)
+
+
+def test_a_process_without_questions_has_no_scores(model, batches):
+    """Where a batch has fewer questions than there are processes."""
+    scores, whole = scan.scan(model, sub.units(model, "block"), [{name: rows[:0] for name, rows in batches[0].items()}])
+    assert len(scores) == 6 and {score.questions for score in [*scores, whole]} == {0}

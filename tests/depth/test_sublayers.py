@@ -89,6 +89,7 @@ def test_removal_equals_skipping_and_gives_the_parameters_back(any_model, batche
 
 def test_a_cache_serves_a_model_with_sublayers_removed(model, batches):
     sub.remove(model, SubLayer(0, "attention"), SubLayer(3, "mlp"), SubLayer(4, "attention"))
+    assert [model.model.layers[block].self_attn.layer_idx for block in (1, 2, 3, 5)] == [0, 1, 2, 3]  # slots, no gaps
     ids = batches[0]["input_ids"][:1, -6:]
     cached = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False)
     plain = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, use_cache=False)

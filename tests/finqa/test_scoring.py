@@ -127,6 +127,7 @@ TOKENS = ["divide(", "30", "20", ")", "EOF"]
         '{"id": "a", "program": "divide(30, 20)"}\n{"id": "b", "program": ""}\n',
         '\n{"id": "a", "program": "divide(30, 20)", "value": 1.5}\r\n\n{"id": "b", "predicted": ["EOF"]}',
         '[{"id": "a", "program": "divide(30, 20)"}, {"id": "b", "program": ""}]',
+        '\ufeff[{"id": "a", "program": "divide(30, 20)"}, {"id": "b", "program": ""}]',  # a byte order mark
     ],
 )
 def test_predictions_are_read_from_either_format(tmp_path, text):

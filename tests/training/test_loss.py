@@ -60,3 +60,16 @@ def test_exact_match_and_nll_agree_with_one_row_at_a_time(model):
         ids = torch.tensor([row["input_ids"]])
         losses = F.cross_entropy(model(ids).logits[0, row["prompt_tokens"] - 1 : -1], ids[0, row["prompt_tokens"] :])
         assert value == pytest.approx(losses.item(), abs=1e-4)
+
+
+def test_hidden_states_are_given_where_they_are_asked_for(model):
+    batch = loss.TargetCollator(PAD)(make_rows(2))
+    assert loss.target_outputs(model, batch)[2] is None
+    states = loss.target_outputs(model, batch, hidden_states=True)[2]
+    assert len(states) == 1 + model.config.num_hidden_layers  # before the first block, and after each
+    assert {tuple(one.shape[:2]) for one in states} == {tuple(batch["input_ids"].shape)}
+
+
+def test_means_over_the_calibration_split_are_of_all_its_questions():
+    found = loss.calibration_means(torch.tensor([0.1, 0.2, 0.5]), torch.tensor([True, False, True]))
+    assert found == {"calibration_nll": 0.26667, "calibration_exact": 0.66667}
