@@ -216,16 +216,27 @@ def table(pairs: list[list[Comparison]]) -> Table:
 
 
 def sentence(pairs: list[list[Comparison]]) -> str:
-    """The verdict on a section in a sentence for SAPLING, and one for SAPLING that was quantized afterwards."""
+    """The verdict on a section in a sentence for SAPLING, and one for SAPLING that was quantized afterwards.
+
+    Of comparisons without two of one size, which nobody can win, it says so; and in how many of those that are not won
+    SAPLING is as accurate and better in every cost.
+    """
     if not any(pair[0].other.quantizer for pair in pairs):
         return f"Not decided: it takes evaluated runs of SAPLING and of {BITS}-bit quantization (quantize_gptq.py)."
     said: dict[str, list[str]] = {}
     names = [(sapling_name(pair[0].sapling), rival_name(pair[0].other)) for pair in pairs]
     for one in dict.fromkeys(names):
-        decisions = [decision(pair) for pair, name in zip(pairs, names, strict=True) if name == one]
+        theirs = [pair for pair, name in zip(pairs, names, strict=True) if name == one]
+        decisions = [decision(pair) for pair in theirs]
+        notes = [f"{decisions.count(OPEN)} not decided"] if OPEN in decisions else []
+        if not any(distance(pair) <= TOLERANCE for pair in theirs):
+            notes.append("no two are of one size, so it could in none")
+        ahead = sum(pair[-1].equal == ACCURACY and set(pair[-1].winners.values()) == {SAPLING} for pair in theirs)
+        ahead -= decisions.count("yes")
+        if ahead:
+            notes.append(f"as accurate and ahead in every cost in {ahead}")
         text = f"{one[1]} in {decisions.count('yes')} of {len(decisions)} comparisons"
-        text += f" ({decisions.count(OPEN)} not decided)" if OPEN in decisions else ""
-        said.setdefault(one[0], []).append(text)
+        said.setdefault(one[0], []).append(text + (f" ({'; '.join(notes)})" if notes else ""))
     return " ".join(f"{name} beats {', and '.join(texts)}." for name, texts in said.items())
 
 
@@ -240,9 +251,9 @@ def rival_name(row: Row) -> str:
 def answers(pairs: list[list[Comparison]]) -> list[str]:
     """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
-    Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those whose speeds were
-    measured the nearest in bytes and then the most accurate, and of the same rival one with a depth shown to be as
-    accurate, else the most accurate.
+    Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those that have a speed
+    the nearest in bytes, then the most accurate rival, then the most accurate of SAPLING's; and of the same rival one
+    with a depth shown to be as accurate, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
@@ -251,19 +262,23 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
     return [f"**{sentence(pairs)}**", *answer(next(filter(None, kinds)))]
 
 
+def distance(pair: list[Comparison]) -> float:
+    """Relative difference of the two in bytes, at equal size."""
+    return abs(pair[0].sapling.size_gb / pair[0].other.size_gb - 1)
+
+
 def answer(pairs: list[list[Comparison]]) -> list[str]:
     """``answers`` of pairs of one kind."""
-
-    def distance(pair: list[Comparison]) -> float:
-        return abs(pair[0].sapling.size_gb / pair[0].other.size_gb - 1)
 
     def closeness(pair: list[Comparison]) -> tuple[bool, float]:
         return pair[1].equal == ACCURACY, pair[1].difference["difference"] if pair[1].difference else -math.inf
 
-    chosen = min(
-        pairs,
-        key=lambda pair: ("seconds" not in pair[0].ratios, distance(pair), -pair[0].sapling.execution_accuracy),
-    )
+    def order(pair: list[Comparison]) -> tuple[bool, float, float, float]:
+        sapling, rival = pair[0].sapling, pair[0].other
+        measured = "seconds" in pair[0].ratios
+        return not measured, round(distance(pair), 2), -rival.execution_accuracy, -sapling.execution_accuracy
+
+    chosen = min(pairs, key=order)
     size, sapling, rival = chosen[0], chosen[0].sapling, chosen[0].other
     equal = max((pair for pair in pairs if pair[1].other is rival), key=closeness)[1]
     ours, name = sapling_name(sapling), rival_name(rival)
@@ -273,13 +288,13 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     near = distance(chosen) <= TOLERANCE
     label = "At equal size" if near else "Nearest in size"
     if distance(chosen) > min(map(distance, pairs)):
-        label += ", of those whose speed was measured"
+        label += ", of those that have a speed"
     counted = f"It is shown to be less accurate in {losses} of {len(pairs)} comparisons."
     if not near and sapling.size_gb < rival.size_gb and size.difference and size.difference["difference"] < 0:
         counted = f"{ours} is smaller, so this decides nothing."
     said = [
         f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
-        f"answers {right[0]} and {name} {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
+        f"answers {right[0]} and {name} ({rival.run}) {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
     ]
     if equal.equal == UNSHOWN:
         said.append(

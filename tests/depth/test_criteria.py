@@ -65,6 +65,9 @@ def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, b
     by_hand = {score.unit: score.norm for score in scan.scan(model, sub.units(model, "sublayer"), batches)[0]}
     assert list(norms) == sorted(by_hand, key=by_hand.get, reverse=True)
 
+    with sub.skipped(model, *units[block]):  # nothing turns where nothing is added, however a cosine rounds
+        assert dict(ranked("angular", model, units, batches))[units[block]] == pytest.approx(0, abs=1e-3)
+
     spans = [
         sum(float((torch.arccos(cosine(h[s][:, -1], h[s + 3][:, -1], dim=-1)) / math.pi).sum()) for h in hidden)
         for s in range(3)  # the last state of hidden_states is normed already

@@ -86,6 +86,8 @@ def test_without_accuracy_the_lowest_kl_decides():
     near = Score((SubLayer(1, "mlp"),), torch.full((10,), 0.1) + torch.rand(10) / 100, torch.zeros(10))
     assert ranking.choose([accurate, near]) == (accurate, "accuracy")
     assert ranking.choose([accurate, near], by_accuracy=False) == (near, "nll")
+    for by, first in (("accuracy", accurate), ("nll", near)):
+        assert Ranking([accurate, near], Score((), exact, exact), by=by).order()[0] == first.unit
 
 
 def test_a_ranking_gives_the_next_allowed_unit_and_what_decided():

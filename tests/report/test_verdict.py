@@ -129,7 +129,7 @@ def test_answers_are_three_sentences(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50), 50: (N < 300, 0.9)})
     _, size, accuracy, time = verdict.answers(verdict.judge(found))
     assert size.startswith(
-        "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit"
+        "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit (gptq_4bit) 34.0 %"
     )
     assert accuracy.startswith("**At equal accuracy** (+0.0 [+0.0, +0.0] points) SAPLING takes 1.80 times the bytes")
     assert (
@@ -145,8 +145,11 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     alone, quantized = pairs = verdict.judge(read(tmp_path))
     assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
     assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
-    said = "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons. SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 "
-    assert verdict.sentence(pairs).startswith(said)
+    assert verdict.sentence(pairs) == (
+        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (no two are of one size, so it could in none). "
+        "SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 comparisons (1 not decided; no two are of one size, so it "
+        "could in none; as accurate and ahead in every cost in 1)."
+    )
     assert verdict.answers(pairs) == [f"**{verdict.sentence(pairs)}**", *verdict.answer([alone])]
     size, accuracy, _ = verdict.answer([quantized])
     assert size.startswith("**Nearest in size** (38.0 % of the bytes against 43.0 %) SAPLING + ")
@@ -169,7 +172,16 @@ def test_a_comparison_whose_speed_was_measured_speaks_and_says_so(tmp_path):
     made.settings(tmp_path / "near" / "20", "sapling_train.py", SAPLING)
     made.evaluation(tmp_path, "near/20", N < 100, 0.43)
     size = verdict.answers(verdict.judge(read(tmp_path)))[1]
-    assert size.startswith("**Nearest in size, of those whose speed was measured** (90.0 % of the bytes")
+    assert size.startswith("**Nearest in size, of those that have a speed** (90.0 % of the bytes")
+
+
+def test_of_rivals_of_one_size_the_most_accurate_is_named(tmp_path):
+    section(tmp_path, (N < 300, 0.43), {50: (N < 290, 0.9)})
+    made.settings(tmp_path / "longer_gptq", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit"})
+    made.evaluation(tmp_path, "longer_gptq", N < 320, 0.43)
+    made.throughput(tmp_path, "longer_gptq", 20.0, prefill=100.0, memory=0.5)
+    size = verdict.answers(verdict.judge(read(tmp_path)))[1]
+    assert "SAPLING answers 32.8 % and GPTQ 4-bit (longer_gptq) 36.2 %" in size
 
 
 def test_an_accuracy_of_0_is_answered_as_0(tmp_path):
