@@ -201,22 +201,21 @@ def test_wrong_data_dir_is_refused(tmp_path, monkeypatch, no_network, folder):
 
 
 @pytest.mark.parametrize("folder_exists", [True, False])
-def test_synthetic_set_stands_in_and_is_announced(
-    tmp_path, monkeypatch, capsys, no_network, small_synthetic, folder_exists
-):
+def test_without_a_network_nothing_stands_in_for_the_release(tmp_path, monkeypatch, no_network, folder_exists):
     monkeypatch.chdir(tmp_path)
     if folder_exists:
         (tmp_path / "data").mkdir()
-    found = examples.load_dataset("data")
+    for folder in ("data", "data/"):
+        with pytest.raises(UserError, match=r"train\.json was not downloaded .*: try again, or put it into data/"):
+            examples.load_dataset(folder)
+    assert list(tmp_path.rglob("*.json*")) == []
+
+
+def test_the_synthetic_set_is_fixed_by_its_seed(small_synthetic):
+    found, again, other = (examples.load_dataset("synthetic", seed=seed) for seed in (0, 0, 1))
     assert (found.source, found.skipped) == ("synthetic", [])
     assert {split: len(found.splits[split]) for split in found.splits} == dict.fromkeys(examples.SPLITS, 20)
-    assert "NO REAL DATA" in capsys.readouterr().out
-    assert list(tmp_path.rglob("*.json*")) == []
-    asked_for = examples.load_dataset("synthetic")
-    assert (asked_for.source, asked_for.fingerprint) == ("synthetic", found.fingerprint)
-    assert capsys.readouterr().out == ""
-    assert examples.load_dataset("data/").source == "synthetic"
-    assert examples.load_dataset("synthetic", seed=1).fingerprint != found.fingerprint
+    assert found.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_missing_split_is_reported_and_not_made_up(tmp_path, no_network):
@@ -261,6 +260,14 @@ def test_fingerprint_changes_with_the_data(change):
 
     assert re.fullmatch("[0-9a-f]{16}", fingerprint())
     assert fingerprint() == fingerprint() != fingerprint(change)
+
+
+def test_a_test_split_that_comes_later_makes_no_other_data():
+    records = {"train": pages("A", 3), "dev": pages("D", 1)}
+    before = examples.fingerprint_records(records)
+    assert examples.fingerprint_records(records | {"test": pages("T", 1)}) == before
+    alone = [examples.fingerprint_records({"test": pages("T", count)}) for count in (1, 2)]
+    assert len({before, *alone}) == 3
 
 
 # --- calibration ----------------------------------------------------------------------------------------------------
@@ -412,8 +419,10 @@ def test_a_proxy_that_is_none_is_said(tmp_path, monkeypatch):
         examples.download("dev", tmp_path / "dev.json")
 
 
-def test_missing_network_is_no_error_and_leaves_no_folder(tmp_path, no_network):
-    examples.download("dev", tmp_path / "data" / "dev.json")
+def test_without_a_network_only_the_test_split_is_not_missed(tmp_path, no_network):
+    examples.download("test", tmp_path / "data" / "test.json")
+    with pytest.raises(UserError, match=r"dev\.json was not downloaded"):
+        examples.download("dev", tmp_path / "data" / "dev.json")
     assert list(tmp_path.iterdir()) == []
 
 
