@@ -108,8 +108,8 @@ def score_run(run: str) -> None:
         _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
-        if (trained := Path(BASE_MODEL, "train_metrics.json")).exists():  # a run's folder may hold another one by now
-            facts["source"] = provenance.fingerprint(runs.read_json(trained))
+        if made := sorted(Path(BASE_MODEL).glob("*_metrics.json")):  # a run's folder may hold another one by now
+            facts["source"] = provenance.fingerprint(*map(runs.read_json, made))
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = distributed.from_main(lambda: runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts))
     else:
@@ -202,11 +202,11 @@ def answer(run: str) -> None:
     models.quiet_libraries()
     device = models.pick_device()
     path = models.run_path(run, BASE_MODEL, RESULTS_DIR)
-    if runs.is_untuned(run):
-        split, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
-    else:
-        split, data = load_split(run, runs.read_json(Path(path) / "settings.json"))
-    page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(split, data)
+    data_run = DATA_RUN
+    if not runs.is_untuned(run):
+        data_run = runs.read_json(Path(path) / "settings.json")["settings"]["DATA_RUN"]
+    data = runs.read_json(runs.finished_run(RESULTS_DIR, data_run, "data_report.json") / "settings.json")
+    page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(data_run, data)
     options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
@@ -225,8 +225,9 @@ def answer(run: str) -> None:
     print(f"answer   {'none' if value is None else value}")
 
 
-def first_page(split, data: dict) -> examples.Example:
+def first_page(data_run: str, data: dict) -> examples.Example:
     """The page of the first question of SPLIT, from DATA_DIR; a data run keeps no pages, only what its prompts show."""
+    split, _ = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
     directory = examples.SYNTHETIC if data["data"]["source"] == examples.SYNTHETIC else DATA_DIR
     # calibration is carved out of train
     name = SPLIT if SPLIT in examples.SPLITS else "train"

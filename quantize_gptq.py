@@ -73,6 +73,7 @@ def quantize_run(source: str, run: str) -> None:
         "base_model": record["base_model"],
         "base_precision": f"{METHOD}-{BITS}bit",
         "data": record["data"],
+        "prepared": record.get("prepared"),
         # A source that was trained again is another one, whatever its name.
         "source": provenance.fingerprint(
             record["settings"], record.get("prepared"), runs.read_json(folder / "train_metrics.json")
@@ -87,7 +88,11 @@ def quantize_run(source: str, run: str) -> None:
         return
     try:
         write_quantized(directory, recipe, folder, record, texts)
-    except BaseException:  # nothing can be resumed, and what is left would refuse a corrected constant
+    except BaseException as error:  # nothing can be resumed, and what is left would refuse a corrected constant
+        said = [log for log in directory.glob("*.log") if log.stat().st_size and isinstance(error, Exception)]
+        for log in said:
+            kept = log.replace(directory.with_name(f"{directory.name}.log"))
+            print(f"what was said before it failed is in {kept}")
         shutil.rmtree(directory)
         raise
 

@@ -74,7 +74,7 @@ BATCH_SIZE: int = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION: int = 1  # batches per optimizer step
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations; None: on a GPU only
 # Records
-SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed; None: none, but all with ACCURACY_FLOOR
+SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed; None: none
 SAVE_STEPS: int = 100  # optimizer steps between what a killed run resumes from, within the training of a cycle
 LOGGING_STEPS: int = 10  # optimizer steps per point of the loss curve
 REPORT_TO: str | None = None  # "tensorboard" (into the run's logs/) or "wandb": curves while it trains; no result

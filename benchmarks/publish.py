@@ -45,6 +45,9 @@ def main() -> None:
     for run, source in sources.items():
         if not is_finished(source):
             raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
+    weights = [path for run in sources for path in (Path(TO) / run).rglob("model*") if path.suffix != ".json"]
+    if weights:
+        raise UserError(f"TO holds models, which would be replaced by records: {weights[0]}")
     for run in sources:  # all before the first: what another came from may lie in one of them
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
     for source in sources.values():

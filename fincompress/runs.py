@@ -316,9 +316,10 @@ def _differing(directory: Path, record: dict) -> list[str]:
     # A constant that an older run did not have had the script's default; one that a script lost decides nothing.
     earlier, now = (before | DEFAULTS | before["settings"]), (record | DEFAULTS | record["settings"])
     deciding = {*DEFAULTS, *record["settings"]} - {*LOCATIONS, *RECORD_KEEPING}
+    facts = [name for name in record if name != "settings" and (name != "prepared" or name in before)]  # older: without
     return [
         f"{name} {earlier.get(name)!r} -> {now.get(name)!r}"
-        for name in [*(name for name in record if name != "settings"), *sorted(deciding)]
+        for name in [*facts, *sorted(deciding)]
         if earlier.get(name) != now.get(name)
     ]
 

@@ -41,6 +41,7 @@ if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; the
     exit 2
 fi
 
+evaluate base
 # Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with redrawn
 # numbers: docs/recipe.md
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
@@ -50,7 +51,7 @@ run train_qlora_4bit.py --RUN=mixed_qlora "${first[@]}"
 run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${second[@]}"
 run train_lora_8bit.py --RUN=mixed_lora_8bit "${first[@]}"
 run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${second[@]}"
-evaluate base finqa_qlora finqa_qlora/merged finqa_lora_8bit
+evaluate finqa_qlora finqa_qlora/merged finqa_lora_8bit
 
 # Phase 2
 gptq=(--CALIBRATION_EXAMPLES=256)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from scripts import run_in_process, run_script
 
 from fincompress import generation, runs, training
+from fincompress.errors import UserError
 from fincompress.finqa import examples
 from fincompress.training import lora
 
@@ -108,6 +109,22 @@ def test_a_finished_run_without_its_merged_weights_merges_its_adapter_again(pipe
     done = run_in_process(*TRAIN, **pipeline[1])
     assert done.returncode == 0 and "finished already" in done.stdout
     assert (directory / "merged" / "model.safetensors").read_bytes() == before
+
+
+def test_a_merge_that_fails_costs_no_training(pipeline, monkeypatch):
+    def fail(*arguments):
+        raise UserError("no room")
+
+    directory, again = pipeline[0] / "merged_later", (*TRAIN, "--RUN=merged_later")
+    with monkeypatch.context() as patch:
+        patch.setattr(lora, "merge_adapter", fail)
+        done = run_in_process(*again, **pipeline[1])
+    assert done.returncode == 2 and "no room" in done.stderr and not (directory / "merged").exists()
+    trained = (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    done = run_in_process(*again, **pipeline[1])
+    assert done.returncode == 0 and "finished already" in done.stdout and (directory / "merged").exists(), done.stderr
+    assert (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
+    shutil.rmtree(directory)
 
 
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):
@@ -281,9 +298,12 @@ def test_a_checkpoint_as_the_base_is_scored_again_where_it_was_trained_again(pip
     first, second = (run_in_process(*evaluate, **environment) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0) and "evaluated already" in second.stdout
     assert read(tmp_path / "results/base/eval_test.json")["share_of_base"] == 1
-    (checkpoint / "train_metrics.json").write_text('{"another": "training"}')
-    third = run_in_process(*evaluate, **environment)
-    assert third.returncode == 2 and "results/base/ holds a run with other settings (source " in third.stderr
+    before = (checkpoint / "train_metrics.json").read_text()
+    for name in ("train_metrics.json", "quantize_metrics.json"):
+        (checkpoint / name).write_text('{"another": "training"}')
+        third = run_in_process(*evaluate, **environment)
+        assert third.returncode == 2 and "results/base/ holds a run with other settings (source " in third.stderr
+        (checkpoint / "train_metrics.json").write_text(before)
 
 
 def test_calibration_questions_that_may_have_been_trained_on_are_not_scored(pipeline):

@@ -70,6 +70,10 @@ def test_a_wrong_name_or_target_costs_neither_a_record_nor_a_run(tmp_path):
     done = run_in_process("benchmarks/publish.py", *arguments, RESULTS_DIR=tmp_path)
     assert done.returncode == 2 and "TO is where the runs lie" in done.stderr
     assert (tmp_path / "gptq" / "eval_dev.json").exists()
+    (tmp_path / "to" / "gptq" / "model.safetensors").write_text("weights")  # TO holds runs
+    done = publish(tmp_path, "gptq")
+    assert done.returncode == 2 and "TO holds models" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "to" / "gptq" / "settings.json").read_text() == before
 
 
 def test_a_run_that_is_not_finished_is_not_published(tmp_path):

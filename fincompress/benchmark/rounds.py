@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 from tqdm import tqdm
@@ -117,11 +118,13 @@ def watch_load() -> Callable[[], float]:
     """
     process = psutil.Process()
     cores = process.cpu_affinity()
+    names = {f"cpu{core}" for core in cores}
 
     def others() -> float:  # seconds of the cores; what this process and its children take, ended ones too, is left out
         own = sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))
-        every = psutil.cpu_times(percpu=True)
-        return sum(every[core].user + every[core].system + every[core].nice for core in cores) - own
+        lines = Path("/proc/stat").read_text().splitlines()  # psutil numbers those that are online anew
+        busy = [line.split()[1:4] for line in lines if line.split()[0] in names]  # user, nice and system
+        return sum(int(ticks) for core in busy for ticks in core) / os.sysconf("SC_CLK_TCK") - own
 
     began, before = time.monotonic(), others()
     return lambda: max(0.0, others() - before) / ((time.monotonic() - began) * len(cores))

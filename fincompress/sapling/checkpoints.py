@@ -25,8 +25,7 @@ def save_on_the_way(run: Run) -> None:
     if untouched or run.is_healed() or run.depths_reached():
         return
     cycles = len({row["scan"] for row in state.trajectory})
-    # The last depth above an accuracy floor is known only when the next one falls below it.
-    if s["ACCURACY_FLOOR"] is not None or (s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0):
+    if s["SAVE_EVERY"] and cycles % s["SAVE_EVERY"] == 0:
         write_depth(run)
 
 

@@ -28,7 +28,8 @@ def heal(run: Run, last: bool = False) -> None:
     """Train a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
 
     The learning rate falls to 0; the best weights by the calibration split's NLL are kept. With KEEP_HEALED the run
-    goes on from them, with a new optimizer; else weights and moments are afterwards what they were.
+    goes on from them, with a new optimizer; else weights and moments are afterwards what they were, but after the
+    ``last``, which nothing follows.
     """
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
     if run.is_healed() or not (depths or last):
@@ -40,7 +41,7 @@ def heal(run: Run, last: bool = False) -> None:
     row = {"units_left": student.left, "share_of_bytes": round(student.share, 5), "heal_at": depths}
     row |= {"kept": s["KEEP_HEALED"] and not last, "examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
     folder = f"healing-{student.left}"
-    with branch(student.model, lambda: run.make_trainable(healing=True), back=not row["kept"]):
+    with branch(student.model, lambda: run.make_trainable(healing=True), back=not (row["kept"] or last)):
         if count and student.trained_parameters():
             steps = math.ceil(len(run.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
             keep_best = KeepBest(student.model, run.calibration_scores, steps)

@@ -255,7 +255,9 @@ class Run:
                 print(f"  {dropped} of {count} dropped: no other unit may go by this ranking")
                 break
             name = sub.unit_name(score.unit)
+            clock = runs.Stopwatch()
             self.patch(score.unit)
+            self.state.scanning_seconds += clock.seconds()
             student.remove(name)
             decided_by = s["CRITERION"] if reason == "order" else reason
             self.record_drop(name, score, decided_by, ranking.whole)

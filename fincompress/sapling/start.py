@@ -1,6 +1,7 @@
 """How a SAPLING run begins: what RECOVERY stands for, what it may start and learn from, and its folder."""
 
 import functools
+import math
 
 import torch
 from transformers import set_seed
@@ -72,13 +73,14 @@ def room_gb(student: Student) -> float:
     """GB of disk that a run takes beside what its teacher says.
 
     Those are the depths that it heals, the last counted whole; and in float32 weights and moments, in two states and
-    two checkpoints while one takes the place of the other, and the best weights of healing.
+    two checkpoints while one takes the place of the other, and the best weights of healing, which each pass may find.
     """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")
     ends = student.sizes["ends"] / student.full_size
     shares = [depth if depth <= 1 else ends + (1 - ends) * depth / student.full for depth in s["HEAL_AT"]]
     trained = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]) if s["UPDATE"] == "full" else 0
-    return weights * (sum(shares) + 1 + 2 * (4 * 3 + 1) * trained)
+    passes = max(s["HEALING_EPOCHS"]) if isinstance(s["HEALING_EPOCHS"], list) else s["HEALING_EPOCHS"]
+    return weights * (sum(shares) + 1 + 2 * (4 * 3 + math.ceil(passes)) * trained)
 
 
 def predict(student: Student, train_set) -> float:

@@ -6,7 +6,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING
 
-from fincompress import distributed, generation, memory
+from fincompress import distributed, generation, memory, runs
 from fincompress.depth import repack
 from fincompress.depth.ranking import Score
 from fincompress.errors import UserError
@@ -62,9 +62,7 @@ def stop_reason(run: Run, whole: Score) -> str | None:
     if s["ACCURACY_FLOOR"] is not None:
         accuracy, reference = float(whole.exact.mean()), state.reference["accuracy"]
         if reference == 0:
-            # Nothing to resume, and it would refuse corrected constants.
-            distributed.from_main(lambda: shutil.rmtree(run.directory))
-            raise UserError("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
+            runs.fail("ACCURACY_FLOOR is a share of the accuracy before any drop, which is 0: train longer")
         if accuracy < s["ACCURACY_FLOOR"] * reference:
             return (
                 f"accuracy {accuracy:.1%} of {student.left} units fell below {s['ACCURACY_FLOOR']:.0%} of "

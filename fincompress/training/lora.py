@@ -77,10 +77,10 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     memory.release_unused()
     torch.cuda.empty_cache()
     metrics["data"] = data_record["data"]
-    if s["MERGE_INTO"] is not None:
-        metrics["merged"] = merge(directory, s, calibration, device, dtype)
-    runs.write_json(directory / "train_metrics.json", metrics)
+    runs.write_json(directory / "train_metrics.json", metrics)  # the run is finished: a merge that fails is done again
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    if s["MERGE_INTO"] is not None:
+        merge(directory, s, calibration, device, dtype)
     print(
         f"trained {metrics['steps']} steps in {metrics['training_seconds'] / 60:.1f} min, "
         f"{metrics['tokens_per_second']:.0f} tokens/s, loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, "
@@ -210,7 +210,7 @@ def finish(directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype) -> 
     return metrics
 
 
-def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch.device, dtype: torch.dtype) -> dict:
+def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch.device, dtype: torch.dtype) -> None:
     """Merge a run's adapter into 16-bit weights: ``merged/``, a standard checkpoint and a run that can be named.
 
     ``MERGE_INTO`` says which weights: ``"dequantized"``, the quantized base as the adapter was trained against it, or
@@ -247,7 +247,6 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     finally:
         runs.remove_partials(directory, held=True)
     print(f"kept the adapter merged into the {kept} weights")
-    return merged
 
 
 def merge_adapter(directory: Path, results_dir: str, original: bool, target: Path, dtype: torch.dtype) -> None:

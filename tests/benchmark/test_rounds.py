@@ -1,6 +1,7 @@
 """Models take turns at every measure, in processes of their own; one that fails does not stop the others."""
 
 import multiprocessing
+import os
 import time
 from unittest import mock
 
@@ -140,15 +141,22 @@ def test_a_process_that_does_not_reply_in_time_is_ended(monkeypatch):
 
 def test_the_load_is_the_share_of_the_cores_that_other_jobs_took(monkeypatch):
     monkeypatch.setattr(rounds.time, "monotonic", mock.Mock(side_effect=[0.0, 10.0]))
-    monkeypatch.setattr(rounds.psutil, "cpu_count", lambda: 3)
-    cores = [(35.0, 35.0, 0.0), (40.0, 43.0, 9.0)]
-    busy = [[mock.Mock(user=user, system=10.0, nice=5.0) for user in users] for users in cores]
-    monkeypatch.setattr(rounds.psutil, "cpu_times", mock.Mock(side_effect=busy))
+    second = os.sysconf("SC_CLK_TCK")
+    cores = [(35, 35, 0), (40, 43, 9)]
+    busy = [
+        "cpu  1 2 3\n"
+        + "".join(
+            f"cpu{core} {user * second} {5 * second} {10 * second} 77\n"
+            for core, user in zip((0, 12, 2), users, strict=True)  # core 1 is off
+        )
+        for users in cores
+    ]
+    monkeypatch.setattr(rounds.Path, "read_text", mock.Mock(side_effect=busy))
     of_ours = [mock.Mock(), mock.Mock()]  # this process and a child: 5 seconds, then 14
     of_ours[0].cpu_times.side_effect = [(1, 1, 0, 0, 9), (2, 2, 0, 0, 9)]
     of_ours[1].cpu_times.side_effect = [(3, 0, 0, 0, 9), (4, 4, 1, 1, 9)]
     of_ours[0].children.return_value = of_ours[1:]
-    of_ours[0].cpu_affinity.return_value = [0, 1]  # a third core is another job's alone
+    of_ours[0].cpu_affinity.return_value = [0, 12]  # a third core is another job's alone
     monkeypatch.setattr(rounds.psutil, "Process", lambda: of_ours[0])
     assert rounds.watch_load()() == pytest.approx((13 - 9) / 20)
 

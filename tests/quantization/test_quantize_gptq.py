@@ -147,12 +147,14 @@ def test_a_killed_run_leaves_nothing_behind_once_it_is_started_again_also_correc
 
 def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results, quantize, monkeypatch):
     def fail(*arguments):
+        arguments[-1].write_text("what led to it")
         raise UserError("no kernel")
 
     monkeypatch.setattr(quantization.Method, "quantize", fail)
     with pytest.raises(UserError, match="no kernel"):
         quantize(RUN="bad")
     assert not (results / "bad").exists()
+    assert (results / "bad.log").read_text() == "what led to it"
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"{}"])

@@ -129,7 +129,7 @@ def test_answers_are_three_sentences(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50), 50: (N < 300, 0.9)})
     _, size, accuracy, time = verdict.answers(verdict.judge(found))
     assert size.startswith(
-        "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit (gptq_4bit) 34.0 %"
+        "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit (gptq_4bit) 34.0"
     )
     assert accuracy.startswith("**At equal accuracy** (+0.0 [+0.0, +0.0] points) SAPLING takes 1.80 times the bytes")
     assert (

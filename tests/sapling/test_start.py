@@ -34,11 +34,18 @@ def assert_refused(six, says, *arguments):
         (("--SCHEDULE=one_shot",), "needs DROP_UNIT = 'block' or PACKABLE_ONLY = False"),
         (("--SCHEDULE=one_shot", "--DROP_UNIT=block", "--ACCURACY_FLOOR=0.9"), "need 'successive'"),
         (("--ACCURACY_FLOOR=0.9", "--HEAL_AT=[10]"), "would be healed in vain"),
-        (("--ACCURACY_FLOOR=0.9", "--FIRST_EPOCHS=0"), "accuracy before any drop, which is 0"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(six, more, says):
     assert_refused(six, says, *more)
+
+
+def test_a_floor_under_an_accuracy_of_0_keeps_what_was_trained(six):
+    """And its folder takes a run with corrected constants."""
+    results, environment = six
+    process = run_in_process(*SAPLING, "--RUN=floor_of_0", "--ACCURACY_FLOOR=0.9", "--FIRST_EPOCHS=0", **environment)
+    assert process.returncode == 2 and "accuracy before any drop, which is 0" in process.stderr.splitlines()[-1]
+    assert (results / "floor_of_0" / "state.json").exists() and (results / "floor_of_0" / "failed.txt").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import fincompress.sapling as method
 from fincompress import generation, runs
 from fincompress.depth.ranking import Ranking, Score
 from fincompress.depth.sublayers import SubLayer
+from fincompress.errors import UserError
 from fincompress.sapling.state import State
 from fincompress.sapling.stop import stop_reason
 from fincompress.sapling.student import Student
@@ -72,7 +73,10 @@ def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(six):
     settings = settings_of(six[1], ACCURACY_FLOOR=0.9, START_FROM=None)
     student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
     student.load()
-    run = SimpleNamespace(settings=settings, student=student, state=State(reference={"accuracy": 0.5}))
+    run = SimpleNamespace(settings=settings, student=student, state=State(reference={"accuracy": 0.0}))
+    with pytest.raises(UserError, match="which is 0: train longer"):
+        stop_reason(run, score(0.0))
+    run.state.reference["accuracy"] = 0.5
     assert stop_reason(run, score(0.46)) is None and run.state.last_above_floor["units"] == 12
     assert "fell below 90% of 50.0%; the last depth above that had 12" in stop_reason(run, score(0.44))
 
@@ -81,6 +85,7 @@ def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(six):
 def test_a_run_that_fell_below_the_floor_returns_to_the_last_depth_above_it(six, update):
     changed = {"RUN": f"floor_{update}", "UPDATE": update, "CRITERION": "last", "ACCURACY_FLOOR": 0.9}
     changed |= {"START_FROM": None, "KL": 0.0, "HIDDEN_STATES": 0.0, "DROPS_EARLY": 1, "DROPS_LATE": 1}
+    changed |= {"SAVE_EVERY": 1}
     run = method.open_run(settings_of(six[1], **changed), "sapling_train.py")
     run.choose_trainable(run.rank_by_importance())
     run.save_state()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from training_rows import CPU, PAD, make_rows, write_adapter
 
-from fincompress import generation, models
+from fincompress import generation, models, runs
 from fincompress.training import lora, loss
 
 
@@ -41,7 +41,8 @@ def test_the_merge_of_more_exact_matches_is_kept_then_that_of_lower_nll(
 
     monkeypatch.setattr(lora, "score_targets", score)
     settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
-    found = lora.merge(tmp_path / "run", settings, {"length": [40]}, CPU, torch.bfloat16)
+    lora.merge(tmp_path / "run", settings, {"length": [40]}, CPU, torch.bfloat16)
+    found = runs.read_json(tmp_path / "run" / "merged" / "train_metrics.json")
     assert found["merged_into"] == better and len(found["scores"]) == 2
     merged = models.load_base(str(tmp_path / "run" / "merged"), "auto", CPU, torch.bfloat16)
     weight = merged.get_decoder().layers[0].mlp.up_proj.weight

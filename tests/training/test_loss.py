@@ -23,6 +23,8 @@ def test_labels_are_the_target_with_its_eos_and_nothing_else():
         assert labels[-1] == EOS
         assert ids[mask == 1].tolist() == row["input_ids"]
         assert (ids[mask == 0] == PAD).all()
+    for positions, mask in zip(batch["position_ids"], batch["attention_mask"], strict=True):
+        assert positions[mask == 1].tolist() == list(range(int(mask.sum())))  # as of one row without padding
     assert "rows" not in batch
     numbered = [row | {"row": 7 - place} for place, row in enumerate(rows)]  # their places in a teacher's cache
     assert loss.TargetCollator(PAD)(numbered)["rows"].tolist() == [7, 6, 5, 4, 3, 2]
