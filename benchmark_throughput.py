@@ -28,16 +28,16 @@ VRAM_LIMIT_GB: float | None = (
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import json  # noqa: E402
-import math  # noqa: E402
-import time  # noqa: E402
-from pathlib import Path  # noqa: E402
+import json
+import math
+import time
+from pathlib import Path
 
-import pandas as pd  # noqa: E402
+import pandas as pd
 
-from fincompress import memory, models, provenance, runs  # noqa: E402
-from fincompress.benchmark import record, rounds, subjects  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress import memory, models, provenance, runs
+from fincompress.benchmark import record, rounds, subjects
+from fincompress.errors import UserError, run_script
 
 MEDIANS = ("prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio", "inference_memory_gb",
            "size_gb")  # fmt: skip

@@ -32,16 +32,16 @@ SEED: int = 0  # only for the synthetic set
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import dataclasses  # noqa: E402
-import json  # noqa: E402
-from pathlib import Path  # noqa: E402
+import dataclasses
+import json
+from pathlib import Path
 
-import pandas as pd  # noqa: E402
+import pandas as pd
 
-from fincompress import distributed, provenance, runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, numbers, program, prompts, scoring  # noqa: E402
-from fincompress.report import tables  # noqa: E402
+from fincompress import distributed, provenance, runs
+from fincompress.errors import UserError, run_script
+from fincompress.finqa import evidence, examples, numbers, program, prompts, scoring
+from fincompress.report import tables
 
 SPLITS = ("train", "calibration", "dev", "test")
 

@@ -20,13 +20,13 @@ EQUAL_WITHIN: float = 0.03  # execution accuracy that may be lost and still be c
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import os  # noqa: E402
-from pathlib import Path  # noqa: E402
+import os
+from pathlib import Path
 
-from fincompress import runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import examples  # noqa: E402
-from fincompress.report import charts, rows, tables, verdict  # noqa: E402
+from fincompress import runs
+from fincompress.errors import UserError, run_script
+from fincompress.finqa import examples
+from fincompress.report import charts, rows, tables, verdict
 
 
 def main() -> None:

@@ -32,12 +32,12 @@ LARGEST: bool = False  # also find the largest TOKENS and BATCH_SIZE that fit ea
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import json  # noqa: E402
+import json
 
-from fincompress import memory, models, simulation  # noqa: E402
-from fincompress.depth import repack  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.sapling import start  # noqa: E402
+from fincompress import memory, models, simulation
+from fincompress.depth import repack
+from fincompress.errors import UserError, run_script
+from fincompress.sapling import start
 
 TRAINING = ("QLoRA", "8-bit LoRA", "SAPLING, UPDATE = qlora, with its teacher", "SAPLING, UPDATE = full")
 

@@ -31,15 +31,15 @@ SEED: int = 0  # of the calibration draw, of questions made from pages and of th
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import json  # noqa: E402
+import json
 
-import datasets  # noqa: E402
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import datasets
+import numpy as np
+from tqdm import tqdm
 
-from fincompress import models, runs, training  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa  # noqa: E402
+from fincompress import models, runs, training
+from fincompress.errors import UserError, run_script
+from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa
 
 
 def main() -> None:

@@ -33,17 +33,17 @@ BLOCKS: int | None = None  # quantize a model of only the first so many blocks: 
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import os  # noqa: E402
-import shutil  # noqa: E402
-from pathlib import Path  # noqa: E402
+import os
+import shutil
+from pathlib import Path
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM  # noqa: E402
+import torch
+from transformers import AutoModelForCausalLM
 
-from fincompress import memory, models, provenance, quantization, runs  # noqa: E402
-from fincompress.depth import repack  # noqa: E402
-from fincompress.errors import NoKernel, UserError, run_script  # noqa: E402
-from fincompress.report import tables  # noqa: E402
+from fincompress import memory, models, provenance, quantization, runs
+from fincompress.depth import repack
+from fincompress.errors import NoKernel, UserError, run_script
+from fincompress.report import tables
 
 
 def main() -> None:

@@ -82,9 +82,9 @@ SEED: int = 0  # of the order of examples, of the adapters' initial weights, and
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-from fincompress import distributed, sapling, training  # noqa: E402
-from fincompress.depth import criteria  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress import distributed, sapling, training
+from fincompress.depth import criteria
+from fincompress.errors import UserError, run_script
 
 
 def main() -> None:

@@ -44,8 +44,8 @@ SEED: int = 0  # of the adapters' initial weights, dropout and the order of exam
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-from fincompress.errors import run_script  # noqa: E402
-from fincompress.training import lora  # noqa: E402
+from fincompress.errors import run_script
+from fincompress.training import lora
 
 
 def main() -> None:

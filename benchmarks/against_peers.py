@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # last: evaluate.py has the name of a library of the harness
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 BASE_MODEL: str = "smollm2-135m"  # what is trained
@@ -40,30 +40,30 @@ SEED: int = 0  # of the adapters, of which examples and of their order
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import contextlib  # noqa: E402
-import copy  # noqa: E402
-import importlib  # noqa: E402
-import json  # noqa: E402
-import logging  # noqa: E402
-import tempfile  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
-from importlib.metadata import version  # noqa: E402
+import contextlib
+import copy
+import importlib
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
 
-import datasets  # noqa: E402
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from torch.utils import flop_counter  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, set_seed  # noqa: E402
+import datasets
+import pandas as pd
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils import flop_counter
+from tqdm import tqdm
+from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, set_seed
 
-from fincompress import generation, memory, models, provenance, quantization, runs, training  # noqa: E402
-from fincompress.benchmark import record, rounds, worker  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.settings import check_choice  # noqa: E402
-from fincompress.training.loss import IGNORE, TargetCollator  # noqa: E402
-from fincompress.training.trainer import LengthGroupedSampler  # noqa: E402
+from fincompress import generation, memory, models, provenance, quantization, runs, training
+from fincompress.benchmark import record, rounds, worker
+from fincompress.errors import UserError, run_script
+from fincompress.settings import check_choice
+from fincompress.training.loss import IGNORE, TargetCollator
+from fincompress.training.trainer import LengthGroupedSampler
 
 ITEMS = {"training": "examples", "evaluation": "questions"}  # of each part
 PEERS = {"training": ("trl", "trl"), "evaluation": ("lm_eval", "lm-eval")}  # their module and package

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RUNS: list[str] = ["qlora_4bit/merged", "gptq_4bit"]  # the first is the one that the others are compared with
@@ -20,15 +20,15 @@ RESULTS_DIR: str = "results"  # where the runs lie
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import json  # noqa: E402
+import json
 
-import pandas as pd  # noqa: E402
+import pandas as pd
 
-from fincompress import runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import evidence, program  # noqa: E402
-from fincompress.report import statistics  # noqa: E402
-from fincompress.report.tables import percent  # noqa: E402
+from fincompress import runs
+from fincompress.errors import UserError, run_script
+from fincompress.finqa import evidence, program
+from fincompress.report import statistics
+from fincompress.report.tables import percent
 
 # In the order in which they are asked: a wrong answer is of the first kind that fits.
 RIGHT, *WRONG = KINDS = (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 DATA_DIR: str = "data"  # folder with train.json and dev.json
@@ -28,14 +28,14 @@ FIT: bool = False  # fit the weights of evidence.rank on train and print them
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import json  # noqa: E402
+import json
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from fincompress import models  # noqa: E402
-from fincompress.errors import run_script  # noqa: E402
-from fincompress.finqa import evidence, examples, numbers  # noqa: E402
+from fincompress import models
+from fincompress.errors import run_script
+from fincompress.finqa import evidence, examples, numbers
 
 RANKERS = ("evidence.rank", "plain BM25")
 

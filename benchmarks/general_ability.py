@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RUNS: list[str] = ["base", "qlora_4bit/merged", "gptq_4bit", "sapling"]  # "base": BASE_MODEL; "sapling": its depths
@@ -26,18 +26,18 @@ SEED: int = 0  # of the draw
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import json  # noqa: E402
-import random  # noqa: E402
-import tarfile  # noqa: E402
-import zlib  # noqa: E402
+import json
+import random
+import tarfile
+import zlib
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from tqdm import tqdm
 
-from fincompress import models, runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.finqa import scoring  # noqa: E402
-from fincompress.report import statistics  # noqa: E402
+from fincompress import models, runs
+from fincompress.errors import UserError, run_script
+from fincompress.finqa import scoring
+from fincompress.report import statistics
 
 
 def main() -> None:

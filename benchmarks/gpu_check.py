@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RESULTS_DIR: str = "results-gpu-check"  # where gpu_check.sh left its runs
@@ -16,10 +16,10 @@ VRAM_CAP_GB: float = 10.0  # of the card that the README speaks of
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import pandas as pd  # noqa: E402
+import pandas as pd
 
-from fincompress import memory, models, provenance, runs, simulation  # noqa: E402
-from fincompress.errors import run_script  # noqa: E402
+from fincompress import memory, models, provenance, runs, simulation
+from fincompress.errors import run_script
 
 TRAINED = {"qlora_4bit": "QLoRA", "lora_8bit": "8-bit LoRA", "sapling": "SAPLING"}  # as the README calls them
 LLAMA = "shape:llama-2-7b"  # what the README speaks of

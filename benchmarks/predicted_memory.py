@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fincompress.settings import check_choice, configure  # noqa: E402
+from fincompress.settings import check_choice, configure
 
 # -----------------------------------------------------------------------------
 RESULTS_DIR: str = "results"  # the base model is made in base_models/ in here, once
@@ -31,30 +31,30 @@ TEXTS: int = 16  # texts of TOKENS tokens that GPTQ reads, BATCH_SIZE at once
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import contextlib  # noqa: E402
-import ctypes  # noqa: E402
-import json  # noqa: E402
-import multiprocessing  # noqa: E402
-import tempfile  # noqa: E402
-import threading  # noqa: E402
-import time  # noqa: E402
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor  # noqa: E402
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import tempfile
+import threading
+import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
-import datasets  # noqa: E402
-import psutil  # noqa: E402
-import torch  # noqa: E402
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from transformers import AutoModelForCausalLM, DynamicCache, TrainerCallback  # noqa: E402
+import datasets
+import psutil
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, DynamicCache, TrainerCallback
 
-from fincompress import memory, models, quantization, simulation, training  # noqa: E402
-from fincompress.benchmark.worker import Worker  # noqa: E402
-from fincompress.depth import repack, scan  # noqa: E402
-from fincompress.depth import sublayers as sub  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.sapling import start  # noqa: E402
-from fincompress.sapling.recovery import Recovery, RecoveryTrainer  # noqa: E402
-from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher  # noqa: E402
-from fincompress.training.loss import TargetCollator  # noqa: E402
+from fincompress import memory, models, quantization, simulation, training
+from fincompress.benchmark.worker import Worker
+from fincompress.depth import repack, scan
+from fincompress.depth import sublayers as sub
+from fincompress.errors import UserError, run_script
+from fincompress.sapling import start
+from fincompress.sapling.recovery import Recovery, RecoveryTrainer
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
+from fincompress.training.loss import TargetCollator
 
 M_MMAP_THRESHOLD = -3  # malloc.h: blocks above so many bytes are mapped, and unmapped when they are freed
 TRAINING = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RUNS: list[str] = []  # runs to publish, each with what lies under it (merged/, depths); none: all that are finished
@@ -22,12 +22,12 @@ RESULTS_DIR: str = "results"  # where the runs lie
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import json  # noqa: E402
-import shutil  # noqa: E402
+import json
+import shutil
 
-from fincompress import runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.report import methods, tables  # noqa: E402
+from fincompress import runs
+from fincompress.errors import UserError, run_script
+from fincompress.report import methods, tables
 
 RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json", "throughput_*.json", "loss_curve.*",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RESULTS_DIR: str = "results"  # where the runs lie
@@ -32,14 +32,14 @@ SEED: int = 0  # of the order of examples
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
-import pandas as pd  # noqa: E402
-import torch  # noqa: E402
+import pandas as pd
+import torch
 
-from fincompress import runs, sapling  # noqa: E402
-from fincompress.depth import sublayers as sub  # noqa: E402
-from fincompress.depth.ranking import Ranking, Score  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.settings import ROOT  # noqa: E402
+from fincompress import runs, sapling
+from fincompress.depth import sublayers as sub
+from fincompress.depth.ranking import Ranking, Score
+from fincompress.errors import UserError, run_script
+from fincompress.settings import ROOT
 
 NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0, "PATCH_EXAMPLES": 0}
 QUARTER = {"PATCH_EXAMPLES": 0, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}

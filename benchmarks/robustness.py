@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 SHARE: float = 1.0  # of the wrong inputs, kills and programs that are tried
@@ -25,20 +25,20 @@ SEED: int = 0  # of what is drawn
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import hashlib  # noqa: E402
-import itertools  # noqa: E402
-import json  # noqa: E402
-import random  # noqa: E402
-import shutil  # noqa: E402
-import tempfile  # noqa: E402
-import time  # noqa: E402
-from collections import Counter  # noqa: E402
-from dataclasses import dataclass  # noqa: E402
+import hashlib
+import itertools
+import json
+import random
+import shutil
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
 
-from scripts import run_script, script_globals  # noqa: E402
+from scripts import run_script, script_globals
 
-from fincompress.finqa import program, synthetic  # noqa: E402
-from fincompress.settings import ENVIRONMENT, constant_types  # noqa: E402
+from fincompress.finqa import program, synthetic
+from fincompress.settings import ENVIRONMENT, constant_types
 
 TRAIN = ("--BATCH_SIZE=4", "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--LORA_RANK=4", "--EPOCHS=1")
 SAPLING = (

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RUN: str = "qlora_4bit"  # the finished run whose model is scanned
@@ -33,16 +33,16 @@ ORDERS: int = 4  # orders of the questions in which elimination is replayed at e
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import time  # noqa: E402
+import time
 
-import torch  # noqa: E402
+import torch
 
-from fincompress import models, runs  # noqa: E402
-from fincompress.depth import sublayers as sub  # noqa: E402
-from fincompress.depth.ranking import Score, behind, choose  # noqa: E402
-from fincompress.depth.scan import Elimination, nested_batches, scan  # noqa: E402
-from fincompress.errors import run_script  # noqa: E402
-from fincompress.training import loss  # noqa: E402
+from fincompress import models, runs
+from fincompress.depth import sublayers as sub
+from fincompress.depth.ranking import Score, behind, choose
+from fincompress.depth.scan import Elimination, nested_batches, scan
+from fincompress.errors import run_script
+from fincompress.training import loss
 
 
 def main() -> None:

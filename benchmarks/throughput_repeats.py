@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RUNS: list[str] = ["qlora_4bit/merged", "gptq_4bit"]  # finished runs, measured beside the base model
@@ -19,11 +19,11 @@ BATCH_SIZES: list[int] = []  # beside batch 1
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import json  # noqa: E402
-import subprocess  # noqa: E402
+import json
+import subprocess
 
-from fincompress import provenance, runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
+from fincompress import provenance, runs
+from fincompress.errors import UserError, run_script
 
 CALLS = 2  # of the benchmark
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fincompress.settings import configure  # noqa: E402
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 RUN = "qlora_4bit/merged"  # a finished run with a checkpoint: a merged one, a depth of SAPLING, a quantized one
@@ -17,12 +17,12 @@ RESULTS_DIR = "results"  # where the run lies
 # -----------------------------------------------------------------------------
 configure(globals())
 
-import huggingface_hub  # noqa: E402
+import huggingface_hub
 from huggingface_hub.errors import HTTPError  # noqa: E402  # of httpx or httpx2, by version
 
-from fincompress import runs  # noqa: E402
-from fincompress.errors import UserError, run_script  # noqa: E402
-from fincompress.report import card  # noqa: E402
+from fincompress import runs
+from fincompress.errors import UserError, run_script
+from fincompress.report import card
 
 FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "quantize_config.json",
          "tokenizer*", "special_tokens_map.json", "chat_template.jinja", "README.md"]  # fmt: skip

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.colors import LogNorm  # noqa: E402
-from matplotlib.patheffects import withStroke  # noqa: E402
-from matplotlib.ticker import PercentFormatter  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.colors import LogNorm
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import PercentFormatter
 
-from fincompress import runs  # noqa: E402
-from fincompress.report.statistics import frontier  # noqa: E402
+from fincompress import runs
+from fincompress.report.statistics import frontier
 
 # Okabe and Ito's palette: told apart by colour-blind people, and in print.
 BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (

@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))  # last: evaluate.py has the name of a library of the harness
 
-from fincompress import runs  # noqa: E402
-from fincompress.errors import UserError  # noqa: E402
-from fincompress.finqa import program, scoring  # noqa: E402
+from fincompress import runs
+from fincompress.errors import UserError
+from fincompress.finqa import program, scoring
 
 
 def load(data: str, split: str, **_) -> dict:
