@@ -18,7 +18,7 @@ RESULTS_DIR = "results"  # where the run lies
 configure(globals())
 
 import huggingface_hub
-from huggingface_hub.errors import HTTPError  # noqa: E402  # of httpx or httpx2, by version
+from huggingface_hub.errors import HTTPError  # of httpx or httpx2, by version
 
 from fincompress import runs
 from fincompress.errors import UserError, run_script

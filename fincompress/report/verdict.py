@@ -230,7 +230,7 @@ def sentence(pairs: list[list[Comparison]]) -> str:
         decisions = [decision(pair) for pair in theirs]
         notes = [f"{decisions.count(OPEN)} not decided"] if OPEN in decisions else []
         if not any(distance(pair) <= TOLERANCE for pair in theirs):
-            notes.append("no two are of one size, so it could in none")
+            notes.append("sizes differ, so none could be won")
         ahead = sum(pair[-1].equal == ACCURACY and set(pair[-1].winners.values()) == {SAPLING} for pair in theirs)
         ahead -= decisions.count("yes")
         if ahead:
