@@ -27,7 +27,7 @@ CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sum
 }
 OPERATOR_US: float = 7.4  # microseconds to start one, the limit of short sequences: from Qwen-7B's published QLoRA
 EXAMPLES: int = 30000  # that a phase trains on in all: the recipe's passes over FinQA and over what is added to it
-MEAN_TOKENS: int = 400  # of an example
+MEAN_TOKENS: int = 450  # of an example: EVIDENCE_TOKENS = 400, the question and the program
 LARGEST: bool = False  # also find the largest TOKENS and BATCH_SIZE that fit each card
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())

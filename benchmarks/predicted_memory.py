@@ -54,7 +54,7 @@ from fincompress.errors import UserError, run_script
 from fincompress.sapling import start
 from fincompress.sapling.recovery import Recovery, RecoveryTrainer
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
-from fincompress.training.loss import TargetCollator
+from fincompress.training.loss import TargetCollator, autocast
 
 M_MMAP_THRESHOLD = -3  # malloc.h: blocks above so many bytes are mapped, and unmapped when they are freed
 TRAINING = {
@@ -128,7 +128,7 @@ def measure(case: str, constants: dict) -> dict[str, float]:
     elif case == "scan":
         predicted = simulation.scanning(*shape, **options)
         batch = {name: tensor.to(device) for name, tensor in simulation.batch_of(*shape[1:]).items()}
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(device, dtype):
             scan.scores_without(model.eval(), (sub.sublayers(model)[0],), scan.trace(model, batch))
     else:
         predicted = simulation.decoding(config, 1, CONTEXT, **options)

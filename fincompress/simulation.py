@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from fincompress import memory, models, quantization
 from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
-from fincompress.training.loss import target_logits, target_loss
+from fincompress.training.loss import autocast, target_logits, target_loss
 
 FLOPS = flop_registry | {torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm]}
 
@@ -274,7 +274,7 @@ def training(
         optimizer.zero_grad()
         loss_of, data = learn(model.train()), batch_of(batch, tokens, targets)
         found.flops = found.moved = found.calls = 0
-        with _autocast(dtype):
+        with autocast("cpu", dtype):
             loss = loss_of(model, data)
         loss.backward()
         optimizer.step()
@@ -295,7 +295,7 @@ def scanning(
     model = empty_model(config, precision, device, dtype)
     if rank:
         model = with_adapters(model, rank).requires_grad_(False)
-    with counted() as found, _autocast(dtype):
+    with counted() as found, autocast("cpu", dtype):
         allocate(model)
         seen = scan.trace(model.eval(), batch_of(batch, tokens, targets))
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
@@ -333,10 +333,6 @@ def quantizing(config, tokens: int, texts: int) -> Costs:
     held = (config.vocab_size + texts * tokens) * config.hidden_size + sizes["attention"] + sizes["mlp"]
     found.peak = 2 * held + 3 * 4 * max(config.hidden_size, config.intermediate_size) ** 2
     return found
-
-
-def _autocast(dtype: torch.dtype):
-    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
 
 
 def _ends(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -11,6 +11,7 @@ from fincompress import distributed, memory, models, runs
 from fincompress.depth import repack
 from fincompress.report import charts
 from fincompress.sapling.losses import matched_blocks
+from fincompress.training.loss import autocast
 
 if TYPE_CHECKING:
     from fincompress.sapling.run import Run
@@ -39,7 +40,7 @@ def write_depth(run: Run, healed: dict | None = None) -> None:
     if not distributed.is_main():
         return
     repacked = repack.repacked_model(student.model)
-    with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
+    with autocast(student.device, student.dtype):
         repack.check_equal(student.model, repacked, run.questions(2)[0])
     shares = student.shares()
     facts = {

@@ -17,7 +17,7 @@ from fincompress.sapling.recovery import train_stage
 from fincompress.sapling.state import STATE, Moments, State
 from fincompress.sapling.student import Student
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache, load_teacher, needs_teacher
-from fincompress.training.loss import TargetCollator, score_targets
+from fincompress.training.loss import TargetCollator, autocast, score_targets
 
 
 class Run:
@@ -269,7 +269,7 @@ class Run:
         s, state, student = self.settings, self.state, self.student
         if not s["PATCH_EXAMPLES"]:
             return
-        with torch.autocast(student.device.type, dtype=student.dtype, enabled=student.dtype != torch.float32):
+        with autocast(student.device, student.dtype):
             changed = absorb(student.model, unit, self.patch_batches(), adapters=s["UPDATE"] == "qlora")
         places = {id(parameter) for parameter in changed}
         names = {name for name, parameter in student.model.named_parameters() if id(parameter) in places}

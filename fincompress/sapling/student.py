@@ -14,6 +14,7 @@ from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
 from fincompress.sapling.teacher import ADAPTER, needs_teacher, original_blocks
+from fincompress.training.loss import autocast
 
 
 class Student:
@@ -166,7 +167,7 @@ class Student:
             }
             yield copy.deepcopy(self.model, shared)
         else:
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            with autocast(self.device, self.dtype):
                 yield self.model.eval()
 
 

@@ -11,6 +11,11 @@ from fincompress import distributed, runs
 IGNORE = -100  # label of a position that carries no loss
 
 
+def autocast(device: torch.device | str, dtype: torch.dtype):
+    """Compute products in ``dtype``, whatever type the weights are kept in."""
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+
+
 class TargetCollator:
     """Rows of ``input_ids`` (prompt + target + EOS) and ``prompt_tokens`` to a batch padded on the left.
 
@@ -120,7 +125,7 @@ def score_targets(
     for start in range(distributed.rank() * batch_size, len(by_length), distributed.size() * batch_size):
         indices = by_length[start : start + batch_size]
         batch = {k: v.to(model.device) for k, v in collator([dataset[i] for i in indices]).items()}
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with autocast(model.device, dtype):
             logits, labels = target_logits(model, batch)
         scores = question_scores(at_targets(logits, labels), labels)
         nll[indices], exact[indices] = scores[0].cpu(), scores[1].cpu()
