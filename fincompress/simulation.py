@@ -9,6 +9,7 @@ Not in it: the CUDA context, what an allocator keeps in pieces too small to use,
 """
 
 import contextlib
+import copy
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -105,7 +106,8 @@ class EightBitAdamW(torch.optim.Optimizer):
 def empty_model(config, precision: str, device: str, dtype: torch.dtype) -> nn.Module:
     """A model of this config on the meta device, its blocks' linear layers packed as ``precision`` is on ``device``."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        # A copy: what is set on the model is set on its config, and the next simulation would have it too.
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
     bytes_each = memory.stored_bytes(config, precision, device, dtype)
     if bytes_each < dtype.itemsize:
         kind = Packed8 if precision == "int8" else Packed

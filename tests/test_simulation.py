@@ -162,6 +162,14 @@ def test_recomputing_smaller_batches_and_packed_weights_need_less():
     assert peak(device="cpu", **qlora) > usual  # unpacked there
 
 
+def test_a_simulation_leaves_no_trace_in_the_next():
+    """A CPU trains with other attention than a GPU."""
+    first = simulation.training(TINY, *SHAPE, "nf4", 8)
+    simulation.training(TINY, *SHAPE, "nf4", 8, device="cpu")
+    again = simulation.training(TINY, *SHAPE, "nf4", 8)
+    assert (again.gb, again.flops, again.moved, again.calls) == (first.gb, first.flops, first.moved, first.calls)
+
+
 def test_the_largest_that_fits_lies_on_a_straight_line():
     largest = simulation.straight_line({10: 3.0, 20: 4.0})
     assert [largest(room) for room in (2.0, 3.5, 5.0)] == [0, 15, 30] and largest(1.0) == 0
