@@ -36,8 +36,8 @@ fi
 prompts=(--EVIDENCE_TOKENS=160 --MAX_PROMPT_TOKENS=512 --CALIBRATION_EXAMPLES=256 --TRAIN_EXAMPLES=None
     --EVAL_EXAMPLES=None)
 run preprocess_data.py --RUN=finqa_data "${prompts[@]}"
-if ! grep -q '"source": "FinQA"' "$RESULTS_DIR/finqa_data/data_report.json"; then
-    echo "error: DATA_DIR does not hold FinQA's train.json and dev.json: set another, and remove $RESULTS_DIR/finqa_data/" >&2
+if [ ! -d "$RESULTS_DIR/finqa_data/dev" ]; then
+    echo "error: DATA_DIR has no dev.json, which every run answers: add it, and remove $RESULTS_DIR/finqa_data/" >&2
     exit 2
 fi
 

@@ -132,8 +132,7 @@ def overrides(call):
 
 
 def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy):
-    (copy / "results-finqa/finqa_data").mkdir(parents=True)
-    (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
+    (copy / "results-finqa/finqa_data/dev").mkdir(parents=True)
     done, calls = phases(script="recipes/finqa_smollm2.sh", DATA_DIR="finqa", EXTRA_DATA_DIR="tatqa")
     assert (done.returncode, done.stderr) == (0, "")
     assert {folder for _, folder in calls} == {"RESULTS_DIR=results-finqa"}
@@ -226,16 +225,12 @@ def test_a_run_and_a_repository_are_pushed_and_nothing_less(phases, copy):
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "takes a run and a repository" in done.stderr
 
 
-def test_the_record_is_made_of_no_other_data_than_finqa(phases, copy):
+def test_the_record_is_not_made_without_questions_to_answer(phases, copy):
     (copy / "results-finqa/finqa_data").mkdir(parents=True)
-    (copy / "results-finqa/finqa_data/data_report.json").write_text('{\n  "source": "synthetic"\n}\n')
-    data = {"EXTRA_DATA_DIR": "tatqa", "DATA_DIR": "data"}
+    data = {"EXTRA_DATA_DIR": "tatqa", "DATA_DIR": "own"}
     done, calls = phases(script="recipes/finqa_smollm2.sh", **data)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert (
-        "does not hold FinQA's train.json and dev.json: set another, and remove results-finqa/finqa_data/"
-        in done.stderr
-    )
+    assert "has no dev.json, which every run answers: add it, and remove results-finqa/finqa_data/" in done.stderr
     assert [call[0][0] for call in calls] == ["preprocess_data.py"]
 
 
@@ -251,8 +246,7 @@ def test_the_record_is_not_begun_without_its_data(phases, copy, missing):
 @pytest.mark.parametrize("script", ["recipes/llama2_7b_10gb.sh", "recipes/finqa_smollm2.sh"])
 def test_recipes_use_what_dotenv_says(phases, copy, script):
     (copy / ".env").write_text("DATA_DIR=finqa\nRESULTS_DIR=elsewhere\n")
-    (copy / "elsewhere/finqa_data").mkdir(parents=True)
-    (copy / "elsewhere/finqa_data/data_report.json").write_text('{\n  "source": "FinQA"\n}\n')
+    (copy / "elsewhere/finqa_data/dev").mkdir(parents=True)
     done, calls = phases(script=script, EXTRA_DATA_DIR="tatqa")
     assert (done.returncode, done.stderr) == (0, "")
     assert {folder for _, folder in calls} == {"RESULTS_DIR=elsewhere"}
