@@ -218,8 +218,9 @@ def table(pairs: list[list[Comparison]]) -> Table:
 def sentence(pairs: list[list[Comparison]]) -> str:
     """The verdict on a section in a sentence for SAPLING, and one for SAPLING that was quantized afterwards.
 
-    Of comparisons without two of one size, which nobody can win, it says so; and in how many of those that are not won
-    SAPLING is as accurate and better in every cost.
+    It also counts what is lost and not decided; of the latter, where SAPLING is shown to be less accurate, which a
+    smaller model may be without losing, and where it is as accurate and better in every cost. Where no two are of one
+    size, which nobody can win, it says so.
     """
     if not any(pair[0].other.quantizer for pair in pairs):
         return f"Not decided: it takes evaluated runs of SAPLING and of {BITS}-bit quantization (quantize_gptq.py)."
@@ -228,13 +229,16 @@ def sentence(pairs: list[list[Comparison]]) -> str:
     for one in dict.fromkeys(names):
         theirs = [pair for pair, name in zip(pairs, names, strict=True) if name == one]
         decisions = [decision(pair) for pair in theirs]
-        notes = [f"{decisions.count(OPEN)} not decided"] if OPEN in decisions else []
+        undecided = [pair for pair, decided in zip(theirs, decisions, strict=True) if decided == OPEN]
+        ahead = [p for p in undecided if p[-1].equal == ACCURACY and set(p[-1].winners.values()) == {SAPLING}]
+        worse = [p for p in undecided if p[0].difference and statistics.favours(p[0].difference) < 0]
+        counts = {
+            "{} lost": decisions.count("no"), "{} not decided": len(undecided), "less accurate in {}": len(worse),
+            "as accurate and ahead in every cost in {}": len(ahead),
+        }  # fmt: skip
+        notes = [note.format(count) for note, count in counts.items() if count]
         if not any(distance(pair) <= TOLERANCE for pair in theirs):
             notes.append("sizes differ, so none could be won")
-        ahead = sum(pair[-1].equal == ACCURACY and set(pair[-1].winners.values()) == {SAPLING} for pair in theirs)
-        ahead -= decisions.count("yes")
-        if ahead:
-            notes.append(f"as accurate and ahead in every cost in {ahead}")
         text = f"{one[1]} in {decisions.count('yes')} of {len(decisions)} comparisons"
         said.setdefault(one[0], []).append(text + (f" ({'; '.join(notes)})" if notes else ""))
     return " ".join(f"{name} beats {', and '.join(texts)}." for name, texts in said.items())
@@ -298,7 +302,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     ]
     if equal.equal == UNSHOWN:
         said.append(
-            f"**At equal accuracy** nothing is compared: {equal.notes[0]}. The most accurate is {equal.sapling.run}."
+            f"**At equal accuracy** ({rival.run}) nothing is compared: {equal.notes[0]}. The most accurate is "
+            f"{equal.sapling.run}."
         )
     else:
         cost = " and ".join(f"{equal.ratios[x]} times the {x}" for x in ("bytes", "memory") if x in equal.ratios)

@@ -95,7 +95,7 @@ def test_one_loss_refutes(tmp_path):
     winners = pair[0].winners
     assert (winners["accuracy"], winners["decode"]) == ("the other", "SAPLING")
     assert verdict.decision(pair) == "no"
-    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons."
+    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost)."
 
 
 def test_only_4_bit_quantization_of_a_known_run_is_judged_and_every_pair_is(tmp_path):
@@ -146,9 +146,9 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
     assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
     assert verdict.sentence(pairs) == (
-        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (sizes differ, so none could be won). "
-        "SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 comparisons (1 not decided; sizes differ, so none could "
-        "be won; as accurate and ahead in every cost in 1)."
+        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes differ, so none could be won). "
+        "SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 comparisons (1 not decided; as accurate and ahead in every "
+        "cost in 1; sizes differ, so none could be won)."
     )
     assert verdict.answers(pairs) == [f"**{verdict.sentence(pairs)}**", *verdict.answer([alone])]
     size, accuracy, _ = verdict.answer([quantized])
@@ -158,12 +158,21 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     made.evaluation(tmp_path, "sapling_gptq/50", N < 100, 0.38)
     size, *_ = verdict.answer(verdict.judge(read(tmp_path))[1:])
     assert size.endswith("points. SAPLING + GPTQ 4-bit is smaller, so this decides nothing.")
+    assert "(1 not decided; less accurate in 1; sizes differ" in verdict.sentence(verdict.judge(read(tmp_path)))
+
+
+def test_a_win_over_other_pruning_is_counted_once(tmp_path):
+    section(tmp_path, (N < 300, 0.43), {30: (N < 300, 0.6)})
+    made.settings(tmp_path / "last" / "30", "sapling_train.py", {"CRITERION": "last", "SCHEDULE": "one_shot"})
+    made.evaluation(tmp_path, "last/30", N < 100, 0.6)
+    said = verdict.sentence(verdict.judge(read(tmp_path)))
+    assert said.endswith("and other pruning in 1 of 1 comparisons.")
 
 
 def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measured(tmp_path):
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
     *_, accuracy = verdict.answers(verdict.judge(found))
-    said = "nothing is compared: no depth is shown to be within 3 points. The most accurate is sapling/30."
+    said = "(gptq_4bit) nothing is compared: no depth is shown to be within 3 points. The most accurate is sapling/30."
     assert accuracy.endswith(said)
 
 
