@@ -21,6 +21,9 @@ _install_venv() {
     if [ -n "${PYTHON:-}" ] && [ -e .venv ] && [ "$(_version .venv/bin/python)" != "$(_version "$PYTHON")" ]; then
         rm -rf .venv # made with another interpreter than the one asked for
     fi
+    if command -v nvidia-smi >/dev/null && [ -n "$(find .venv/lib -maxdepth 3 -name 'torch-*+cpu.dist-info' 2>/dev/null)" ]; then
+        rm -rf .venv # made before there was a driver
+    fi
     stamp=$(cat requirements.txt requirements-dev.txt ${PIP_CONSTRAINT:-} | cksum)
     # An interpreter that was upgraded since does not find what is installed.
     if [ "$(cat .venv/installed 2>/dev/null)" = "$stamp" ] && .venv/bin/python -c 'import dotenv' 2>/dev/null; then return; fi

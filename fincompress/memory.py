@@ -27,11 +27,16 @@ FRAGMENTATION = 0.05  # share of the peak that CUDA's allocator takes on top, in
 
 
 def peak_memory_gb() -> dict[str, float]:
-    """Peak of this process in GB (1e9 bytes): resident memory, and on a GPU allocated and reserved memory."""
+    """Peak of this process in GB (1e9 bytes): resident memory, and on a GPU allocated and reserved memory.
+
+    ``vram_used`` is what the card has in use now, of all processes: with CUDA's context.
+    """
     peak = {"rss": round(peak_rss_gb(), 3)}
     if torch.cuda.is_available():
         peak["vram_allocated"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
         peak["vram_reserved"] = round(torch.cuda.max_memory_reserved() / 1e9, 3)
+        free, total = torch.cuda.mem_get_info()
+        peak["vram_used"] = round((total - free) / 1e9, 3)
     return peak
 
 

@@ -13,6 +13,11 @@ source ./setup_env.sh
 BASE_MODEL=${BASE_MODEL:-meta-llama/Llama-2-7b-hf} RESULTS_DIR=$(setting RESULTS_DIR results-llama)
 DATA_DIR=$(setting DATA_DIR data)
 export BASE_MODEL RESULTS_DIR DATA_DIR
+if [ -z "${REHEARSE:-}" ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    echo "error: torch finds no CUDA GPU, and a CPU would take months; REHEARSE=1 tries the commands" >&2
+    exit 2
+fi
+command -v nvcc >/dev/null || echo "no nvcc: Marlin, GPTQ's fast kernel, cannot be compiled; speeds of another do not count"
 
 run() {
     printf '\n%s\n' "$*"

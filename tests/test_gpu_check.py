@@ -9,8 +9,8 @@ from fincompress import models, runs
 
 @pytest.fixture
 def results(tmp_path):
-    for run, gb in (("qlora_4bit", 5.5), ("lora_8bit", 9.8), ("sapling", 6.0)):
-        peak = {"rss": 3.0, "vram_allocated": gb - 0.4, "vram_reserved": gb}
+    for run, gb, context in (("qlora_4bit", 5.5, 0.4), ("lora_8bit", 9.4, 0.7), ("sapling", 6.0, 0.5)):
+        peak = {"rss": 3.0, "vram_allocated": gb - 0.4, "vram_reserved": gb, "vram_used": gb + context}
         metrics = {"predicted_memory_gb": 5.0, "peak_memory_gb": peak, "tokens_seen": 600, "training_seconds": 2.0}
         runs.write_json(tmp_path / run / "train_metrics.json", metrics)
         runs.write_json(tmp_path / run / "settings.json", {"base_model": "shape:llama-2-7b"})

@@ -37,7 +37,8 @@ def phases(copy):
     (copy / ".venv" / "bin").mkdir(parents=True)
     python = copy / ".venv" / "bin" / "python"
     python.write_text(
-        f'#!/bin/sh\ncase "$1" in -c|-m) exec "{sys.executable}" "$@" ;; esac\n'
+        '#!/bin/sh\ncase "$*" in -c*torch.cuda*) exit ${NO_GPU:-0} ;; esac\n'
+        f'case "$1" in -c|-m) exec "{sys.executable}" "$@" ;; esac\n'
         'printf "%s\\n" "$# RESULTS_DIR=${RESULTS_DIR:-}" "$@" >> calls\n'
         'case "$1" in "${FAIL:-none}") exit 3 ;; esac\n'
         'run=sapling; for a in "$@"; do case "$a" in --RUN=*) run=${a#--RUN=} ;; esac; done\n'
@@ -181,6 +182,13 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
     assert {folder for _, folder in calls} == {"RESULTS_DIR=results-llama"}
     assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16, 16, 16, 16, 16]
     assert [call[0] for call, _ in calls][-2:] == ["benchmark_throughput.py", "plot_pareto.py"]
+
+
+def test_the_commands_for_llama_want_a_gpu_and_a_rehearsal_none(phases, copy):
+    assert phases(script="recipes/llama2_7b_10gb.sh", REHEARSE="1", NO_GPU="1")[0].returncode == 0
+    done, calls = phases(script="recipes/llama2_7b_10gb.sh", NO_GPU="1")
+    assert done.returncode == 2 and done.stderr.startswith("error: torch finds no CUDA GPU")
+    assert len(calls) == len(phases(script="recipes/llama2_7b_10gb.sh", REHEARSE="1")[1]) / 2  # none was added
 
 
 def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phases):

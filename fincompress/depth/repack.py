@@ -46,8 +46,10 @@ def checkpoint_parameters(model: nn.Module, sizes: dict[str, int]) -> int:
 def check_equal(model: nn.Module, packed: nn.Module, batch: dict[str, torch.Tensor]) -> None:
     """Raise RuntimeError where the packed model's logits are not those of the model it was packed from."""
     ours, theirs = target_logits(model, batch)[0], target_logits(packed, batch)[0]
-    if not torch.allclose(ours.float(), theirs.float(), atol=1e-4, rtol=1e-4):
-        raise RuntimeError(f"repacking changed the logits by up to {(ours - theirs).abs().max():.3g}")
+    tolerance = 1e-4 if ours.dtype == torch.float32 else 1e-2  # kernels of a GPU need not sum in the same order
+    apart = ((ours.float() - theirs.float()).norm() / ours.float().norm()).item()
+    if not apart < tolerance:
+        raise RuntimeError(f"repacking changed the logits by {apart:.2g} of their norm")
 
 
 def repacked_config(config, blocks: list[Block]):

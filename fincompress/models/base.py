@@ -247,6 +247,8 @@ def explain_loading(path: str):
             text = f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
         elif Path(path).exists():
             text = f"the checkpoint in {path} is damaged or cannot be read: {said}"
-        else:
+        elif isinstance(error, OSError):
             text = f"{path} is no folder here and cannot be had from the Hub: {said}"
+        else:  # it was had, and quantizing its weights may have failed
+            text = f"{path} cannot be loaded: {said}"
         raise UserError(text) from None

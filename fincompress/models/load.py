@@ -115,7 +115,8 @@ def load_adapter(
 def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) -> dict:
     """Options of ``load_base`` that leave in main memory what the GPU does not hold of 16-bit weights at ``path``.
 
-    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free.
+    What ``batch`` sequences of ``tokens`` tokens need beside the weights is kept free. Raises UserError where that
+    leaves no room for a block: all would be computed on the CPU.
     """
     if device.type != "cuda" or quantization.method_of(path) or (Path(path) / "adapter").exists():
         return {}
@@ -131,6 +132,8 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
         f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
     )
     room = free - needed + memory.weights_gb(config, "bf16")
+    if room < memory.weights_gb(config, "bf16") / config.num_hidden_layers:
+        raise UserError(f"{batch} sequences at once leave a GPU with {free:.1f} GB no room for weights: lower BATCH_SIZE")
     return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): max(0, int(room * 1e9)), "cpu": 10**12}}
 
 

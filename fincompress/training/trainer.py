@@ -204,11 +204,16 @@ def check_settings(s: dict) -> None:
     check_optimizer(s["OPTIMIZER"])
 
 
+def default_optimizer(device: str) -> str:
+    return "adamw_bnb_8bit" if device == "cuda" else "adamw_torch_fused"
+
+
 def check_optimizer(name: str | None) -> None:
-    """Raise UserError where an optimizer's package is missing or it does not work on this device."""
-    if name is None:
-        return
+    """Raise UserError where an optimizer's package is missing or it does not work on this device: the default one too,
+    for a bitsandbytes that does not fit the GPU's driver would fail after the model is loaded, and say less.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = name or default_optimizer(device)
     parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
     parameter.grad = torch.ones_like(parameter)
     try:
@@ -247,7 +252,7 @@ def training_arguments(
         per_device_train_batch_size=s["BATCH_SIZE"] // distributed.size(),
         gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-        optim=s["OPTIMIZER"] or ("adamw_bnb_8bit" if device.type == "cuda" else "adamw_torch_fused"),
+        optim=s["OPTIMIZER"] or default_optimizer(device.type),
         fp16=dtype == torch.float16,  # which scales gradients; bf16 is TargetTrainer's
         use_cpu=device.type == "cpu",
         logging_steps=s["LOGGING_STEPS"],

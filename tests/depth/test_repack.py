@@ -46,8 +46,9 @@ def test_packed_logits_are_the_unpacked_ones_also_with_a_cache(any_model, batche
         assert packed.config.layer_types == [any_model.config.layer_types[block] for block in kept]
 
 
-def test_a_wrong_packing_is_caught(model, batches):
-    sub.remove(model, *PACKABLE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_packing_is_caught(model, batches, dtype):
+    sub.remove(model.to(dtype), *PACKABLE)
     packed = repack.repacked_model(model)
     repack.check_equal(model, packed, batches[0])
     layers = packed.model.layers

@@ -45,6 +45,11 @@ def test_a_gated_model_says_what_to_do():
             raise OSError("You are trying to access a gated repo.\nMake sure ...") from error
 
 
+def test_weights_that_cannot_be_quantized_are_not_said_to_be_missing_on_the_hub():
+    with pytest.raises(UserError, match="^some/model cannot be loaded: no kernel"), models.explain_loading("some/model"):
+        raise RuntimeError("no kernel image is available")
+
+
 def test_an_unknown_shape_names_the_known_ones(results_dir):
     with pytest.raises(UserError, match="llama-2-7b"):
         models.base_model_path("shape:llama-3", str(results_dir))

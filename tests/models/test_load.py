@@ -202,6 +202,15 @@ def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
     assert models.offload_if_needed(str(tmp_path), torch.device("cpu"), batch, 768) == {}
 
 
+def test_a_batch_that_leaves_a_gpu_no_room_for_a_block_is_refused(tmp_path, monkeypatch):
+    config = models.shape_config("shape:llama-2-7b")
+    config.num_hidden_layers = 8
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(models.base, "free_memory", lambda device: int(3e9))
+    with pytest.raises(UserError, match="16 sequences at once leave a GPU with 3.0 GB no room.*lower BATCH_SIZE"):
+        models.offload_if_needed(str(tmp_path), torch.device("cuda"), 16, 768)
+
+
 def test_what_does_not_fit_into_main_memory_stays_packed_or_is_computed_in_bf16(tiny_base, tmp_path, monkeypatch):
     config = models.read_config(tiny_base)
     monkeypatch.setattr(models.base.provenance, "cpu_name", lambda: "a processor (no bf16)")

@@ -140,6 +140,15 @@ def test_an_optimizer_whose_package_is_missing_is_refused_before_anything_is_tra
     assert "\n" not in str(said.value)
 
 
+def test_the_default_of_a_gpu_is_tried_before_a_model_is_loaded(monkeypatch):
+    tried = []
+    monkeypatch.setattr(trainer.Trainer, "get_optimizer_cls_and_kwargs", lambda given: tried.append(given.optim))
+    monkeypatch.setattr(trainer, "default_optimizer", lambda device: "adamw_bnb_8bit")
+    with pytest.raises(UserError, match="^OPTIMIZER = 'adamw_bnb_8bit' does not work here"):
+        trainer.check_optimizer(None)
+    assert tried == ["adamw_bnb_8bit"]
+
+
 @pytest.mark.parametrize("name", [None, "adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])
 def test_an_optimizer_that_is_here_is_taken(name):
     trainer.check_optimizer(name)
