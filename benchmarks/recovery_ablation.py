@@ -63,6 +63,9 @@ VARIANTS = {
     "adapters_faster": {"UPDATE": "qlora", "LEARNING_RATE": 2 * LEARNING_RATE},
     "adapters_fastest": {"UPDATE": "qlora", "LEARNING_RATE": 4 * LEARNING_RATE},
     "adapters_not_patched": {"UPDATE": "qlora", "PATCH_EXAMPLES": 0},
+    "adapters_wide": {"UPDATE": "qlora", "LORA_RANK": 128, "LORA_ALPHA": 256},
+    "adapters_wide_faster": {"UPDATE": "qlora", "LORA_RANK": 128, "LORA_ALPHA": 256, "LEARNING_RATE": 2 * LEARNING_RATE},
+    "adapters_wide_patched": {"UPDATE": "qlora", "LORA_RANK": 128, "LORA_ALPHA": 256, "HEALING_EPOCHS": 0.0},
     "adapters_patched": {"UPDATE": "qlora", "HEALING_EPOCHS": 0.0},
     "adapters_unhealed": {"UPDATE": "qlora", "PATCH_EXAMPLES": 0, "HEALING_EPOCHS": 0.0},
 }

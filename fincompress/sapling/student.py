@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 
 from fincompress import memory, models, quantization, runs, training
 from fincompress.depth import repack
@@ -33,8 +34,8 @@ class Student:
     def load(self) -> None:
         """The model that the run starts from.
 
-        For adapters on an NF4 base that is phase 1's adapter on its own: merged and quantized again, most of what it
-        learned would be lost in the rounding.
+        For adapters on an NF4 base that is phase 1's adapter on its own, maybe widened: merged and quantized again,
+        most of what it learned would be lost in the rounding.
         """
         self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
         self.model = None
@@ -44,6 +45,7 @@ class Student:
             return
         results = self.settings["RESULTS_DIR"]
         self.model = models.load_adapter(self.adapter, results, self.device, self.dtype)[0].eval()
+        widen(self.model, self.settings["LORA_RANK"])
         if needs_teacher(self.settings):
             self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
         for config in self.model.peft_config.values():  # from a bare name peft would look for the base on the hub
@@ -179,5 +181,24 @@ def find_adapter(s: dict) -> Path | None:
     start = start.parent if start.name == "merged" else start
     if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != "nf4":
         return None
-    training.check_adapter(s["START_FROM"], start, s)
+    training.check_adapter(s["START_FROM"], start, s, widened=True)
     return start
+
+
+@torch.no_grad()
+def widen(model: PeftModel, rank: int) -> None:
+    """Give the active adapter of a model this ``rank``, at least its own. The model computes what it did before.
+
+    New rows of A are drawn as a new adapter's are, new columns of B are zero; the scale alpha / rank stays.
+    """
+    name = model.active_adapter
+    config = model.peft_config[name]
+    config.r, config.lora_alpha = rank, rank * config.lora_alpha / config.r
+    for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        inner, outer = layer.lora_A[name], layer.lora_B[name]
+        more = torch.empty(rank - layer.r[name], inner.in_features, device=inner.weight.device)
+        torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
+        inner.weight.data = torch.cat([inner.weight, more.to(inner.weight.dtype)])
+        outer.weight.data = torch.nn.functional.pad(outer.weight, (0, len(more)))
+        inner.out_features = outer.in_features = layer.r[name] = rank
+        layer.lora_alpha[name] = config.lora_alpha

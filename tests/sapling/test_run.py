@@ -241,9 +241,10 @@ def test_what_decides_a_tie_is_a_constant(six, ties, monkeypatch):
     assert (best, reason) == (wanted, ties)
 
 
-def test_adapters_start_from_phase_1_without_quantizing_what_it_learned(six, phase_1, monkeypatch):
+@pytest.mark.parametrize("rank", [4, 12])
+def test_adapters_start_from_phase_1_also_widened_without_quantizing_what_it_learned(six, phase_1, rank):
     results = six[1]["RESULTS_DIR"]
-    begun = {"RUN": "begun", "UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8}
+    begun = {"RUN": f"begun_{rank}", "UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": rank, "LORA_ALPHA": 2 * rank}
     run = method.open_run(settings_of(six[1], **begun), "sapling_train.py")
     rows, _ = runs.load_processed(results, "six_data", "dev")
     batch = TargetCollator(0)([rows[i] for i in range(4)])
@@ -264,13 +265,16 @@ def test_adapters_start_from_phase_1_without_quantizing_what_it_learned(six, pha
         for name, parameter in sub.module(run.student.model, one).named_parameters()
         if "lora_" in name and ".teacher." not in name
     }
-    assert {id(p) for p in run.student.trained_parameters().values()} == expected != set()
+    trained = run.student.trained_parameters()
+    assert {id(p) for p in trained.values()} == expected != set()
+    assert {min(p.shape) for p in trained.values()} == {rank}
 
 
 def test_adapters_of_phase_1_are_shrunk_without_its_merged_weights(six, phase_1):
     results, environment = six
     merged = (phase_1 / "merged").rename(phase_1 / "away")
-    done(*SAPLING, "--TARGET_SIZE=0.9", "--LEARNING_RATE=1e-5", *QLORA, "--RUN=on_adapters", **environment)
+    wider = (*QLORA, "--LORA_RANK=8", "--LORA_ALPHA=16")
+    done(*SAPLING, "--TARGET_SIZE=0.9", "--LEARNING_RATE=1e-5", *wider, "--RUN=on_adapters", **environment)
     merged.rename(phase_1 / "merged")
     metrics = read(results / "on_adapters" / "train_metrics.json")
     assert metrics["share_of_bytes"] <= 0.9 and metrics["data"]["source"] == "synthetic"
