@@ -133,7 +133,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     )
     room = free - needed + memory.weights_gb(config, "bf16")
     if room < memory.weights_gb(config, "bf16") / config.num_hidden_layers:
-        raise UserError(f"{batch} sequences at once leave a GPU with {free:.1f} GB no room for weights: lower BATCH_SIZE")
+        raise UserError(f"{batch} sequences at once leave {free:.1f} GB of a GPU no room for weights: lower BATCH_SIZE")
     return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): max(0, int(room * 1e9)), "cpu": 10**12}}
 
 

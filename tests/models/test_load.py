@@ -207,7 +207,7 @@ def test_a_batch_that_leaves_a_gpu_no_room_for_a_block_is_refused(tmp_path, monk
     config.num_hidden_layers = 8
     config.save_pretrained(tmp_path)
     monkeypatch.setattr(models.base, "free_memory", lambda device: int(3e9))
-    with pytest.raises(UserError, match="16 sequences at once leave a GPU with 3.0 GB no room.*lower BATCH_SIZE"):
+    with pytest.raises(UserError, match="16 sequences at once leave 3.0 GB of a GPU no room.*lower BATCH_SIZE"):
         models.offload_if_needed(str(tmp_path), torch.device("cuda"), 16, 768)
 
 

@@ -244,7 +244,8 @@ def test_what_decides_a_tie_is_a_constant(six, ties, monkeypatch):
 @pytest.mark.parametrize("rank", [4, 12])
 def test_adapters_start_from_phase_1_also_widened_without_quantizing_what_it_learned(six, phase_1, rank):
     results = six[1]["RESULTS_DIR"]
-    begun = {"RUN": f"begun_{rank}", "UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": rank, "LORA_ALPHA": 2 * rank}
+    begun = {"RUN": f"begun_{rank}", "UPDATE": "qlora", "START_FROM": "six_qlora"}
+    begun |= {"LORA_RANK": rank, "LORA_ALPHA": 2 * rank}
     run = method.open_run(settings_of(six[1], **begun), "sapling_train.py")
     rows, _ = runs.load_processed(results, "six_data", "dev")
     batch = TargetCollator(0)([rows[i] for i in range(4)])
