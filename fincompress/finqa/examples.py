@@ -18,7 +18,7 @@ SPLITS = ("train", "dev", "test")
 # The authors' repository, and how many examples each file of the release holds: what a download is checked against.
 SOURCE = "https://raw.githubusercontent.com/czyssrs/FinQA/main/dataset"
 RELEASE = {"train": 6251, "dev": 883, "test": 1147}
-DEFAULT_DIR = "data"  # made when something is downloaded into it; any other folder must exist, to catch a typing error
+DEFAULT_DIR = "data"  # made by a download where it is absent; any other folder must exist, to catch a typing error
 SYNTHETIC = "synthetic"  # DATA_DIR=synthetic asks for the generated set outright
 
 
@@ -58,8 +58,8 @@ class Dataset:
 def load_dataset(data_dir: str, seed: int = 0, splits: tuple[str, ...] = SPLITS) -> Dataset:
     """``splits`` of FinQA from ``data_dir``; what is broken is left out and said.
 
-    Into ``data`` they are downloaded; without a network a missing test split stays missing. Raises UserError where the
-    first of ``splits`` cannot be had, for a file that is not FinQA, an empty split or a page in two splits.
+    ``data`` is downloaded where it is absent. Raises UserError where the first of ``splits`` cannot be had, for a file
+    that is not FinQA, an empty split or a page in two splits.
     """
     records = {split: find_records(data_dir, split, seed) for split in splits}
     records = {split: raw for split, raw in records.items() if raw is not None}
@@ -78,23 +78,15 @@ def load_dataset(data_dir: str, seed: int = 0, splits: tuple[str, ...] = SPLITS)
 
 
 def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
-    """The raw records of a split; None where there are none. Into ``data``, and only there, they are downloaded."""
+    """The raw records of a split; None where there are none."""
     if data_dir == SYNTHETIC:
         return synthetic.generate(split, seed=seed)
     path = Path(data_dir) / f"{split}.json"
-    if path.parent == Path(DEFAULT_DIR) and not path.exists() and holds_release_alone(path.parent):
-        download(split, path)
+    if path.parent == Path(DEFAULT_DIR) and not path.parent.exists():
+        download(path.parent)
     elif not path.parent.is_dir():
         raise UserError(f"DATA_DIR={data_dir} is no folder; it should hold FinQA's train.json, dev.json and test.json")
     return parse_records(path.read_bytes(), path) if path.exists() else None
-
-
-def holds_release_alone(folder: Path) -> bool:
-    """Whether the files of splits in a folder, if any, are those of the release: a person's own are never mixed."""
-    paths = {split: folder / f"{split}.json" for split in SPLITS}
-    return all(
-        len(parse_records(path.read_bytes(), path)) == RELEASE[split] for split, path in paths.items() if path.exists()
-    )
 
 
 def parse_records(content: bytes, path: Path) -> list[dict]:
@@ -263,26 +255,21 @@ def fingerprint_records(records: dict[str, list[dict]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def download(split: str, path: Path) -> None:
-    """Fetch one file of the release to ``path``. Raises UserError where it fails, but for want of a network alone
-    where it is the test split."""
+def download(folder: Path) -> None:
+    """Fetch the three files of the release, or none. Raises UserError where that fails."""
     import requests
 
-    try:
-        try:
-            reply = requests.get(f"{SOURCE}/{split}.json", timeout=10, stream=True)
-        except (requests.ConnectionError, requests.Timeout):
-            if split == "test":
-                return
-            raise
-        reply.raise_for_status()
-        content = reply.content
-    except requests.RequestException as error:
-        raise UserError(
-            f"{split}.json was not downloaded ({error}): try again, or put it into {path.parent}/"
-        ) from None
-    count = len(parse_records(content, path))
-    if count != RELEASE[split]:
-        raise UserError(f"{path.name}: {count} examples arrived, the release has {RELEASE[split]}")
-    with runs.atomic_path(path) as partial:
-        partial.write_bytes(content)
+    with runs.atomic_path(folder) as partial:
+        partial.mkdir()
+        for split, wanted in RELEASE.items():
+            path = folder / f"{split}.json"
+            try:
+                reply = requests.get(f"{SOURCE}/{split}.json", timeout=10)
+                reply.raise_for_status()
+            except requests.RequestException as error:
+                raise UserError(
+                    f"{path.name} was not downloaded ({error}): try again, or put the three files into {folder}/"
+                ) from None
+            if (count := len(parse_records(reply.content, path))) != wanted:
+                raise UserError(f"{path.name}: {count} examples arrived, the release has {wanted}")
+            (partial / path.name).write_bytes(reply.content)

@@ -200,15 +200,12 @@ def test_wrong_data_dir_is_refused(tmp_path, monkeypatch, no_network, folder):
         examples.load_dataset(folder)
 
 
-@pytest.mark.parametrize("folder_exists", [True, False])
-def test_without_a_network_nothing_stands_in_for_the_release(tmp_path, monkeypatch, no_network, folder_exists):
+def test_without_a_network_nothing_stands_in_for_the_release(tmp_path, monkeypatch, no_network):
     monkeypatch.chdir(tmp_path)
-    if folder_exists:
-        (tmp_path / "data").mkdir()
     for folder in ("data", "data/"):
-        with pytest.raises(UserError, match=r"train\.json was not downloaded .*: try again, or put it into data/"):
+        with pytest.raises(UserError, match=r"train\.json was not downloaded .*: try again, or put the three"):
             examples.load_dataset(folder)
-    assert list(tmp_path.rglob("*.json*")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_synthetic_set_is_fixed_by_its_seed(small_synthetic):
@@ -316,15 +313,15 @@ BODY = json.dumps(RELEASED).encode()
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves ``/dev.json`` gzipped, as GitHub does, and nothing else."""
+    """Serves the files of the release gzipped, as GitHub does, and nothing else."""
 
     def do_GET(self):
         server = self.server
         server.asked.append(self.path)
-        if self.path != "/dev.json":
+        if self.path not in server.bodies:
             self.send_error(404)
             return
-        body = gzip.compress(server.body, mtime=0)
+        body = gzip.compress(server.bodies[self.path], mtime=0)
         self.send_response(200)
         self.send_header("Content-Encoding", "gzip")
         self.send_header("Content-Length", str(len(body)))
@@ -336,12 +333,17 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch):
+def server(monkeypatch, tmp_path):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setitem(examples.RELEASE, "dev", len(RELEASED))
+    monkeypatch.setattr(examples, "RELEASE", {"train": 2, "dev": len(RELEASED), "test": 1})
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.body, server.breaks_after, server.asked = BODY, None, []
+    server.bodies = {
+        "/train.json": json.dumps(pages("A", 2)).encode(), "/dev.json": BODY,
+        "/test.json": json.dumps(pages("T", 1)).encode(),
+    }  # fmt: skip
+    server.breaks_after, server.asked = None, []
     monkeypatch.setattr(examples, "SOURCE", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.chdir(tmp_path)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -350,89 +352,55 @@ def server(monkeypatch):
     server.server_close()
 
 
-def test_downloaded_file_is_the_served_one(tmp_path, server):
-    path = tmp_path / "data" / "dev.json"
-    examples.download("dev", path)
-    assert path.read_bytes() == BODY
-    assert [p.name for p in path.parent.iterdir()] == ["dev.json"]
-
-
-def test_absent_split_is_downloaded_once(tmp_path, monkeypatch, server):
-    monkeypatch.chdir(tmp_path)
+def test_the_release_is_downloaded_once_as_it_is_served(tmp_path, server):
     Path("own").mkdir()
     with pytest.raises(UserError, match=r"there is no dev\.json in own/"):  # nothing is mixed with a person's own files
         examples.load_dataset("own", splits=("dev",))
     for _ in range(2):
         found = examples.load_dataset(examples.DEFAULT_DIR, splits=("dev",))
         assert (found.source, len(found.splits["dev"])) == ("FinQA", len(RELEASED))
-    assert server.asked == ["/dev.json"]
+    assert server.asked == ["/train.json", "/dev.json", "/test.json"]
+    assert Path("data/dev.json").read_bytes() == BODY and len(list(tmp_path.glob("data/*"))) == 3
 
 
-def test_nothing_is_downloaded_beside_a_person_s_own_questions(tmp_path, monkeypatch, server):
-    monkeypatch.chdir(tmp_path)
+def test_nothing_is_downloaded_beside_a_person_s_own_questions(server):
     Path(examples.DEFAULT_DIR).mkdir()
-    Path(examples.DEFAULT_DIR, "train.json").write_bytes(BODY)  # the release has more
+    Path(examples.DEFAULT_DIR, "train.json").write_bytes(BODY)
     assert set(examples.load_dataset(examples.DEFAULT_DIR).splits) == {"train"}
     assert server.asked == []
 
 
-def test_broken_download_is_one_line_and_leaves_no_file(tmp_path, server):
-    server.breaks_after = 100
-    with pytest.raises(UserError, match=r"dev\.json was not downloaded .*: try again, or put it into") as raised:
-        examples.download("dev", tmp_path / "dev.json")
+@pytest.mark.parametrize(
+    ("body", "breaks_after", "said"),
+    [
+        (BODY, 100, r"dev\.json was not downloaded .*: try again, or put the three files into data/"),
+        (json.dumps(RELEASED[:-1]).encode(), None, r"dev\.json: 99 examples arrived, the release has 100"),
+        (b"<html>sign in to this network</html>", None, "is not JSON"),
+        (b"[]", None, "is no list of objects"),
+        (None, None, r"dev\.json was not downloaded \(404 .*\): try again, or put the three files into data/"),
+    ],
+)
+def test_a_download_that_fails_is_one_line_and_leaves_nothing(tmp_path, server, body, breaks_after, said):
+    if body is None:
+        del server.bodies["/dev.json"]
+    else:
+        server.bodies["/dev.json"] = body
+    server.breaks_after = breaks_after
+    with pytest.raises(UserError, match=said.replace("dev", "(train|dev)")) as raised:
+        examples.load_dataset(examples.DEFAULT_DIR)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        (json.dumps(RELEASED[:-1]).encode(), r"dev\.json: 99 examples arrived, the release has 100"),
-        (b"<html>sign in to this network</html>", "is not JSON"),
-        (b"[]", "is no list of objects"),
-    ],
-)
-def test_file_that_is_not_the_release_is_not_kept(tmp_path, server, body, said):
-    server.body = body
-    with pytest.raises(UserError, match=said):
-        examples.download("dev", tmp_path / "dev.json")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_refusal_by_the_server_is_said(tmp_path, server):
-    with pytest.raises(UserError, match=r"test\.json was not downloaded \(404 .*\): try again, or put it into "):
-        examples.download("test", tmp_path / "test.json")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_download_that_stalls_is_said(tmp_path):
-    """In its body requests calls a time-out a lost connection, as it calls a missing network."""
-    reply = mock.Mock()
-    type(reply).content = mock.PropertyMock(side_effect=requests.ConnectionError("Read timed out."))
-    with mock.patch("requests.get", return_value=reply), pytest.raises(UserError, match="was not downloaded"):
-        examples.download("dev", tmp_path / "dev.json")
+    with (
+        mock.patch("requests.get", side_effect=requests.ConnectionError("Read timed out.")),
+        pytest.raises(UserError, match="was not downloaded"),
+    ):
+        examples.download(tmp_path / "data")
 
 
 def test_a_proxy_that_is_none_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "socks9://nowhere:1")
     with pytest.raises(UserError, match="was not downloaded"):
-        examples.download("dev", tmp_path / "dev.json")
-
-
-def test_without_a_network_only_the_test_split_is_not_missed(tmp_path, no_network):
-    examples.download("test", tmp_path / "data" / "test.json")
-    with pytest.raises(UserError, match=r"dev\.json was not downloaded"):
-        examples.download("dev", tmp_path / "data" / "dev.json")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_text_that_is_half_a_character_is_left_out(tmp_path, encoding):
-    questions = ("by how much did revenue \\ud83d\\ude00 grow?", "by how much did revenue \\ud800 grow?")
-    content = json.dumps([record(number=n, question=q) for n, q in enumerate(questions)])
-    records = examples.parse_records(content.replace("\\\\u", "\\u").encode(encoding), Path("dev.json"))
-    (found,), (skipped,) = examples.validate_split("dev", records)
-    assert (
-        found.question == "by how much did revenue \U0001f600 grow?" and "surrogates not allowed" in skipped["reason"]
-    )
-    assert examples.fingerprint_records({"dev": records})
+        examples.download(tmp_path / "data")

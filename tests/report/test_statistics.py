@@ -36,11 +36,6 @@ def test_mcnemar_agrees_with_agrestis_presidential_ratings():
     assert 2e-5 < mcnemar(150, 86) < 5e-5
 
 
-def test_mcnemar_does_not_overflow_on_many_questions():
-    assert mcnemar(3000, 2000) < 1e-40
-    assert mcnemar(3000, 3000) == 1.0
-
-
 @pytest.mark.parametrize(("a", "b"), [(0, 60), (13, 14), (60, 59), (7, 7)])
 def test_mcnemar_is_one_probability_whichever_run_is_first(a, b):
     p = mcnemar(a, b)
@@ -76,13 +71,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         low, high = statistics.bootstrap_difference(np.sum(first & ~second), np.sum(second & ~first), 300, seed=trial)
         covered += low <= 0.05 <= high
     assert 0.91 <= covered / 400 <= 0.98
-
-
-def test_the_same_seed_gives_the_same_numbers_and_another_seed_near_ones():
-    pair = verdicts(100, 40, 30, 300)
-    assert statistics.compare(*pair) == statistics.compare(*pair)
-    once, other = (statistics.bootstrap_difference(40, 30, 470, seed=seed) for seed in (3, 4))
-    assert once != other and once == pytest.approx(other, abs=0.005)
 
 
 def test_higher_confidence_gives_a_wider_interval():
