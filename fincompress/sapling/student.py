@@ -193,6 +193,8 @@ def widen(model: PeftModel, rank: int) -> None:
     """
     name = model.active_adapter
     config = model.peft_config[name]
+    if rank == config.r:
+        return
     config.r, config.lora_alpha = rank, rank * config.lora_alpha / config.r
     for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
         inner, outer = layer.lora_A[name], layer.lora_B[name]
