@@ -17,6 +17,7 @@ BATCH_SIZE: int = 1  # sequences at once, in training
 TOKENS: int = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
 TARGET_TOKENS: int = 96  # of the longest target
 LORA_RANK: int = 16  # of the adapters
+PATCH_RANK: int = 128  # of SAPLING's on o_proj and down_proj
 SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
 GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens
 DEVICES: list[str] = ["cuda", "cpu"]  # a GPU with bf16 and its 8-bit optimizer; a CPU that dequantizes the base
@@ -123,7 +124,7 @@ def phases(config, batch: int, tokens: int) -> dict:
     return {
         qlora: lambda device: simulation.training(*shape, "nf4", LORA_RANK, **on(device)),
         int8: lambda device: simulation.training(*shape, "int8", LORA_RANK, reentrant=True, **on(device)),
-        taught: lambda device: start.simulate(*shape, LORA_RANK, **on(device)),
+        taught: lambda device: start.simulate(*shape, LORA_RANK, patch_rank=PATCH_RANK, **on(device)),
         full: lambda device: start.simulate(*shape, **on(device)),
     }
 

@@ -58,8 +58,9 @@ UPDATE: str = "full"  # "full": the weights themselves; "qlora": adapters on an 
 TRAIN_RATIO: float = 1.0  # share r of the units, the most important, trained between drops (the paper: 0.25)
 HEALING_TRAIN_RATIO: float = 1.0  # the same in healing
 TRAIN_ENDS: bool = False  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
-LORA_RANK: int = 32  # only with UPDATE = "qlora"; above phase 1's its adapter is widened
+LORA_RANK: int = 32  # only with UPDATE = "qlora"
 LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
+PATCH_RANK: int = 128  # of the adapters that take up patches, those on o_proj and down_proj; at least LORA_RANK
 FIRST_EPOCHS: float = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
 CYCLE_EPOCHS: float = 0.0  # passes between two drops (the paper: 1); a few steps cost more than they give
 # Optimizer

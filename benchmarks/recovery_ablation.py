@@ -43,7 +43,7 @@ from fincompress.settings import ROOT
 
 NOT_TAUGHT = {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0, "PATCH_EXAMPLES": 0}
 QUARTER = {"PATCH_EXAMPLES": 0, "TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "TRAIN_ENDS": True}
-WIDE = {"UPDATE": "qlora", "LORA_RANK": 128, "LORA_ALPHA": 256}
+NARROW = {"UPDATE": "qlora", "PATCH_RANK": 32}
 VARIANTS = {
     "unhealed": NOT_TAUGHT | {"HEALING_EPOCHS": 0.0},
     "patched": {"HEALING_EPOCHS": 0.0},
@@ -64,9 +64,8 @@ VARIANTS = {
     "adapters_faster": {"UPDATE": "qlora", "LEARNING_RATE": 2 * LEARNING_RATE},
     "adapters_fastest": {"UPDATE": "qlora", "LEARNING_RATE": 4 * LEARNING_RATE},
     "adapters_not_patched": {"UPDATE": "qlora", "PATCH_EXAMPLES": 0},
-    "adapters_wide": WIDE,
-    "adapters_wide_faster": WIDE | {"LEARNING_RATE": 2 * LEARNING_RATE},
-    "adapters_wide_patched": WIDE | {"HEALING_EPOCHS": 0.0},
+    "adapters_narrow": NARROW,
+    "adapters_narrow_patched": NARROW | {"HEALING_EPOCHS": 0.0},
     "adapters_patched": {"UPDATE": "qlora", "HEALING_EPOCHS": 0.0},
     "adapters_unhealed": {"UPDATE": "qlora", "PATCH_EXAMPLES": 0, "HEALING_EPOCHS": 0.0},
 }

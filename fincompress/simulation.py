@@ -10,6 +10,7 @@ Not in it: the CUDA context, what an allocator keeps in pieces too small to use,
 
 import contextlib
 import copy
+import dataclasses
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -117,11 +118,17 @@ def empty_model(config, precision: str, device: str, dtype: torch.dtype) -> nn.M
     return model.requires_grad_(False)
 
 
-def with_adapters(model: nn.Module, rank: int, names: tuple[str, ...] = ("default",)) -> nn.Module:
-    """LoRA on every linear layer of the blocks; only the first of several adapters is trained."""
+def with_adapters(
+    model: nn.Module, rank: int, names: tuple[str, ...] = ("default",), patch_rank: int = 0
+) -> nn.Module:  # fmt: skip
+    """LoRA on every linear layer of the blocks; only the first of several adapters is trained.
+
+    That one has at least ``patch_rank`` on the projections that end attentions and MLPs.
+    """
     adapter = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    ranks = dict.fromkeys(sub.PROJECTIONS.values(), max(rank, patch_rank))
     with torch.device("meta"), quantization.quiet():  # peft imports gptqmodel, which greets
-        model = get_peft_model(model, adapter)
+        model = get_peft_model(model, dataclasses.replace(adapter, rank_pattern=ranks))
         for name in names[1:]:
             model.add_adapter(name, adapter)
             for key, parameter in model.named_parameters():
@@ -232,6 +239,7 @@ def training(
     precision: str = "auto",
     rank: int | None = None,
     adapters: tuple[str, ...] = ("default",),
+    patch_rank: int = 0,
     ratio: float = 1.0,
     train_ends: bool = False,
     learn: Callable[[nn.Module], Callable] = _learn_targets,
@@ -242,15 +250,15 @@ def training(
 ) -> Costs:
     """Costs of a training step of a model of this config on weights in ``precision``.
 
-    ``batch`` sequences of ``tokens`` tokens, the last ``targets`` of them target. With ``rank`` LoRA is trained, the
-    first of ``adapters``, else the weights themselves: the share ``ratio`` of attentions and MLPs, and with
-    ``train_ends`` embeddings, norm and head. ``learn`` gives the loss of a batch for the model that is trained.
+    ``batch`` sequences of ``tokens`` tokens, the last ``targets`` of them target. With ``rank`` LoRA is trained
+    (``with_adapters``), else the weights: the share ``ratio`` of attentions and MLPs, and with ``train_ends`` also
+    embeddings, norm and head. ``learn`` gives the loss of a batch for the model that is trained.
     """
     model = empty_model(config, precision, device, dtype)
     parts = sub.sublayers(model)
     trained = parts[: round(ratio * len(parts))]
     if rank:
-        model = with_adapters(model, rank, adapters)
+        model = with_adapters(model, rank, adapters, patch_rank)
         for one in parts[len(trained) :]:
             sub.module(model, one).requires_grad_(False)
     else:

@@ -93,7 +93,8 @@ def predict(student: Student, train_set) -> float:
         student.config, s["BATCH_SIZE"] // distributed.size(), max(train_set["length"]),
         max(train_set["target_tokens"]), s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
         (s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"]),
-        teacher, ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]), train_ends=s["TRAIN_ENDS"],
+        teacher, patch_rank=s["PATCH_RANK"], ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]),
+        train_ends=s["TRAIN_ENDS"],
         recompute=student.recomputes, device=student.device.type, dtype=student.dtype,
     ).gb  # fmt: skip
 

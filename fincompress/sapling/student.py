@@ -45,7 +45,7 @@ class Student:
             return
         results = self.settings["RESULTS_DIR"]
         self.model = models.load_adapter(self.adapter, results, self.device, self.dtype)[0].eval()
-        widen(self.model, self.settings["LORA_RANK"])
+        widen(self.model, self.settings["PATCH_RANK"])
         if needs_teacher(self.settings):
             self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
         for config in self.model.peft_config.values():  # from a bare name peft would look for the base on the hub
@@ -156,6 +156,7 @@ class Student:
         if targets:  # none where a killed run resumes after all that was trained had been dropped
             with quantization.quiet():  # peft imports gptqmodel, which greets
                 self.model = get_peft_model(self.model, adapters)
+            widen(self.model, s["PATCH_RANK"])
             models.compute_in_model_dtype(self.model)
 
     @contextlib.contextmanager
@@ -181,26 +182,29 @@ def find_adapter(s: dict) -> Path | None:
     start = start.parent if start.name == "merged" else start
     if not (start / "adapter").exists() or runs.read_json(start / "settings.json")["base_precision"] != "nf4":
         return None
-    training.check_adapter(s["START_FROM"], start, s, widened=True)
+    training.check_adapter(s["START_FROM"], start, s)
     return start
 
 
 @torch.no_grad()
 def widen(model: PeftModel, rank: int) -> None:
-    """Give the active adapter of a model this ``rank``, at least its own. The model computes what it did before.
+    """Give the active adapter a ``rank`` of at least this on the projections that patches go into, as far as their size
+    allows. The model computes what it did.
 
-    New rows of A are drawn as a new adapter's are, new columns of B are zero; the scale alpha / rank stays.
+    New rows of A are drawn as a new adapter's are, new columns of B are zero; the scale stays.
     """
     name = model.active_adapter
-    config = model.peft_config[name]
-    if rank == config.r:
-        return
-    config.r, config.lora_alpha = rank, rank * config.lora_alpha / config.r
-    for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+    for one in sub.sublayers(model):
+        layer = sub.projection(model, one)
+        if not isinstance(layer, LoraLayer):
+            continue
         inner, outer = layer.lora_A[name], layer.lora_B[name]
-        more = torch.empty(rank - layer.r[name], inner.in_features, device=inner.weight.device)
+        full = max(layer.r[name], min(rank, inner.in_features, outer.out_features))
+        if full == layer.r[name]:
+            continue
+        more = torch.empty(full - layer.r[name], inner.in_features, device=inner.weight.device)
         torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
         inner.weight.data = torch.cat([inner.weight, more.to(inner.weight.dtype)])
         outer.weight.data = torch.nn.functional.pad(outer.weight, (0, len(more)))
-        inner.out_features = outer.in_features = layer.r[name] = rank
-        layer.lora_alpha[name] = config.lora_alpha
+        inner.out_features = outer.in_features = layer.r[name] = full
+        layer.lora_alpha[name] = full * layer.scaling[name]

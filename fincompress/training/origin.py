@@ -36,19 +36,12 @@ def check_origin(name: str, s: dict, record: dict) -> str:
     return provenance.fingerprint(started["settings"], runs.read_json(start / "train_metrics.json"))
 
 
-def check_adapter(run: str, directory: Path, s: dict, widened: bool = False) -> None:
-    """Raise UserError where the adapter of ``run`` has another rank or scale than the constants say.
-
-    One that is ``widened`` may have a lower rank.
-    """
+def check_adapter(run: str, directory: Path, s: dict) -> None:
+    """Raise UserError where the adapter of ``run`` has another shape or scale than the constants say."""
     from peft import LoraConfig
 
     with models.explain_loading(str(directory / "adapter")):
         begun = LoraConfig.from_pretrained(directory / "adapter")
-    rank, alpha = begun.r, begun.lora_alpha
-    if widened and s["LORA_RANK"] > rank:
-        rank, alpha = s["LORA_RANK"], s["LORA_RANK"] * alpha / rank
-    for name, wanted in (("LORA_RANK", rank), ("LORA_ALPHA", alpha)):
-        if wanted != s[name]:
-            trained = f"LORA_RANK = {begun.r} and LORA_ALPHA = {begun.lora_alpha}"
-            raise UserError(f"{run!r} was trained with {trained}: set {name} = {wanted:g}, not {s[name]}")
+    for name, found in (("LORA_RANK", begun.r), ("LORA_ALPHA", begun.lora_alpha)):
+        if found != s[name]:
+            raise UserError(f"{run!r} was trained with {name} = {found}: set it so, not to {s[name]}")

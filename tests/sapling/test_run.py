@@ -242,10 +242,10 @@ def test_what_decides_a_tie_is_a_constant(six, ties, monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [4, 12])
-def test_adapters_start_from_phase_1_also_widened_without_quantizing_what_it_learned(six, phase_1, rank):
+def test_adapters_start_from_phase_1_with_room_for_patches_without_quantizing_what_it_learned(six, phase_1, rank):
     results = six[1]["RESULTS_DIR"]
-    begun = {"RUN": f"begun_{rank}", "UPDATE": "qlora", "START_FROM": "six_qlora"}
-    begun |= {"LORA_RANK": rank, "LORA_ALPHA": 2 * rank}
+    begun = {"RUN": f"begun_{rank}", "UPDATE": "qlora", "START_FROM": "six_qlora", "LORA_RANK": 4, "LORA_ALPHA": 8}
+    begun["PATCH_RANK"] = rank
     run = method.open_run(settings_of(six[1], **begun), "sapling_train.py")
     rows, _ = runs.load_processed(results, "six_data", "dev")
     batch = TargetCollator(0)([rows[i] for i in range(4)])
@@ -268,14 +268,14 @@ def test_adapters_start_from_phase_1_also_widened_without_quantizing_what_it_lea
     }
     trained = run.student.trained_parameters()
     assert {id(p) for p in trained.values()} == expected != set()
-    assert {min(p.shape) for p in trained.values()} == {rank}
+    assert {min(p.shape) for p in trained.values()} == {4, rank}
+    assert all((min(p.shape) == rank) == ("o_proj" in n or "down_proj" in n) for n, p in trained.items() if rank > 4)
 
 
 def test_adapters_of_phase_1_are_shrunk_without_its_merged_weights(six, phase_1):
     results, environment = six
     merged = (phase_1 / "merged").rename(phase_1 / "away")
-    wider = (*QLORA, "--LORA_RANK=8", "--LORA_ALPHA=16")
-    done(*SAPLING, "--TARGET_SIZE=0.9", "--LEARNING_RATE=1e-5", *wider, "--RUN=on_adapters", **environment)
+    done(*SAPLING, "--TARGET_SIZE=0.9", "--LEARNING_RATE=1e-5", *QLORA, "--RUN=on_adapters", **environment)
     merged.rename(phase_1 / "merged")
     metrics = read(results / "on_adapters" / "train_metrics.json")
     assert metrics["share_of_bytes"] <= 0.9 and metrics["data"]["source"] == "synthetic"
