@@ -47,7 +47,7 @@ def fit_patches(model: torch.nn.Module, units: list[Unit], batches: list[dict[st
     patches = {}
     for begin in range(0, len(units), AT_ONCE):
         for unit, (before, gram, cross) in _sums(model, units[begin : begin + AT_ONCE], batches).items():
-            patches[unit] = Patch(before, _solved(gram, cross).to(sub.projection(model, before).weight))
+            patches[unit] = Patch(before, _solved(gram, cross).to(sub.decoder(model).embed_tokens.weight))
     return patches
 
 

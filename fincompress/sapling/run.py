@@ -278,11 +278,8 @@ class Run:
             self.moments = {name: kept for name, kept in self.moments.items() if name not in names}
 
     def patches(self, model, units: list[Unit]) -> dict[Unit, Patch]:
-        """How each unit would be patched, so that it is scored as it would be dropped.
-
-        None with adapters: to cut every patch to their rank would take longer than the scan.
-        """
-        if not self.settings["PATCH_EXAMPLES"] or self.settings["UPDATE"] == "qlora":
+        """How each unit would be patched, so that it is scored as it would be dropped; adapters' rank cuts it then."""
+        if not self.settings["PATCH_EXAMPLES"]:
             return {}
         return fit_patches(model, units, self.patch_batches())
 
