@@ -307,7 +307,8 @@ def scanning(
         model = with_adapters(model, rank).requires_grad_(False)
     with counted() as found, autocast("cpu", dtype):
         allocate(model)
-        seen = scan.trace(model.eval(), batch_of(batch, tokens, targets))
+        before = [one for one in sub.sublayers(model) if one.kind == "mlp"]  # what patches of blocks would go into
+        seen = scan.trace(model.eval(), batch_of(batch, tokens, targets), before)
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
     return found
 

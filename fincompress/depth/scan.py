@@ -29,7 +29,7 @@ class Patch(NamedTuple):
     """What the projection before a unit takes up of it, when it is dropped."""
 
     before: SubLayer  # which ends with that projection
-    added: torch.Tensor  # to its weight, (hidden, in), in the type that is computed with
+    added: torch.Tensor  # to its weight, (hidden, in), in the type that is computed with, in main memory
 
 
 @dataclass
@@ -104,7 +104,7 @@ def scores_without(model, unit: Unit, seen: Trace, patch: Patch | None = None) -
     """
     decoder, first, stream = sub.decoder(model), unit[0], seen.streams[unit[0]]
     if patch:
-        stream = stream + F.linear(seen.inputs[patch.before], patch.added)
+        stream = stream + F.linear(seen.inputs[patch.before], patch.added.to(stream.device))
     start = first.block if first.kind == "attention" else first.block + 1
     targets = slice(-seen.labels.shape[1] - 1, -1)
     with sub.skipped(model, *unit):
@@ -127,7 +127,7 @@ def dropped(model, unit: Unit, patch: Patch | None = None):
         if patch:
 
             def hook(projection, args, output):
-                return output + F.linear(args[0], patch.added)
+                return output + F.linear(args[0], patch.added.to(output.device))
 
             stack.enter_context(sub.projection(model, patch.before).register_forward_hook(hook))
         stack.enter_context(sub.skipped(model, *unit))

@@ -14,7 +14,7 @@ from fincompress.depth.ranking import Unit
 from fincompress.depth.scan import Patch, trace
 from fincompress.depth.sublayers import SubLayer
 
-AT_ONCE = 16  # units whose sums are held in memory; every so many more cost another pass over the examples
+SUMS_GB = 2.0  # of sums that are held at once, on the device; units beyond it cost another pass over the examples
 RIDGE = 0.01  # of the mean of the Gram matrix's diagonal
 
 
@@ -44,10 +44,11 @@ def absorb(
 @torch.no_grad()
 def fit_patches(model: torch.nn.Module, units: list[Unit], batches: list[dict[str, torch.Tensor]]) -> dict[Unit, Patch]:
     """What ``absorb`` would add to a weight for each of ``units``; nothing is changed. Some have no patch."""
-    patches = {}
-    for begin in range(0, len(units), AT_ONCE):
-        for unit, (before, gram, cross) in _sums(model, units[begin : begin + AT_ONCE], batches).items():
-            patches[unit] = Patch(before, _solved(gram, cross).to(sub.decoder(model).embed_tokens.weight))
+    patches, widest = {}, model.config.intermediate_size
+    at_once = max(1, int(1e9 * SUMS_GB / (4 * widest * (widest + model.config.hidden_size))))
+    for begin in range(0, len(units), at_once):
+        for unit, (before, gram, cross) in _sums(model, units[begin : begin + at_once], batches).items():
+            patches[unit] = Patch(before, _solved(gram, cross).to(model.dtype))
     return patches
 
 
@@ -68,13 +69,11 @@ def _sums(model, units: list[Unit], batches) -> dict[Unit, tuple[SubLayer, torch
             weight = 1 / entering.norm(dim=-1, keepdim=True)
             inputs, wanted = seen.inputs[one][real].float() * weight, (leaving - entering) * weight
             with torch.autocast(inputs.device.type, enabled=False):  # it would multiply in 16 bits
-                found = inputs.T @ inputs, inputs.T @ wanted
-            # In main memory: for a 7B model they are gigabytes.
-            gram, cross = (product.cpu().double() for product in found)
+                gram, cross = inputs.T @ inputs, inputs.T @ wanted
             if unit in sums:
                 gram, cross = gram.add_(sums[unit][1]), cross.add_(sums[unit][2])
             sums[unit] = one, gram, cross
-    return {unit: found for unit, found in sums.items() if found[1].any()}
+    return {unit: (one, g.cpu().double(), c.cpu().double()) for unit, (one, g, c) in sums.items() if g.any()}
 
 
 def _solved(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:

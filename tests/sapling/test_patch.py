@@ -37,8 +37,9 @@ def test_without_a_unit_the_stream_is_nearer_to_what_it_was_when_the_layer_befor
 @pytest.mark.parametrize(("drop_unit", "packable"), [("sublayer", False), ("sublayer", True), ("block", False)])
 def test_a_unit_is_scored_as_it_is_dropped(monkeypatch, drop_unit, packable, cached):
     """With the patch that it would leave behind; sums of a few units are held at once."""
-    monkeypatch.setattr(patch, "AT_ONCE", 4)
     batches, model = make_batches(), make_model()
+    widest, hidden = model.config.intermediate_size, model.config.hidden_size
+    monkeypatch.setattr(patch, "SUMS_GB", 4.5 * 4 * widest * (widest + hidden) / 1e9)  # of four units
     sub.remove(model, sub.SubLayer(1, "attention"), sub.SubLayer(3, "mlp"))
     units = sub.units(model, drop_unit, packable)
     patches = patch.fit_patches(model, units, batches[:2])
