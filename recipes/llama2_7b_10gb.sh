@@ -53,7 +53,8 @@ run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AU
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 # Down to the bytes of GPTQ's checkpoint
 run sapling_train.py --UPDATE=qlora --AUGMENT=figures --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --KEEP_HEALED=True \
-    --HEALING_EPOCHS=1 --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}" "${one_scan[@]}"
+    --HEALING_EPOCHS=1 --CALIBRATION_EXAMPLES=128 --DROPS_EARLY=2 --DROPS_LATE=2 --SCAN_BATCH_SIZE=1 "${lora[@]}" \
+    "${one_scan[@]}"
 run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 
 for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq; do
