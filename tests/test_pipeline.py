@@ -387,7 +387,7 @@ def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, m
     ("arguments", "says"),
     [
         ((*TRAIN, "--RUN=a", "--START_FROM=nothing"), "'nothing' does not exist"),
-        ((*TRAIN, "--RUN=a", "--START_FROM=qlora_4bit", "--LORA_RANK=8"), "set LORA_RANK = 4, not 8"),
+        ((*TRAIN, "--RUN=a", "--START_FROM=qlora_4bit", "--LORA_RANK=8"), "with LORA_RANK = 4: set it so, not to 8"),
         (("train_lora_8bit.py", "--RUN=a", "--START_FROM=qlora_4bit"), "has no adapter on a base in int8"),
         (("train_qlora_4bit.py", "--RUN=a", "--START_FROM=qlora_4bit/merged"), "has no adapter on a base in nf4"),
         (("evaluate.py", "--RUN=nothing"), "'nothing' does not exist"),
