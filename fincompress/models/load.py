@@ -128,13 +128,13 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     needed = simulation.decoding(config, batch, tokens).gb + 0.3  # scratch memory of kernels
     if needed <= free:
         return {}
-    print(
-        f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
-    )
     room = free - needed + memory.weights_gb(config, "bf16")
     if room < memory.weights_gb(config, "bf16") / config.num_hidden_layers:
         raise UserError(f"{batch} sequences at once leave {free:.1f} GB of a GPU no room for weights: lower BATCH_SIZE")
-    return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): max(0, int(room * 1e9)), "cpu": 10**12}}
+    print(
+        f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
+    )
+    return {"device_map": "auto", "max_memory": {torch.cuda.current_device(): int(room * 1e9), "cpu": 10**12}}
 
 
 def dense_checkpoint(run: str, results_dir: str) -> Path:
