@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Llama-2-7B on FinQA with a 10 GB GPU: written for such a card and not run on one. Needs the licence accepted on the Hub
-# and a token in .env, 32 GB of main memory and about 95 GB of disk. Finished runs are skipped, a killed run resumes.
+# and a token in .env, 32 GB of main memory and about 115 GB of disk. Finished runs are skipped, a killed run resumes.
 #
 #   DATA_DIR=path/to/finqa recipes/llama2_7b_10gb.sh        without DATA_DIR FinQA is downloaded into data/
 #
@@ -26,13 +26,13 @@ run() {
 # What is measured together: more does not fit, nor do 22 and more blocks in 16 bits.
 measured=("'qlora_4bit'" "'lora_8bit'" "'gptq_4bit'" "'sapling_gptq/28'" "'sapling_gptq/22'" "'sapling_gptq/16'"
     "'sapling/16'" "'sapling/8'" "'gptq_4bit', 'sapling_gptq/8'")
-sliver=() steps=() two_blocks=() one_scan=() short=() quick=() # what a rehearsal overrides
+sliver=() steps=() two_blocks=() one_scan=() healing=() short=() quick=() # what a rehearsal overrides
 if [ -n "${REHEARSE:-}" ]; then
     sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
     steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
     two_blocks=(--BLOCKS=2 --CALIBRATION_EXAMPLES=8)
-    one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]" --HEALING_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2
-        --GRADIENT_ACCUMULATION=1)
+    one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]")
+    healing=(--HEALING_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
     short=(--MAX_NEW_TOKENS=8)
     measured=("'gptq_4bit'")
     quick=(--ROUNDS=1 --NEW_TOKENS=4 "--BATCH_SIZES=[2]")
@@ -51,16 +51,19 @@ run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" 
 run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=None \
     "${steps[@]}"
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
-# Down to the bytes of GPTQ's checkpoint
-run sapling_train.py --UPDATE=qlora --AUGMENT=figures --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --KEEP_HEALED=True \
-    --HEALING_EPOCHS=1 --CALIBRATION_EXAMPLES=128 --DROPS_EARLY=2 --DROPS_LATE=2 --SCAN_BATCH_SIZE=1 "${lora[@]}" \
-    "${one_scan[@]}"
-run quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
+# Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped
+sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}")
+run sapling_train.py "${sapling[@]}" --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --KEEP_HEALED=True --HEALING_EPOCHS=1 \
+    --DROPS_EARLY=2 --DROPS_LATE=2 "${healing[@]}" "${one_scan[@]}"
+run sapling_train.py "${sapling[@]}" --RUN=longer --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=2 "${healing[@]}"
+for name in sapling longer; do
+    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
+done
 
-for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq; do
+for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq longer_gptq; do
     run evaluate.py --RUN=$name --BATCH_SIZE=2 "${short[@]}"
 done
-for name in base qlora_4bit/merged sapling; do # what does not fit is read again for every token of a batch: half a day
+for name in base qlora_4bit/merged sapling longer; do # what does not fit is read again for every token of a batch: half a day
     run evaluate.py --RUN=$name --BATCH_SIZE=8 "${short[@]}"
 done
 for names in "${measured[@]}"; do # speeds of two calls are shown and decide nothing

@@ -154,7 +154,7 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     learned = {run: passes(run) for run in trained if run != "sapling_paper"}
     names = ("sapling_blocks", "seed_1", "seed_2")
     assert {run for run, count in learned.items() if count == 4} == {
-        "sapling_blocks_25", *(f"{name}_20" for name in names), "longer_taught_30", "longer_30"
+        "sapling_blocks_25", *(f"{name}_20" for name in names), "longer_taught_30", "longer_30", "seed_1_30", "seed_2_30"
     }  # fmt: skip
     assert {run for run, count in learned.items() if count == 7} == {
         *(f"{name}_{left}" for name in names for left in (15, 11)), "sapling_blocks_8", "sapling_qlora", "last_15",
@@ -163,7 +163,7 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     # What was trained longer is compressed as phase 1 was, and learns from what it was compressed from.
     assert learned.pop("longer_taught_20") == 4 + 4
     assert trained["longer_taught_20"]["TEACHER"] == trained["longer_taught_20"]["START_FROM"] == "longer_taught_30/30"
-    assert len(learned) == 6 + 14 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
+    assert len(learned) == 8 + 14 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
     assert {"base", *trained} <= set(evaluated)
     depths = [f"sapling_blocks_{left}" for left in (25, 20, 15, 11, 8)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
@@ -180,7 +180,15 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
     done, calls = phases("recipes/llama2_7b_10gb.sh", script=shell_name)
     assert (done.returncode, done.stderr) == (0, "")
     assert {folder for _, folder in calls} == {"RESULTS_DIR=results-llama"}
-    assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16, 16, 16, 16, 16]
+    assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16] * 6
+    # What was trained on without dropping saw as much as two healed depths, and is quantized as they are.
+    commands = [(call[0], overrides(call)) for call, _ in calls]
+    sapling, longer = (constants for script, constants in commands if script == "sapling_train.py")
+    assert sapling["KEEP_HEALED"] and longer["HEALING_EPOCHS"] == 2 * sapling["HEALING_EPOCHS"]
+    assert longer["TARGET_SIZE"] == 1 and longer["AUGMENT"] == sapling["AUGMENT"]
+    quantized = [constants.get("SOURCE_RUN") for script, constants in commands if script == "quantize_gptq.py"]
+    assert quantized == [None, "sapling", "longer"]
+    assert {"longer", "longer_gptq"} <= {constants["RUN"] for script, constants in commands if script == "evaluate.py"}
     assert [call[0] for call, _ in calls][-2:] == ["benchmark_throughput.py", "plot_pareto.py"]
 
 
@@ -200,7 +208,8 @@ def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phas
     ]
     settings = [overrides(call) for call in small]
     assert [one["MAX_STEPS"] for one in settings if "EPOCHS" in one] == [2] * 4
-    assert [one["BLOCKS"] for one in settings if "BATCH_SIZE" in one and "SOURCE_RUN" in one] == [2]
+    assert [one["BLOCKS"] for one in settings if "BATCH_SIZE" in one and "SOURCE_RUN" in one] == [2, 2]
+    assert [one["HEALING_EPOCHS"] for one in settings if "HEALING_EPOCHS" in one] == [0.2, 0.2]
 
 
 def test_the_commands_of_the_gpu_check_take_the_settings_they_are_given(phases, copy):
