@@ -212,7 +212,7 @@ class LlamaCpp(torch.nn.Module):
         if batch > 1:
             raise UserError("llama.cpp is measured at batch 1 alone")
         reply = self.complete([*cache, token], new_tokens + 1, cache_prompt=True, ignore_eos=True)
-        return [reply["timings"]["predicted_per_token_ms"] / 1e3] * new_tokens
+        return [reply["timings"]["predicted_ms"] / 1e3 / new_tokens] * new_tokens  # timed from the first token on
 
     def bytes_per_token(self) -> int:
         """Bytes of the weights that are read for a token: all but an embedding table that is not also the head."""
