@@ -97,7 +97,8 @@ def branch(model: torch.nn.Module, make_trainable: Callable[[], None], back: boo
 
 
 class KeepBest(TrainerCallback):
-    """Scores the calibration split ``every`` so many steps, keeps the best weights and stops where it stays worse.
+    """Scores the calibration split at the start and ``every`` so many steps, keeps the best weights, which may be those
+    of the start, and stops where later ones stay worse than the best of them.
 
     ``scores`` gives ``(nll, exact)`` of each question. The best weights lie beside the Trainer's checkpoints, where a
     killed run finds them. The means stand in ``log_history``, as ``calibration_nll`` and ``calibration_exact``.
@@ -113,27 +114,41 @@ class KeepBest(TrainerCallback):
     def trained(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.global_step:
+            self.score(args, state)
+
     def on_step_end(self, args, state, control, **kwargs):
-        last = state.global_step >= state.max_steps
-        if state.global_step % self.every and not last:
+        if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        before = [row["calibration_nll"] for row in state.log_history if "calibration_nll" in row]
-        found = {"step": state.global_step, **calibration_means(*self.scores(self.model))}
-        state.log_history.append(found)
-        if found["calibration_nll"] < min(before, default=math.inf):
-            if not last and distributed.is_main():  # the last weights are those in memory
-                with runs.atomic_path(self.path(args, state.global_step)) as partial:
-                    save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
-        elif len(before) - before.index(min(before)) >= PATIENCE:
+        self.score(args, state)
+        # The first steps often harm, so the start does not count.
+        found = [row["calibration_nll"] for row in scored(state.log_history) if row["step"]]
+        if len(found) - 1 - found.index(min(found)) >= PATIENCE:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # a run that is killed now and resumed there would not stop again
 
+    def score(self, args, state) -> None:
+        """Note the scores, and write the weights if they are the best so far."""
+        before = min((row["calibration_nll"] for row in scored(state.log_history)), default=math.inf)
+        found = {"step": state.global_step, **calibration_means(*self.scores(self.model))}
+        state.log_history.append(found)
+        last = state.global_step >= state.max_steps  # whose weights are those in memory
+        if found["calibration_nll"] < before and not last and distributed.is_main():
+            with runs.atomic_path(self.path(args, state.global_step)) as partial:
+                save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
+
     def restore_best(self, args, log_history: list[dict]) -> dict:
         """Give the model its best weights, and return their scores."""
-        scores = [row for row in log_history if "calibration_nll" in row]
+        scores = scored(log_history)
         best = min(scores, key=lambda row: row["calibration_nll"])
         if best is not scores[-1]:
             weights = load_file(self.path(args, best["step"]))
             for name, parameter in self.trained().items():
                 parameter.data.copy_(weights[name])
         return best
+
+
+def scored(log_history: list[dict]) -> list[dict]:
+    """Those of its rows that ``KeepBest`` added."""
+    return [row for row in log_history if "calibration_nll" in row]

@@ -91,7 +91,7 @@ def test_a_branch_leaves_the_model_as_it_was(dtype):
 
 
 def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
-    found = iter([0.5, 0.4, 0.6, 0.7, 0.1])
+    found = iter([0.9, 0.5, 0.4, 0.6, 0.7, 0.1])
     model, weights = make_model(), []
     keep_best = KeepBest(model, lambda model: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool)), every=2)
 
@@ -106,6 +106,20 @@ def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
     assert best["step"] == 4 and best["calibration_nll"] == 0.4
     assert all(torch.equal(p, weights[3][name]) for name, p in model.named_parameters())
     assert not all(torch.equal(weights[3][name], weights[-1][name]) for name in weights[3])
+
+
+def test_healing_that_makes_a_model_worse_leaves_it_as_it_was(tmp_path):
+    """A first score worse than that of the start does not stop it."""
+    found, model = iter([0.4, 0.7, 0.6, 0.5]), make_model()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    keep_best = KeepBest(model, lambda model: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool)), every=2)
+    trainer = make_trainer(model, tmp_path, steps=6, callbacks=[keep_best])
+    trainer.train()
+    assert trainer.state.global_step == 6
+    assert not all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    best = keep_best.restore_best(trainer.args, trainer.state.log_history)
+    assert best["step"] == 0 and best["calibration_nll"] == 0.4
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_after_a_kill_the_best_weights_are_those_of_the_steps_that_counted(tmp_path):
