@@ -114,8 +114,7 @@ class Run:
 
     def make_trainable(self, healing: bool = False) -> None:
         """Let gradients reach what is trained between drops, or in healing."""
-        cycles, healed = self.state.trainable, self.state.trainable_healing
-        self.student.make_trainable(healed if healing else cycles, {*cycles, *healed}, healing)
+        self.student.make_trainable(self.state.trainable_healing if healing else self.state.trainable, healing)
 
     def train(self, epochs: float) -> None:
         """Train on the next ``epochs`` passes of examples, with the moments of the last cycle where they are kept."""

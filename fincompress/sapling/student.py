@@ -34,19 +34,27 @@ class Student:
     def load(self) -> None:
         """The model that the run starts from.
 
-        For adapters on an NF4 base that is phase 1's adapter on its own, maybe widened: merged and quantized again,
-        most of what it learned would be lost in the rounding.
+        For adapters on an NF4 base that is phase 1's adapter on its own: merged and quantized again, most of what it
+        learned would be lost in the rounding. Elsewhere they are new. Both are widened where patches go.
         """
+        s = self.settings
         self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
         self.model = None
         gc.collect()  # never two models at once
-        if self.adapter is None:
+        if self.adapter:
+            self.model = models.load_adapter(self.adapter, s["RESULTS_DIR"], self.device, self.dtype)[0].eval()
+        else:
             self.model = models.load_base(self.source, self.precision, self.device, self.dtype).eval()
+        if s["UPDATE"] == "full":
             return
-        results = self.settings["RESULTS_DIR"]
-        self.model = models.load_adapter(self.adapter, results, self.device, self.dtype)[0].eval()
-        widen(self.model, self.settings["PATCH_RANK"])
-        if needs_teacher(self.settings):
+        if not self.adapter:
+            new = LoraConfig(
+                r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules="all-linear", task_type="CAUSAL_LM"
+            )
+            with quantization.quiet():  # peft imports gptqmodel, which greets
+                self.model = get_peft_model(self.model, new)
+        widen(self.model, s["PATCH_RANK"])
+        if self.adapter and needs_teacher(s):
             self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
         for config in self.model.peft_config.values():  # from a bare name peft would look for the base on the hub
             config.base_model_name_or_path = self.source
@@ -113,15 +121,10 @@ class Student:
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def make_trainable(self, names: list[str], every: set[str], healing: bool = False) -> None:
-        """Let gradients reach the units ``names`` alone; what is trained is held in float32.
-
-        ``every`` are the units that are ever trained: with ``qlora`` they get adapters.
-        """
+    def make_trainable(self, names: list[str], healing: bool = False) -> None:
+        """Let gradients reach the units ``names`` alone; what is trained is held in float32."""
         s = self.settings
         chosen = [one for name in names for one in sub.parse_unit(name)]
-        if s["UPDATE"] == "qlora" and self.adapter is None and not hasattr(self.model, "peft_config"):
-            self._add_adapters(every)
         self.model.requires_grad_(False)
         if s["UPDATE"] == "qlora":
             for name, parameter in [p for one in chosen for p in sub.module(self.model, one).named_parameters()]:
@@ -141,23 +144,6 @@ class Student:
                 f"{trained / 1e6:.1f} M parameters are trained, of {self.full_size / 1e6:.1f} M at the start: "
                 f"{8 * trained / 1e9:.2f} GB of optimizer state in float32"
             )
-
-    def _add_adapters(self, every: set[str]) -> None:
-        s, names = self.settings, {module: name for name, module in self.model.named_modules()}
-        targets = [
-            names[module]
-            for one in (one for name in sorted(every) for one in sub.parse_unit(name))
-            for module in sub.module(self.model, one).modules()
-            if isinstance(module, torch.nn.Linear)
-        ]
-        adapters = LoraConfig(
-            r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules=targets, task_type="CAUSAL_LM"
-        )
-        if targets:  # none where a killed run resumes after all that was trained had been dropped
-            with quantization.quiet():  # peft imports gptqmodel, which greets
-                self.model = get_peft_model(self.model, adapters)
-            widen(self.model, s["PATCH_RANK"])
-            models.compute_in_model_dtype(self.model)
 
     @contextlib.contextmanager
     def scoring_model(self):

@@ -1,5 +1,6 @@
 """sapling_train.py on a random decoder of six blocks: its files, and its criteria, schedules and ways to train."""
 
+import copy
 import shutil
 
 import pandas as pd
@@ -12,6 +13,7 @@ import fincompress.sapling as method
 from fincompress import models, runs
 from fincompress.depth import criteria
 from fincompress.depth import sublayers as sub
+from fincompress.sapling.patch import absorb
 from fincompress.training.loss import TargetCollator, target_logits
 
 CPU = torch.device("cpu")
@@ -212,6 +214,21 @@ def test_without_training_a_drop_leaves_what_its_score_said(six, phase_1, criter
     dropped = pd.read_csv(six[0] / f"scored_{criterion}" / "trajectory.csv")
     assert len(dropped) == 3
     assert dropped["nll_after_training"][:2].tolist() == pytest.approx(dropped["nll_alone"][:2].tolist(), rel=5e-3)
+
+
+def test_adapters_take_up_the_patch_of_every_unit_that_is_scored_with_one(six):
+    """Also where they are new and a quarter of the units is trained."""
+    quarter = {"TRAIN_RATIO": 0.25, "HEALING_TRAIN_RATIO": 0.25, "PATCH_EXAMPLES": 8}
+    untaught = {"START_FROM": None, "KL": 0.0, "HIDDEN_STATES": 0.0}
+    settings = settings_of(six[1], RUN="quarter", UPDATE="qlora", **quarter, **untaught)
+    run = method.open_run(settings, "sapling_train.py")
+    run.choose_trainable(run.rank_by_importance())
+    assert len(run.state.trainable) == 3
+    with run.student.scoring_model() as model:
+        fitted = run.patches(model, run.student.units())
+        assert len(fitted) == len(run.student.units()) - 1  # before the first one nothing stands
+        for unit in fitted:
+            assert absorb(copy.deepcopy(model), unit, run.patch_batches(), adapters=True)
 
 
 def test_a_depth_to_heal_may_be_a_share_of_the_bytes(six, phase_1):
