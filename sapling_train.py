@@ -30,7 +30,6 @@ DROPS_EARLY: int = 5  # drops per cycle in the first half of the way to the targ
 DROPS_LATE: int = 5  # and in the second half
 CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that a scan may use; better 128 and more
 FIRST_SCAN_EXAMPLES: int = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
-EARLY_ELIMINATION: bool = True  # eliminate clearly worse units after a few questions; False: the exact scan, far slower
 SCAN_BATCH_SIZE: int = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
 TARGET_SIZE: float = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included

@@ -72,7 +72,7 @@ def main() -> None:
     print(f"largest difference of an NLL {difference:.2g}, exact matches {'equal' if same else 'DIFFER'}")
     units = sub.units(model, "sublayer", packable=True)
     plain_seconds, _ = timed(lambda: scan(model, units, few, cached=False)[0])
-    early_seconds, _ = timed(lambda: scan(model, units, batches, eliminate=True, drops=DROPS)[0])
+    early_seconds, _ = timed(lambda: scan(model, units, batches, drops=DROPS)[0])
     whole = plain_seconds * len(order) / seen
     ratio, each = whole / early_seconds, plain_seconds / seen
     print(

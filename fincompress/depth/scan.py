@@ -159,7 +159,7 @@ class Elimination:
     of its worse half stay after the first cut only within one standard error of the leader.
     """
 
-    def __init__(self, units: list[Unit], drops: int = 1, earlier: dict[Unit, float] | None = None):
+    def __init__(self, units: list[Unit], drops: float = 1, earlier: dict[Unit, float] | None = None):
         self.drops, self.earlier = drops, earlier or {}
         self.alive = sorted(units, key=lambda unit: self.earlier.get(unit, -math.inf))
         self.next_cut: int | None = None
@@ -201,8 +201,7 @@ def scan(
     model,
     units: list[Unit],
     batches: Iterable[dict[str, torch.Tensor]],
-    eliminate: bool = False,
-    drops: int = 1,
+    drops: float = math.inf,
     earlier: dict[Unit, float] | None = None,
     cached: bool = True,
     teacher: Callable[[dict], torch.Tensor] | None = None,
@@ -211,12 +210,12 @@ def scan(
     """Score the model without each of ``units``; also returns the score of the model as it is, under an empty unit.
 
     ``batches`` are nested parts of the calibration set, in a random order fixed by the caller; one at a time is held
-    with its streams, so a batch's size bounds the memory. Without ``eliminate`` this is the exact scan. With it,
-    ``Elimination`` leaves few units that have seen every question: enough for one or two ``drops``; of more, each may
-    stand in the way of two, and seldom the last finds no unit. ``cached=False`` runs the whole network for every unit:
-    the reference. ``teacher`` gives the logits of a batch's target tokens; scores are then KL(teacher || model) instead
-    of the gold program's negative log-likelihood. ``patches`` are those that dropped units would leave. Several
-    processes share the questions of each batch, and all know all scores before any unit is eliminated.
+    with its streams, so a batch's size bounds the memory. This is the exact scan, unless only so many ``drops`` follow:
+    then ``Elimination`` leaves few units that have seen every question. They are enough for one or two drops; of more,
+    each may stand in the way of two, and seldom the last finds no unit. ``cached=False`` runs the whole network for
+    every unit: the reference. ``teacher`` gives the logits of a batch's target tokens; scores are then KL(teacher ||
+    model) instead of the gold program's negative log-likelihood. ``patches`` are those that dropped units would leave.
+    Several processes share the questions of each batch, and all know all scores before any unit is eliminated.
     """
     scores = {unit: Score(unit) for unit in units}
     whole = Score(())
@@ -228,7 +227,7 @@ def scan(
             [whole, *(scores[unit] for unit in race.alive)], _joined(found), strict=True
         ):
             score.add(nll, exact, squares)
-        if eliminate:
+        if drops < math.inf:
             race.eliminate(scores)
     return list(scores.values()), whole
 

@@ -202,7 +202,6 @@ class Run:
             seed=s["SEED"],
             drops=self.drops_per_cycle,
             blocks=self.student.blocks_above(s["TARGET_SIZE"]),
-            eliminate=s["EARLY_ELIMINATION"] and s["SCHEDULE"] == "successive",
             earlier={sub.parse_unit(row["unit"]): row["nll"] - row["nll_whole"] for row in rows if "nll" in row},
             teacher=lambda batch: self.teacher(batch)[0],
             norms=s["TIES"] == "norm",

@@ -28,7 +28,7 @@ def test_the_cached_scan_equals_the_plain_one(any_model, batches, drop_unit, pac
 
 def test_a_scan_leaves_the_model_as_it_was(model, batches):
     before = target_logits(model, batches[0])[0]
-    scan.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
+    scan.scan(model, sub.units(model, "sublayer"), batches, drops=1)
     assert torch.equal(target_logits(model, batches[0])[0], before)
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
@@ -65,7 +65,7 @@ def test_elimination_drops_what_the_exact_scan_drops_or_one_within_its_error(see
         ids[:, -labels.shape[1] :] = torch.where(known != -100, known, ids[:, -labels.shape[1] :])
     units = sub.units(model, "sublayer")
     exact, _ = scan.scan(model, units, batches)
-    early, _ = scan.scan(model, units, batches, eliminate=True)
+    early, _ = scan.scan(model, units, batches, drops=1)
     assert sum(s.questions for s in early) < 0.6 * sum(s.questions for s in exact)
     assert {s.questions for s in exact} == {128} and max(s.questions for s in early) == 128
     theirs, ours = ranking.choose(exact)[0], ranking.choose(early)[0]
@@ -164,7 +164,7 @@ def test_nothing_is_eliminated_on_fewer_questions_however_small_the_batch():
     model = make_good_model()
     for size in (1, 4, 16):
         batches = make_batches(count=32 // size, size=size)
-        found, _ = scan.scan(model, sub.units(model, "sublayer"), batches, eliminate=True)
+        found, _ = scan.scan(model, sub.units(model, "sublayer"), batches, drops=1)
         assert min(s.questions for s in found) >= 8
 
 

@@ -8,7 +8,5 @@ from fincompress.depth.scan import scan
 @criterion("patches")
 def calibration(model, units, batches, context):
     """First goes the unit without which most programs stay exact; ties fall to the NLL."""
-    scores, whole = scan(
-        model, units, batches, context.eliminate, context.drops, context.earlier, patches=context.patches
-    )
+    scores, whole = scan(model, units, batches, context.drops, context.earlier, patches=context.patches)
     return Ranking(scores, whole, by="accuracy", norms=context.norms)

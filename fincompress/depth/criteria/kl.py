@@ -9,7 +9,6 @@ from fincompress.depth.scan import scan
 def kl(model, units, batches, context):
     """First goes the unit without which the model stays nearest to its teacher."""
     scores, whole = scan(
-        model, units, batches, context.eliminate, context.drops, context.earlier, teacher=context.teacher,
-        patches=context.patches,
-    )  # fmt: skip
+        model, units, batches, context.drops, context.earlier, teacher=context.teacher, patches=context.patches
+    )
     return Ranking(scores, whole, by="nll", norms=context.norms)
