@@ -138,8 +138,8 @@ def others(config) -> dict:
         return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, device)
 
     return {
-        "scan of SAPLING, UPDATE = qlora": lambda device: simulation.scanning(
-            config, SCAN_BATCH_SIZE, TOKENS, targets, "nf4", LORA_RANK, device
+        "scan of SAPLING, UPDATE = qlora": lambda device: start.simulate_scan(
+            config, SCAN_BATCH_SIZE, TOKENS, targets, LORA_RANK, PATCH_RANK, device=device
         ),
         "GPTQ": lambda device: simulation.quantizing(config, TOKENS, GPTQ_TEXTS),
         "decoding in 16 bits": decoding(config),

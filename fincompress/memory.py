@@ -90,6 +90,18 @@ def weights_gb(config, precision: str) -> float:
     return ((sizes["total"] - sizes["ends"]) * BASE_BYTES[precision] + sizes["ends"] * 2) / 1e9
 
 
+def adapter_parameters(config, rank: int, patch_rank: int = 0) -> int:
+    """Parameters of LoRA on every linear layer of the blocks, with at least ``patch_rank`` where patches go."""
+    with torch.device("meta"):
+        block = sub.decoder(AutoModelForCausalLM.from_config(config)).layers[0]
+    count = 0
+    for name, layer in block.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            widened = min(patch_rank, *layer.weight.shape) if name.endswith(tuple(sub.PROJECTIONS.values())) else 0
+            count += max(rank, widened) * sum(layer.weight.shape)
+    return config.num_hidden_layers * count
+
+
 def inference_gb(config, context: int) -> float:
     """GB that decoding with a Llama-like model holds in 16 bits: weights, and a KV cache of ``context`` tokens."""
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -298,17 +298,27 @@ def scanning(
     targets: int,
     precision: str = "auto",
     rank: int | None = None,
+    adapters: tuple[str, ...] = ("default",),
+    patch_rank: int = 0,
+    sums: int = 0,
     device: str = "cuda",
     dtype: torch.dtype = torch.bfloat16,
 ) -> Costs:
-    """Costs of a calibration scan beside the model alone: all streams of a batch, and the first unit's suffix."""
+    """Costs of a calibration scan: all streams of a batch, and the first unit's suffix; before it the ``sums``, bytes,
+    that patches are fitted by.
+    """
     model = empty_model(config, precision, device, dtype)
     if rank:
-        model = with_adapters(model, rank).requires_grad_(False)
+        model = with_adapters(model, rank, adapters, patch_rank).requires_grad_(False)
     with counted() as found, autocast("cpu", dtype):
         allocate(model)
         before = [one for one in sub.sublayers(model) if one.kind == "mlp"]  # what patches of blocks would go into
-        seen = scan.trace(model.eval(), batch_of(batch, tokens, targets), before)
+        model, data = model.eval(), batch_of(batch, tokens, targets)
+        if sums:
+            seen = scan.trace(model, data, before[:1])
+            torch.empty(sums, dtype=torch.uint8)
+            del seen
+        seen = scan.trace(model, data, before)
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
     return found
 

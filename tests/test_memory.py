@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from scripts import REPOSITORY, run_script
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import memory, models
 from fincompress.errors import UserError
+from fincompress.sapling.student import widen
 
 LLAMA = models.shape_config("shape:llama-2-7b")
 
@@ -26,6 +28,20 @@ def test_sizes_are_those_of_the_model_whatever_the_width_of_its_heads():
             model = AutoModelForCausalLM.from_config(config)
         linear = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)
         assert memory.weights_gb(config, "bf16") == pytest.approx(2 * linear / 1e9)
+
+
+@pytest.mark.parametrize("patch_rank", [0, 24, 80])
+def test_adapters_are_counted_as_they_are_made(patch_rank):
+    """Also where patches want more of a rank than a projection has."""
+    config = LlamaConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=500,
+    )  # fmt: skip
+    adapters = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_config(config), adapters)
+    widen(model, patch_rank)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.adapter_parameters(config, 8, patch_rank) == trained
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "mixtral"])

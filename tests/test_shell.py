@@ -154,7 +154,8 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     learned = {run: passes(run) for run in trained if run != "sapling_paper"}
     names = ("sapling_blocks", "seed_1", "seed_2")
     assert {run for run, count in learned.items() if count == 4} == {
-        "sapling_blocks_25", *(f"{name}_20" for name in names), "longer_taught_30", "longer_30", "seed_1_30", "seed_2_30"
+        "sapling_blocks_25", *(f"{name}_20" for name in names), "longer_taught_30", "longer_30", "seed_1_30",
+        "seed_2_30",
     }  # fmt: skip
     assert {run for run, count in learned.items() if count == 7} == {
         *(f"{name}_{left}" for name in names for left in (15, 11)), "sapling_blocks_8", "sapling_qlora", "last_15",

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from fincompress import models, quantization, simulation
 from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
-from fincompress.sapling import start
+from fincompress.sapling import patch, start
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.start import predict  # before conftest.py puts a number in its place
 from fincompress.sapling.student import Student
@@ -90,6 +90,21 @@ def test_a_scan_is_simulated_as_it_allocates():
         seen = scan.trace(model, simulation.batch_of(*SHAPE), before)
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
     assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(found.gb, rel=0.02)
+
+
+def test_fitting_patches_is_simulated_as_it_allocates():
+    deep, shape = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 6}), (1, 48, 16)
+    with simulation.Costs() as found, torch.autocast("cpu", torch.bfloat16):
+        model = simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), 64).to_empty(device="cpu").eval()
+        batch = simulation.batch_of(*shape)
+        for weight in model.parameters():
+            weight.data.fill_(0.01)
+        found.peak = found.now  # without what making the model took
+        sums = patch._sums(model, sub.units(model, "block"), [batch, batch])
+    assert len(sums) == 5  # the first has no projection before it
+    predicted = start.simulate_scan(deep, *shape, rank=8, patch_rank=64, device="cpu").gb
+    assert predicted - patch.sums_bytes(deep) / 1e9 == pytest.approx(found.gb, rel=0.05)
+    assert predicted > 1.5 * start.simulate_scan(deep, *shape, rank=8, patch_rank=64, patched=False, device="cpu").gb
 
 
 def test_gptq_of_a_layer_holds_three_hessians_at_once():

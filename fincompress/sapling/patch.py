@@ -32,6 +32,7 @@ def absorb(
     if not sums:
         return []
     before, gram, cross = sums[unit]
+    gram, cross = gram.cpu().double(), cross.cpu().double()
     projection = sub.projection(model, before)
     if adapters:
         return add_to_adapter(projection, _solved(gram, cross), gram) if isinstance(projection, LoraLayer) else []
@@ -44,12 +45,21 @@ def absorb(
 @torch.no_grad()
 def fit_patches(model: torch.nn.Module, units: list[Unit], batches: list[dict[str, torch.Tensor]]) -> dict[Unit, Patch]:
     """What ``absorb`` would add to a weight for each of ``units``; nothing is changed. Some have no patch."""
-    patches, widest = {}, model.config.intermediate_size
-    at_once = max(1, int(1e9 * SUMS_GB / (4 * widest * (widest + model.config.hidden_size))))
+    patches, at_once = {}, units_at_once(model.config)
     for begin in range(0, len(units), at_once):
         for unit, (before, gram, cross) in _sums(model, units[begin : begin + at_once], batches).items():
-            patches[unit] = Patch(before, _solved(gram, cross).to(model.dtype))
+            patches[unit] = Patch(before, _solved(gram.cpu().double(), cross.cpu().double()).to(model.dtype))
     return patches
+
+
+def units_at_once(config) -> int:
+    """Units whose patches are fitted in one pass over the examples."""
+    return max(1, int(1e9 * SUMS_GB / sums_bytes(config)))
+
+
+def sums_bytes(config) -> int:
+    """Bytes of the sums of one unit with an MLP before it, whose projection is the widest."""
+    return 4 * config.intermediate_size * (config.intermediate_size + config.hidden_size)
 
 
 def _sums(model, units: list[Unit], batches) -> dict[Unit, tuple[SubLayer, torch.Tensor, torch.Tensor]]:
@@ -58,7 +68,7 @@ def _sums(model, units: list[Unit], batches) -> dict[Unit, tuple[SubLayer, torch
     It is a ridge regression from the projection's inputs to what the unit adds to the stream, over all tokens of
     ``batches``. Tokens are weighted by the inverse of their stream's norm, which is what the next norm sees of them: a
     few are a hundred times as long as others. The sums are the Gram matrix of the inputs, (in, in), and that of inputs
-    and outputs, (in, hidden), in float64.
+    and outputs, (in, hidden), in float32 on the model's device.
     """
     left, sums = sub.sublayers(model), {}
     before = {unit: left[left.index(unit[0]) - 1] for unit in units if unit[0] != left[0]}
@@ -68,12 +78,13 @@ def _sums(model, units: list[Unit], batches) -> dict[Unit, tuple[SubLayer, torch
             entering, leaving = (stream[real].float() for stream in seen.around(unit[0], unit[-1]))
             weight = 1 / entering.norm(dim=-1, keepdim=True)
             inputs, wanted = seen.inputs[one][real].float() * weight, (leaving - entering) * weight
+            if unit not in sums:
+                sums[unit] = one, *(inputs.new_zeros(inputs.shape[1], each.shape[1]) for each in (inputs, wanted))
             with torch.autocast(inputs.device.type, enabled=False):  # it would multiply in 16 bits
-                gram, cross = inputs.T @ inputs, inputs.T @ wanted
-            if unit in sums:
-                gram, cross = gram.add_(sums[unit][1]), cross.add_(sums[unit][2])
-            sums[unit] = one, gram, cross
-    return {unit: (one, g.cpu().double(), c.cpu().double()) for unit, (one, g, c) in sums.items() if g.any()}
+                for total, each in zip(sums[unit][1:], (inputs, wanted), strict=True):
+                    total.addmm_(inputs.T, each)
+        del seen  # its streams, before the next batch has its own
+    return {unit: found for unit, found in sums.items() if found[1].any()}
 
 
 def _solved(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from transformers import set_seed
 
 from fincompress import distributed, memory, models, runs, simulation, training
 from fincompress.errors import UserError
+from fincompress.sapling import patch
 from fincompress.sapling.checkpoints import remove_what_a_kill_left
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.run import Run
@@ -73,30 +74,37 @@ def room_gb(student: Student) -> float:
     """GB of disk that a run takes beside what its teacher says.
 
     Those are the depths that it heals, the last counted whole; and in float32 weights and moments, in two states and
-    two checkpoints while one takes the place of the other, and the best weights of healing, which each pass may find.
+    two checkpoints while one takes the place of the other, and the best weights of healing, those of the start and of
+    each pass.
     """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")
     ends = student.sizes["ends"] / student.full_size
     shares = [depth if depth <= 1 else ends + (1 - ends) * depth / student.full for depth in s["HEAL_AT"]]
-    trained = max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]) if s["UPDATE"] == "full" else 0
+    trained = 2 * weights * max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
+    if s["UPDATE"] == "qlora":
+        trained = 4 * memory.adapter_parameters(student.config, s["LORA_RANK"], s["PATCH_RANK"]) / 1e9
     passes = max(s["HEALING_EPOCHS"]) if isinstance(s["HEALING_EPOCHS"], list) else s["HEALING_EPOCHS"]
-    return weights * (sum(shares) + 1 + 2 * (4 * 3 + math.ceil(passes)) * trained)
+    return weights * (sum(shares) + 1) + trained * (4 * 3 + 1 + math.ceil(passes))
 
 
 def predict(student: Student, train_set) -> float:
-    """Predicted peak memory of training in GB, before any drop."""
+    """Predicted peak memory in GB before any drop: of training, or of the scan where it takes more."""
     s = student.settings
-    teacher = student.config
+    teacher, tokens, targets = student.config, max(train_set["length"]), max(train_set["target_tokens"])
+    place = {"device": student.device.type, "dtype": student.dtype}
     if needs_teacher(s) and s["UPDATE"] == "full":  # a model of its own, maybe a deeper one
         teacher = models.read_config(str(models.dense_checkpoint(s["TEACHER"] or s["START_FROM"], s["RESULTS_DIR"])))
-    return simulate(
-        student.config, s["BATCH_SIZE"] // distributed.size(), max(train_set["length"]),
-        max(train_set["target_tokens"]), s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
+    trained = simulate(
+        student.config, s["BATCH_SIZE"] // distributed.size(), tokens, targets,
+        s["LORA_RANK"] if s["UPDATE"] == "qlora" else None, needs_teacher(s),
         (s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"]),
         teacher, patch_rank=s["PATCH_RANK"], ratio=max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"]),
-        train_ends=s["TRAIN_ENDS"],
-        recompute=student.recomputes, device=student.device.type, dtype=student.dtype,
+        train_ends=s["TRAIN_ENDS"], recompute=student.recomputes, **place,
     ).gb  # fmt: skip
+    if s["UPDATE"] == "full":  # whose moments and gradients take more than a scan's copy
+        return trained
+    shape = (s["SCAN_BATCH_SIZE"], tokens, targets, s["LORA_RANK"], s["PATCH_RANK"])
+    return max(trained, simulate_scan(student.config, *shape, bool(s["PATCH_EXAMPLES"]), **place).gb)
 
 
 def simulate(
@@ -125,6 +133,16 @@ def simulate(
         config, batch, tokens, targets, "nf4" if rank else "auto", rank,
         ("default", ADAPTER) if taught else ("default",), learn=learn, **options,
     )  # fmt: skip
+
+
+def simulate_scan(
+    config, batch: int, tokens: int, targets: int, rank: int, patch_rank: int, patched: bool = True, **options
+) -> simulation.Costs:
+    """Costs of a scan with adapters on an NF4 base, one of them the teacher's; ``options`` go to the simulation."""
+    sums = patched * patch.sums_bytes(config) * min(config.num_hidden_layers, patch.units_at_once(config))
+    return simulation.scanning(
+        config, batch, tokens, targets, "nf4", rank, ("default", ADAPTER), patch_rank, sums, **options
+    )
 
 
 def apply_recovery(s: dict) -> None:

@@ -91,7 +91,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
 def room_gb(config, s: dict) -> float:
     """GB of disk that a run takes: merged weights, of which MERGE_INTO may make two or none, and two checkpoints."""
     merged = memory.weights_gb(config, "bf16") * {BETTER: 2, None: 0}.get(s["MERGE_INTO"], 1)
-    adapter = s["LORA_RANK"] * config.num_hidden_layers * 2 * (4 * config.hidden_size + 3 * config.intermediate_size)
+    adapter = memory.adapter_parameters(config, s["LORA_RANK"])
     return merged + 2 * adapter * 12 / 1e9  # a weight and two moments in float32
 
 

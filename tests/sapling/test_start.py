@@ -1,6 +1,7 @@
 """What a run refuses before anything is done: one line, status 2, and no folder left behind."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sapling_runs import QLORA, SAPLING, TAUGHT, read, settings_of
 from scripts import run_in_process
 
+from fincompress import memory, models
 from fincompress.sapling.start import room_gb
 from fincompress.sapling.student import Student
 
@@ -105,11 +107,16 @@ def test_without_a_data_run_nothing_is_made(tmp_path):
 
 def test_a_depth_takes_the_room_of_the_layers_that_it_keeps(six):
     settings = settings_of(six[1], START_FROM=None, UPDATE="qlora")
+    config = models.base_config(six[1]["BASE_MODEL"], six[1]["RESULTS_DIR"])
+    adapter = 4 * memory.adapter_parameters(config, settings["LORA_RANK"], settings["PATCH_RANK"]) / 1e9
+    passes = math.ceil(settings["HEALING_EPOCHS"])
 
     def room(*depths):
         settings["HEAL_AT"] = list(depths)
-        return room_gb(Student(settings, six[1]["BASE_MODEL"], "nf4", torch.device("cpu"), torch.bfloat16))
+        student = Student(settings, six[1]["BASE_MODEL"], "nf4", torch.device("cpu"), torch.bfloat16)
+        return room_gb(student) - (4 * 3 + 1 + passes) * adapter  # states, checkpoints and best weights
 
     whole = room()
-    assert room(1.0) == 2 * whole and room(0.25) == pytest.approx(1.25 * whole)
+    assert whole == pytest.approx(memory.weights_gb(config, "bf16"))
+    assert room(1.0) == pytest.approx(2 * whole) and room(0.25) == pytest.approx(1.25 * whole)
     assert room(12) == pytest.approx(2 * whole) and 1.5 * whole < room(6) < 1.9 * whole  # 12 units, and both ends
