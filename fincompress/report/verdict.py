@@ -255,8 +255,8 @@ def rival_name(row: Row) -> str:
 def answers(pairs: list[list[Comparison]]) -> list[str]:
     """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
-    Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those that have a speed
-    the nearest in bytes, then the most accurate rival, then the most accurate of SAPLING's; and of the same rival one
+    Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those of one size, else of
+    those that have a speed the nearest in bytes, then the most accurate rival, then the most accurate of SAPLING's; and of the same rival one
     with a depth shown to be as accurate, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
@@ -277,10 +277,10 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     def closeness(pair: list[Comparison]) -> tuple[bool, float]:
         return pair[1].equal == ACCURACY, pair[1].difference["difference"] if pair[1].difference else -math.inf
 
-    def order(pair: list[Comparison]) -> tuple[bool, float, float, float]:
+    def order(pair: list[Comparison]) -> tuple[bool, bool, float, float, float]:
         sapling, rival = pair[0].sapling, pair[0].other
-        measured = "seconds" in pair[0].ratios
-        return not measured, round(distance(pair), 2), -rival.execution_accuracy, -sapling.execution_accuracy
+        unequal, unmeasured = distance(pair) > TOLERANCE, "seconds" not in pair[0].ratios
+        return unequal, unmeasured, round(distance(pair), 2), -rival.execution_accuracy, -sapling.execution_accuracy
 
     chosen = min(pairs, key=order)
     size, sapling, rival = chosen[0], chosen[0].sapling, chosen[0].other

@@ -176,12 +176,16 @@ def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measu
     assert accuracy.endswith(said)
 
 
-def test_a_comparison_whose_speed_was_measured_speaks_and_says_so(tmp_path):
+@pytest.mark.parametrize(("share", "said"), [
+    (0.50, "**Nearest in size, of those that have a speed** (90.0 % of the bytes"),
+    (0.43, "**At equal size** (43.0 % of the bytes against 43.0 %) SAPLING answers 11.3 %"),
+])  # fmt: skip
+def test_what_is_of_one_size_speaks_and_else_what_has_a_speed(tmp_path, share, said):
     section(tmp_path, (N < 300, 0.43), {50: (N < 290, 0.9)})
     made.settings(tmp_path / "near" / "20", "sapling_train.py", SAPLING)
-    made.evaluation(tmp_path, "near/20", N < 100, 0.43)
+    made.evaluation(tmp_path, "near/20", N < 100, share)
     size = verdict.answers(verdict.judge(read(tmp_path)))[1]
-    assert size.startswith("**Nearest in size, of those that have a speed** (90.0 % of the bytes")
+    assert size.startswith(said)
 
 
 def test_of_rivals_of_one_size_the_most_accurate_is_named(tmp_path):
