@@ -51,6 +51,6 @@ def test_every_file_of_the_published_records_is_in_the_guide():
     guide = SECTIONS[-1].partition("## published/")[2]
     published = REPOSITORY / "results" / "published"
     names = [path.name for path in published.iterdir()]
-    for record in ("finqa-smollm2-135m", "finqa-smollm2-135m-llama-cpp", "finqa-smollm2-135m-untaught"):
-        names += [path.name for path in (published / record).iterdir() if path.is_dir()]
+    for record in ("", "-pairs", "-llama-cpp", "-untaught"):
+        names += [path.name for path in (published / f"finqa-smollm2-135m{record}").iterdir() if path.is_dir()]
     assert [name for name in names if name not in guide and name not in ("base", "finqa_data")] == []
