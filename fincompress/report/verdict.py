@@ -256,8 +256,8 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
     """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
     Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those of one size, else of
-    those that have a speed the nearest in bytes, then the most accurate rival, then the most accurate of SAPLING's; and of the same rival one
-    with a depth shown to be as accurate, else the most accurate.
+    those that have a speed the nearest in bytes, then the most accurate rival, then the most accurate of SAPLING's; and
+    of the same rival one with a depth shown to be as accurate, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
