@@ -129,7 +129,7 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
     elif rival.execution_accuracy_low <= equal_within:  # a model that answers nothing would be as accurate
         note = f"the other answers too little for a margin of {margin}"
     elif not equal:
-        note = f"no depth is shown to be within {margin}"
+        note = f"no depth is shown to answer at most {margin} less"
         # Where all are smaller than the rival, a larger one may be as accurate.
         winner = OPEN if near or checkpoints[-1].size_gb < (1 - TOLERANCE) * rival.size_gb else OTHER
     else:
@@ -302,7 +302,7 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     ]
     if equal.equal == UNSHOWN:
         said.append(
-            f"**At equal accuracy** ({rival.run}) nothing is compared: {equal.notes[0]}. The most accurate is "
+            f"**At equal accuracy** to {rival.run} no costs are compared: {equal.notes[0]}. The most accurate is "
             f"{equal.sapling.run}."
         )
     else:
