@@ -63,7 +63,8 @@ done
 for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq longer_gptq; do
     run evaluate.py --RUN=$name --BATCH_SIZE=2 "${short[@]}"
 done
-for name in base qlora_4bit/merged sapling longer; do # what does not fit is read again for every token of a batch: half a day
+# What does not fit is read again for every token of a batch: half a day and more
+for name in base qlora_4bit/merged sapling longer; do
     run evaluate.py --RUN=$name --BATCH_SIZE=8 "${short[@]}"
 done
 for names in "${measured[@]}"; do # speeds of two calls are shown and decide nothing
