@@ -7,6 +7,7 @@ from collections.abc import Callable
 import datasets
 import torch
 from tqdm import tqdm
+from transformers import Cache
 
 from fincompress import distributed
 
@@ -51,7 +52,7 @@ def generate(
                 continue
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-            rows = [_cut(row, eos, tokenizer) for row in _continue(model, batch, max_new_tokens, stage, options)]
+            rows = [_cut(row, eos, tokenizer) for row in continued(model, batch, max_new_tokens, stage, options)]
             for place, i in enumerate(indices):
                 found = rows[place * beams : (place + 1) * beams]
                 results[i] = next((row for row in found if accept is None or accept(i, row["output"])), found[0])
@@ -60,16 +61,18 @@ def generate(
     return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
 
 
-def _continue(model, batch: dict, max_new_tokens: int, stage: int, options: dict) -> list[list[int]]:
+def continued(
+    model, batch: dict, max_new_tokens: int, stage: int, options: dict, cache: Cache | None = None
+) -> list[list[int]]:
     """Tokens after each prompt, of each beam, until EOS and maybe some that mean nothing behind it.
 
-    Every ``stage`` tokens what has ended leaves the batch and its cache: most programs are short, and one that runs on
-    to ``max_new_tokens`` would keep all others.
+    ``cache`` holds what of the prompts was read before. Every ``stage`` tokens what has ended leaves the batch and the
+    cache: most programs are short, and one that runs on to ``max_new_tokens`` would keep all others.
     """
     if stage >= max_new_tokens:
         tokens = model.generate(**batch, max_new_tokens=max_new_tokens, **options)
         return tokens[:, batch["input_ids"].shape[1] :].tolist()
-    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    ids, mask = batch["input_ids"], batch["attention_mask"]
     rows: list[list[int]] = [[] for _ in ids]
     left, made = list(range(len(rows))), 0
     while left and made < max_new_tokens:

@@ -14,7 +14,7 @@ def build_prompt(example: Example, settings: dict, tokenizer) -> tuple[str, list
     def count_tokens(texts: list[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
 
-    budget = max(0, settings["MAX_PROMPT_TOKENS"] - len(tokenizer(_end(example)).input_ids))
+    budget = max(0, settings["MAX_PROMPT_TOKENS"] - len(tokenizer(end(example)).input_ids))
     if settings["EVIDENCE"] == "retrieved" and settings["EVIDENCE_TOKENS"] is not None:
         budget = min(budget, settings["EVIDENCE_TOKENS"])
     lines = evidence.select(example, settings["EVIDENCE"], budget, count_tokens)
@@ -27,8 +27,9 @@ def shortest_prompt(example: Example) -> str:
 
 
 def _prompt(lines: list[evidence.Line], example: Example) -> str:
-    return "\n".join(line.text for line in lines) + "\n" + _end(example)
+    return "\n".join(line.text for line in lines) + "\n" + end(example)
 
 
-def _end(example: Example) -> str:
+def end(example: Example) -> str:
+    """What of a prompt follows its evidence."""
     return f"Question: {' '.join(example.question.split())}\nProgram:\n"
