@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, PercentFormatter
 
 from fincompress import runs
 from fincompress.report.statistics import frontier
@@ -23,7 +23,7 @@ BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (
 # Hue of each kind of run (methods.KINDS), and the markers of its runs in turn.
 STYLES = {
     "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (BLUE, "D"), "lora_8bit": (PURPLE, "P"), "longer": (BLUE, "p"),
-    "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "oHd8"), "sapling_quantized": (YELLOW, "v^<>"),
+    "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odH8"), "sapling_quantized": (YELLOW, "v^<>"),
     "pruning": (SKY, "dsh^"), "pruning_quantized": (SKY, "v^<>"), "other": (GREY, "*hp"),
 }  # fmt: skip
 LINES = ("-", "--", ":", "-.")
@@ -53,9 +53,12 @@ def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
     if calibration:
         scores = pd.DataFrame(calibration)
         axes.plot(scores["step"], scores["calibration_nll"], "o-", color=ORANGE, label="calibration split")
-    for step in training.groupby("units_left", sort=False)["step"].max()[:-1]:
+    drops = training.groupby("units_left", sort=False)["step"].max()[:-1]
+    for step in drops:
         axes.axvline(step, color=GREEN, linewidth=0.8, linestyle="--")
-    axes.set(yscale="log", xlabel="optimizer step (dashed: layers dropped)", ylabel="loss (nats per target token)")
+    step = "optimizer step" + " (dashed: layers dropped)" * bool(len(drops))
+    axes.set(yscale="log", xlabel=step, ylabel="loss (nats per target token)")
+    axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 4)), major_formatter="{x:g}", minor_formatter="")
     axes.legend(frameon=False, fontsize=8)
     save(figure, path)
 

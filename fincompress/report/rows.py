@@ -22,10 +22,10 @@ class Row(SimpleNamespace):
 
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``act_order``, ``family`` (of a pruned model the run
-    that dropped its layers), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution
-    accuracy by steps of the gold program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this device,
-    maybe of another run of the same shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference
-    run, and of phase 1 trained longer, with it) and ``chart_label``.
+    that dropped its layers), ``seed`` (of its training), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``,
+    ``correct``, ``steps`` (execution accuracy by steps of the gold program), ``speeds`` (``read_throughput`` of every
+    device), ``speed`` (of this device, maybe of another run of the same shape), ``lost`` and ``lost_to_longer``
+    (``statistics.compare`` of the reference run, and of phase 1 trained longer, with it) and ``chart_label``.
     """
 
 
@@ -78,6 +78,8 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     row.bits, row.act_order = settings.get("BITS", 4), settings.get("DESC_ACT", False)
     row.family = family(chain, root) or row.run.rpartition("/")[0] or row.run if pruned else row.run
     row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
+    trained = (one["settings"].get("SEED") for one in chain if one["script"] != "quantize_gptq.py")
+    row.seed = next(trained, None)
     row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
     row.description = f"{name}, {row.depth} sub-layers" if row.depth else name
     row.healed = metrics["healed"] or metrics.get("final", False) if "healed" in metrics else None
@@ -179,10 +181,9 @@ def make_section(rows: list[Row]) -> Section:
         key=lambda row: (-(row.total_tokens_seen or 0), row.calibration_nll),
         default=None,
     )
-    families = Counter(name for _, name in {(row.family, row.name) for row in rows})
     for row, flag in zip(rows, flags, strict=True):
         row.on_frontier, row.reference_run = flag, reference and reference.run
-        row.chart_label = row.name + (f" ({row.family})" if families[row.name] > 1 else "")
+        row.chart_label = chart_label(row, [one for one in rows if one.name == row.name])
         row.longer_run = longer and longer.run
         row.lost, row.lost_to_longer = (
             compare_rows(one, row) if one and row is not one else None for one in (reference, longer)
@@ -191,6 +192,17 @@ def make_section(rows: list[Row]) -> Section:
         lost = accuracy_lost(row.lost_to_longer)
         vars(row).update({name.replace("accuracy", "longer"): lost[name] for name in lost if name != "mcnemar_p"})
     return Section(title, rows)
+
+
+def chart_label(row: Row, alike: list[Row]) -> str:
+    """What a chart calls a row among those of its method: the method, and its seed where there are several.
+
+    Depths of one label are joined. Where two of them would be equal the run that dropped the layers tells them apart.
+    """
+    same = [one for one in alike if one.seed == row.seed]
+    if len({one.family for one in same}) > 1 and len({one.sublayers_left for one in same}) < len(same):
+        return f"{row.name} ({row.family})"
+    return row.name + (f", seed {row.seed}" if len(same) < len(alike) else "")
 
 
 def accuracy_lost(lost: dict | None) -> dict:

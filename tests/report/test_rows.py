@@ -358,6 +358,19 @@ def test_two_runs_of_one_method_are_told_apart_by_their_names(tmp_path):
     }  # fmt: skip
 
 
+def test_depths_of_one_method_and_seed_are_one_series_of_a_chart(tmp_path):
+    for seed in (0, 1):
+        for left in (40, 20):
+            pruned(tmp_path, f"blocks_{seed}_{left}/{left}", SAPLING | {"SEED": seed}, units_left=left)
+    pruned(tmp_path, "other/40", SAPLING | {"KL": 1.0, "SEED": 0}, units_left=40)
+    (section,) = sections(tmp_path)
+    assert {row.run: row.chart_label for row in section.rows} == {
+        "blocks_0_40/40": "SAPLING, seed 0", "blocks_0_20/20": "SAPLING, seed 0",
+        "blocks_1_40/40": "SAPLING, seed 1", "blocks_1_20/20": "SAPLING, seed 1",
+        "other/40": "SAPLING with a teacher",
+    }  # fmt: skip
+
+
 def test_runs_of_one_folder_name_in_two_places_stay_apart(tmp_path):
     for where in ("first", "second"):
         for left in (40, 20):
