@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from fincompress import generation, memory, models, provenance, quantization, runs
 from fincompress.benchmark import record, rounds
-from fincompress.errors import run_script
+from fincompress.errors import UserError, run_script
 from fincompress.finqa import evidence, examples, program, prompts, scoring
 from fincompress.training.loss import TargetCollator, autocast, target_logits, target_loss
 
@@ -103,6 +103,8 @@ def pages_of(split: str, count: int, tokenizer) -> tuple[datasets.Dataset, list[
     rows, data_record = runs.load_processed(RESULTS_DIR, DATA_RUN, split, BASE_MODEL)
     source = "train" if split == "calibration" else split
     by_id = {one.id: one for one in examples.load_dataset(DATA_DIR, splits=(source,)).splits[source]}
+    if not by_id.keys() >= set(rows["id"]):
+        raise UserError(f"DATA_DIR = {DATA_DIR!r} lacks questions of {DATA_RUN!r}: name the folder it was made from")
     order: dict[str, list[int]] = {}
     for number, name in enumerate(rows["id"]):
         order.setdefault(by_id[name].page, []).append(number)
@@ -248,7 +250,7 @@ def trainings(tokenizer, device: torch.device, dtype: torch.dtype) -> dict[str, 
     return {
         OWN: lambda: learn(by_length(own, tokens_of, BATCH_SIZE), alone),
         EACH: lambda: learn(by_length(each, tokens_of, BATCH_SIZE), alone),
-        SHARED: lambda: learn(by_length(pages, page_tokens, BATCH_SIZE // 2), packed),
+        SHARED: lambda: learn(by_length(pages, page_tokens, max(1, BATCH_SIZE // 2)), packed),
     }
 
 
