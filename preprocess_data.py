@@ -47,6 +47,7 @@ def main() -> None:
     runs.run_directory(RESULTS_DIR, RUN)  # refuses a name before a base model is converted
     models.quiet_libraries()
     found = examples.load_dataset(DATA_DIR, SEED)
+    print(f"data: {found.source}")
     train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
     tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     facts = {"base_model": BASE_MODEL, "data": {"source": found.source, "fingerprint": found.fingerprint}}
@@ -131,7 +132,6 @@ def describe(rows: list[dict]) -> dict:
 
 
 def print_report(report: dict) -> None:
-    print(f"data: {report['source']}")
     if extra := report["extra"]:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in extra["left_out"].items())
         print(f"  and {extra['usable']} arithmetic questions of {extra['source']}, {reasons}")

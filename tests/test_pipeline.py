@@ -89,6 +89,11 @@ def test_a_finished_run_keeps_its_record_and_removes_its_checkpoints(pipeline):
     assert not (directory / "checkpoints").exists()
 
 
+def test_data_that_is_prepared_already_is_named(pipeline):
+    again = run_in_process(*DATA, **pipeline[1])
+    assert again.returncode == 0 and "data: synthetic" in again.stdout and "finished already, skipped" in again.stdout
+
+
 def test_a_second_start_skips_and_other_settings_are_refused(pipeline):
     before = (pipeline[0] / "qlora_4bit" / "train_metrics.json").read_bytes()
     again = run_in_process(*TRAIN, **pipeline[1])
