@@ -120,10 +120,11 @@ def pareto(path: Path, rows: list, title: str) -> None:
         for label, members in measured.groupby("chart_label", sort=False):
             accuracy, look = members["execution_accuracy"], looks[label]
             bars = accuracy - members["execution_accuracy_low"], members["execution_accuracy_high"] - accuracy
-            handles[label] = axes.errorbar(
+            drawn = axes.errorbar(
                 members[cost], accuracy, yerr=bars, **look, linewidth=1.2 if len(members) > 1 else 0, elinewidth=0.6,
                 markersize=6, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
             )  # fmt: skip
+            handles.setdefault(label, drawn)  # the first panel has all points
             for row in members.itertuples():
                 if row.depth:
                     axes.annotate(
