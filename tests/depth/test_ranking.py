@@ -70,6 +70,15 @@ def test_paired_differences_see_what_unpaired_ones_cannot():
     assert ranking.standard_error(torch.tensor([1.0])) == math.inf
 
 
+@pytest.mark.parametrize("questions", range(2, 66, 7))
+def test_one_question_that_differs_is_one_standard_error_and_not_more(questions):
+    worse = torch.zeros(questions)
+    worse[0] = 1.0
+    assert ranking.standard_error(worse) == pytest.approx(1 / questions)
+    assert not ranking.behind(worse, torch.zeros(questions), errors=1)
+    assert ranking.behind(worse, torch.zeros(questions), errors=0.99)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_what_is_no_number_loses(value):
     good, broken = ((SubLayer(block, "mlp"),) for block in range(2))

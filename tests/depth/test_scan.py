@@ -136,6 +136,10 @@ def test_a_unit_that_was_bad_earlier_goes_only_if_it_is_clearly_behind_now():
     found = dict.fromkeys(units, 0.0) | dict.fromkeys(units[1:3], 2.0) | dict.fromkeys(units[10:], 1.0)
     assert set(survivors(found)) == {units[0], *units[2:9]}
     assert survivors(found)[-1] == units[2]  # tried last
+    later = scan.Elimination(units, earlier=found)
+    later.next_cut = 16  # after the first cut what an earlier scan found counts no more
+    later.eliminate(scores)
+    assert units[1] in later.alive
 
 
 def test_units_are_tried_in_the_order_of_an_earlier_scan_and_new_ones_first():

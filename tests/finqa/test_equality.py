@@ -32,6 +32,7 @@ def same_formula(predicted, gold):
         ("divide(1, 2), divide(2, 2), subtract(#0, #1)", "subtract(1, 2), divide(#0, 2)"),
         ("multiply(1, 3), multiply(2, 3), add(#0, #1)", "add(1, 2), multiply(#0, 3)"),
         ("divide(1, 2), divide(#0, 3)", "multiply(2, 3), divide(1, #0)"),
+        ("divide(1, 2), multiply(#0, 2)", "add(1, 2), subtract(#0, 2)"),
         ("add(1, 2), subtract(#0, 2), add(#1, 2)", "add(1, 2)"),
         ("add(1, 2), subtract(1, 2), divide(#0, 1), add(#0, 2), subtract(#3, 2)", "add(1, 2)"),  # unused steps
         ("add(1, 2), divide(#0", "add(1, 2)"),  # unfinished

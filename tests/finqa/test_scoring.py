@@ -107,6 +107,12 @@ def test_verdict_on_a_program(text, value, invalid, execution, formula):
     }  # fmt: skip
 
 
+def test_a_table_operation_reads_the_question_s_table():
+    text = "table_sum(revenue, none)"
+    verdict = scoring.score_program(program.tokenize(text), question(text, 50.0))
+    assert verdict["value"] == 50.0 and verdict["execution_correct"] and verdict["program_correct"]
+
+
 @pytest.mark.parametrize("text", ["multiply(1e300, 1e300)", "subtract(inf, inf)"])
 def test_a_result_that_json_cannot_hold_has_no_value(text):
     verdict = scoring.score_program(program.tokenize(text), question())
