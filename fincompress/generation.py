@@ -70,7 +70,7 @@ def continued(
     cache: most programs are short, and one that runs on to ``max_new_tokens`` would keep all others.
     """
     if stage >= max_new_tokens:
-        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, **options)
+        tokens = model.generate(**batch, past_key_values=cache, max_new_tokens=max_new_tokens, **options)
         return tokens[:, batch["input_ids"].shape[1] :].tolist()
     ids, mask = batch["input_ids"], batch["attention_mask"]
     rows: list[list[int]] = [[] for _ in ids]

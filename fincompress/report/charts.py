@@ -56,8 +56,8 @@ def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
     drops = training.groupby("units_left", sort=False)["step"].max()[:-1]
     for step in drops:
         axes.axvline(step, color=GREEN, linewidth=0.8, linestyle="--")
-    step = "optimizer step" + " (dashed: layers dropped)" * bool(len(drops))
-    axes.set(yscale="log", xlabel=step, ylabel="loss (nats per target token)")
+    name = "optimizer step" + " (dashed: layers dropped)" * bool(len(drops))
+    axes.set(yscale="log", xlabel=name, ylabel="loss (nats per target token)")
     axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 4)), major_formatter="{x:g}", minor_formatter="")
     axes.legend(frameon=False, fontsize=8)
     save(figure, path)
