@@ -7,6 +7,7 @@ import json
 import shutil
 from unittest import mock
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -269,7 +270,7 @@ def test_a_whole_page_is_shown_whatever_the_budget_for_retrieved_lines(pipeline)
     assert retrieved["share_that_lost_lines"] == 1
 
 
-def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
+def test_evaluation_scores_every_gold_question_and_shows_five(pipeline, tmp_path):
     results, environment = pipeline
     for run in ("base", "qlora_4bit"):
         done = run_in_process("evaluate.py", f"--RUN={run}", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
@@ -292,6 +293,17 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline):
     again = run_in_process("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
     path.write_text(before)
     assert again.returncode == 0 and "skipped" not in again.stdout
+    # Its answers were corrected, which the fingerprint of the data leaves out of the test split alone.
+    evaluated = read(results / "qlora_4bit" / "eval_test.json")["data"]
+    kept = shutil.copytree(results / "data" / "test", tmp_path / "kept")
+    questions = datasets.load_from_disk(str(kept))
+    shutil.rmtree(results / "data" / "test")
+    questions.map(lambda row: {"exe_ans": "0.5"}).save_to_disk(str(results / "data" / "test"))
+    again = run_in_process("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
+    shutil.rmtree(results / "data" / "test")
+    kept.rename(results / "data" / "test")
+    assert again.returncode == 0 and "skipped" not in again.stdout
+    assert read(results / "qlora_4bit" / "eval_test.json")["data"] != evaluated
 
 
 @pytest.mark.real
