@@ -59,6 +59,7 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
         for (kind, _), rows in families.items()
         if (sapling, kind) == ("sapling", "pruning")
     ]
+    confidence = max(CONFIDENCE, 1 - 0.05 / max(1, len(against)))
     return [
         [at_equal_size(rival, depths), at_equal_accuracy(rival, depths, equal_within)]
         for sapling in SAPLINGS
@@ -66,7 +67,7 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
         if rival.kind == "quantized" and rival.bits == BITS
         for (kind, _), depths in families.items()
         if kind == sapling
-    ] + [[against_pruning(other, depths, 1 - 0.05 / len(against))] for depths, other in against]
+    ] + [[against_pruning(other, depths, confidence)] for depths, other in against]
 
 
 def decision(pair: list[Comparison]) -> str:
@@ -291,7 +292,7 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     right = [f"{100 * row.execution_accuracy:.1f} %" for row in (sapling, rival)]
     near = distance(chosen) <= TOLERANCE
     label = "At equal size" if near else "Nearest in size"
-    if distance(chosen) > min(map(distance, pairs)):
+    if any(distance(pair) < distance(chosen) and "seconds" not in pair[0].ratios for pair in pairs):
         label += ", of those that have a speed"
     counted = f"It is shown to be less accurate in {losses} of {len(pairs)} comparisons."
     if not near and sapling.size_gb < rival.size_gb and size.difference and size.difference["difference"] < 0:
