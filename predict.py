@@ -47,7 +47,8 @@ def main() -> None:
     check_settings()
     models.quiet_libraries()
     config = models.base_config(BASE_MODEL, RESULTS_DIR)
-    found = {"base_model": BASE_MODEL, "memory": print_memory(config), "hours": print_hours(config)}
+    peaks = print_memory(config)
+    found = {"base_model": BASE_MODEL, "memory": peaks, "hours": print_hours(config, peaks)}
     if LARGEST:
         found["largest"] = print_largest(config)
     print(json.dumps(found))
@@ -76,15 +77,17 @@ def print_memory(config) -> list[dict]:
     return rows
 
 
-def print_hours(config) -> list[dict]:
-    """Hours of training on each card, where it fits."""
-    print(f"\n{f'hours, {EXAMPLES} examples of {MEAN_TOKENS} tokens':<46}" + "".join(f"{card:>10}" for card in CARDS))
+def print_hours(config, peaks: list[dict]) -> list[dict]:
+    """Hours of training at batch 1 on each card, where it fits at BATCH_SIZE and TOKENS, whose ``peaks`` these are."""
+    needed = {row["phase"]: row.get("cuda", 0) for row in peaks}
+    of = f"hours, batch 1, {EXAMPLES} examples of {MEAN_TOKENS} tokens"
+    print(f"\n{of:<46}" + "".join(f"{card:>10}" for card in CARDS))
     rows = []
     for phase, costs in phases(config, 1, MEAN_TOKENS).items():
         found, row = costs("cuda"), {"phase": phase}
         for card, (room, tflops, gb_per_s) in CARDS.items():
             hours = EXAMPLES * found.seconds(tflops, gb_per_s, OPERATOR_US / 1e6) / 3600
-            row[card] = round(hours, 1) if with_context(found, "cuda") <= room else None
+            row[card] = round(hours, 1) if max(needed[phase], with_context(found, "cuda")) <= room else None
         print(f"{phase:<46}" + "".join(f"{'-' if row[card] is None else row[card]:>10}" for card in CARDS), flush=True)
         rows.append(row)
     return rows

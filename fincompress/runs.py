@@ -201,6 +201,8 @@ def readable(results_dir: str, pattern: str, read: Callable = read_json) -> list
             found.append(read(path))
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
+        except (KeyError, TypeError, AttributeError) as error:  # a value of another type
+            print(f"left out: {path} is damaged ({error!r})", file=sys.stderr)
     return found
 
 

@@ -112,6 +112,7 @@ def test_a_model_answers_where_nothing_stands_in_for_it(asked):
         (("--ASK=a?", "--PAGE={}/page.json"), '{"table": [["a", 84.2]]}', "table is no list of rows of texts"),
         (("--ASK=a?", "--PAGE={}/page.csv"), ",,\n", "holds no page"),
         (("--ASK=a?", "--PAGE={}/page.csv"), 'a,"b\n', "cannot be read"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "millions;2023\npumps;84,2\n", "its header is one cell: separate"),
         (("--ASK=a?", "--RUN=nothing"), None, "'nothing' does not exist"),
     ],
 )

@@ -39,6 +39,11 @@ def failing(error):
         (OSError(errno.EACCES, "Not yours", "results/x"), 2, "error: no access to results/x: Not yours; mend"),
         (OSError(errno.EROFS, "Read-only", "results/x"), 2, "error: no access to results/x: Read-only"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 2, "error: no access to file/x: Not a dir"),
+        (
+            IsADirectoryError(errno.EISDIR, "Is a directory", "data/train.json"),
+            2,
+            "error: no access to data/train.json",
+        ),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the disk: free some"),
         (
             type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),

@@ -427,6 +427,7 @@ DAMAGED = [
     ("[1]", "holds no JSON object"),
     ("{}", "has no 'data'"),
     (json.dumps(evaluation("b", "dev", True, data={"source": "FinQA"})), "has no 'fingerprint'"),
+    (json.dumps(evaluation("b", "dev", True, data=None)), "is damaged (TypeError"),
 ]
 
 

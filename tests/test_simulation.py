@@ -224,3 +224,13 @@ def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
     assert all(row["RTX 3080"] >= row["A100"] > 0 for row in found["hours"])
     assert len(found["largest"]) == 9 and all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
     assert not list(tmp_path.iterdir())
+
+
+def test_hours_are_of_cards_that_the_training_fits_as_it_was_asked_for(monkeypatch):
+    import predict
+
+    monkeypatch.setattr(predict, "CARDS", {"small": [2.0, 60.0, 760.0], "large": [24.0, 60.0, 760.0]})
+    config = models.base_config("shape:tiny", "unused")
+    peaks = [{"phase": phase, "cuda": 3.0} for phase in predict.TRAINING]
+    for row in predict.print_hours(config, peaks):
+        assert row["small"] is None and row["large"] >= 0

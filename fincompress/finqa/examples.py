@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -178,6 +179,8 @@ def read_page(path: Path, question: str) -> Example:
             text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
             rows = csv.reader(io.StringIO(text), strict=True)
             page = {"table": [row for row in rows if any(map(str.strip, row))]}
+            if page["table"] and len(page["table"][0]) == 1 and re.search("[;\t]", page["table"][0][0]):
+                raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
         else:
             page = json.loads(path.read_bytes())
             json.dumps(page, ensure_ascii=False).encode()  # half a surrogate pair is a ValueError
@@ -209,8 +212,8 @@ def check_pages_disjoint(splits: dict[str, list[Example]]) -> None:
             for key in (example.page, page_content(example)):
                 if owner.setdefault(key, split) != split:
                     raise UserError(
-                        f"page {example.page} is in {owner[key]} and in {split} (question {example.id}): "
-                        "accuracy would be measured on what was trained on; remove it from one"
+                        f"page {example.page} is in {owner[key]} and in {split} (question {example.id}): no split "
+                        "may hold a page of another; remove it from one"
                     )
 
 

@@ -52,9 +52,10 @@ def release_text(text: str) -> str:
 
 
 def release_cell(text: str) -> str:
-    """A cell of another source as FinQA has it: ``(1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one."""
+    """A cell of another source as FinQA has it: ``($1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one."""
     text = re.sub(r"\$ *", "$ ", release_text(text)).strip()
-    return re.sub(r"^(?:\$ )?\( *([\d.]+) *(%?)\)? *(%?)$", r"-\1\2\3 ( \1\2\3 )", text)
+    text = re.sub(r"^- ?\$ (?=[\d.])", "-", text)
+    return re.sub(r"^(?:\$ )?\( *(?:\$ )?([\d.]+) *(%?)\)? *(%?)$", r"-\1\2\3 ( \1\2\3 )", text)
 
 
 # --- as a model is shown them ---------------------------------------------------------------------------------------

@@ -80,6 +80,14 @@ def test_a_negative_share_keeps_its_sign(cell):
     assert numbers.release_cell(cell) == "-5.2% ( 5.2% )"
 
 
+@pytest.mark.parametrize(
+    "cell", ["($1,234)", "$(1,234)", "( $ 1,234 )", "(1,234)", "-$1,234", "- $ 1,234", "\u2212$1,234"]
+)
+def test_an_amount_below_zero_is_read_by_table_operations_and_shown_with_its_sign(cell):
+    written = numbers.release_cell(cell)
+    assert (numbers.parse_cell(written), numbers.clean_cell(written)) == (-1234, "-1234")
+
+
 def test_questions_of_other_kinds_are_passed_over_and_reasons_are_counted(tmp_path):
     asked = [question("40-12", 28, uid="a"), question("40-12", 29, uid="b"), question("", ["x"], answer_type="span")]
     (tmp_path / "any_name.json").write_text(json.dumps([PAGE | {"questions": asked}]))
