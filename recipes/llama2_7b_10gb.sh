@@ -6,7 +6,7 @@
 #
 # EXTRA_DATA_DIR=path/to/tatqa adds TAT-QA to the first pass. REHEARSE=1 runs every command on a handful of examples, with
 # short prompts, few steps and drops and two blocks of GPTQ: it shows that they work at this size, on a CPU with 24 GB too
-# (in 86 minutes: docs/gpu.md). BASE_MODEL=shape:llama-2-7b needs no licence: its weights are random.
+# (an older form took 86 minutes: docs/gpu.md). BASE_MODEL=shape:llama-2-7b needs no licence: its weights are random.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh
