@@ -29,7 +29,7 @@ PACKABLE_ONLY: bool = True  # sub-layers go in pairs of neighbours, so that no s
 DROPS_EARLY: int = 5  # drops per cycle in the first half of the way to the target (a block or a pair is one)
 DROPS_LATE: int = 5  # and in the second half
 CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that a scan may use; better 128 and more
-FIRST_SCAN_EXAMPLES: int = 16  # questions of the scan before training that picks what is trained (TRAIN_RATIO below 1)
+FIRST_SCAN_EXAMPLES: int = 16  # of these in the scan before training that picks what is trained (TRAIN_RATIO below 1)
 SCAN_BATCH_SIZE: int = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
 TARGET_SIZE: float = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
@@ -78,7 +78,7 @@ SAVE_EVERY: int | None = None  # cycles between checkpoints that are not healed;
 SAVE_STEPS: int = 100  # optimizer steps between what a killed run resumes from, within the training of a cycle
 LOGGING_STEPS: int = 10  # optimizer steps per point of the loss curve
 REPORT_TO: str | None = None  # "tensorboard" (into the run's logs/) or "wandb": curves while it trains; no result
-SEED: int = 0  # of the order of examples, of the adapters' initial weights, and of CRITERION = "random"
+SEED: int = 0  # of the order of examples, the choice of calibration questions, new adapters' weights and "random"
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -158,6 +158,8 @@ def check_recovery(s: dict) -> None:
         raise UserError(
             "there is no teacher: set START_FROM to a finished run, or RECOVERY = 'paper' and a CRITERION without one"
         )
+    if TEACHER and not sapling.needs_teacher(s):
+        raise UserError("nothing is learned from TEACHER: KL and HIDDEN_STATES are 0, as RECOVERY = 'paper' has them")
     if RECOVERY == "paper" and SCHEDULE == "successive" and not CYCLE_EPOCHS:
         raise UserError("RECOVERY = 'paper' trains between drops: set CYCLE_EPOCHS above 0 (the paper: 1)")
     if UPDATE == "qlora" and TEACHER not in (None, START_FROM):

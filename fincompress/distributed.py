@@ -59,8 +59,8 @@ def continue_alone() -> bool:
 
 
 def _group():
-    """``torch.distributed`` where this process is one of several, else None."""
-    if "RANK" not in os.environ:
+    """``torch.distributed`` where this process is one of several, else None: accelerate joins one that is alone too."""
+    if _alone():
         return None
     import torch.distributed
 

@@ -5,9 +5,12 @@ import signal
 
 import pandas as pd
 import pytest
+import torch
 from sapling_runs import QLORA as ADAPTERS
 from sapling_runs import SAPLING, TAUGHT, done, read
 from scripts import run_ranks
+
+from fincompress import distributed
 
 pytestmark = pytest.mark.real  # two processes import torch again for every command
 
@@ -80,6 +83,15 @@ def test_an_error_of_one_process_ends_the_other_and_leaves_nothing(six, tmp_path
     assert [process.returncode for process in processes] == [1, 2]
     (said,) = errors(*processes)
     assert "'six_data' does not exist" in said and not (results / "half").exists()
+
+
+def test_a_launch_of_one_process_sums_up_nothing_though_accelerate_joins_it(monkeypatch):
+    """Its group of a GPU could not sum up what lies on a CPU."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    distributed.join()
+    assert torch.equal(distributed.total(torch.ones(2)), torch.ones(2)) and distributed.gather(3) == [3]
 
 
 def test_int8_is_trained_by_two_as_by_one(six):

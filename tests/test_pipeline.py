@@ -90,6 +90,13 @@ def test_a_finished_run_keeps_its_record_and_removes_its_checkpoints(pipeline):
     assert not (directory / "checkpoints").exists()
 
 
+def test_checkpoints_that_a_kill_left_of_a_finished_run_are_removed(pipeline):
+    left = pipeline[0] / "qlora_4bit" / "checkpoints"
+    (left / "checkpoint-24").mkdir(parents=True)
+    done = run_in_process(*TRAIN, **pipeline[1])
+    assert done.returncode == 0 and "finished already, skipped" in done.stdout and not left.exists()
+
+
 def test_data_that_is_prepared_already_is_named(pipeline):
     again = run_in_process(*DATA, **pipeline[1])
     assert again.returncode == 0 and "data: synthetic" in again.stdout and "finished already, skipped" in again.stdout

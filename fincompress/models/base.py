@@ -53,18 +53,19 @@ def quiet_libraries() -> None:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is a GPU, else the CPU. VRAM_CAP_GB in the environment makes a large card a small one, of which
-    ``free_memory`` says what is free.
+    """This process's GPU where there is one, else the CPU. VRAM_CAP_GB in the environment makes a large card a small
+    one, of which ``free_memory`` says what is free.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    number = torch.cuda.current_device()  # named, for transformers loads in threads, which have GPU 0 as theirs
     if text := os.environ.get("VRAM_CAP_GB"):
-        total = torch.cuda.get_device_properties(0).total_memory / 1e9
+        total = torch.cuda.get_device_properties(number).total_memory / 1e9
         cap = float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else 0.0
         if not 0.5 < cap <= total:
             raise UserError(f"VRAM_CAP_GB={text}: the card has {total:.1f} GB, of which CUDA itself takes 0.5")
         torch.cuda.set_per_process_memory_fraction((cap - 0.5) / total)
-    return torch.device("cuda")
+    return torch.device("cuda", number)
 
 
 def free_memory(device: torch.device) -> int:
@@ -218,7 +219,10 @@ def load_tokenizer(path: str):
     if (Path(path) / "config.json").exists() and len(tokenizer) > (room := read_config(path).vocab_size):
         raise UserError(f"{path}: its tokenizer has {len(tokenizer)} tokens, its model {room}: it is another model's")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        candidates = (tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>")
+        candidates = (
+            tokenizer.unk_token, "<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "<|fim_pad|>", "<|im_start|>",
+            "<|reserved_special_token_0|>",
+        )  # fmt: skip
         known = [t for t in candidates if t in tokenizer.get_vocab() and t != tokenizer.eos_token]
         if not known:
             raise UserError(f"{path} has no token to pad with besides EOS: set one in its tokenizer_config.json")

@@ -79,19 +79,21 @@ def branch(model: torch.nn.Module, make_trainable: Callable[[], None], back: boo
     """Train the model in here; afterwards its parameters have their ``requires_grad`` of before, and where it goes
     ``back`` their values and types.
 
-    ``make_trainable`` chooses what is trained: only that is held twice.
+    ``make_trainable`` chooses what is trained: only that is held twice, in main memory.
     """
     before = [(one, one.data if back else None, one.requires_grad) for one in model.parameters()]
     make_trainable()
     kept = []
     for parameter, data, required in before:
-        in_place = back and parameter.requires_grad and parameter.data_ptr() == data.data_ptr()
-        kept.append((parameter, data.clone() if in_place else data, required))
+        if back and parameter.requires_grad:
+            data = data.to("cpu", copy=parameter.data_ptr() == data.data_ptr())
+        kept.append((parameter, data, required))
+    before.clear()
     try:
         yield
     finally:
         for parameter, data, required in kept:
-            parameter.data = data if back else parameter.data
+            parameter.data = data.to(parameter.device) if back else parameter.data
             parameter.requires_grad_(required)
             parameter.grad = None
 

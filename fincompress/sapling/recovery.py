@@ -156,7 +156,8 @@ def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching]
         return None
     teacher, config, dtype = run.teacher, run.student.config, run.student.dtype
     shape = (config.num_hidden_layers, losses.POSITIONS, config.hidden_size) if hidden else None
-    size = len(run.train_set) * math.prod(shape) * dtype.itemsize if hidden else 0
+    size = sum(run.train_set["target_tokens"]) * losses.TOP_K * 8  # an id and a float32 each
+    size += len(run.train_set) * math.prod(shape) * dtype.itemsize if hidden else 0
     if s["AUGMENT"] or size > 1e9 * s["CACHE_GB"] or distributed.size() > 1:
         return functools.partial(teacher.teach, temperature=temperature, hidden_states=hidden)
     if run.cache is None:

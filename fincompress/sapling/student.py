@@ -140,10 +140,7 @@ class Student:
                 memory.release_files(self.model)
         if healing or s["CYCLE_EPOCHS"] or s["FIRST_EPOCHS"]:
             trained = sum(p.numel() for p in self.trained_parameters().values())
-            print(
-                f"{trained / 1e6:.1f} M parameters are trained, of {self.full_size / 1e6:.1f} M at the start: "
-                f"{8 * trained / 1e9:.2f} GB of optimizer state in float32"
-            )
+            print(f"{trained / 1e6:.1f} M parameters are trained, of {self.full_size / 1e6:.1f} M at the start")
 
     @contextlib.contextmanager
     def scoring_model(self):

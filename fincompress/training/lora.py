@@ -66,8 +66,10 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     )
     models.quiet_libraries()
     if started is None:
-        if distributed.continue_alone() and unmerged:  # an adapter is published without it
-            merge(directory, s, calibration, device, dtype)
+        if distributed.continue_alone():
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # where a kill came before that
+            if unmerged:  # an adapter is published without it
+                merge(directory, s, calibration, device, dtype)
         return
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)

@@ -3,7 +3,9 @@
 from unittest import mock
 
 import pytest
+import tokenizers
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from fincompress import models
 from fincompress.errors import UserError
@@ -13,6 +15,14 @@ def test_padding_has_a_token_of_its_own(tiny_base):
     tokenizer = models.load_tokenizer(tiny_base)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert tokenizer.padding_side == "left"
+
+
+def test_what_pads_with_eos_and_has_no_unknown_token_gets_another_special_one_as_qwen_s_does(tmp_path):
+    words = {"<|endoftext|>": 0, "<|fim_pad|>": 1, "a": 2}
+    text = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
+    ends = {"eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    PreTrainedTokenizerFast(tokenizer_object=text, **ends).save_pretrained(tmp_path)
+    assert models.load_tokenizer(str(tmp_path)).pad_token == "<|fim_pad|>"
 
 
 def test_a_cut_tokenizer_stays_in_its_vocabulary_and_loses_no_text(tiny_base):
@@ -67,6 +77,7 @@ def card(monkeypatch, gb):
     """As if there were a GPU of ``gb`` GB; returns the shares of it that were asked for."""
     shares = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: mock.Mock(total_memory=gb * 1e9))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     return shares
@@ -74,7 +85,7 @@ def card(monkeypatch, gb):
 
 def test_a_large_card_is_made_a_small_one(monkeypatch):
     shares = card(monkeypatch, 80)
-    assert models.pick_device().type == "cuda" and shares == []
+    assert models.pick_device() == torch.device("cuda:1") and shares == []
     monkeypatch.setenv("VRAM_CAP_GB", "10")
     device = models.pick_device()
     assert shares == [pytest.approx(9.5 / 80)]

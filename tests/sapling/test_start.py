@@ -63,6 +63,7 @@ def test_a_floor_under_an_accuracy_of_0_keeps_what_was_trained(six):
         (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
         (("--RECOVERY=papers",), "did you mean 'paper'"),
         (("--RECOVERY=paper", "--CYCLE_EPOCHS=0"), "trains between drops: set CYCLE_EPOCHS"),
+        (("--RECOVERY=paper", "--TEACHER=six_qlora"), "nothing is learned from TEACHER"),
         ((*QLORA, "--TEACHER=other"), "TEACHER must be START_FROM"),
         ((*QLORA, "--CRITERION=taylor"), "needs gradients of weights"),
         ((*QLORA, "--LORA_RANK=8"), "was trained with LORA_RANK = 4: set it so, not to 8"),

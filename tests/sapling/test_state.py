@@ -86,7 +86,9 @@ def test_what_the_teacher_says_is_kept_of_data_that_stay_and_where_there_is_room
     assert not isinstance(open_teaching(run), TeachingCache)
     run.settings |= {"AUGMENT": None, "CACHE_GB": 1e-9}
     assert not isinstance(open_teaching(run), TeachingCache)
-    run.settings["CACHE_GB"] = 8.0
+    run.settings["HIDDEN_STATES"] = 0  # what it says of the target tokens takes room too
+    assert not isinstance(open_teaching(run), TeachingCache)
+    run.settings |= {"CACHE_GB": 8.0, "HIDDEN_STATES": 1.0}
     assert isinstance(open_teaching(run), TeachingCache)
 
 

@@ -19,5 +19,8 @@ def taylor(model, units, batches, context):
         for batch in batches:
             target_loss(*target_logits(model, batch), tokens=1).backward()
     return Ranking.lowest_first(
-        {unit: sum(float((p.detach() * p.grad).abs().sum()) for p in some) for unit, some in weights.items()}
+        {
+            unit: sum(float((p.detach().float() * p.grad.float()).abs().sum()) for p in some)
+            for unit, some in weights.items()
+        }
     )
