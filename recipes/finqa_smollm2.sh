@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of SmolLM2-135M on real FinQA: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate 41 hours on two cores that multiply bf16, with a train.json of 1,964
+# skipped, a killed run resumes. By estimate 44 hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
 #
@@ -84,8 +84,9 @@ heal_and_quantize longer_taught_20 longer_taught_30/30 0.74 4 --TEACHER=longer_t
 heal longer_30 finqa_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 
 for seed in 1 2; do
-    heal seed_${seed}_30 finqa_qlora 1 4 --SEED=$seed # as longer_taught_30
-    heal seed_${seed}_20 finqa_qlora 0.74 4 --SEED=$seed
+    heal_and_quantize seed_${seed}_20 finqa_qlora 0.74 4 --SEED=$seed
+    heal_and_quantize seed_${seed}_30 finqa_qlora 1 4 --SEED=$seed # as longer_taught_30
+    heal_and_quantize seed_${seed}_longer_20 seed_${seed}_30/30 0.74 4 --SEED=$seed --TEACHER=seed_${seed}_30/30
     heal seed_${seed}_15 seed_${seed}_20/20 0.83 3 --SEED=$seed
     heal seed_${seed}_11 seed_${seed}_20/20 0.69 3 --SEED=$seed
 done

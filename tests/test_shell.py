@@ -162,13 +162,17 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
         "block_influence_15", "taylor_15", "scan_blocks_15", "straight_15", "pairs_30",
     }  # fmt: skip
     # What was trained longer is compressed as phase 1 was, and learns from what it was compressed from.
-    assert learned.pop("longer_taught_20") == 4 + 4
-    assert trained["longer_taught_20"]["TEACHER"] == trained["longer_taught_20"]["START_FROM"] == "longer_taught_30/30"
+    longer = {"longer_taught_20": "longer_taught_30", "seed_1_longer_20": "seed_1_30", "seed_2_longer_20": "seed_2_30"}
+    for run, start in longer.items():
+        assert learned.pop(run) == 4 + 4
+        assert trained[run]["TEACHER"] == trained[run]["START_FROM"] == f"{start}/30"
     assert len(learned) == 8 + 14 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
     assert {"base", *trained} <= set(evaluated)
     depths = [f"sapling_blocks_{left}" for left in (25, 20, 15, 11, 8)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
-    sources = [f"{run}/{run.rpartition('_')[2]}" for run in (*depths, "longer_taught_30", "longer_taught_20")]
+    seeds = [f"seed_{seed}_{run}" for seed in (1, 2) for run in ("20", "30", "longer_20")]
+    names = (*depths, "longer_taught_30", "longer_taught_20", *seeds)
+    sources = [f"{run}/{run.rpartition('_')[2]}" for run in names]
     assert quantized == ["finqa_qlora/merged", *sources]
     assert {f"{run}_gptq" for run in depths} <= set(evaluated)
     (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
