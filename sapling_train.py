@@ -49,7 +49,7 @@ HEAL_AT: list[float] = [20, 15, 11]  # units left, or shares of the bytes, at wh
 HEALING_EPOCHS: float | list[float] = (
     0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
 )
-KEEP_HEALED: bool = False  # the next layers are dropped from what was healed; False: from the model before
+KEEP_HEALED: bool = True  # the next layers are dropped from what was healed; False: from the model before
 KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop
 PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none
 # What is trained

@@ -83,7 +83,8 @@ def main() -> None:
     recipe = runpy.run_path(str(ROOT / "sapling_train.py"))["SETTINGS"]
     for name in NAMES or VARIANTS:
         settings = recipe | {key: value for key, value in SETTINGS.items() if key in recipe}
-        settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "KEEP_MOMENTS": False, "DROPPED": dropped}
+        settings |= {"RUN": f"ablation_{name}", "SCHEDULE": "one_shot", "DROPPED": dropped}
+        settings |= {"KEEP_MOMENTS": False, "KEEP_HEALED": False}
         if any("+" in name for name in dropped):  # pairs of neighbours from two blocks
             settings |= {"DROP_UNIT": "sublayer", "HEAL_AT": [2 * left for left in HEAL_AT]}
         settings |= VARIANTS[name]

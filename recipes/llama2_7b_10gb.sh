@@ -53,7 +53,7 @@ run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AU
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
 # Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped
 sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}")
-run sapling_train.py "${sapling[@]}" --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --KEEP_HEALED=True --HEALING_EPOCHS=1 \
+run sapling_train.py "${sapling[@]}" --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --HEALING_EPOCHS=1 \
     --DROPS_EARLY=2 --DROPS_LATE=2 "${healing[@]}" "${one_scan[@]}"
 run sapling_train.py "${sapling[@]}" --RUN=longer --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=2 "${healing[@]}"
 for name in sapling longer; do

@@ -14,7 +14,7 @@ SAPLING = ("sapling_train.py", "--DATA_RUN=six_data", "--CALIBRATION_EXAMPLES=8"
            # Algorithm 1 without a teacher, as RECOVERY = "paper" sets it
            "--START_FROM=None", "--KL=0", "--CROSS_ENTROPY=1", "--HIDDEN_STATES=0", "--HEAL_AT=[]",
            "--KEEP_MOMENTS=False", "--TRAIN_RATIO=0.25", "--HEALING_TRAIN_RATIO=0.25", "--TRAIN_ENDS=True",
-           "--LR_SCHEDULE=cosine", "--PATCH_EXAMPLES=0",
+           "--LR_SCHEDULE=cosine", "--PATCH_EXAMPLES=0", "--KEEP_HEALED=False",
            "--SAVE_EVERY=1")  # fmt: skip
 QLORA = ("--UPDATE=qlora", "--START_FROM=six_qlora", "--LORA_RANK=4", "--LORA_ALPHA=8")
 TAUGHT = ("--START_FROM=six_qlora", "--KL=1", "--CROSS_ENTROPY=0.3", "--HIDDEN_STATES=1", "--KEEP_MOMENTS=True",
