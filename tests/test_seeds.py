@@ -1,0 +1,50 @@
+"""benchmarks/seeds.py on made-up verdicts: means over seeds, their paired difference, and what cannot be compared."""
+
+import made_up_runs as made
+import numpy as np
+import pytest
+from scripts import run_in_process
+
+N = np.arange(400)
+
+
+@pytest.fixture
+def two(tmp_path):
+    for run, right in {"a_0": N < 200, "a_1": N >= 200, "b": N < 160, "other": N[:50] < 20}.items():
+        made.settings(tmp_path / run, "train_qlora_4bit.py")
+        made.evaluation(tmp_path, run, right)
+    return tmp_path
+
+
+def seeds(folder, one, other):
+    return run_in_process("benchmarks/seeds.py", f"--RESULTS_DIR={folder}", f"--ONE={one}", f"--OTHER={other}")
+
+
+def test_a_question_counts_by_the_share_of_seeds_that_have_it_right(two):
+    done = seeds(two, ["a_0", "a_1"], ["b"])
+    assert done.returncode == 0, done.stderr
+    means = [line.split()[-1] for line in done.stdout.splitlines() if "mean" in line]
+    assert means == ["50.0", "40.0"]  # every question is right once: by chance only the other one varies
+    wide = 100 * 1.96 * (0.4 * 0.6 / 400) ** 0.5
+    (line,) = [line for line in done.stdout.splitlines() if "95% interval" in line]
+    low, high = (float(number) for number in line.partition("[")[2].rstrip("]").split(","))
+    assert "+10.0 [" in line and (low, high) == pytest.approx((10 - wide, 10 + wide), abs=0.4)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ([], ["b"], "ONE and OTHER are lists of runs"),
+        (["a_0"], ["nothing"], "nothing: not evaluated on dev"),
+        (["a_0"], ["other"], "not asked the same questions"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(two, one, other, says):
+    done = seeds(two, one, other)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_run_without_predictions_is_named(two):
+    (two / "b" / "predictions_dev.jsonl").unlink()
+    done = seeds(two, ["a_0"], ["b"])
+    assert done.returncode == 2 and "b: no predictions_dev.jsonl" in done.stderr
