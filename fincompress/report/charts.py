@@ -22,8 +22,9 @@ BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (
 )  # fmt: skip
 # Hue of each kind of run (methods.KINDS), and the markers of its runs in turn.
 STYLES = {
-    "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (BLUE, "D"), "lora_8bit": (PURPLE, "P"), "longer": (BLUE, "p"),
-    "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odH8"), "sapling_quantized": (YELLOW, "v^<>"),
+    "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (BLUE, "Dd"), "lora_8bit": (PURPLE, "P"),
+    "longer": (BLUE, "p*H"), "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odH8"),
+    "sapling_quantized": (YELLOW, "v^<>"),
     "pruning": (SKY, "dsh^"), "pruning_quantized": (SKY, "v^<>"), "other": (GREY, "*hp"),
 }  # fmt: skip
 LINES = ("-", "--", ":", "-.")

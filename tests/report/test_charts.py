@@ -87,6 +87,12 @@ def test_a_method_has_one_hue_and_each_of_its_runs_a_style(tmp_path):
     assert len({(look["marker"], look["linestyle"]) for label, look in looks.items() if label != "GPTQ"}) == 3
 
 
+@pytest.mark.parametrize("kind", ["merged", "longer", "quantized", "sapling", "sapling_quantized", "pruning"])
+def test_two_seeds_of_a_method_have_a_marker_each(kind):
+    looks = charts.styles([row(label=label, kind=kind) for label in "ab"])
+    assert looks["a"]["marker"] != looks["b"]["marker"]
+
+
 def test_the_legend_lies_outside_the_panels_and_says_which_way_is_better(tmp_path, figures):
     """Every method of the made-up record, with SAPLING at eleven depths."""
     made.everything(tmp_path, questions=200)
