@@ -13,6 +13,7 @@ from fincompress.settings import configure
 # -----------------------------------------------------------------------------
 RESULTS_DIR: str = "results-gpu-check"  # where gpu_check.sh left its runs
 VRAM_CAP_GB: float = 10.0  # of the card that the README speaks of
+USED_BEFORE_MIB: float = 0.0  # of the card's memory, by other processes before the first phase
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -43,7 +44,8 @@ def trained(run: str, name: str) -> dict:
     rate, peak = found["tokens_seen"] / found["training_seconds"], found["peak_memory_gb"]
     row = took(f"train {name}", found["predicted_memory_gb"], peak)
     # The cap bounds what is reserved; only the card itself says what CUDA's context takes beside it.
-    return row | {"measured GB": max(row["measured GB"], peak.get("vram_used", 0.0)), "tokens/s": rate}
+    used = peak.get("vram_used", 0.0) - USED_BEFORE_MIB * 2**20 / 1e9
+    return row | {"measured GB": max(row["measured GB"], used), "tokens/s": rate}
 
 
 def quantized(run: str) -> dict:

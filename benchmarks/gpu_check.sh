@@ -14,9 +14,12 @@ trial=${BASE_MODEL#shape:llama-2-7b} # another model has a folder of its own
 export RESULTS_DIR=${RESULTS_DIR:-results-gpu-check${trial:+-trial}}
 export VRAM_CAP_GB=${VRAM_CAP_GB:-10}
 if [ "$BASE_MODEL" = shape:llama-2-7b ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "error: there is no CUDA GPU; BASE_MODEL=shape:tiny tries this script without one" >&2
+    built=$(python -c 'import torch; print(torch.__version__, "for CUDA", torch.version.cuda)')
+    echo "error: torch finds no CUDA GPU (it is $built: docs/gpu.md); BASE_MODEL=shape:tiny tries this script without one" >&2
     exit 2
 fi
+
+before=$(nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null || echo 0) # of others
 
 run() {
     printf '\n%s\n' "$*"
@@ -34,4 +37,4 @@ run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.98 "--HEAL_AT=[]" --DROPS_EA
     --GRADIENT_ACCUMULATION=4 --LOGGING_STEPS=1
 run evaluate.py --RUN=qlora_4bit --SPLIT=test --BATCH_SIZE=2 --MAX_NEW_TOKENS=16
 run benchmark_throughput.py "--RUNS=['qlora_4bit', 'gptq_4bit']" --ROUNDS=2 --VRAM_LIMIT_GB="$VRAM_CAP_GB"
-run benchmarks/gpu_check.py --VRAM_CAP_GB="$VRAM_CAP_GB"
+run benchmarks/gpu_check.py --VRAM_CAP_GB="$VRAM_CAP_GB" --USED_BEFORE_MIB="$before"

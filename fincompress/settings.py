@@ -31,7 +31,7 @@ RANGES = {
     "0 or more": (
         lambda x: x >= 0,
         "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS FIRST_EPOCHS HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
-        "PAGE_QUESTIONS PATCH_EXAMPLES SEED WEIGHT_DECAY",
+        "PAGE_QUESTIONS PATCH_EXAMPLES SEED USED_BEFORE_MIB WEIGHT_DECAY",
     ),
     "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),
     "a share, above 0 and at most 1": (

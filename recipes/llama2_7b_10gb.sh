@@ -14,10 +14,14 @@ BASE_MODEL=${BASE_MODEL:-meta-llama/Llama-2-7b-hf} RESULTS_DIR=$(setting RESULTS
 DATA_DIR=$(setting DATA_DIR data)
 export BASE_MODEL RESULTS_DIR DATA_DIR
 if [ -z "${REHEARSE:-}" ] && ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    echo "error: torch finds no CUDA GPU, and a CPU would take months; REHEARSE=1 tries the commands" >&2
+    built=$(python -c 'import torch; print(torch.__version__, "for CUDA", torch.version.cuda)')
+    echo "error: torch finds no CUDA GPU (it is $built: docs/gpu.md), and a CPU would take months; REHEARSE=1 tries the commands" >&2
     exit 2
 fi
-command -v nvcc >/dev/null || echo "no nvcc: Marlin, GPTQ's fast kernel, cannot be compiled; speeds of another do not count"
+case "$(nvcc --version 2>/dev/null)" in
+    *"release $(python -c 'import torch; print(str(torch.version.cuda).partition(".")[0])')."*) ;;
+    *) echo "no nvcc of torch's CUDA: Marlin, GPTQ's fast kernel, cannot be compiled; speeds of another do not count" ;;
+esac
 
 run() {
     printf '\n%s\n' "$*"

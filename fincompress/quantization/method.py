@@ -6,6 +6,7 @@ gptqmodel is the maintained successor of auto-gptq and AutoAWQ; transformers and
 import contextlib
 import importlib.util
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -136,8 +137,10 @@ class Method:
         """
         require()
         bits = runs.read_json(Path(path) / "config.json")["quantization_config"]["bits"]
-        failure: Exception | None = None
+        failure, why = None, ""
         for kernel in self.kernels(device):
+            if failure:
+                print(f"{path}: {kernel} is its kernel, for another one failed ({why})", file=sys.stderr)
             chosen = {"quantization_config": self.kernel_config(bits=bits, backend=kernel)} if kernel else {}
             try:
                 return load_with_kernel(path, options | chosen, compiles=kernel is not None)
@@ -145,8 +148,8 @@ class Method:
                 raise
             except Exception as error:  # of any kind, from compilers and their builders
                 failure = error.with_traceback(None)  # whose frames hold what was loaded so far
+                why = str(failure).strip().partition("\n")[0] or type(failure).__name__
         if isinstance(failure, (ImportError, RuntimeError)):
-            why = str(failure).strip().partition("\n")[0] or type(failure).__name__
             raise NoKernel(f"no kernel on this machine runs {path} ({why})")
         raise failure
 

@@ -223,7 +223,7 @@ def test_what_is_benchmarked_is_the_kernel_and_not_dequantized_weights(base, qua
 
 
 @pytest.mark.parametrize(("name", "backend"), [("gptq", "gptq_torch"), ("rtn", "gptq_torch"), ("awq", "torch_awq")])
-def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatch, name, backend):
+def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatch, capsys, name, backend):
     """The last kernel of a GPU's list is torch's own, which runs on a CPU too."""
     asked, from_pretrained = [], AutoModelForCausalLM.from_pretrained
 
@@ -237,6 +237,7 @@ def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatc
     monkeypatch.setattr(type(METHODS[name]), "kernels", lambda self, *_: list(self.gpu_kernels))
     model = models.load_base(str(quantized[name]), "auto", CPU, torch.bfloat16, packed=True)
     assert asked == list(METHODS[name].gpu_kernels) and asked[-1] == backend
+    assert f"{backend} is its kernel, for another one failed (not here)" in capsys.readouterr().err
     assert METHODS[name].kernel(model) == {"gptq_torch": "TorchLinear", "torch_awq": "AwqTorchLinear"}[backend]
 
 
