@@ -59,7 +59,7 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
         for (kind, _), rows in families.items()
         if (sapling, kind) == ("sapling", "pruning")
     ]
-    confidence = max(CONFIDENCE, 1 - 0.05 / max(1, len(against)))
+    confidence = among(len(against))
     return [
         [at_equal_size(rival, depths), at_equal_accuracy(rival, depths, equal_within)]
         for sapling in SAPLINGS
@@ -68,6 +68,11 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
         for (kind, _), depths in families.items()
         if kind == sapling
     ] + [[against_pruning(other, depths, confidence)] for depths, other in against]
+
+
+def among(count: int) -> float:
+    """Confidence of each of so many intervals, that 5 % of all may err (Bonferroni); CONFIDENCE at least."""
+    return max(CONFIDENCE, 1 - 0.05 / max(1, count))
 
 
 def decision(pair: list[Comparison]) -> str:
@@ -112,7 +117,7 @@ def discount_size(found: Comparison) -> None:
 
 def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -> Comparison:
     """The smallest checkpoint that is shown to be as accurate as the rival; the most accurate one where none is."""
-    confidence = max(CONFIDENCE, 1 - 0.05 / len(checkpoints))  # one is picked among several
+    confidence = among(len(checkpoints))  # one is picked
     found = [compare(row, rival, ACCURACY, confidence) for row in checkpoints]
     best = max(found, key=lambda one: one.difference["difference"] if one.difference else -math.inf)
     near = [one for one in found if one.winners["accuracy"] != OTHER]  # not significantly worse
