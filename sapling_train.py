@@ -47,7 +47,7 @@ AUGMENT: str | None = None  # "figures": examples get new figures in every pass 
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked again
 HEAL_AT: list[float] = [20, 15, 11]  # units left, or shares of the bytes, at which the model is healed and saved
 HEALING_EPOCHS: float | list[float] = (
-    0.5  # longest training of such a copy; a list: at each of HEAL_AT, then after the last drop
+    0.5  # longest healing, in passes; a list: at each of HEAL_AT, then after the last drop
 )
 KEEP_HEALED: bool = True  # the next layers are dropped from what was healed; False: from the model before
 KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop

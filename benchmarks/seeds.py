@@ -53,10 +53,10 @@ def main() -> None:
         print(f"{name:<8}{'mean':<28}{100 * right.mean():.1f}")
     apart = means[0] - means[1]
     for confidence in (0.95, 0.99):
-        found = stats.bootstrap(
+        drawn = stats.bootstrap(
             (apart,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method="percentile", rng=0
         )
-        shown = percent(apart.mean(), found.confidence_interval, "+")
+        shown = percent(apart.mean(), drawn.confidence_interval, "+")
         print(f"one - other, {len(questions)} questions, {confidence:.0%} interval: {shown}")
 
 
