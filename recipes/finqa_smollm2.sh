@@ -87,14 +87,14 @@ for seed in 1 2; do
     heal_and_quantize seed_${seed}_20 finqa_qlora 0.74 4 --SEED=$seed
     heal_and_quantize seed_${seed}_30 finqa_qlora 1 4 --SEED=$seed # as longer_taught_30
     heal_and_quantize seed_${seed}_longer_20 seed_${seed}_30/30 0.74 4 --SEED=$seed --TEACHER=seed_${seed}_30/30
-    heal seed_${seed}_15 seed_${seed}_20/20 0.83 3 --SEED=$seed
-    heal seed_${seed}_11 seed_${seed}_20/20 0.69 3 --SEED=$seed
+    heal_and_quantize seed_${seed}_15 seed_${seed}_20/20 0.83 3 --SEED=$seed
+    heal_and_quantize seed_${seed}_11 seed_${seed}_20/20 0.69 3 --SEED=$seed
 done
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from
 for criterion in last block_influence taylor; do
-    heal ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
+    heal_and_quantize ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
 done
-heal scan_blocks_15 finqa_qlora 0.61 7 --SCHEDULE=one_shot # the scan itself, once
+heal_and_quantize scan_blocks_15 finqa_qlora 0.61 7 --SCHEDULE=one_shot # the scan itself, once
 # As long, dropped as above: blocks, and pairs of neighbours (their depth counts attentions and MLPs)
 heal straight_15 finqa_qlora 0.61 7
 heal pairs_30 finqa_qlora 0.61 7 --DROP_UNIT=sublayer

@@ -171,8 +171,9 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     assert {"base", *trained} <= set(evaluated)
     depths = [f"sapling_blocks_{left}" for left in (25, 20, 15, 11, 8)]
     quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
-    seeds = [f"seed_{seed}_{run}" for seed in (1, 2) for run in ("20", "30", "longer_20")]
-    names = (*depths, "longer_taught_30", "longer_taught_20", *seeds)
+    seeds = [f"seed_{seed}_{run}" for seed in (1, 2) for run in ("20", "30", "longer_20", "15", "11")]
+    rivals = [f"{criterion}_15" for criterion in ("last", "block_influence", "taylor", "scan_blocks")]
+    names = (*depths, "longer_taught_30", "longer_taught_20", *seeds, *rivals)
     sources = [f"{run}/{run.rpartition('_')[2]}" for run in names]
     assert quantized == ["finqa_qlora/merged", *sources]
     assert {f"{run}_gptq" for run in depths} <= set(evaluated)
