@@ -306,18 +306,16 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
         f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
         f"answers {right[0]} and {name} ({rival.run}) {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
     ]
+    count = sum(pair[1].equal == ACCURACY for pair in pairs)
+    shown = f"A depth is shown to be as accurate in {count} of {len(pairs)} comparisons."
     if equal.equal == UNSHOWN:
         said.append(
             f"**At equal accuracy** to {rival.run} no costs are compared: {equal.notes[0]}. The most accurate is "
-            f"{equal.sapling.run}."
+            f"{equal.sapling.run}. {shown}"
         )
     else:
         cost = " and ".join(f"{equal.ratios[x]} times the {x}" for x in ("bytes", "memory") if x in equal.ratios)
-        shown = sum(pair[1].equal == ACCURACY for pair in pairs)
-        said.append(
-            f"**At equal accuracy** ({equal.ratios['accuracy']} points) {ours} takes {cost} of {name}. A depth is "
-            f"shown to be as accurate in {shown} of {len(pairs)} comparisons."
-        )
+        said.append(f"**At equal accuracy** ({equal.ratios['accuracy']} points) {ours} takes {cost} of {name}. {shown}")
     times = [row.seconds_per_question for row in (sapling, equal.sapling, rival)]
     if None not in times:
         tokens = f"{rival.prompt_tokens} tokens in, {rival.answer_tokens} out"

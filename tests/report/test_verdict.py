@@ -132,6 +132,7 @@ def test_answers_are_three_sentences(tmp_path):
         "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit (gptq_4bit) 34.0"
     )
     assert accuracy.startswith("**At equal accuracy** (+0.0 [+0.0, +0.0] points) SAPLING takes 1.80 times the bytes")
+    assert accuracy.endswith("of GPTQ 4-bit. A depth is shown to be as accurate in 1 of 1 comparisons.")
     assert (
         time.startswith("**Time per question** (186 tokens in, 18 out): SAPLING takes 0.") and "GPTQ 4-bit 2." in time
     )
@@ -173,7 +174,8 @@ def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measu
     found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
     *_, accuracy = verdict.answers(verdict.judge(found))
     said = "to gptq_4bit no costs are compared: no depth is shown to answer at most 3 points less."
-    assert accuracy.endswith(f"{said} The most accurate is sapling/30.")
+    shown = "A depth is shown to be as accurate in 0 of 1 comparisons."
+    assert accuracy.endswith(f"{said} The most accurate is sapling/30. {shown}")
 
 
 @pytest.mark.parametrize(("share", "said"), [
