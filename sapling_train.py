@@ -50,7 +50,7 @@ HEALING_EPOCHS: float | list[float] = (
     0.5  # longest healing, in passes; a list: at each of HEAL_AT, then after the last drop
 )
 KEEP_HEALED: bool = True  # the next layers are dropped from what was healed; False: from the model before
-KEEP_MOMENTS: bool = True  # one optimizer over the whole run; False: a new one after every drop
+KEEP_MOMENTS: bool = True  # one optimizer between healed depths; False: a new one after every drop
 PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none
 # What is trained
 UPDATE: str = "full"  # "full": the weights themselves; "qlora": adapters on an NF4 base, for a 7B model on a 10 GB GPU

@@ -38,7 +38,7 @@ class Trace:
 
     streams: dict[SubLayer, torch.Tensor]  # what enters each sub-layer, (batch, tokens, hidden)
     last: torch.Tensor  # what leaves the last block, (batch, tokens, hidden)
-    squares: dict[SubLayer, torch.Tensor]  # sum of squares of what each sub-layer adds, padding left out
+    real: torch.Tensor  # (batch, tokens), False at padding
     inputs: dict[SubLayer, torch.Tensor]  # what enters the last projection of some sub-layers, (batch, tokens, in)
     arguments: list[dict]  # keyword arguments of each block: masks, positions
     logits: torch.Tensor  # of the target positions, (batch, K - 1, vocabulary)
@@ -51,6 +51,11 @@ class Trace:
         following = SubLayer(last.block, "mlp") if attention else SubLayer(last.block + 1, "attention")
         return self.streams[first], self.streams.get(following, self.last)
 
+    def squares(self, unit: Unit) -> float:
+        """Sum of squares of what ``unit`` adds to the stream, padding left out."""
+        before, after = (stream[self.real].float() for stream in self.around(unit[0], unit[-1]))
+        return float((after - before).square().sum())
+
 
 @torch.no_grad()
 def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLayer] = ()) -> Trace:
@@ -59,9 +64,7 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
     Hooks are gone afterwards.
     """
     layers = sub.decoder(model).layers
-    streams, squares, inputs, arguments, last = {}, {}, {}, [{} for _ in layers], []
-    mask = batch["attention_mask"].unsqueeze(-1)
-    hooks = []
+    streams, inputs, arguments, last, hooks = {}, {}, [{} for _ in layers], [], []
 
     def enters_block(number):
         def hook(block, args, kwargs):
@@ -69,13 +72,6 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
             arguments[number] = kwargs
 
         return layers[number].register_forward_pre_hook(hook, with_kwargs=True)
-
-    def adds(one):
-        def hook(body, args, output):
-            added = output[0] if isinstance(output, tuple) else output
-            squares[one] = (added.float() * mask).square().sum()
-
-        return sub.module(model, one).register_forward_hook(hook)
 
     def enters(module, kept, one):
         def hook(module, args):
@@ -86,14 +82,13 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
     try:
         for number, block in enumerate(layers):
             hooks += [enters_block(number), enters(block.post_attention_layernorm, streams, SubLayer(number, "mlp"))]
-        hooks += [adds(one) for one in sub.sublayers(model)]
         hooks += [enters(sub.projection(model, one), inputs, one) for one in projections]
         hooks.append(layers[-1].register_forward_hook(lambda block, args, output: last.append(output)))
         logits, labels = target_logits(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
-    return Trace(streams, last[0], squares, inputs, arguments, logits, labels)
+    return Trace(streams, last[0], batch["attention_mask"].bool(), inputs, arguments, logits, labels)
 
 
 @torch.no_grad()
@@ -250,7 +245,7 @@ def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cache
             with dropped(model, unit, patches.get(unit)), torch.no_grad():
                 logits = at_targets(target_logits(model, batch)[0], seen.labels)
             nll, exact = question_scores(logits, seen.labels, seen.teacher)
-        found.append((nll, exact, float(sum(seen.squares[one] for one in unit))))
+        found.append((nll, exact, seen.squares(unit)))
     return found
 
 

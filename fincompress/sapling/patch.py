@@ -107,5 +107,7 @@ def add_to_adapter(projection: LoraLayer, added: torch.Tensor, gram: torch.Tenso
     rows = directions.T @ whole / scale
     size = rows.norm(dim=1).clamp_min(1e-12).sqrt()  # shared between both, as gradients of each grow with the other
     for parameter, value in ((inner, rows / size[:, None]), (outer, directions * size)):
-        parameter.data = value.to(parameter.device, parameter.dtype)
+        # Eigenvectors come column by column. What a killed run reads back does not, and fused optimizers take a weight
+        # and its moments in the order of their memory.
+        parameter.data = value.to(parameter.device, parameter.dtype).contiguous()
     return [inner, outer]

@@ -34,14 +34,21 @@ def test_a_scan_leaves_the_model_as_it_was(model, batches):
 
 
 def test_norms_are_of_what_each_unit_adds_padding_left_out(model):
-    batch = make_batches(1)[0]
-    scores, _ = scan.scan(model, sub.units(model, "sublayer"), [batch])
-    found = {}
-    hook = model.model.layers[2].mlp.register_forward_hook(lambda m, args, output: found.update(added=output))
+    batch, found = make_batches(1)[0], {}
+    block = model.model.layers[2]
+    hooks = [
+        block.self_attn.register_forward_hook(lambda m, args, output: found.update(attention=output[0])),
+        block.mlp.register_forward_hook(lambda m, args, output: found.update(mlp=output)),
+    ]
     target_logits(model, batch)
-    hook.remove()
-    expected = found["added"][batch["attention_mask"].bool()].norm().item()
-    assert next(s for s in scores if s.unit == (SubLayer(2, "mlp"),)).norm == pytest.approx(expected, rel=1e-4)
+    for hook in hooks:
+        hook.remove()
+    found["block"] = found["attention"] + found["mlp"]  # whose norm is not that of two norms
+    for name, added in found.items():
+        unit = sub.parse_unit(f"{name}.2")
+        scores, _ = scan.scan(model, [unit], [batch])
+        expected = added[batch["attention_mask"].bool()].norm().item()
+        assert scores[0].norm == pytest.approx(expected, rel=1e-4), name
 
 
 def make_good_model():

@@ -133,6 +133,26 @@ def test_an_adapter_of_full_rank_takes_up_what_the_weight_would():
     assert torch.allclose(base + o_proj.get_delta_weight("default"), wanted, atol=1e-4)
 
 
+def test_a_patched_adapter_trains_as_the_one_that_a_killed_run_reads_back():
+    changed = absorb(adapted(4), sub.parse_unit("mlp.2"), make_batches(), adapters=True)
+    read = [torch.nn.Parameter(one.detach().contiguous().clone()) for one in changed]
+    gradients = [torch.randn(one.shape) for one in changed]
+    for parameters in (changed, read):
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
+        optimizer.load_state_dict(moments_of(parameters, optimizer))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(changed, read, strict=True))
+
+
+def moments_of(parameters, optimizer):
+    """A state of the optimizer as a file holds it: other moments for each element, row after row."""
+    moment = [torch.arange(one.numel()).reshape(one.shape) / one.numel() for one in parameters]
+    state = {n: {"step": torch.tensor(1.0), "exp_avg": m, "exp_avg_sq": m + 1} for n, m in enumerate(moment)}
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
 def test_an_adapter_of_low_rank_takes_up_what_the_stream_misses_most():
     """Nearer to the stream than the whole patch cut to that rank by its singular values, as if inputs were alike."""
     batches, unit = make_batches(), sub.parse_unit("mlp.2+attention.3")

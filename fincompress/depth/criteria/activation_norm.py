@@ -14,7 +14,7 @@ def activation_norm(model, units, batches, context):
     for batch in batches:
         seen = trace(model, batch)
         for unit in units:
-            squares[unit] += float(sum(seen.squares[one] for one in unit))
+            squares[unit] += seen.squares(unit)
     # A slot filled with zeros adds nothing: it goes first.
     least = min(filter(None, squares.values()), default=0.0)
     return Ranking.lowest_first({u: 100 * math.sqrt(least / total) if total else -1.0 for u, total in squares.items()})
