@@ -23,7 +23,7 @@ BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (
 # Hue of each kind of run (methods.KINDS), and the markers of its runs in turn.
 STYLES = {
     "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (BLUE, "Dd"), "lora_8bit": (PURPLE, "P"),
-    "longer": (BLUE, "pv8"), "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odH8"),
+    "longer": (BLUE, "pv8"), "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odsX"),
     "sapling_quantized": (YELLOW, "v^<>"),
     "pruning": (SKY, "dsh^"), "pruning_quantized": (SKY, "v^<>"), "other": (GREY, "*hp"),
 }  # fmt: skip

@@ -73,9 +73,10 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
         return "other", str(script)
     parts = list(itertools.takewhile(lambda one: one["script"] == script, chain))  # dropped or healed in several runs
     every = [one["settings"] for one in parts]
-    how = " with a teacher" if any(one.get("KL") or one.get("HIDDEN_STATES") for one in every) else ""
-    how += ", adapters on NF4" if any(one.get("UPDATE") == "qlora" for one in every) else ""
     dropping = [one["settings"] for one in parts if one["metrics"].get("dropped") != [] or not one["source"]]
+    how = " of a longer phase 1" if dropping and dropping[-1] is not every[-1] else ""
+    how += " with a teacher" if any(one.get("KL") or one.get("HIDDEN_STATES") for one in every) else ""
+    how += ", adapters on NF4" if any(one.get("UPDATE") == "qlora" for one in every) else ""
     if not dropping:
         if not chain[len(parts) :]:  # it may have been pruned
             return "other", "healed further (of a run that is not here)"

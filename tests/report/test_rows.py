@@ -89,6 +89,8 @@ def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
     pruned(tmp_path, "t/30", taught | {"CRITERION": "taylor", "SCHEDULE": "one_shot"}, dropped=["block.3"])
     pruned(tmp_path, "l/60", taught | {"START_FROM": "q"}, dropped=[])
     pruned(tmp_path, "m/60", SAPLING | {"START_FROM": "q"}, dropped=[])
+    pruned(tmp_path, "p/30", taught | {"START_FROM": "l/60"}, dropped=["block.3"])
+    pruned(tmp_path, "h/30", taught | {"START_FROM": "s/30"}, dropped=[])  # healed further, which is another thing
     made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "m/60", "BITS": 4})
     made.evaluation(tmp_path, "g", made.answers(0.3, 20))
     found = {run: (row.kind, row.description) for run, row in read(tmp_path).items()}
@@ -97,6 +99,8 @@ def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
     assert found["k/30"][0] == "sapling"
     assert found["t/30"] == ("pruning", "pruning (taylor), one shot with a teacher")
     assert found["l/60"] == ("longer", "phase 1, trained longer with a teacher")
+    assert found["p/30"] == ("sapling", "SAPLING of a longer phase 1 with a teacher")
+    assert found["h/30"][1].startswith("SAPLING with a teacher")
     assert found["g"] == ("quantized", "phase 1, trained longer + GPTQ 4-bit")  # a rival like GPTQ of phase 1
 
 
