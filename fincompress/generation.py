@@ -7,7 +7,6 @@ from collections.abc import Callable
 import datasets
 import torch
 from tqdm import tqdm
-from transformers import Cache
 
 from fincompress import distributed
 
@@ -61,18 +60,16 @@ def generate(
     return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
 
 
-def continued(
-    model, batch: dict, max_new_tokens: int, stage: int, options: dict, cache: Cache | None = None
-) -> list[list[int]]:
+def continued(model, batch: dict, max_new_tokens: int, stage: int, options: dict) -> list[list[int]]:
     """Tokens after each prompt, of each beam, until EOS and maybe some that mean nothing behind it.
 
-    ``cache`` holds what of the prompts was read before. Every ``stage`` tokens what has ended leaves the batch and the
-    cache: most programs are short, and one that runs on to ``max_new_tokens`` would keep all others.
+    Every ``stage`` tokens what has ended leaves the batch and the KV cache: most programs are short, and one that runs
+    on to ``max_new_tokens`` would keep all others.
     """
     if stage >= max_new_tokens:
-        tokens = model.generate(**batch, past_key_values=cache, max_new_tokens=max_new_tokens, **options)
+        tokens = model.generate(**batch, max_new_tokens=max_new_tokens, **options)
         return tokens[:, batch["input_ids"].shape[1] :].tolist()
-    ids, mask = batch["input_ids"], batch["attention_mask"]
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
     rows: list[list[int]] = [[] for _ in ids]
     left, made = list(range(len(rows))), 0
     while left and made < max_new_tokens:
