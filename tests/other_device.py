@@ -18,7 +18,6 @@ from fincompress import simulation
 from fincompress.depth import repack, scan
 from fincompress.depth import sublayers as sub
 from fincompress.sapling import losses
-from fincompress.sapling.healing import branch
 from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.student import widen
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
@@ -65,12 +64,6 @@ def learn(model, teacher, batch):
     Recovery(1.0, 0.3, 1.0, 2.0, teaching).loss(model, batch).backward()
 
 
-def train_all(model):
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-        parameter.data = parameter.data.float()
-
-
 for family in CONFIGS:
     with FakeTensorMode():
         batch = {name: part.to("other") for name, part in simulation.batch_of(2, 20, 5).items()}
@@ -85,8 +78,6 @@ for family in CONFIGS:
                 scan.scores_without(model, sub.units(model, "block")[0], seen)[0],
             )
         assert nll.device.type == "other"
-        with branch(model, functools.partial(train_all, model)):
-            pass
         sub.remove(model, *unit)
         repacked = repack.repacked_model(model)
         assert {one.device.type for some in (model, repacked) for one in some.parameters()} == {"other"}

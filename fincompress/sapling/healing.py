@@ -1,11 +1,10 @@
-"""Healing: a depth that is reported is trained to the end, on a branch that the run leaves or goes on from."""
+"""Healing: a depth that is reported is trained to the end, and the run goes on from it, or from the state of before."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +27,8 @@ def heal(run: Run, last: bool = False) -> None:
     """Train a depth to the end and save it, where HEAL_AT names it or it is the ``last``.
 
     The learning rate falls to 0; the best weights by the calibration split's NLL are kept. With KEEP_HEALED the run
-    goes on from them, with a new optimizer; else weights and moments are afterwards what they were, but after the
-    ``last``, which nothing follows.
+    goes on from them, with a new optimizer; else it returns to the state of before, but after the ``last``, which
+    nothing follows.
     """
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
     if run.is_healed() or not (depths or last):
@@ -41,28 +40,28 @@ def heal(run: Run, last: bool = False) -> None:
     row = {"units_left": student.left, "share_of_bytes": round(student.share, 5), "heal_at": depths}
     row |= {"kept": s["KEEP_HEALED"] and not last, "examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
     folder = f"healing-{student.left}"
-    with branch(student.model, lambda: run.make_trainable(healing=True), back=not (row["kept"] or last)):
-        if count and student.trained_parameters():
-            steps = math.ceil(len(run.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
-            keep_best = KeepBest(student.model, run.calibration_scores, steps)
-            name = f"healing {student.left} of {student.full} units, {student.share:.0%} of bytes"
-            trainer, row["training_seconds"] = train_stage(run, count, name, folder, "cosine", [keep_best], run.moments)
-            best = keep_best.restore_best(trainer.args, trainer.state.log_history)
-            seen = trainer.state.global_step * s["BATCH_SIZE"] * s["GRADIENT_ACCUMULATION"]
-            row |= {"examples_seen": min(count, seen), "tokens_seen": int(trainer.state.num_input_tokens_seen)}
-            row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
-            del trainer
-            run.moments = {} if row["kept"] else state.read_weights(run.directory, student.device)[1]
-        else:
-            with student.scoring_model() as model:
-                best = calibration_means(*run.calibration_scores(model))
-        row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
-        if row["kept"]:
-            # A killed run needs them, whether or not they are trained between drops.
-            state.patched = sorted({*state.patched, *student.trained_parameters()})
-            for name in COSTS:
-                setattr(state, name, getattr(state, name) + row[name])
-        write_depth(run, row)
+    if count:
+        run.make_trainable(healing=True)
+    if count and student.trained_parameters():
+        steps = math.ceil(len(run.train_set) / s["BATCH_SIZE"] / s["GRADIENT_ACCUMULATION"])
+        keep_best = KeepBest(student.model, run.calibration_scores, steps)
+        name = f"healing {student.left} of {student.full} units, {student.share:.0%} of bytes"
+        trainer, row["training_seconds"] = train_stage(run, count, name, folder, "cosine", [keep_best], run.moments)
+        best = keep_best.restore_best(trainer.args, trainer.state.log_history)
+        seen = trainer.state.global_step * s["BATCH_SIZE"] * s["GRADIENT_ACCUMULATION"]
+        row |= {"examples_seen": min(count, seen), "tokens_seen": int(trainer.state.num_input_tokens_seen)}
+        row |= {"steps": trainer.state.global_step, "best_step": best["step"]}
+        run.moments = {}
+    else:
+        with student.scoring_model() as model:
+            best = calibration_means(*run.calibration_scores(model))
+    row |= {key: best[key] for key in ("calibration_nll", "calibration_exact")}
+    if row["kept"]:
+        # A killed run needs them, whether or not they are trained between drops.
+        state.patched = sorted({*state.patched, *student.trained_parameters()})
+        for name in COSTS:
+            setattr(state, name, getattr(state, name) + row[name])
+    write_depth(run, row)
     state.healed.append(row)
     run.save_state(trained=True, weights=row["kept"])
     if distributed.is_main():
@@ -72,30 +71,11 @@ def heal(run: Run, last: bool = False) -> None:
         f"{row['training_seconds'] / 60:.1f} min: calibration exact match {row['calibration_exact']:.1%}, NLL "
         f"{row['calibration_nll']:.3f}"
     )
-
-
-@contextlib.contextmanager
-def branch(model: torch.nn.Module, make_trainable: Callable[[], None], back: bool = True) -> Iterator[None]:
-    """Train the model in here; afterwards its parameters have their ``requires_grad`` of before, and where it goes
-    ``back`` their values and types.
-
-    ``make_trainable`` chooses what is trained: only that is held twice, in main memory.
-    """
-    before = [(one, one.data if back else None, one.requires_grad) for one in model.parameters()]
-    make_trainable()
-    kept = []
-    for parameter, data, required in before:
-        if back and parameter.requires_grad:
-            data = data.to("cpu", copy=parameter.data_ptr() == data.data_ptr())
-        kept.append((parameter, data, required))
-    before.clear()
-    try:
-        yield
-    finally:
-        for parameter, data, required in kept:
-            parameter.data = data.to(parameter.device) if back else parameter.data
-            parameter.requires_grad_(required)
-            parameter.grad = None
+    if row["kept"]:
+        run.make_trainable()
+    elif count and not last:
+        trainer = keep_best = None  # which hold the model that was healed
+        run.return_to_state()
 
 
 class KeepBest(TrainerCallback):

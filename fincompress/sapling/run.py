@@ -40,6 +40,7 @@ class Run:
         self.own_teacher = load_teacher(student)
         if self.state.trainable is not None:
             self.resume()
+            print(f"resuming with {student.left} of {student.full} units left, {student.share:.1%} of the bytes")
 
     @property
     def teacher(self) -> Teacher | None:
@@ -80,7 +81,12 @@ class Run:
             raise UserError(f"{path} does not fit {STATE} beside it: remove {self.directory}/ to start again")
         for name, parameter in changed.items():
             parameter.data = weights[name].to(student.device)  # in float32, also what was patched and is not trained
-        print(f"resuming with {student.left} of {student.full} units left, {student.share:.1%} of the bytes")
+
+    def return_to_state(self) -> None:
+        """Undo what was done since the state was written."""
+        self.cache = None
+        self.student.load()
+        self.resume()
 
     # --------------------------------------------------------------- training
 

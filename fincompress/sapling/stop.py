@@ -99,6 +99,4 @@ def return_above_floor(run: Run) -> None:
     del state.trajectory[above["drops"] :]
     state.weights, state.patched, state.trained = above["weights"], above["patched"], False
     state.write(run.directory)
-    run.cache = None
-    run.student.load()
-    run.resume()
+    run.return_to_state()

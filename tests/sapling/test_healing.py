@@ -6,17 +6,15 @@ from unittest import mock
 import pandas as pd
 import pytest
 import torch
-from depth_models import make_batches, make_model
-from recovery_models import make_trainer, training_steps
+from depth_models import make_model
+from recovery_models import make_trainer
 from safetensors.torch import load_file
 from sapling_runs import SAPLING, TAUGHT, done, read
 from scripts import run_in_process
 from transformers import TrainerCallback
 
 from fincompress import training
-from fincompress.depth import sublayers as sub
-from fincompress.depth.sublayers import SubLayer
-from fincompress.sapling.healing import KeepBest, branch
+from fincompress.sapling.healing import KeepBest
 from fincompress.sapling.recovery import Recovery, train_stage
 from fincompress.sapling.teacher import load_teacher
 
@@ -65,29 +63,6 @@ def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
     assert weights[0] == weights[1]
     tables = [pd.read_csv(one / "trajectory.csv") for one in (directory, straight)]
     assert tables[0]["nll_after_training"].tolist() == tables[1]["nll_after_training"].tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_branch_leaves_the_model_as_it_was(dtype):
-    model, batches = make_model().to(dtype), make_batches()
-    model.requires_grad_(False)
-    for parameter in sub.parameters(model, SubLayer(1, "mlp")):
-        parameter.requires_grad_(True)
-        parameter.data = parameter.data.float()
-    before = {name: (p.data.clone(), p.requires_grad) for name, p in model.named_parameters()}
-
-    def train_all():
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-            parameter.data = parameter.data.float()
-
-    with branch(model, train_all):
-        training_steps(model, Recovery(0.0, 1.0, 0.0, 2.0), batches)
-        assert all(not torch.equal(p.data, before[name][0].float()) for name, p in model.named_parameters())
-    for name, parameter in model.named_parameters():
-        data, required = before[name]
-        assert parameter.dtype == data.dtype and torch.equal(parameter.data, data), name
-        assert parameter.requires_grad == required and parameter.grad is None
 
 
 def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
