@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
-from fincompress import distributed, provenance, runs, training
+from fincompress import distributed, runs, training
 from fincompress.sapling import losses
 from fincompress.sapling.state import Moments
 from fincompress.sapling.teacher import TeachingCache
@@ -81,15 +80,6 @@ class RecoveryTrainer(training.TargetTrainer):
             return super()._load_from_checkpoint(checkpoint, model)
         return set_peft_model_state_dict(self.model, load_file(Path(checkpoint, "adapter_model.safetensors")))
 
-    def _save_checkpoint(self, *arguments, **options):
-        self.write_cache()  # first: a checkpoint without it would go on in other batches
-        super()._save_checkpoint(*arguments, **options)
-
-    def write_cache(self) -> None:
-        """Keep what the teacher said: a killed run would ask again in other batches."""
-        if isinstance(self.recovery.teaching, TeachingCache):
-            self.recovery.teaching.write()
-
     def moments_by_name(self) -> Moments:
         """What the optimizer keeps of each trained parameter that is still in the model."""
         state = self.optimizer.state
@@ -134,7 +124,6 @@ def train_stage(
     if checkpoint:
         print(f"resuming from {checkpoint.name} of this stage")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.write_cache()
     student.model.eval()
     state.loss_curve += [
         {"step": step + row["step"], "stage": name.partition(",")[0], "units_left": student.left}
@@ -154,18 +143,15 @@ def open_teaching(run: Run) -> TeachingCache | Callable[[dict], losses.Teaching]
     hidden, temperature = s["HIDDEN_STATES"] > 0, s["TEMPERATURE"]
     if s["KL"] == 0 and not hidden:
         return None
-    teacher, config, dtype = run.teacher, run.student.config, run.student.dtype
-    shape = (config.num_hidden_layers, losses.POSITIONS, config.hidden_size) if hidden else None
+    teacher, config, dtype, count = run.teacher, run.student.config, run.student.dtype, len(run.train_set)
     size = sum(run.train_set["target_tokens"]) * losses.TOP_K * 8  # an id and a float32 each
-    size += len(run.train_set) * math.prod(shape) * dtype.itemsize if hidden else 0
+    if hidden:
+        size += count * config.num_hidden_layers * losses.POSITIONS * config.hidden_size * dtype.itemsize
     if s["AUGMENT"] or size > 1e9 * s["CACHE_GB"] or distributed.size() > 1:
         return functools.partial(teacher.teach, temperature=temperature, hidden_states=hidden)
-    if run.cache is None:
-        path = run.directory / "teaching.safetensors"
-        if not path.exists():
-            runs.check_room(run.directory, size / 1e9)
-        if "row" not in run.train_set.column_names:
-            run.train_set = run.train_set.add_column("row", list(range(len(run.train_set))))
-        identity = provenance.fingerprint(run.facts, s["TEACHER"], temperature, losses.TOP_K, losses.POSITIONS, hidden)
-        run.cache = TeachingCache(path, identity, teacher, temperature, shape, dtype)
-    return run.cache
+    folder = run.directory / "teaching"
+    if not folder.exists():
+        runs.check_room(run.directory, size / 1e9)
+    if "row" not in run.train_set.column_names:
+        run.train_set = run.train_set.add_column("row", list(range(count)))
+    return TeachingCache(folder, teacher, temperature, dtype if hidden else None)

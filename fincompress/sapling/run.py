@@ -16,7 +16,7 @@ from fincompress.sapling.patch import absorb, fit_patches
 from fincompress.sapling.recovery import train_stage
 from fincompress.sapling.state import STATE, Moments, State
 from fincompress.sapling.student import Student
-from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache, load_teacher, needs_teacher
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, load_teacher, needs_teacher
 from fincompress.training.loss import TargetCollator, autocast, score_targets
 
 
@@ -31,7 +31,6 @@ class Run:
         self.tokenizer, self.collator = tokenizer, TargetCollator(tokenizer.pad_token_id)
         self.train_set, self.calibration = train_set, calibration
         self.moments: Moments = {}
-        self.cache: TeachingCache | None = None
         self.state = State.read(directory)
         s = self.settings
         arguments = training.training_arguments(s, directory, student.device, student.dtype, run_name=s["RUN"])
@@ -84,7 +83,6 @@ class Run:
 
     def return_to_state(self) -> None:
         """Undo what was done since the state was written."""
-        self.cache = None
         self.student.load()
         self.resume()
 

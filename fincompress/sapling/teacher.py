@@ -1,11 +1,10 @@
 """The unpruned model that a shrinking one learns from: a model of its own, or the same one with its blocks back."""
 
 import contextlib
-import math
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fincompress import models, runs
@@ -124,82 +123,38 @@ def original_blocks(results_dir: str, run: str | None, config) -> list[int]:
 
 
 class TeachingCache:
-    """What the teacher says of a fixed training set: each example is asked about once.
+    """What the teacher says of a fixed training set: each example is asked about once, and has a file in ``folder``.
 
-    The distributions are kept in one file and in memory. Hidden states, ``hidden_shape`` of each example in ``dtype``,
-    are read from another: they are gigabytes. ``identity`` says what was asked (teacher, data, temperature). Raises
-    UserError where a file is damaged or of another identity.
+    A killed run finds them: it would ask again in other batches. Hidden states, gigabytes of them, are kept in
+    ``hidden_dtype``; None: there are none.
     """
 
-    def __init__(
-        self, path: Path, identity: str, teacher: Teacher, temperature: float,
-        hidden_shape: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32,
-    ):  # fmt: skip
-        self.path, self.identity, self.teacher, self.temperature = path, identity, teacher, temperature
-        self.hidden_shape, self.dtype = hidden_shape, dtype
-        self.known: dict[int, Teaching] = {}  # number of the example -> its target tokens
-        self.hidden_path = path.with_suffix(".hidden")
-        if path.exists():
-            self.read()
+    def __init__(self, folder: Path, teacher: Teacher, temperature: float, hidden_dtype: torch.dtype | None = None):
+        self.folder, self.teacher, self.temperature, self.hidden_dtype = folder, teacher, temperature, hidden_dtype
 
-    def read(self) -> None:
-        """Take up what was kept."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                found = (file.metadata() or {}).get("identity")
-            tensors = load_file(self.path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{self.path} cannot be read ({error}): remove it") from None
-        if found != self.identity:
-            raise UserError(f"{self.path} was computed from another teacher or other data: remove it")
-        rows = [int(name.removeprefix("ids:")) for name in tensors if name.startswith("ids:")]
-        self.known = {row: Teaching(tensors[f"ids:{row}"], tensors[f"log_probs:{row}"]) for row in rows}
-        needed = (max(rows) + 1) * self.row_bytes if rows else 0
-        if needed and (not self.hidden_path.exists() or self.hidden_path.stat().st_size < needed):
-            raise UserError(f"{self.hidden_path} is damaged: remove it and {self.path.name}")
-
-    def write(self) -> None:
-        """Keep what is known so far; hidden states are in their file already."""
-        tensors = {
-            f"{name}:{row}": getattr(one, name) for row, one in self.known.items() for name in ("ids", "log_probs")
-        }
-        with runs.atomic_path(self.path) as partial:
-            save_file(tensors, partial, metadata={"identity": self.identity})
+    def path(self, row: int) -> Path:
+        return self.folder / f"{row}.safetensors"
 
     def __call__(self, batch: dict[str, torch.Tensor]) -> Teaching:
         """What the teacher says of a batch whose ``rows`` are the numbers of its examples."""
-        rows = batch["rows"].tolist()
-        if not self.known.keys() >= set(rows):
+        rows, device = batch["rows"].tolist(), str(batch["rows"].device)
+        if not all(self.path(row).exists() for row in rows):
             self.ask(batch, rows)
-        known, device = [self.known[row] for row in rows], batch["rows"].device
-        ids, log_probs = (torch.cat([getattr(one, name) for one in known]) for name in ("ids", "log_probs"))
-        hidden = None if self.hidden_shape is None else torch.stack([self.read_hidden(row) for row in rows]).to(device)
-        return Teaching(ids.long().to(device), log_probs.to(device), hidden)
+        try:
+            known = [load_file(self.path(row), device) for row in rows]
+        except SafetensorError as error:
+            raise UserError(f"{self.folder}/ holds a damaged file ({error}): remove the folder") from None
+        ids, log_probs = (torch.cat([one[name] for one in known]) for name in ("ids", "log_probs"))
+        hidden = torch.stack([one["hidden"] for one in known]) if self.hidden_dtype else None
+        return Teaching(ids.long(), log_probs, hidden)
 
     def ask(self, batch: dict[str, torch.Tensor], rows: list[int]) -> None:
         """Ask the teacher about a batch, and keep its word on the examples that are new."""
-        said = self.teacher.teach(batch, self.temperature, self.hidden_shape is not None)
+        said = self.teacher.teach(batch, self.temperature, self.hidden_dtype is not None)
         sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
-        ids, log_probs = said.ids.cpu().int().split(sizes), said.log_probs.cpu().split(sizes)
+        ids, log_probs = said.ids.int().split(sizes), said.log_probs.split(sizes)
         for i, row in enumerate(rows):
-            if row not in self.known:
-                if said.hidden is not None:
-                    self.write_hidden(row, said.hidden[i])
-                self.known[row] = Teaching(ids[i].clone(), log_probs[i].clone())
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of the hidden states of one example."""
-        return math.prod(self.hidden_shape) * self.dtype.itemsize if self.hidden_shape else 0
-
-    def write_hidden(self, row: int, hidden: torch.Tensor) -> None:
-        data = hidden.to("cpu", self.dtype).contiguous().view(torch.uint8).numpy()
-        with open(self.hidden_path, "r+b" if self.hidden_path.exists() else "wb") as file:
-            file.seek(row * self.row_bytes)
-            file.write(data)
-
-    def read_hidden(self, row: int) -> torch.Tensor:
-        with open(self.hidden_path, "rb") as file:
-            file.seek(row * self.row_bytes)
-            data = bytearray(file.read(self.row_bytes))
-        return torch.frombuffer(data, dtype=self.dtype).view(self.hidden_shape)
+            if not self.path(row).exists():
+                hidden = {"hidden": said.hidden[i].to(self.hidden_dtype)} if self.hidden_dtype else {}
+                with runs.atomic_path(self.path(row)) as partial:
+                    save_file({"ids": ids[i], "log_probs": log_probs[i], **hidden}, partial)

@@ -196,7 +196,7 @@ def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
     first = scores[scores["scan"] == 1]
     # Nothing is dropped yet, so the model is its teacher; the unit that goes costs least.
     assert first["nll_whole"].abs().max() < 1e-3 and (first["nll"] > 0).all()
-    assert not (six[0] / "by_kl" / "teaching.safetensors").exists()
+    assert not (six[0] / "by_kl" / "teaching").exists()
 
 
 @pytest.mark.parametrize("criterion", ["calibration", "kl"])
