@@ -46,9 +46,7 @@ HIDDEN_STATES: float = 1.0  # weight of 1 - cosine to the teacher's hidden state
 AUGMENT: str | None = None  # "figures": examples get new figures in every pass but the first; nothing is cached then
 CACHE_GB: float = 8.0  # of disk, while the run lasts, for what the teacher says; where more is needed it is asked again
 HEAL_AT: list[float] = [20, 15, 11]  # units left, or shares of the bytes, at which the model is healed and saved
-HEALING_EPOCHS: float | list[float] = (
-    0.5  # longest healing, in passes; a list: at each of HEAL_AT, then after the last drop
-)
+HEALING_EPOCHS: float = 0.5  # longest healing of a depth, in passes
 KEEP_HEALED: bool = True  # the next layers are dropped from what was healed; False: from the model before
 KEEP_MOMENTS: bool = True  # one optimizer between healed depths; False: a new one after every drop
 PATCH_EXAMPLES: int = 64  # examples that fit the layer before to what a dropped unit did; 0: none
@@ -164,9 +162,6 @@ def check_recovery(s: dict) -> None:
         raise UserError("RECOVERY = 'paper' trains between drops: set CYCLE_EPOCHS above 0 (the paper: 1)")
     if UPDATE == "qlora" and TEACHER not in (None, START_FROM):
         raise UserError("with UPDATE = 'qlora' teacher and model share one base: TEACHER must be START_FROM, or None")
-    passes = s["HEALING_EPOCHS"]
-    if isinstance(passes, list) and len(passes) != len(s["HEAL_AT"]) + 1:
-        raise UserError("HEALING_EPOCHS lists the passes at each depth of HEAL_AT, and one more for the last depth")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ QLORA = ("--UPDATE=qlora", "--START_FROM=six_qlora", "--LORA_RANK=4", "--LORA_AL
 TAUGHT = ("--START_FROM=six_qlora", "--KL=1", "--CROSS_ENTROPY=0.3", "--HIDDEN_STATES=1", "--KEEP_MOMENTS=True",
           "--TRAIN_RATIO=1", "--HEALING_TRAIN_RATIO=1", "--TRAIN_ENDS=False", "--LR_SCHEDULE=constant_with_warmup",
           "--SAVE_EVERY=None", "--FIRST_EPOCHS=0", "--CYCLE_EPOCHS=1", "--HEAL_AT=[10]",
-          "--HEALING_EPOCHS=[1, 0.5]", "--TARGET_SIZE=0.8", "--SAVE_STEPS=2")  # fmt: skip
+          "--HEALING_EPOCHS=0.5", "--TARGET_SIZE=0.8", "--SAVE_STEPS=2")  # fmt: skip
 
 
 def read(path):

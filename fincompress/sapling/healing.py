@@ -33,10 +33,7 @@ def heal(run: Run, last: bool = False) -> None:
     s, state, student, depths = run.settings, run.state, run.student, run.depths_reached()
     if run.is_healed() or not (depths or last):
         return
-    passes = s["HEALING_EPOCHS"]
-    if isinstance(passes, list):
-        passes = passes[s["HEAL_AT"].index(depths[-1]) if depths else -1]
-    count = round(passes * len(run.train_set))
+    count = round(s["HEALING_EPOCHS"] * len(run.train_set))
     row = {"units_left": student.left, "share_of_bytes": round(student.share, 5), "heal_at": depths}
     row |= {"kept": s["KEEP_HEALED"] and not last, "examples_seen": 0, "tokens_seen": 0, "training_seconds": 0.0}
     folder = f"healing-{student.left}"

@@ -83,8 +83,7 @@ def room_gb(student: Student) -> float:
     trained = 2 * weights * max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
     if s["UPDATE"] == "qlora":
         trained = 4 * memory.adapter_parameters(student.config, s["LORA_RANK"], s["PATCH_RANK"]) / 1e9
-    passes = max(s["HEALING_EPOCHS"]) if isinstance(s["HEALING_EPOCHS"], list) else s["HEALING_EPOCHS"]
-    return weights * (sum(shares) + 1) + trained * (4 * 3 + 1 + math.ceil(passes))
+    return weights * (sum(shares) + 1) + trained * (4 * 3 + 1 + math.ceil(s["HEALING_EPOCHS"]))
 
 
 def predict(student: Student, train_set) -> float:
@@ -151,5 +150,3 @@ def apply_recovery(s: dict) -> None:
     if s["RECOVERY"] == "paper":
         print("RECOVERY = 'paper' sets " + ", ".join(f"{name} = {value!r}" for name, value in PAPER.items()))
         s.update(PAPER)
-        if isinstance(s["HEALING_EPOCHS"], list):  # of which the paper's algorithm has the last alone
-            s["HEALING_EPOCHS"] = s["HEALING_EPOCHS"][-1:]

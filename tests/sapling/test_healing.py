@@ -35,14 +35,14 @@ def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught, phase
         for one in (directory / "8", phase_1 / "merged")
     ]
     assert torch.equal(*frozen)
-    assert [row["examples_seen"] for row in metrics["healed"]] == [32, 16]
-    assert metrics["examples_seen"] == 3.5 * 32 and facts["examples_seen"] == 2.5 * 32  # two cycles, two healings
+    assert [row["examples_seen"] for row in metrics["healed"]] == [16, 16]
+    assert metrics["examples_seen"] == 3 * 32 and facts["examples_seen"] == 2.5 * 32  # two cycles, two healings
     curve = pd.read_csv(directory / "loss_curve.csv")
     stages = curve["stage"]
     assert stages.drop_duplicates().tolist() == ["10 of 12 units", "healing 10 of 12 units",
                                                  "8 of 12 units", "healing 8 of 12 units"]  # fmt: skip
     rates = curve.groupby("stage")["learning_rate"].last()
-    assert rates["healing 10 of 12 units"] < 0.2 * rates["10 of 12 units"]  # falls to 0, and does not within a cycle
+    assert rates["healing 10 of 12 units"] < 0.3 * rates["10 of 12 units"]  # falls to 0, and does not within a cycle
 
 
 def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
@@ -53,7 +53,7 @@ def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
         mock.patch.object(training, "shuffled_stream", wraps=training.shuffled_stream) as stream,
         mock.patch("fincompress.sapling.recovery.Recovery", wraps=Recovery) as recoveries,
     ):
-        done(*command, f"--RUN={straight.name}", "--HEAL_AT=[]", "--HEALING_EPOCHS=[0.5]", **six[1])
+        done(*command, f"--RUN={straight.name}", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.5", **six[1])
     assert [bool(call.kwargs["moments"]) for call in stages.call_args_list] == [False, True]
     assert {call.args[:4] for call in recoveries.call_args_list} == {(1.0, 0.3, 1.0, 2.0)}  # as TAUGHT says
     learned = [call.args[1] for call in stream.call_args_list if call.args[2] > 8]  # without what a patch reads

@@ -59,7 +59,6 @@ def test_a_floor_under_an_accuracy_of_0_keeps_what_was_trained(six):
         (("--HEAL_AT=[0.2]",), "stops at 8 sub-layers"),
         (("--DROP_UNIT=block", "--HEAL_AT=[6]"), "starts with 6 blocks"),
         (("--DROP_UNIT=block", "--HEAL_AT=[3]"), "stops at 4 blocks"),
-        (("--HEALING_EPOCHS=[1]",), "one more for the last depth"),
         (("--KL=0", "--CROSS_ENTROPY=0"), "nothing would be learned"),
         (("--RECOVERY=papers",), "did you mean 'paper'"),
         (("--RECOVERY=paper", "--CYCLE_EPOCHS=0"), "trains between drops: set CYCLE_EPOCHS"),
