@@ -32,6 +32,7 @@ SEED: int = 0  # of the calibration draw, of questions made from pages and of th
 SETTINGS = configure(globals())
 
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -63,12 +64,14 @@ def main() -> None:
         RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json", resumes=False
     )
     if directory is None:
+        check_test_split(runs.run_directory(RESULTS_DIR, RUN), found)
         return
     report = {
         "source": found.source,
         "skipped": found.skipped,
         "extra": extra_report,
         "made_from_pages": len(made),
+        "test_fingerprint": found.test,
         "missing_splits": [split for split in examples.SPLITS if split not in found.splits],
         "calibration_ids": [example.id for example in calibration],
         "splits": {},
@@ -81,6 +84,13 @@ def main() -> None:
     runs.write_json(directory / "data_report.json", report)
     print_report(report)
     print(f"wrote {directory}/: {', '.join(splits)}, data_report.json, settings.json")
+
+
+def check_test_split(directory: Path, found: examples.Dataset) -> None:
+    """Raise UserError where a finished run holds another test split; no training depends on it, so no run's identity."""
+    before = runs.read_json(directory / "data_report.json").get("test_fingerprint")
+    if before and found.test not in (None, before):
+        raise UserError(f"test.json has changed since {directory}/ was made of it: remove that folder to read it again")
 
 
 def check_prompts_fit(splits: dict[str, list[examples.Example]], tokenizer) -> None:

@@ -154,7 +154,7 @@ def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
 
 
 def check_value(name: str, types: tuple[type, ...], value: object) -> object:
-    """``value``, an int as a float where one is wanted.
+    """``value``, an int as a float where one is wanted, a path under ``~`` with the home folder.
 
     Raises UserError where it is of no type that is wanted, or not finite, or out of the range of ``RANGES``, and where
     text cannot be printed.
@@ -169,7 +169,7 @@ def check_value(name: str, types: tuple[type, ...], value: object) -> object:
             raise UserError(f"{name} = {each!r}: holds a character that cannot be printed")
         if type(each) in (int, float):
             check_range(name, each)
-    return value
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _is_of(value: object, kind: type) -> bool:

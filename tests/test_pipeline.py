@@ -5,6 +5,7 @@ Each script but the benchmark starts once as a person starts it; the other times
 
 import json
 import shutil
+from dataclasses import replace
 from unittest import mock
 
 import datasets
@@ -100,6 +101,13 @@ def test_checkpoints_that_a_kill_left_of_a_finished_run_are_removed(pipeline):
 def test_data_that_is_prepared_already_is_named(pipeline):
     again = run_in_process(*DATA, **pipeline[1])
     assert again.returncode == 0 and "data: synthetic" in again.stdout and "finished already, skipped" in again.stdout
+
+
+def test_a_test_split_that_has_changed_is_not_taken_for_the_one_that_was_prepared(pipeline, monkeypatch):
+    load = examples.load_dataset
+    monkeypatch.setattr(examples, "load_dataset", lambda *arguments: replace(load(*arguments), test="another"))
+    again = run_in_process(*DATA, **pipeline[1])
+    assert again.returncode == 2 and "test.json has changed since" in again.stderr and again.stderr.count("\n") == 1
 
 
 def test_a_second_start_skips_and_other_settings_are_refused(pipeline):

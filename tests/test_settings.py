@@ -143,6 +143,8 @@ def test_every_constant_above_the_call_can_be_overridden_and_nothing_else(run):
         ("d", "", [], "d", ".env"),
         ("", None, [], "data", None),
         (None, None, ["--DATA_DIR=c", "--DATA_DIR=last"], "last", "command line"),
+        (None, None, ["--DATA_DIR=~/c"], os.path.expanduser("~/c"), "command line"),
+        ("~/d", None, [], os.path.expanduser("~/d"), ".env"),
     ],
 )
 def test_overrides_rank_command_environment_dotenv(run, script, capsys, dotenv, environment, arguments, value, origin):

@@ -72,11 +72,12 @@ def read_throughput(path: Path) -> dict:
     Returns ``prefill_tokens_per_s`` (prompts of ``prompt_tokens``: the data set's median, else the fixed length),
     ``decode_tokens_per_s`` (batch 1), ``prefill_ratio`` and ``decode_ratio`` to the base model; ``rounds`` and
     ``ratios``, ``{measure: one value a round}``; ``inference_memory_gb``, ``size_gb``, ``share_of_bandwidth`` of
-    decoding at batch 1; ``device`` ("cpu", "cuda"), ``hardware`` in words, ``kernel``, ``call`` (of the benchmark) and
-    ``data_run``. Raises UserError where the file is damaged.
+    decoding at batch 1; ``device`` ("cpu", "cuda"), ``hardware`` in words, ``kernel``, ``call`` (of the benchmark),
+    ``base_model`` and ``data_run``. Raises UserError where the file is damaged.
     """
     record = runs.read_json(path)
-    row = {name: record[name] for name in ("device", "kernel", "call", "data_run", "inference_memory_gb", "size_gb")}
+    copied = ("base_model", "device", "kernel", "call", "data_run", "inference_memory_gb", "size_gb")
+    row = {name: record[name] for name in copied}
     prefill, hardware = record["prefill"].get("median") or record["prefill"]["fixed"], record["hardware"]
     processor = "{cpu}, {threads} thread".format_map(hardware) + "s" * (hardware["threads"] != 1)
     row |= {

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +31,9 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA, and shares memory
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=worker.serve, args=(theirs,), daemon=True)
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the worker inherits it: Ctrl-C ends this process
         self.process.start()
+        signal.signal(signal.SIGINT, interrupt)
         theirs.close()  # else the pipe would stay open when the worker dies
 
     def ask(self, do: str, *arguments, until: float | None = None):

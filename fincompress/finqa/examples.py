@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import random
 import re
@@ -47,13 +48,14 @@ class Example:
 class Dataset:
     """What was found: the source that every metric is stamped with, examples by split, and what was left out.
 
-    ``skipped`` is one ``{"split", "id", "reason"}`` per broken example.
+    ``skipped`` is one ``{"split", "id", "reason"}`` per broken example. ``test`` is the test split's own fingerprint.
     """
 
     source: str
     splits: dict[str, list[Example]]
     skipped: list[dict[str, str]]
     fingerprint: str
+    test: str | None = None
 
 
 def load_dataset(data_dir: str, seed: int = 0, splits: tuple[str, ...] = SPLITS) -> Dataset:
@@ -75,7 +77,8 @@ def load_dataset(data_dir: str, seed: int = 0, splits: tuple[str, ...] = SPLITS)
         print(f"{len(skipped)} broken examples are left out:")
     for one in skipped[:5]:
         print(f"  {one['id']} ({one['split']}): {one['reason']}")
-    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", found, skipped, fingerprint_records(records))
+    test = fingerprint_records({"test": records["test"]}) if "test" in records else None
+    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", found, skipped, fingerprint_records(records), test)
 
 
 def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
@@ -97,7 +100,7 @@ def parse_records(content: bytes, path: Path) -> list[dict]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(records, list) or not records or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path} is no list of objects, as FinQA's and TAT-QA's files are")
+        raise UserError(f"{path} is empty, or no list of objects as FinQA's and TAT-QA's files are")
     return records
 
 
@@ -181,6 +184,11 @@ def read_page(path: Path, question: str) -> Example:
             page = {"table": [row for row in rows if any(map(str.strip, row))]}
             if page["table"] and len(page["table"][0]) == 1 and re.search("[;\t]", page["table"][0][0]):
                 raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
+            if longer := [row for row in page["table"] if len(row) > len(page["table"][0])]:
+                raise UserError(
+                    f"PAGE = {path}: a row has more cells than the header ({','.join(longer[0])[:60]}): write numbers "
+                    "without thousands separators, or in quotes"
+                )
         else:
             page = json.loads(path.read_bytes())
             json.dumps(page, ensure_ascii=False).encode()  # half a surrogate pair is a ValueError
@@ -193,6 +201,9 @@ def read_page(path: Path, question: str) -> Example:
     for holds, reason in _page_checks(page):
         if not holds:
             raise UserError(f"PAGE = {path}: {reason}; docs/own-data.md shows a page")
+    for cell in itertools.chain(*page["table"]):
+        if re.fullmatch(r"\D*\d+,\d{1,2}\D*", cell):
+            raise UserError(f"PAGE = {path}: {cell!r} would be read without its comma: write a decimal point")
     page = {name: [numbers.release_text(text) for text in page[name]] for name in ("pre_text", "post_text")} | {
         "table": [[numbers.release_cell(cell) for cell in row] for row in page["table"]]
     }
@@ -240,7 +251,10 @@ def carve_calibration(examples: list[Example], size: int, seed: int) -> tuple[li
         chosen.add(page := pages[len(chosen)])
         held += counts[page]
     if held > len(examples) / 2:
-        raise UserError(f"a calibration split of {size} needs more than half of the {len(examples)} training examples")
+        raise UserError(
+            f"CALIBRATION_EXAMPLES = {size} takes {held}, for pages stay whole, of {len(examples)} training examples: "
+            "more than half; lower it, or put fewer questions on a page"
+        )
     train = [example for example in examples if same[example.page] not in chosen]
     return train, [example for example in examples if same[example.page] in chosen]
 

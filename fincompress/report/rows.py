@@ -86,7 +86,9 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     row.calibration_nll = (metrics.get("calibration") or [metrics])[-1].get("calibration_nll", math.inf)
     row.total_training_seconds, row.total_tokens_seen = training_cost(chain)
     row.evaluation_dtype = decoding.get("dtype")
-    row.speeds = [read_throughput(path) for path in sorted(folder.glob("throughput_*.json"))]
+    speeds = [read_throughput(path) for path in sorted(folder.glob("throughput_*.json"))]
+    # That of an untuned model may be of another one, which this folder was measured for before.
+    row.speeds = [speed for speed in speeds if speed["base_model"] == row.base_model]
     row.answer_tokens = answer_tokens(root, row.speeds[0]["data_run"]) if row.speeds else None
     return row
 

@@ -341,6 +341,15 @@ def test_a_missing_results_folder_is_refused_with_what_to_run_first(tmp_path):
         rows.read_rows(str(tmp_path / "none"), ["dev"])
 
 
+def test_the_speed_of_another_base_model_in_the_folder_of_an_untuned_one_is_not_its_own(tmp_path):
+    evaluated(tmp_path, "a")
+    made.throughput(tmp_path, "a", 10.0)
+    assert sections(tmp_path)[0].rows[0].decode_tokens_per_s == pytest.approx(10.0, rel=0.1)
+    path = tmp_path / "a" / "throughput_cpu.json"
+    runs.write_json(path, runs.read_json(path) | {"base_model": "shape:tiny"})
+    assert sections(tmp_path)[0].rows[0].decode_tokens_per_s is None
+
+
 @pytest.mark.parametrize("name", ["eval_dev.json", "throughput_cpu.json"])
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"split": "dev", "prefill": 3, "decode": 3}'])
 def test_a_damaged_record_is_named(tmp_path, name, content):
