@@ -93,25 +93,22 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
 
 @torch.no_grad()
 def scores_without(model, unit: Unit, seen: Trace, patch: Patch | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone.
-
-    The last MLP, after which no attention comes, runs for these alone too: most positions are prompt, or padding.
-    """
+    """``question_scores`` with ``unit`` skipped: only its suffix is run, and the head for the target tokens alone."""
     decoder, first, stream = sub.decoder(model), unit[0], seen.streams[unit[0]]
     if patch:
         stream = stream + F.linear(seen.inputs[patch.before], patch.added.to(stream.device))
     start = first.block if first.kind == "attention" else first.block + 1
     targets = slice(-seen.labels.shape[1] - 1, -1)
-    with sub.skipped(model, *unit):
-        final = sub.sublayers(model)[-1]
-        late = [final] if final.kind == "mlp" and final.block >= start else []
-        norm, mlp = (getattr(decoder.layers[final.block], part) for part in sub.PARTS[final.kind])
-        with sub.skipped(model, *late):
-            for block, arguments in zip(decoder.layers[start:], seen.arguments[start:], strict=True):
-                stream = block(stream, **arguments)
-        stream = at_targets(stream[:, targets], seen.labels)
-        if late:
-            stream = stream + mlp(norm(stream))
+    # An MLP at the end, after which no attention comes, runs for these alone too: most positions are prompt, or padding.
+    final = sub.sublayers(model)[-1]
+    late = [final] if final.kind == "mlp" and final not in unit else []
+    with sub.skipped(model, *unit, *late):
+        for block, arguments in zip(decoder.layers[start:], seen.arguments[start:], strict=True):
+            stream = block(stream, **arguments)
+    stream = at_targets(stream[:, targets], seen.labels)
+    for one in late:
+        norm, mlp = (getattr(decoder.layers[one.block], part) for part in sub.PARTS[one.kind])
+        stream = stream + mlp(norm(stream))
     return question_scores(model.get_output_embeddings()(decoder.norm(stream)), seen.labels, seen.teacher)
 
 
