@@ -47,6 +47,7 @@ def main() -> None:
     check_choice("EVIDENCE", EVIDENCE, evidence.MODES)
     runs.run_directory(RESULTS_DIR, RUN)  # refuses a name before a base model is converted
     models.quiet_libraries()
+    datasets.disable_progress_bars()
     found = examples.load_dataset(DATA_DIR, SEED)
     print(f"data: {found.source}")
     train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
