@@ -318,6 +318,9 @@ def _differing(directory: Path, record: dict) -> list[str]:
     # A constant that an older run did not have had the script's default; one that a script lost decides nothing.
     earlier, now = (before | DEFAULTS | before["settings"]), (record | DEFAULTS | record["settings"])
     deciding = {*DEFAULTS, *record["settings"]} - {*LOCATIONS, *RECORD_KEEPING}
+    merged = directory / "merged" / "train_metrics.json"
+    if not merged.exists() or read_json(merged).get("merged_into") == now.get("MERGE_INTO"):
+        deciding.discard("MERGE_INTO")  # an adapter may be merged later, in any way
     facts = [name for name in record if name != "settings" and (name != "prepared" or name in before)]  # older: without
     return [
         f"{name} {earlier.get(name)!r} -> {now.get(name)!r}"

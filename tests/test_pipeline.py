@@ -148,6 +148,19 @@ def test_a_merge_that_fails_costs_no_training(pipeline, monkeypatch):
     shutil.rmtree(directory)
 
 
+def test_an_adapter_may_be_merged_later_and_then_in_no_other_way(pipeline):
+    directory, again = pipeline[0] / "merged_later", (*TRAIN, "--RUN=merged_later")
+    assert run_in_process(*again, "--MERGE_INTO=None", **pipeline[1]).returncode == 0
+    trained = (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    done, twice = (run_in_process(*again, "--MERGE_INTO=original", **pipeline[1]) for _ in range(2))
+    assert done.returncode == 0 and "into the original weights" in done.stdout, done.stderr
+    assert twice.returncode == 0 and "finished already" in twice.stdout and "merged into" not in twice.stdout
+    assert (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
+    refused = run_in_process(*again, "--MERGE_INTO=dequantized", **pipeline[1])
+    assert refused.returncode == 2 and "MERGE_INTO" in refused.stderr
+    shutil.rmtree(directory)
+
+
 def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):
     results, environment = pipeline
     step = training.TargetTrainer.training_step
