@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def check_test_split(directory: Path, found: examples.Dataset) -> None:
-    """Raise UserError where a finished run holds another test split; no training depends on it, so no run's identity."""
+    """Raise UserError where a finished run holds another test split, which is no part of a run's identity."""
     before = runs.read_json(directory / "data_report.json").get("test_fingerprint")
     if before and found.test not in (None, before):
         raise UserError(f"test.json has changed since {directory}/ was made of it: remove that folder to read it again")

@@ -99,7 +99,7 @@ def scores_without(model, unit: Unit, seen: Trace, patch: Patch | None = None) -
         stream = stream + F.linear(seen.inputs[patch.before], patch.added.to(stream.device))
     start = first.block if first.kind == "attention" else first.block + 1
     targets = slice(-seen.labels.shape[1] - 1, -1)
-    # An MLP at the end, after which no attention comes, runs for these alone too: most positions are prompt, or padding.
+    # An MLP at the end, which no attention follows, runs for these alone too: most positions are prompt, or padding.
     final = sub.sublayers(model)[-1]
     late = [final] if final.kind == "mlp" and final not in unit else []
     with sub.skipped(model, *unit, *late):
