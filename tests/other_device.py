@@ -5,7 +5,9 @@ until the process ends. An argument names a part of the batch that is left on th
 """
 
 import functools
+import os
 import sys
+import traceback
 
 import torch
 from depth_models import CONFIGS
@@ -64,7 +66,8 @@ def learn(model, teacher, batch):
     Recovery(1.0, 0.3, 1.0, 2.0, teaching).loss(model, batch).backward()
 
 
-for family in CONFIGS:
+def check(family):
+    """Every step with the models of a family."""
     with FakeTensorMode():
         batch = {name: part.to("other") for name, part in simulation.batch_of(2, 20, 5).items()}
         batch |= {name: batch[name].to("cpu") for name in sys.argv[1:]}
@@ -84,3 +87,15 @@ for family in CONFIGS:
         adapted = make_model(family, ("default", ADAPTER))
         widen(adapted, 8)
         learn(adapted, SharedTeacher(adapted, sub.remove(adapted, *sub.units(adapted, "block")[1]), ADAPTER), batch)
+
+
+try:
+    for name in CONFIGS:
+        check(name)
+    status = 0
+except Exception:
+    traceback.print_exc()
+    status = 1
+# Torch's thread for the gradients of a made-up device now and then ends a process that ends by itself with an abort.
+sys.stderr.flush()
+os._exit(status)
