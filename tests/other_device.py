@@ -93,7 +93,7 @@ try:
     for name in CONFIGS:
         check(name)
     status = 0
-except Exception:
+except Exception:  # of any kind: the test reads what it says
     traceback.print_exc()
     status = 1
 # Torch's thread for the gradients of a made-up device now and then ends a process that ends by itself with an abort.

@@ -186,8 +186,8 @@ def read_page(path: Path, question: str) -> Example:
                 raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
             if longer := [row for row in page["table"] if len(row) > len(page["table"][0])]:
                 raise UserError(
-                    f"PAGE = {path}: a row has more cells than the header ({','.join(longer[0])[:60]}): write numbers "
-                    "without thousands separators, or in quotes"
+                    f"PAGE = {path}: a row has more cells than the first, the header ({','.join(longer[0])[:60]}): put "
+                    "numbers with commas in quotes"
                 )
         else:
             page = json.loads(path.read_bytes())
