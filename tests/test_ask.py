@@ -114,7 +114,7 @@ def test_a_model_answers_where_nothing_stands_in_for_it(asked):
         (("--ASK=a?", "--PAGE={}/page.csv"), 'a,"b\n', "cannot be read"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "millions;2023\npumps;84,2\n", "its header is one cell: separate"),
         (("--ASK=a?", "--PAGE={}/page.csv"), 'in millions,2023\npumps,"84,2"\n', "would be read without its comma"),
-        (("--ASK=a?", "--PAGE={}/page.csv"), "millions,2023\npumps,1,234\n", "than the first, the header (pumps,1,234)"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "millions,2023\npumps,1,234\n", "the first, the header (pumps,1,234)"),
         (("--ASK=a?", "--RUN=nothing"), None, "'nothing' does not exist"),
     ],
 )
