@@ -234,9 +234,9 @@ def first_page(data_run: str, data: dict) -> examples.Example:
     directory = examples.SYNTHETIC if data["data"]["source"] == examples.SYNTHETIC else DATA_DIR
     # calibration is carved out of train
     name = SPLIT if SPLIT in examples.SPLITS else "train"
-    found = examples.load_dataset(directory, data["settings"]["SEED"], (name,)).splits[name]
+    pages = examples.load_dataset(directory, data["settings"]["SEED"], (name,)).splits[name]
     first, table = split[0]["id"], json.loads(split[0]["table"])
-    page = next((example for example in found if example.id == first and example.table == table), None)
+    page = next((example for example in pages if example.id == first and example.table == table), None)
     if page is None:
         raise UserError(
             f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"

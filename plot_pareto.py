@@ -32,13 +32,13 @@ from fincompress.report import charts, rows, tables, verdict
 def main() -> None:
     for split in SPLITS or [""]:
         check_choice("SPLITS", split, ("dev", "test"))
-    found, left_out = rows.read_rows(RESULTS_DIR, SPLITS)
+    evaluated, left_out = rows.read_rows(RESULTS_DIR, SPLITS)
     for line in left_out:
         print(f"left out: {line}")
-    if not found:
+    if not evaluated:
         raise UserError(f"no run in {RESULTS_DIR}/ is evaluated on {' or '.join(SPLITS)}: run evaluate.py first")
     root = Path(RESULTS_DIR)
-    sections = rows.make_sections(found)
+    sections = rows.make_sections(evaluated)
     judged = [(section, verdict.judge(section, EQUAL_WITHIN)) for section in sections]
     readme = new_readme(judged)  # what can be wrong with it shows before anything is written
     for number, section in enumerate(sections, start=1):
@@ -54,8 +54,8 @@ def main() -> None:
         if pairs:
             print("\n" + verdict.table(pairs).plain())
         print("\n" + verdict.sentence(pairs))
-    more = f", and the results in {README}" if readme else ""
-    print(f"\nwrote results.csv, verdict.md and the figures that it shows in {root}/{more}")
+    suffix = f", and the results in {README}" if readme else ""
+    print(f"\nwrote results.csv, verdict.md and the figures that it shows in {root}/{suffix}")
 
 
 def figure(name: str, number: int) -> str:

@@ -48,10 +48,10 @@ def main() -> None:
     models.quiet_libraries()
     config = models.base_config(BASE_MODEL, RESULTS_DIR)
     peaks = print_memory(config)
-    found = {"base_model": BASE_MODEL, "memory": peaks, "hours": print_hours(config, peaks)}
+    summary = {"base_model": BASE_MODEL, "memory": peaks, "hours": print_hours(config, peaks)}
     if LARGEST:
-        found["largest"] = print_largest(config)
-    print(json.dumps(found))
+        summary["largest"] = print_largest(config)
+    print(json.dumps(summary))
 
 
 def check_settings() -> None:
@@ -84,10 +84,10 @@ def print_hours(config, peaks: list[dict]) -> list[dict]:
     print(f"\n{of:<46}" + "".join(f"{card:>10}" for card in CARDS))
     rows = []
     for phase, costs in phases(config, 1, MEAN_TOKENS).items():
-        found, row = costs("cuda"), {"phase": phase}
+        step, row = costs("cuda"), {"phase": phase}
         for card, (room, tflops, gb_per_s) in CARDS.items():
-            hours = EXAMPLES * found.seconds(tflops, gb_per_s, OPERATOR_US / 1e6) / 3600
-            row[card] = round(hours, 1) if max(needed[phase], with_context(found, "cuda")) <= room else None
+            hours = EXAMPLES * step.seconds(tflops, gb_per_s, OPERATOR_US / 1e6) / 3600
+            row[card] = round(hours, 1) if max(needed[phase], with_context(step, "cuda")) <= room else None
         print(f"{phase:<46}" + "".join(f"{'-' if row[card] is None else row[card]:>10}" for card in CARDS), flush=True)
         rows.append(row)
     return rows

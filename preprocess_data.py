@@ -48,32 +48,32 @@ def main() -> None:
     runs.run_directory(RESULTS_DIR, RUN)  # refuses a name before a base model is converted
     models.quiet_libraries()
     datasets.disable_progress_bars()
-    found = examples.load_dataset(DATA_DIR, SEED)
-    print(f"data: {found.source}")
-    train, calibration = examples.carve_calibration(found.splits["train"], CALIBRATION_EXAMPLES, SEED)
+    dataset = examples.load_dataset(DATA_DIR, SEED)
+    print(f"data: {dataset.source}")
+    train, calibration = examples.carve_calibration(dataset.splits["train"], CALIBRATION_EXAMPLES, SEED)
     tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
-    facts = {"base_model": BASE_MODEL, "data": {"source": found.source, "fingerprint": found.fingerprint}}
+    facts = {"base_model": BASE_MODEL, "data": {"source": dataset.source, "fingerprint": dataset.fingerprint}}
     extra, extra_report = tatqa.load(EXTRA_DATA_DIR) if EXTRA_DATA_DIR else ([], None)
     facts["extra"] = {name: extra_report[name] for name in ("source", "fingerprint")} if extra else None
     train = train[:TRAIN_EXAMPLES] + extra
     made = from_pages.make(train, PAGE_QUESTIONS, SEED)
     splits = {"train": train + made, "calibration": calibration}
-    splits |= {name: found.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in found.splits}
+    splits |= {name: dataset.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in dataset.splits}
     examples.check_pages_disjoint(splits)
     check_prompts_fit(splits, tokenizer)
     directory = runs.start_run(
         RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json", resumes=False
     )
     if directory is None:
-        check_test_split(runs.run_directory(RESULTS_DIR, RUN), found)
+        check_test_split(runs.run_directory(RESULTS_DIR, RUN), dataset)
         return
     report = {
-        "source": found.source,
-        "skipped": found.skipped,
+        "source": dataset.source,
+        "skipped": dataset.skipped,
         "extra": extra_report,
         "made_from_pages": len(made),
-        "test_fingerprint": found.test,
-        "missing_splits": [split for split in examples.SPLITS if split not in found.splits],
+        "test_fingerprint": dataset.test,
+        "missing_splits": [split for split in examples.SPLITS if split not in dataset.splits],
         "calibration_ids": [example.id for example in calibration],
         "splits": {},
     }
@@ -87,18 +87,18 @@ def main() -> None:
     print(f"wrote {directory}/: {', '.join(splits)}, data_report.json, settings.json")
 
 
-def check_test_split(directory: Path, found: examples.Dataset) -> None:
+def check_test_split(directory: Path, dataset: examples.Dataset) -> None:
     """Raise UserError where a finished run holds another test split, which is no part of a run's identity."""
     before = runs.read_json(directory / "data_report.json").get("test_fingerprint")
-    if before and found.test not in (None, before):
+    if before and dataset.test not in (None, before):
         raise UserError(f"test.json has changed since {directory}/ was made of it: remove that folder to read it again")
 
 
 def check_prompts_fit(splits: dict[str, list[examples.Example]], tokenizer) -> None:
     """Raise UserError where what is never cut of a prompt is longer than MAX_PROMPT_TOKENS."""
-    found = [example for split in splits.values() for example in split]
-    tokens = [len(ids) for ids in tokenizer([prompts.shortest_prompt(example) for example in found]).input_ids]
-    longest, example = max(zip(tokens, found, strict=True), key=lambda pair: pair[0])
+    all_examples = [example for split in splits.values() for example in split]
+    tokens = [len(ids) for ids in tokenizer([prompts.shortest_prompt(example) for example in all_examples]).input_ids]
+    longest, example = max(zip(tokens, all_examples, strict=True), key=lambda pair: pair[0])
     if longest > MAX_PROMPT_TOKENS:
         raise UserError(
             f"MAX_PROMPT_TOKENS = {MAX_PROMPT_TOKENS}: question and table header of {example.id}, which are never cut, "

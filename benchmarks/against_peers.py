@@ -101,19 +101,19 @@ def main() -> None:
     card, device = rounds.probe(), models.pick_device()
     dtype, reason = models.pick_dtype(device)
     print(f"{device.type}, {reason}; ceiling {card['tflops']:.2f} TFLOP/s, {card['bandwidth_gb_per_s']:.1f} GB/s")
-    found, load = {}, rounds.watch_load()
+    results, load = {}, rounds.watch_load()
     for part in PARTS:
         contestants = (trainings if part == "training" else evaluations)(device, dtype)
         take_turns(contestants, part)
-        found[part] = summary(contestants, part, card)
+        results[part] = summary(contestants, part, card)
         print(f"\n{part}: {ITEMS[part]}/s and how many times as fast the first is, median of {ROUNDS} rounds [range]")
-        table = pd.DataFrame.from_dict(found[part], orient="index", dtype=object).map(shown)
+        table = pd.DataFrame.from_dict(results[part], orient="index", dtype=object).map(shown)
         print(f"{table.to_string()}\n", flush=True)
     share = load()
     if share > record.MAX_LOAD:
         print(f"other jobs took {share:.0%} of the cores: these speeds decide nothing")
     versions = provenance.versions() | {PEERS[part][1]: version(PEERS[part][1]) for part in PARTS}
-    print(json.dumps({**found, "ceiling": {name: card[name] for name in ("tflops", "bandwidth_gb_per_s")},
+    print(json.dumps({**results, "ceiling": {name: card[name] for name in ("tflops", "bandwidth_gb_per_s")},
                       "load": round(share, 3), "code": provenance.code_version(), "versions": versions,
                       "hardware": provenance.hardware()}))  # fmt: skip
 
@@ -133,18 +133,18 @@ def take_turns(contestants: dict[str, Contestant], part: str) -> None:
     """
     order = [(number, name) for number in range(ROUNDS + 1) for name in contestants]
     for number, name in tqdm([*order, (ROUNDS + 1, next(iter(contestants)))], desc=part, unit="turn"):
-        one = contestants[name]
-        with contextlib.nullcontext() if number else counted(one):
-            items, seconds, one.made = one.take()
+        contestant = contestants[name]
+        with contextlib.nullcontext() if number else counted(contestant):
+            items, seconds, contestant.made = contestant.take()
         memory.release_unused()
         if number:
-            one.rates.append(items / seconds)
+            contestant.rates.append(items / seconds)
         else:
-            one.gflop, one.gb = one.gflop / items, one.gb / items
+            contestant.gflop, contestant.gb = contestant.gflop / items, contestant.gb / items
 
 
 @contextlib.contextmanager
-def counted(one: Contestant) -> Iterator[None]:
+def counted(contestant: Contestant) -> Iterator[None]:
     """Count a turn's FLOPs, and the GB of weights that all its passes read."""
     passes = []
 
@@ -158,30 +158,30 @@ def counted(one: Contestant) -> Iterator[None]:
             yield
     finally:
         hook.remove()
-    one.gflop, one.gb = counter.get_total_flops() / 1e9, len(passes) * one.weights_gb
+    contestant.gflop, contestant.gb = counter.get_total_flops() / 1e9, len(passes) * contestant.weights_gb
 
 
-def ratios(first: list[float], other: list[float]) -> list[float]:
-    """How many times as fast the first is, by round: the geometric mean of its turns before and after the other's."""
-    return [(first[i] * first[i + 1]) ** 0.5 / rate for i, rate in enumerate(other)]
+def ratios(first: list[float], peer: list[float]) -> list[float]:
+    """How many times as fast the first is, by round: the geometric mean of its turns before and after the peer's."""
+    return [(first[i] * first[i + 1]) ** 0.5 / rate for i, rate in enumerate(peer)]
 
 
 def summary(contestants: dict[str, Contestant], part: str, card: dict) -> dict[str, dict]:
     """Speeds, ratios, ceiling and what was made, by contestant."""
-    found, (first, *_) = {}, contestants.values()
-    for name, one in contestants.items():
-        seconds = max(one.gflop / (1e3 * card["tflops"]), one.gb / card["bandwidth_gb_per_s"])
-        rate = record.spread(one.rates)
-        found[name] = {
+    rows, (first, *_) = {}, contestants.values()
+    for name, contestant in contestants.items():
+        seconds = max(contestant.gflop / (1e3 * card["tflops"]), contestant.gb / card["bandwidth_gb_per_s"])
+        rate = record.spread(contestant.rates)
+        rows[name] = {
             f"{ITEMS[part]}_per_s": rate,
-            "ratio": record.spread([] if one is first else ratios(first.rates, one.rates)),
-            **compared(first.made, one.made),
-            "gflop": one.gflop,
-            "weights_gb": one.gb,
+            "ratio": record.spread([] if contestant is first else ratios(first.rates, contestant.rates)),
+            **compared(first.made, contestant.made),
+            "gflop": contestant.gflop,
+            "weights_gb": contestant.gb,
             "ceiling_per_s": 1 / seconds,
             "reached": seconds * rate["median"],
         }
-    return found
+    return rows
 
 
 def compared(first: float | list[str], made: float | list[str]) -> dict:
@@ -200,11 +200,11 @@ def shown(value: dict | float | None) -> str:
 
 def trainings(device: torch.device, dtype: torch.dtype) -> dict[str, Contestant]:
     """Three trainers on copies of one model, and on the same examples in the order of this project's sampler."""
-    every, _ = runs.load_processed(RESULTS_DIR, DATA_RUN, "train", BASE_MODEL)
-    if len(every) < EXAMPLES or EXAMPLES % BATCH_SIZE:
-        raise UserError(f"EXAMPLES = {EXAMPLES}: must be a multiple of BATCH_SIZE, and at most {len(every)}")
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(SEED))
-    chosen = every.select(order[:EXAMPLES].tolist())
+    examples, _ = runs.load_processed(RESULTS_DIR, DATA_RUN, "train", BASE_MODEL)
+    if len(examples) < EXAMPLES or EXAMPLES % BATCH_SIZE:
+        raise UserError(f"EXAMPLES = {EXAMPLES}: must be a multiple of BATCH_SIZE, and at most {len(examples)}")
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(SEED))
+    chosen = examples.select(order[:EXAMPLES].tolist())
     if max(chosen["length"]) > TOKENS:
         raise UserError(f"TOKENS = {TOKENS}: an example has {max(chosen['length'])}, and none is cut: raise it")
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR)
@@ -259,16 +259,16 @@ def labelled(row: dict) -> dict[str, list[int]]:
 
 def evaluations(device: torch.device, dtype: torch.dtype) -> dict[str, Contestant]:
     """Three ways to decode the same questions with one model."""
-    every, _ = runs.load_processed(RESULTS_DIR, DATA_RUN, "calibration", BASE_MODEL)
-    if "prompt" not in every.column_names:
+    questions, _ = runs.load_processed(RESULTS_DIR, DATA_RUN, "calibration", BASE_MODEL)
+    if "prompt" not in questions.column_names:
         raise UserError("the harness needs a data run that keeps the prompts: run preprocess_data.py again")
-    chosen = every.select(range(min(QUESTIONS, len(every))))
+    chosen = questions.select(range(min(QUESTIONS, len(questions))))
     untuned = runs.is_untuned(RUN)
     path = models.base_model_path(BASE_MODEL, RESULTS_DIR) if untuned else models.dense_checkpoint(RUN, RESULTS_DIR)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype)
 
     def ours() -> list[str]:
-        return [one["output"] for one in generation.generate(model, tokenizer, chosen, QUESTIONS, MAX_NEW_TOKENS)]
+        return [row["output"] for row in generation.generate(model, tokenizer, chosen, QUESTIONS, MAX_NEW_TOKENS)]
 
     @torch.inference_mode()
     def one_at_a_time() -> list[str]:
@@ -298,8 +298,8 @@ def through_the_harness(model, path: str) -> Callable[[], list[str]]:
 
     data = runs.run_directory(RESULTS_DIR, DATA_RUN).resolve()
     folder = Path(__file__).resolve().parents[1] / "lm_eval_tasks"
-    told = {"data": str(data), "split": "calibration"}
-    manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=told)
+    metadata = {"data": str(data), "split": "calibration"}
+    manager = TaskManager(include_path=str(folder), include_defaults=False, metadata=metadata)
     task = manager.load("finqa_program")["tasks"]["finqa_program"]
     task.config.generation_kwargs["max_gen_toks"] = MAX_NEW_TOKENS
     task.build_all_requests(limit=QUESTIONS, rank=0, world_size=1)

@@ -45,18 +45,18 @@ RIGHT, *WRONG = KINDS = (
 def main() -> None:
     if not RUNS:
         raise UserError("RUNS is empty: name a run that evaluate.py has scored")
-    found = {run: kinds_of(run) for run in RUNS}
-    first = found[RUNS[0]]
-    for run, kinds in found.items():
+    by_run = {run: kinds_of(run) for run in RUNS}
+    first = by_run[RUNS[0]]
+    for run, kinds in by_run.items():
         if kinds.keys() != first.keys():
             raise UserError(f"{run} and {RUNS[0]} were not evaluated on the same questions")
     print(f"{len(first)} questions of {SPLIT}; of each kind, % of all questions")
-    print(pd.DataFrame({run: shares(kinds) for run, kinds in found.items()}).to_string(float_format="{:.1f}".format))
-    compared = {run: against(kinds, first) for run, kinds in found.items() if run != RUNS[0]}
+    print(pd.DataFrame({run: shares(kinds) for run, kinds in by_run.items()}).to_string(float_format="{:.1f}".format))
+    compared = {run: against(kinds, first) for run, kinds in by_run.items() if run != RUNS[0]}
     if compared:
         print(f"\npoints to {RUNS[0]}, 95 % intervals, paired; what was right there and is wrong now")
         print(pd.DataFrame(compared).to_string())
-    print(json.dumps({"split": SPLIT, "questions": len(first), "shares": {run: shares(k) for run, k in found.items()},
+    print(json.dumps({"split": SPLIT, "questions": len(first), "shares": {run: shares(k) for run, k in by_run.items()},
                       "compared": compared}))  # fmt: skip
 
 
@@ -96,21 +96,21 @@ def figures(text: str) -> tuple:
 
 def shares(kinds: dict[str, str]) -> dict[str, float]:
     """Per cent of the questions by kind."""
-    return {name: 100 * sum(one == name for one in kinds.values()) / len(kinds) for name in KINDS}
+    return {name: 100 * list(kinds.values()).count(name) / len(kinds) for name in KINDS}
 
 
 def against(kinds: dict[str, str], first: dict[str, str]) -> dict[str, str]:
     """Difference of each kind's share to the first run's, and per cent of all questions that were lost, by kind now."""
-    found = {}
+    column = {}
     for name in KINDS:
-        pair = ({question: one == name for question, one in kinds.items()},
+        pair = ({question: kinds[question] == name for question in kinds},
                 {question: first[question] == name for question in kinds})  # fmt: skip
         difference = statistics.compare(*pair)
-        found[name] = percent(difference["difference"], difference["interval"], "+")
-    lost = [kinds[question] for question, one in first.items() if one == RIGHT and kinds[question] != RIGHT]
-    gained = sum(kinds[question] == RIGHT != one for question, one in first.items())
-    found |= {f"lost: {name}": f"{100 * lost.count(name) / len(kinds):.1f}" for name in WRONG}
-    return found | {"lost in all": f"{100 * len(lost) / len(kinds):.1f}", "gained": f"{100 * gained / len(kinds):.1f}"}
+        column[name] = percent(difference["difference"], difference["interval"], "+")
+    lost = [kinds[question] for question, before in first.items() if before == RIGHT and kinds[question] != RIGHT]
+    gained = sum(kinds[question] == RIGHT != before for question, before in first.items())
+    column |= {f"lost: {name}": f"{100 * lost.count(name) / len(kinds):.1f}" for name in WRONG}
+    return column | {"lost in all": f"{100 * len(lost) / len(kinds):.1f}", "gained": f"{100 * gained / len(kinds):.1f}"}
 
 
 if __name__ == "__main__":

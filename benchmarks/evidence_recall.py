@@ -91,9 +91,9 @@ def print_fit(pages: list[examples.Example]) -> None:
         lines = evidence.page_lines(example)
         named = evidence.rows_needed(example)
         asked = evidence.numbers_needed(example.program) - numbers.numbers_in(example.question)
-        found = [numbers.numbers_in(line.text) & asked for line in lines]
-        holders = {number: sum(number in held for held in found) for number in asked}
-        for line, features, held in zip(lines, evidence.line_features(example, lines), found, strict=True):
+        matches = [numbers.numbers_in(line.text) & asked for line in lines]
+        holders = {number: sum(number in held for held in matches) for number in asked}
+        for line, features, held in zip(lines, evidence.line_features(example, lines), matches, strict=True):
             if line.key != evidence.HEADER:  # which is always shown, whatever its score
                 rows.append([features[name] for name in evidence.WEIGHTS])
                 needed.append(bool(held) or line.key in named)

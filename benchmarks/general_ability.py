@@ -55,16 +55,16 @@ def main() -> None:
     for name, path in paths.items():
         model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype)
         verdicts = {task: judge(model, tokenizer, task, questions) for task, questions in tasks.items()}
-        verdicts["all"] = {key: right for found in verdicts.values() for key, right in found.items()}
+        verdicts["all"] = {key: right for flags in verdicts.values() for key, right in flags.items()}
         first = first or verdicts
-        for task, found in verdicts.items():
-            print(f"{name:<22}{task:<34}{row(found, first[task])}", flush=True)
+        for task, flags in verdicts.items():
+            print(f"{name:<22}{task:<34}{row(flags, first[task])}", flush=True)
         del model
 
 
 def read_tasks(archive: Path) -> dict[str, list[dict]]:
     """Of each of TASKS QUESTIONS questions: BIG-bench's ``target_scores`` by option, and the whole ``prompt``."""
-    found: dict[str, list[dict]] = {}
+    tasks: dict[str, list[dict]] = {}
     if not archive.is_file():
         raise UserError(f"ARCHIVE = {archive} is no file: get it by pip download --no-deps bigbench==1.0.0 (358 MB)")
     try:
@@ -74,16 +74,16 @@ def read_tasks(archive: Path) -> dict[str, list[dict]]:
                 if name in TASKS and member.isfile():
                     task = json.load(file.extractfile(member))
                     prompt = f"{task.get('task_prefix', '')}\nQ: ".lstrip()
-                    found[name] = [x | {"prompt": f"{prompt}{x['input'].strip()}\nA:"} for x in task["examples"]]
-                if len(found) == len(set(TASKS)):
+                    tasks[name] = [x | {"prompt": f"{prompt}{x['input'].strip()}\nA:"} for x in task["examples"]]
+                if len(tasks) == len(set(TASKS)):
                     break
     except (OSError, EOFError, ValueError, KeyError, tarfile.TarError, zlib.error) as error:
         raise UserError(f"ARCHIVE = {archive} is not BIG-bench's source archive: {error}") from None
     for task in TASKS:
-        if not all("target_scores" in example for example in found.get(task, [{}])):
+        if not all("target_scores" in example for example in tasks.get(task, [{}])):
             raise UserError(f"TASKS: {archive} has no multiple-choice task {task!r}")
     draw = random.Random(SEED)
-    return {task: draw.sample(found[task], min(QUESTIONS, len(found[task]))) for task in TASKS}
+    return {task: draw.sample(tasks[task], min(QUESTIONS, len(tasks[task]))) for task in TASKS}
 
 
 def judge(model, tokenizer, task: str, questions: list[dict]) -> dict[str, bool]:
@@ -112,14 +112,14 @@ def log_likelihoods(model, tokenizer, prompt: str, options: list[str]) -> list[f
     return [float(row[: len(end)].sum()) for row, end in zip(chosen, ends, strict=True)]
 
 
-def row(found: dict[str, bool], first: dict[str, bool]) -> str:
+def row(flags: dict[str, bool], first: dict[str, bool]) -> str:
     """Accuracy of a task, and its difference to the first run's."""
-    right = scoring.accuracy([*found.values()])
+    right = scoring.accuracy([*flags.values()])
     low, high = right["interval"]
     text = f"{100 * right['accuracy']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    if found is first:
+    if flags is first:
         return text
-    difference = statistics.compare(found, first)
+    difference = statistics.compare(flags, first)
     low, high = difference["interval"]
     return f"{text:<20}{100 * difference['difference']:+6.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 

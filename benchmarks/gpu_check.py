@@ -31,18 +31,18 @@ def main() -> None:
     rows += [decoded(path) for path in runs.records(RESULTS_DIR, "throughput_*.json")]
     print("\n" + pd.DataFrame(rows).to_string(index=False, na_rep="", float_format="{:.2f}".format))
     model = runs.read_json(Path(RESULTS_DIR) / "qlora_4bit" / "settings.json")["base_model"]
-    said = [confirmed(row) for row in rows if row["phase"].startswith("train ")] if model == LLAMA else []
-    print(f"\nREADME, Llama-2-7B on {VRAM_CAP_GB:g} GB:", *(said or [f"- nothing: this was {model}"]), sep="\n")
+    sentences = [confirmed(row) for row in rows if row["phase"].startswith("train ")] if model == LLAMA else []
+    print(f"\nREADME, Llama-2-7B on {VRAM_CAP_GB:g} GB:", *(sentences or [f"- nothing: this was {model}"]), sep="\n")
     path = Path(RESULTS_DIR) / "gpu_check.json"
-    found = {"base_model": model, "rows": rows, "readme": said, "cap_gb": VRAM_CAP_GB}
-    runs.write_json(path, found | provenance.provenance())
+    record = {"base_model": model, "rows": rows, "readme": sentences, "cap_gb": VRAM_CAP_GB}
+    runs.write_json(path, record | provenance.provenance())
     print(f"wrote {path}")
 
 
 def trained(run: str, name: str) -> dict:
-    found = runs.read_json(runs.finished_run(RESULTS_DIR, run, "train_metrics.json") / "train_metrics.json")
-    rate, peak = found["tokens_seen"] / found["training_seconds"], found["peak_memory_gb"]
-    row = took(f"train {name}", found["predicted_memory_gb"], peak)
+    metrics = runs.read_json(runs.finished_run(RESULTS_DIR, run, "train_metrics.json") / "train_metrics.json")
+    rate, peak = metrics["tokens_seen"] / metrics["training_seconds"], metrics["peak_memory_gb"]
+    row = took(f"train {name}", metrics["predicted_memory_gb"], peak)
     # The cap bounds what is reserved; only the card itself says what CUDA's context takes beside it.
     used = peak.get("vram_used", 0.0) - USED_BEFORE_MIB * 2**20 / 1e9
     return row | {"measured GB": max(row["measured GB"], used), "tokens/s": rate}
@@ -50,19 +50,19 @@ def trained(run: str, name: str) -> dict:
 
 def quantized(run: str) -> dict:
     folder = runs.finished_run(RESULTS_DIR, run)
-    found, settings = (runs.read_json(folder / name) for name in ("quantize_metrics.json", "settings.json"))
+    metrics, settings = (runs.read_json(folder / name) for name in ("quantize_metrics.json", "settings.json"))
     config, texts = models.read_config(str(folder)), settings["settings"]["CALIBRATION_EXAMPLES"]
-    tokens = found["calibration_tokens"] // texts
+    tokens = metrics["calibration_tokens"] // texts
     predicted = simulation.quantizing(config, tokens, texts).gb
-    phase = f"GPTQ, {found['quantization_seconds'] / config.num_hidden_layers:.0f} s a block"
-    return took(phase, predicted, found["peak_memory_gb"]) | {"kernel": found["kernel"] or "none"}
+    phase = f"GPTQ, {metrics['quantization_seconds'] / config.num_hidden_layers:.0f} s a block"
+    return took(phase, predicted, metrics["peak_memory_gb"]) | {"kernel": metrics["kernel"] or "none"}
 
 
 def decoded(path: Path) -> dict:
-    found = runs.read_json(path)
-    memory_gb, rate = found["memory_gb"], found["decode"]["1"]["tokens_per_s"]["median"]
-    row = took(f"decode {found['run']}", memory_gb["predicted"], memory_gb["batch 1"])
-    return row | {"tokens/s": rate, "kernel": found["kernel"]}
+    record = runs.read_json(path)
+    memory_gb, rate = record["memory_gb"], record["decode"]["1"]["tokens_per_s"]["median"]
+    row = took(f"decode {record['run']}", memory_gb["predicted"], memory_gb["batch 1"])
+    return row | {"tokens/s": rate, "kernel": record["kernel"]}
 
 
 def took(phase: str, predicted_gb: float, peak: dict) -> dict:
@@ -79,8 +79,8 @@ def confirmed(row: dict) -> str:
     """Whether a training stayed below the cap, and how far from what was predicted."""
     holds = "holds" if row["measured GB"] <= VRAM_CAP_GB else "DOES NOT HOLD"
     apart = row["measured GB"] / row["predicted GB"] - 1
-    said = f"{holds}, {row['measured GB']:.1f} GB, {apart:+.0%} of the prediction"
-    return f"- {row['phase']} within {VRAM_CAP_GB:g} GB: {said}"
+    verdict = f"{holds}, {row['measured GB']:.1f} GB, {apart:+.0%} of the prediction"
+    return f"- {row['phase']} within {VRAM_CAP_GB:g} GB: {verdict}"
 
 
 if __name__ == "__main__":

@@ -73,16 +73,16 @@ def main() -> None:
     for case in CASES:
         try:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                found = process.submit(measure, case, SETTINGS).result()
+                row = process.submit(measure, case, SETTINGS).result()
         except BrokenExecutor:
             raise UserError(f"{case} failed: its process was killed, as when memory runs out") from None
         line = f"{case:<14}"
         for unit in ("gb", "s"):
-            if f"measured_{unit}" in found:
-                predicted, measured = found[f"predicted_{unit}"], found[f"measured_{unit}"]
+            if f"measured_{unit}" in row:
+                predicted, measured = row[f"predicted_{unit}"], row[f"measured_{unit}"]
                 line += f"{predicted:>13.3f}{measured:>13.3f}{predicted / measured - 1:>+8.1%}"
         print(line, flush=True)
-        rows.append({"case": case, **found})
+        rows.append({"case": case, **row})
     print(json.dumps({"base_model": BASE_MODEL, "rows": rows}))
 
 
@@ -134,10 +134,10 @@ def measure(case: str, constants: dict) -> dict[str, float]:
         predicted = simulation.decoding(config, 1, CONTEXT, **options)
         cache, ids = DynamicCache(), torch.zeros(1, CONTEXT, dtype=torch.long, device=device)
         with torch.no_grad():
-            for given in (ids, ids[:, :1]):
-                model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    found = memory.peak_memory_gb()
-    row = {"predicted_gb": predicted.gb, "measured_gb": found.get("vram_allocated", memory.peak_rss_gb() - before)}
+            for input_ids in (ids, ids[:, :1]):
+                model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    peak = memory.peak_memory_gb()
+    row = {"predicted_gb": predicted.gb, "measured_gb": peak.get("vram_allocated", memory.peak_rss_gb() - before)}
     if seconds is None:
         return row
     return row | {"predicted_s": predicted.seconds(card["tflops"], card["bandwidth_gb_per_s"]), "measured_s": seconds}
@@ -154,8 +154,8 @@ def quantize(config, tokenizer, device: torch.device) -> float:
 
             def watch() -> None:
                 while not done.wait(0.005):
-                    found = psutil.Process().memory_info()
-                    self.rss = max(self.rss, (found.rss - found.shared) / 1e9)
+                    used = psutil.Process().memory_info()
+                    self.rss = max(self.rss, (used.rss - used.shared) / 1e9)
 
             memory.reset_peak()
             watching = threading.Thread(target=watch)
@@ -169,14 +169,14 @@ def quantize(config, tokenizer, device: torch.device) -> float:
 
     method, texts = Watched(), torch.randint(3, 259, (TEXTS, TOKENS)).tolist()
     with tempfile.TemporaryDirectory() as folder:
-        for one in (models.shape_config("shape:tiny"), repack.shortened_config(config, 2)):
-            source, target = (Path(folder, f"{part}-{one.hidden_size}") for part in ("source", "quantized"))
-            model = AutoModelForCausalLM.from_config(one, dtype=torch.bfloat16)
+        for shape in (models.shape_config("shape:tiny"), repack.shortened_config(config, 2)):
+            source, target = (Path(folder, f"{part}-{shape.hidden_size}") for part in ("source", "quantized"))
+            model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
             models.write_checkpoint(source, model, tokenizer, model.dtype)
             del model
             memory.release_unused()
             held = psutil.Process().memory_info()
-            recipe = method.fit(quantization.Recipe(batch_size=BATCH_SIZE), one)
+            recipe = method.fit(quantization.Recipe(batch_size=BATCH_SIZE), shape)
             method.quantize(source, target, texts, recipe, device, Path(folder, "log"))
     return method.peak.get("vram_allocated", method.rss - (held.rss - held.shared) / 1e9)
 
@@ -184,7 +184,7 @@ def quantize(config, tokenizer, device: torch.device) -> float:
 def blocks_in_float32(model) -> None:
     """As SAPLING trains all weights of the blocks."""
     model.requires_grad_(False)
-    for parameter in [p for one in sub.sublayers(model) for p in sub.parameters(model, one)]:
+    for parameter in [p for sublayer in sub.sublayers(model) for p in sub.parameters(model, sublayer)]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()
     memory.release_files(model)

@@ -76,14 +76,14 @@ def is_finished(folder: Path) -> bool:
 def publish(source: Path, target: Path) -> int:
     """Copy the records of one folder; the number of files."""
     target.mkdir(parents=True, exist_ok=True)
-    found = [path for pattern in RECORDS for path in sorted(source.glob(pattern))]
-    for path in found:
+    records = [path for pattern in RECORDS for path in sorted(source.glob(pattern))]
+    for path in records:
         shutil.copyfile(path, target / path.name)
     predictions = sorted(source.glob("predictions_*.jsonl"))
     for path in predictions:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         runs.write_jsonl(target / path.name, [{name: row[name] for name in VERDICTS if name in row} for row in rows])
-    return len(found) + len(predictions)
+    return len(records) + len(predictions)
 
 
 if __name__ == "__main__":

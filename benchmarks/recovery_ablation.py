@@ -89,8 +89,8 @@ def main() -> None:
             settings |= {"DROP_UNIT": "sublayer", "HEAL_AT": [2 * left for left in HEAL_AT]}
         settings |= VARIANTS[name]
         heal(settings, dropped)
-        found = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")
-        for row in found["healed"]:
+        metrics = runs.read_json(Path(RESULTS_DIR) / settings["RUN"] / "train_metrics.json")
+        for row in metrics["healed"]:
             scores = f"exact {row['calibration_exact']:.3f}, NLL {row['calibration_nll']:.3f}"
             cost = f"{row['examples_seen']} examples, {row['training_seconds'] / 60:.1f} min"
             print(f"{name}, {row['units_left']} left: {scores}, {cost}", flush=True)

@@ -167,7 +167,7 @@ def try_wrong_inputs(good: Path, cases: list[Case]):
         if case.file:
             damage(results / case.file, case.damage)
         before = contents(results)
-        fresh = () if case.script in LAST or any("--RUN=" in one for one in case.arguments) else ("--RUN=fresh",)
+        fresh = () if case.script in LAST or any("--RUN=" in text for text in case.arguments) else ("--RUN=fresh",)
         if case.script == "evaluate.py":  # another run's name is no new run there
             fresh = ("--RUN=base_fresh",)
         done = run(results, *COMMANDS[case.script], *fresh, *case.arguments)
@@ -231,7 +231,7 @@ def outcome(folder: Path) -> dict[str, str]:
 
 def try_programs(draw: random.Random, count: int):
     """Execute mutated programs; yields those that raise or take longer than a second."""
-    examples = [one for split in ("train", "dev") for one in synthetic.generate(split, 200)]
+    examples = [example for split in ("train", "dev") for example in synthetic.generate(split, 200)]
     pieces = ["(", ")", ",", "#0", "#9", "const_1", "const_m1", "1e308", "-0", "%", "nan", "\ud800", "table_max(",
               "exp(", "divide(", "none", "9" * 400, " "]  # fmt: skip
     ends: Counter = Counter()

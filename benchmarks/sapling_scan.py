@@ -74,11 +74,11 @@ def main() -> None:
     plain_seconds, _ = timed(lambda: scan(model, units, few, cached=False)[0])
     early_seconds, _ = timed(lambda: scan(model, units, batches, drops=DROPS)[0])
     whole = plain_seconds * len(order) / seen
-    ratio, each = whole / early_seconds, plain_seconds / seen
+    ratio, per_question = whole / early_seconds, plain_seconds / seen
     print(
         f"early   {early_seconds:6.1f} s for {len(units)} units on {len(order)} questions: {ratio:.1f} times", end=" "
     )
-    print(f"faster than plain ({whole:.0f} s at {each:.2f} s a question)", flush=True)
+    print(f"faster than plain ({whole:.0f} s at {per_question:.2f} s a question)", flush=True)
 
     agreed = within = replays = served = shared = 0
     earlier: dict[int, dict] = {order: {} for order in range(ORDERS)}  # what each replay of the last depth found
@@ -90,12 +90,12 @@ def main() -> None:
         choices = drops(exact, whole_score.questions)
         choice = choices[0]
         for seed in range(ORDERS):
-            found, earlier[seed] = replay(exact, whole_score, seed, earlier[seed])
+            picked, earlier[seed] = replay(exact, whole_score, seed, earlier[seed])
             replays += 1
-            agreed += found[0].unit == choice.unit
-            within += within_error(found[0], choice)
-            served += len(found) == DROPS
-            shared += len({one.unit for one in found} & {one.unit for one in choices})
+            agreed += picked[0].unit == choice.unit
+            within += within_error(picked[0], choice)
+            served += len(picked) == DROPS
+            shared += len({score.unit for score in picked} & {score.unit for score in choices})
         print(
             f"{len(units)} units: exact scan {seconds:.0f} s, drops {sub.unit_name(choice.unit)}; so far "
             f"{agreed} of {replays} replays pick the same, {within} the same or one within a standard error; {served} "
@@ -107,8 +107,8 @@ def main() -> None:
 
 def timed(work):
     began = time.perf_counter()
-    found = work()
-    return time.perf_counter() - began, found
+    result = work()
+    return time.perf_counter() - began, result
 
 
 def replay(exact: list[Score], whole: Score, seed: int, earlier: dict) -> tuple[list[Score], dict]:
@@ -128,17 +128,17 @@ def replay(exact: list[Score], whole: Score, seed: int, earlier: dict) -> tuple[
     seen = {
         unit: float(score.nll.mean() - whole.nll[order[: score.questions]].mean()) for unit, score in scores.items()
     }
-    return [full[one.unit] for one in drops(list(scores.values()), whole.questions)], seen
+    return [full[score.unit] for score in drops(list(scores.values()), whole.questions)], seen
 
 
 def drops(scores: list[Score], questions: int) -> list[Score]:
     """The DROPS units that a run drops by these scores, in order; fewer where no other saw all questions."""
-    found: list[Score] = []
+    dropped: list[Score] = []
     left = [score for score in scores if score.questions == questions]
-    while left and len(found) < DROPS:
-        found.append(choose(left)[0])
-        left = [score for score in left if not set(score.unit) & set(found[-1].unit)]
-    return found
+    while left and len(dropped) < DROPS:
+        dropped.append(choose(left)[0])
+        left = [score for score in left if not set(score.unit) & set(dropped[-1].unit)]
+    return dropped
 
 
 def within_error(picked: Score, choice: Score) -> bool:

@@ -35,12 +35,12 @@ from fincompress.report.tables import percent
 def main() -> None:
     if not ONE or not OTHER:
         raise UserError("ONE and OTHER are lists of runs: name at least one run in each")
-    found = {row.run: row for row in rows.read_rows(RESULTS_DIR, [SPLIT])[0]}
-    if missing := [run for run in ONE + OTHER if run not in found]:
+    evaluated = {row.run: row for row in rows.read_rows(RESULTS_DIR, [SPLIT])[0]}
+    if missing := [run for run in ONE + OTHER if run not in evaluated]:
         raise UserError(f"{', '.join(missing)}: not evaluated on {SPLIT} in {RESULTS_DIR}/")
-    if len({rows.key(found[run]) for run in ONE + OTHER}) > 1:
+    if len({rows.key(evaluated[run]) for run in ONE + OTHER}) > 1:
         raise UserError("these runs were not asked the same questions in the same form")
-    verdicts = {run: rows.read_verdicts(found[run]) for run in ONE + OTHER}
+    verdicts = {run: rows.read_verdicts(evaluated[run]) for run in ONE + OTHER}
     if without := [run for run, right in verdicts.items() if right is None]:
         raise UserError(f"{', '.join(without)}: no predictions_{SPLIT}.jsonl, evaluate it again")
     questions = list(verdicts[ONE[0]])

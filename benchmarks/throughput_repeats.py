@@ -32,10 +32,10 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmark_throughput.py"
 def main() -> None:
     calls, minutes, bandwidths = [], [], []
     for number in range(CALLS):
-        told = {"RUNS": RUNS, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
-                "NEW_TOKENS": NEW_TOKENS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
+        overrides = {"RUNS": RUNS, "RESULTS_DIR": RESULTS_DIR, "ROUNDS": ROUNDS,
+                     "NEW_TOKENS": NEW_TOKENS, "BATCH_SIZES": BATCH_SIZES}  # fmt: skip
         clock = runs.Stopwatch()
-        command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in told.items())]
+        command = [sys.executable, SCRIPT, *(f"--{name}={value}" for name, value in overrides.items())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"call {number + 1} of the benchmark failed")
@@ -43,8 +43,8 @@ def main() -> None:
         calls.append(last["runs"])
         bandwidths.append(f"{last['bandwidth_gb_per_s']:.0f}")
         minutes.append(f"{clock.seconds() / 60:.1f}")
-    found = provenance.hardware()
-    print(f"\n{found.get('gpu', found['cpu'])}, {found['cores']} cores; commit {provenance.code_version()}")
+    hardware = provenance.hardware()
+    print(f"\n{hardware.get('gpu', hardware['cpu'])}, {hardware['cores']} cores; commit {provenance.code_version()}")
     print(
         f"{'run':<28}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
     )

@@ -90,16 +90,16 @@ def from_main(function: Callable[[], T]) -> T:
     group = _group()
     if group is None:
         return function()
-    said = [None, None]
+    outcome = [None, None]
     if is_main():
         try:
-            said[0] = function()
+            outcome[0] = function()
         except Exception as error:  # or the others would wait
-            said[1] = error
-    group.broadcast_object_list(said, src=0)
-    if said[1] is not None:
-        raise said[1]
-    return said[0]
+            outcome[1] = error
+    group.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def gather(value: T) -> list[T]:

@@ -53,8 +53,9 @@ def generate(
             batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
             rows = [_cut(row, eos, tokenizer) for row in continued(model, batch, max_new_tokens, stage, options)]
             for place, i in enumerate(indices):
-                found = rows[place * beams : (place + 1) * beams]
-                results[i] = next((row for row in found if accept is None or accept(i, row["output"])), found[0])
+                candidates = rows[place * beams : (place + 1) * beams]
+                accepted = (row for row in candidates if accept is None or accept(i, row["output"]))
+                results[i] = next(accepted, candidates[0])
             bar.update(len(indices))
     gathered = distributed.gather(results)
     return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
@@ -73,15 +74,15 @@ def continued(model, batch: dict, max_new_tokens: int, stage: int, options: dict
     rows: list[list[int]] = [[] for _ in ids]
     left, made = list(range(len(rows))), 0
     while left and made < max_new_tokens:
-        found = model.generate(
+        output = model.generate(
             input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=min(stage, max_new_tokens - made),
             return_dict_in_generate=True, **options,
         )  # fmt: skip
-        new = found.sequences[:, ids.shape[1] :]
+        new = output.sequences[:, ids.shape[1] :]
         for row, tokens in zip(left, new.tolist(), strict=True):
             rows[row] += tokens
         going_on = (new != options["eos_token_id"]).all(dim=1).nonzero()[:, 0].cpu()  # an index for any device
-        cache, ids, made = found.past_key_values, found.sequences[going_on], made + new.shape[1]
+        cache, ids, made = output.past_key_values, output.sequences[going_on], made + new.shape[1]
         cache.batch_select_indices(going_on)
         mask = torch.nn.functional.pad(mask[going_on], (0, new.shape[1]), value=1)
         left = [left[place] for place in going_on.tolist()]

@@ -127,16 +127,16 @@ def stored_bytes(config, precision: str, device: str, dtype: torch.dtype) -> flo
 
 def checkpoint_bytes(directory: Path) -> dict[str, int]:
     """Bytes of the tensors in a folder's files: of ``blocks`` and of ``ends`` (embeddings, last norm, head)."""
-    found = {"blocks": 0, "ends": 0}
+    sizes = {"blocks": 0, "ends": 0}
     for path in Path(directory).glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 tensor = file.get_tensor(name)
-                found["blocks" if ".layers." in name else "ends"] += tensor.nbytes
+                sizes["blocks" if ".layers." in name else "ends"] += tensor.nbytes
     for path in Path(directory).glob("*.gguf"):
         for tensor in GGUFReader(path).tensors:
-            found["blocks" if tensor.name.startswith("blk.") else "ends"] += int(tensor.n_bytes)
-    return found
+            sizes["blocks" if tensor.name.startswith("blk.") else "ends"] += int(tensor.n_bytes)
+    return sizes
 
 
 def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:

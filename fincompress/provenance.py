@@ -43,11 +43,11 @@ def code_version() -> str | None:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the libraries that decide a result."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def hardware() -> dict[str, object]:
@@ -55,31 +55,31 @@ def hardware() -> dict[str, object]:
     import psutil
     import torch
 
-    found: dict[str, object] = {
+    machine: dict[str, object] = {
         "cpu": cpu_name(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
     }
     if distributed.size() > 1:
-        found["processes"] = distributed.size()
+        machine["processes"] = distributed.size()
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name(0)
-        found["vram_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
-    return found
+        machine["gpu"] = torch.cuda.get_device_name(0)
+        machine["vram_gb"] = round(torch.cuda.get_device_properties(0).total_memory / 1e9, 1)
+    return machine
 
 
 def cpu_name() -> str:
     """The processor's name, its generation, which clouds leave out of the name, and its instructions for bf16: they
     decide the compute type, and the speed.
     """
-    found = {"model name": platform.processor() or platform.machine(), "flags": ""}
+    cpuinfo = {"model name": platform.processor() or platform.machine(), "flags": ""}
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        found |= {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    generation = [f"{key.split()[-1]} {found[key]}" for key in ("cpu family", "model") if key in found]
-    special = [flag for flag in BF16_FLAGS if flag in found["flags"].split()] or ["no bf16"]
-    return f"{found['model name']} ({', '.join(generation + special)})"
+        cpuinfo |= {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    generation = [f"{key.split()[-1]} {cpuinfo[key]}" for key in ("cpu family", "model") if key in cpuinfo]
+    special = [flag for flag in BF16_FLAGS if flag in cpuinfo["flags"].split()] or ["no bf16"]
+    return f"{cpuinfo['model name']} ({', '.join(generation + special)})"
 
 
 def fingerprint(*parts: object) -> str:

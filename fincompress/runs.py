@@ -82,8 +82,8 @@ def make_folder(path: Path) -> None:
 
 def check_room(directory: Path, gb: float) -> None:
     """Raise UserError where the disk of a run's folder has not ``gb`` GB free."""
-    there = next(path for path in (directory, *directory.resolve().parents) if path.exists())
-    free = shutil.disk_usage(there).free / 1e9
+    existing = next(path for path in (directory, *directory.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 1e9
     if free < gb:
         raise UserError(
             f"{directory}/ takes {gb:.2f} GB, and its disk has {free:.2f} GB free: free some, or choose another "
@@ -183,27 +183,27 @@ def read_json(path: Path) -> Record:
     """
     path = Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record(values, path))
+        record = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record(values, path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON: {error}") from None
-    if not isinstance(found, Record):
+    if not isinstance(record, Record):
         raise UserError(f"{path} holds no JSON object: it is damaged; remove it")
-    return found
+    return record
 
 
 def readable(results_dir: str, pattern: str, read: Callable = read_json) -> list:
     """What ``read`` gives of every run's record of that name; stderr names the damaged ones, which are left out."""
-    found = []
+    contents = []
     for path in records(results_dir, pattern):
         try:
-            found.append(read(path))
+            contents.append(read(path))
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
         except (KeyError, TypeError, AttributeError) as error:  # a value of another type
             print(f"left out: {path} is damaged ({error!r})", file=sys.stderr)
-    return found
+    return contents
 
 
 def run_directory(results_dir: str, run: str) -> Path:
@@ -230,9 +230,9 @@ def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Pa
     """
     directory = run_directory(results_dir, run)
     if not any(directory.glob(kind)):
-        there = sorted({str(path.parent.relative_to(results_dir)) for path in records(results_dir, kind)})
+        finished = sorted({str(path.parent.relative_to(results_dir)) for path in records(results_dir, kind)})
         state = "is not finished" if directory.exists() else "does not exist"
-        raise UserError(f"run {run!r} {state} in {results_dir}/; finished: {', '.join(there) or 'none'}")
+        raise UserError(f"run {run!r} {state} in {results_dir}/; finished: {', '.join(finished) or 'none'}")
     return directory
 
 
@@ -356,9 +356,9 @@ def records(results_dir: str, pattern: str) -> list[Path]:
     ``results/published``, records of other runs of this repository, is left out unless it is itself what is read;
     hidden folders, which hold what is not finished, always are.
     """
-    found = {path.relative_to(results_dir): path for path in Path(results_dir).rglob(pattern)}
-    unseen = [place for place in found if "published" in place.parts or any(part[0] == "." for part in place.parts)]
-    return sorted(path for place, path in found.items() if place not in unseen)
+    files = {path.relative_to(results_dir): path for path in Path(results_dir).rglob(pattern)}
+    unseen = [place for place in files if "published" in place.parts or any(part[0] == "." for part in place.parts)]
+    return sorted(path for place, path in files.items() if place not in unseen)
 
 
 def accuracy_table(results_dir: str) -> list[dict]:
@@ -370,14 +370,14 @@ def accuracy_table(results_dir: str) -> list[dict]:
     return readable(results_dir, "eval_*.json", read)
 
 
-def accuracy_row(found: dict) -> dict:
+def accuracy_row(evaluation: dict) -> dict:
     """What ``eval_<split>.json`` says of a run, with the columns that keep unlike rows apart."""
-    row = {name: found.get(name) for name in ("run", "base_model")}
-    row |= {"data": found["data"]["source"], "data_fingerprint": found["data"]["fingerprint"]}
-    row |= {name: found.get(name) for name in ("split", "questions", "size_gb")}
-    row["share_of_bytes"] = found.get("share_of_base")
+    row = {name: evaluation.get(name) for name in ("run", "base_model")}
+    row |= {"data": evaluation["data"]["source"], "data_fingerprint": evaluation["data"]["fingerprint"]}
+    row |= {name: evaluation.get(name) for name in ("split", "questions", "size_gb")}
+    row["share_of_bytes"] = evaluation.get("share_of_base")
     for name in ("execution_accuracy", "program_accuracy"):
-        scores = found[name] or {"accuracy": None, "interval": (None, None)}
+        scores = evaluation[name] or {"accuracy": None, "interval": (None, None)}
         row[name] = scores["accuracy"]
         row[f"{name}_low"], row[f"{name}_high"] = scores["interval"]
-    return row | {"invalid": found["invalid"]["accuracy"]}
+    return row | {"invalid": evaluation["invalid"]["accuracy"]}

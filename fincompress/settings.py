@@ -93,8 +93,8 @@ def help_text(namespace: dict, names: list[str]) -> str:
     for name, text in shown.items():
         comment = re.search(rf"^{name}\b(?:(?!^[A-Z])[\s\S])*?  # (.*)$", source, flags=re.MULTILINE)
         lines.append(f"  {text:<{width}}  {comment[1] if comment else ''}")
-    read = f"{', '.join(ENVIRONMENT)} and HF_TOKEN are also read from the environment and from .env, in that order."
-    return "\n".join([*lines, "", read])
+    note = f"{', '.join(ENVIRONMENT)} and HF_TOKEN are also read from the environment and from .env, in that order."
+    return "\n".join([*lines, "", note])
 
 
 def load_environment() -> dict[str, str]:
@@ -103,12 +103,12 @@ def load_environment() -> dict[str, str]:
     The token goes into the process environment alone: it is no constant, so it is in no settings file and no log.
     """
     try:
-        read = dotenv_values(ROOT / ".env")
+        entries = dotenv_values(ROOT / ".env")
     except ValueError:
         raise UserError(f"{ROOT / '.env'} is no text in UTF-8: write it as .env.example is written") from None
-    if None in read.values():
+    if None in entries.values():
         print(".env: a line without = is not read; write NAME=value")  # it may be a token: not shown
-    dotenv = {name: value for name, value in read.items() if value}
+    dotenv = {name: value for name, value in entries.items() if value}
     for name in sorted(dotenv.keys() - {*ENVIRONMENT, *TOKENS}):
         print(f".env: {name} is not read; only {', '.join(ENVIRONMENT)} and HF_TOKEN are")
     tokens = [source[name] for source in (os.environ, dotenv) for name in TOKENS if source.get(name)]
@@ -121,7 +121,7 @@ def find_overrides(
     arguments: list[str], types: dict[str, tuple[type, ...]], dotenv: dict
 ) -> dict[str, tuple[object, str]]:
     """``{name: (value, where it came from)}``; raises UserError on an unknown name or a value that is refused."""
-    found = {
+    overrides = {
         name: (values[name], origin)
         for origin, values in ((".env", dotenv), ("environment", os.environ))
         for name in ENVIRONMENT
@@ -136,8 +136,8 @@ def find_overrides(
             near = difflib.get_close_matches(name.upper(), types, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"there is no constant {name}; {hint}")
-        found[name] = (text, "command line")
-    return {name: (parse_value(name, types[name], text), origin) for name, (text, origin) in found.items()}
+        overrides[name] = (text, "command line")
+    return {name: (parse_value(name, types[name], text), origin) for name, (text, origin) in overrides.items()}
 
 
 def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
@@ -164,11 +164,11 @@ def check_value(name: str, types: tuple[type, ...], value: object) -> object:
     if not any(_is_of(value, kind) for kind in types):
         wanted = " or ".join(k.__name__ if type(k) is type else str(k) for k in types)
         raise UserError(f"{name} takes {wanted.replace('NoneType', 'None')}, not {value!r}")
-    for each in value if isinstance(value, list) else [value]:
-        if isinstance(each, str) and not each.isprintable():  # control characters, halves of surrogate pairs
-            raise UserError(f"{name} = {each!r}: holds a character that cannot be printed")
-        if type(each) in (int, float):
-            check_range(name, each)
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, str) and not item.isprintable():  # control characters, halves of surrogate pairs
+            raise UserError(f"{name} = {item!r}: holds a character that cannot be printed")
+        if type(item) in (int, float):
+            check_range(name, item)
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
@@ -187,10 +187,10 @@ def check_range(name: str, number: float) -> None:
     """Raise UserError for a number that is not in the range of its constant."""
     if abs(number) >= LIMIT:
         raise UserError(f"{name} is too large: it must be below 2^32")
-    ranges = ((said, holds) for said, (holds, names) in RANGES.items() if name in names.split())
-    said, holds = next(ranges, ("above 0", lambda x: x > 0))
+    ranges = ((bounds, holds) for bounds, (holds, names) in RANGES.items() if name in names.split())
+    bounds, holds = next(ranges, ("above 0", lambda x: x > 0))
     if not holds(number):
-        raise UserError(f"{name} = {number}: must be {said}")
+        raise UserError(f"{name} = {number}: must be {bounds}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

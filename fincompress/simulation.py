@@ -45,8 +45,8 @@ class Packed(nn.Linear):
         return torch.empty(round(weight.numel() * bytes_each), dtype=torch.uint8, device="meta")
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        found = _Product.apply(inputs.to(self.dtype), self)
-        return found if self.bias is None else found + self.bias
+        product = _Product.apply(inputs.to(self.dtype), self)
+        return product if self.bias is None else product + self.bias
 
     def unpacked(self) -> torch.Tensor:
         return torch.empty(self.out_features, self.in_features, dtype=self.dtype)
@@ -168,14 +168,14 @@ class Costs(TorchDispatchMode):
         self.alive: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **kwargs or {})
-        tree_map_only(torch.Tensor, self.add, found)
+        output = func(*args, **kwargs or {})
+        tree_map_only(torch.Tensor, self.add, output)
         if not func.is_view:
             self.calls += 1
-            tree_map_only(torch.Tensor, self.move, (args, kwargs, found))
+            tree_map_only(torch.Tensor, self.move, (args, kwargs, output))
         if func._overloadpacket in FLOPS:
-            self.flops += FLOPS[func._overloadpacket](*args, **kwargs or {}, out_val=found)
-        return found
+            self.flops += FLOPS[func._overloadpacket](*args, **kwargs or {}, out_val=output)
+        return output
 
     def move(self, tensor: torch.Tensor) -> None:
         self.moved += tensor.nbytes
@@ -255,20 +255,20 @@ def training(
     embeddings, norm and head. ``learn`` gives the loss of a batch for the model that is trained.
     """
     model = empty_model(config, precision, device, dtype)
-    parts = sub.sublayers(model)
-    trained = parts[: round(ratio * len(parts))]
+    sublayers = sub.sublayers(model)
+    trained = sublayers[: round(ratio * len(sublayers))]
     if rank:
         model = with_adapters(model, rank, adapters, patch_rank)
-        for one in parts[len(trained) :]:
-            sub.module(model, one).requires_grad_(False)
+        for sublayer in sublayers[len(trained) :]:
+            sub.module(model, sublayer).requires_grad_(False)
     else:
-        for parameter in [p for one in trained for p in sub.parameters(model, one)]:
+        for parameter in [p for sublayer in trained for p in sub.parameters(model, sublayer)]:
             parameter.requires_grad_(True)
         for module in _ends(model) if train_ends else ():
             module.requires_grad_(True)
     if device == "cpu":
         model.set_attn_implementation("eager")  # as TargetTrainer does
-    with counted() as found:
+    with counted() as costs:
         allocate(model)
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
@@ -283,12 +283,12 @@ def training(
         optimizer.step()
         optimizer.zero_grad()
         loss_of, data = learn(model.train()), batch_of(batch, tokens, targets)
-        found.flops = found.moved = found.calls = 0
+        costs.flops = costs.moved = costs.calls = 0
         with autocast("cpu", dtype):
             loss = loss_of(model, data)
         loss.backward()
         optimizer.step()
-    return found
+    return costs
 
 
 def scanning(
@@ -310,17 +310,17 @@ def scanning(
     model = empty_model(config, precision, device, dtype)
     if rank:
         model = with_adapters(model, rank, adapters, patch_rank).requires_grad_(False)
-    with counted() as found, autocast("cpu", dtype):
+    with counted() as costs, autocast("cpu", dtype):
         allocate(model)
-        before = [one for one in sub.sublayers(model) if one.kind == "mlp"]  # what patches of blocks would go into
+        mlps = [sublayer for sublayer in sub.sublayers(model) if sublayer.kind == "mlp"]  # where patches of blocks go
         model, data = model.eval(), batch_of(batch, tokens, targets)
         if sums:
-            seen = scan.trace(model, data, before[:1])
+            seen = scan.trace(model, data, mlps[:1])
             torch.empty(sums, dtype=torch.uint8)
             del seen
-        seen = scan.trace(model, data, before)
+        seen = scan.trace(model, data, mlps)
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
-    return found
+    return costs
 
 
 def decoding(
@@ -336,12 +336,12 @@ def decoding(
     model = empty_model(config, precision, device, dtype)
     if rank:
         model = with_adapters(model, rank).requires_grad_(False).to(dtype)
-    with counted() as found, torch.no_grad():
+    with counted() as costs, torch.no_grad():
         allocate(model)
         cache, ids = DynamicCache(), torch.zeros(batch, prompt, dtype=torch.long)
-        for given in (ids, ids[:, :1]):
-            model(given, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return found
+        for input_ids in (ids, ids[:, :1]):
+            model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return costs
 
 
 def quantizing(config, tokens: int, texts: int) -> Costs:
@@ -350,10 +350,10 @@ def quantizing(config, tokens: int, texts: int) -> Costs:
     It holds the embeddings, one block and the stream of all texts in 16 bits; what else the model has lies on the disk.
     Of one layer after another it sums up the Hessian of its inputs in float32 and factorizes it, in two copies more.
     """
-    sizes, found = memory.parameter_sizes(config), Costs()
+    sizes, costs = memory.parameter_sizes(config), Costs()
     held = (config.vocab_size + texts * tokens) * config.hidden_size + sizes["attention"] + sizes["mlp"]
-    found.peak = 2 * held + 3 * 4 * max(config.hidden_size, config.intermediate_size) ** 2
-    return found
+    costs.peak = 2 * held + 3 * 4 * max(config.hidden_size, config.intermediate_size) ** 2
+    return costs
 
 
 def _ends(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -73,15 +73,15 @@ def synthetic_set_made_once():
     """The synthetic set as scripts within this process read it, its first examples: seconds each time otherwise."""
     from fincompress.finqa import examples, synthetic
 
-    find, found = examples.find_records, {}
+    find, cache = examples.find_records, {}
 
     def find_once(data_dir, split, seed):
         if data_dir != examples.SYNTHETIC:
             return find(data_dir, split, seed)
         made = split, min(400, synthetic.DEFAULT_COUNTS[split]), seed
-        if made not in found:
-            found[made] = json.dumps(synthetic.generate(*made))
-        return json.loads(found[made])
+        if made not in cache:
+            cache[made] = json.dumps(synthetic.generate(*made))
+        return json.loads(cache[made])
 
     with mock.patch.object(examples, "find_records", find_once):
         yield

@@ -53,12 +53,12 @@ def write_gguf(checkpoint: str, path: Path) -> None:
     writer.add_eos_token_id(tokenizer.eos_token_id)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
-        found, values = names.get_name(name, try_suffixes=(".weight",)), tensor.to(torch.float32).numpy()
-        count = next((count for part, count in heads.items() if part in found), None)
+        gguf_name, values = names.get_name(name, try_suffixes=(".weight",)), tensor.to(torch.float32).numpy()
+        count = next((count for part, count in heads.items() if part in gguf_name), None)
         if count:  # llama.cpp turns neighbouring values, transformers the two halves of a head
             halves = values.reshape(count, 2, -1, values.shape[-1])
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
-        writer.add_tensor(found, values)
+        writer.add_tensor(gguf_name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

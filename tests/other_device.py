@@ -31,12 +31,14 @@ _setup_privateuseone_for_python_backend("other")
 def on_device(model):
     """The model's parameters and buffers, without data, on the other device."""
     for module in model.modules():
-        for name, one in module._parameters.items():
-            if one is not None:
-                module._parameters[name] = nn.Parameter(torch.empty_like(one, device="other"), one.requires_grad)
-        for name, one in module._buffers.items():
-            if one is not None:
-                module._buffers[name] = torch.empty_like(one, device="other")
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(
+                    torch.empty_like(parameter, device="other"), parameter.requires_grad
+                )
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="other")
     return model
 
 
@@ -60,8 +62,8 @@ def learn(model, teacher, batch):
     """A step of recovery, forth and back."""
 
     def teaching(batch):
-        said = functools.partial(teacher.teach, temperature=2.0, hidden_states=True)(batch)
-        return losses.Teaching(said.ids, said.log_probs, Columns(said.hidden))
+        taught = functools.partial(teacher.teach, temperature=2.0, hidden_states=True)(batch)
+        return losses.Teaching(taught.ids, taught.log_probs, Columns(taught.hidden))
 
     Recovery(1.0, 0.3, 1.0, 2.0, teaching).loss(model, batch).backward()
 
@@ -75,7 +77,7 @@ def check(family):
         target_loss(*target_logits(model, batch)).backward()
         learn(model, Teacher(make_model(family)), batch)
         with torch.no_grad():
-            seen = scan.trace(model, batch, [one for one in sub.sublayers(model) if one.kind == "mlp"])
+            seen = scan.trace(model, batch, [sublayer for sublayer in sub.sublayers(model) if sublayer.kind == "mlp"])
             (unit, *_), nll = (
                 sub.units(model, "block"),
                 scan.scores_without(model, sub.units(model, "block")[0], seen)[0],
@@ -83,7 +85,7 @@ def check(family):
         assert nll.device.type == "other"
         sub.remove(model, *unit)
         repacked = repack.repacked_model(model)
-        assert {one.device.type for some in (model, repacked) for one in some.parameters()} == {"other"}
+        assert {parameter.device.type for some in (model, repacked) for parameter in some.parameters()} == {"other"}
         adapted = make_model(family, ("default", ADAPTER))
         widen(adapted, 8)
         learn(adapted, SharedTeacher(adapted, sub.remove(adapted, *sub.units(adapted, "block")[1]), ADAPTER), batch)

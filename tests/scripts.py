@@ -46,16 +46,16 @@ def run_script(*arguments, cwd=REPOSITORY, kill=None, seconds=900, **environment
     """
     arguments, environment = [*map(str, arguments)], {name: str(value) for name, value in environment.items()}
     with TemporaryDirectory() as folder:
-        said = [Path(folder) / name for name in ("out", "err")]
-        for path in said:
+        outputs = [Path(folder) / name for name in ("out", "err")]
+        for path in outputs:
             path.touch()  # a kill may come first
-        process = FORKS.Process(target=_run, args=(arguments, cwd, os.environ | environment, said, kill))
+        process = FORKS.Process(target=_run, args=(arguments, cwd, os.environ | environment, outputs, kill))
         process.start()
         process.join(seconds)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-        out, err = (path.read_text() for path in said)
+        out, err = (path.read_text() for path in outputs)
     return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
 
 
@@ -85,9 +85,9 @@ def run_and_kill(owner, name, calls, *arguments, **environment):
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 
-def _run(arguments, cwd, environment, said, kill):
+def _run(arguments, cwd, environment, outputs, kill):
     gc.freeze()
-    for file, path in zip((1, 2), said, strict=True):
+    for file, path in zip((1, 2), outputs, strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), file)
     os.environ.clear()
     os.environ.update(environment)
@@ -111,13 +111,13 @@ def _kill_at_call(owner, name, calls, factor=None):
     function, seen = getattr(owner, name), []
 
     def killing(*arguments, **options):
-        found = function(*arguments, **options)
+        result = function(*arguments, **options)
         seen.append(1)
         if len(seen) == calls and factor is not None:
-            return factor * found
+            return factor * result
         if len(seen) == calls:
             os.kill(os.getpid(), signal.SIGKILL)
-        return found
+        return result
 
     setattr(owner, name, killing)
 
@@ -159,12 +159,12 @@ def script_globals(name):
     class Reached(Exception):
         pass
 
-    found = {}
+    constants = {}
 
     def reached(namespace):
-        found.update(namespace)
+        constants.update(namespace)
         raise Reached
 
     with mock.patch("fincompress.settings.configure", reached), contextlib.suppress(Reached):
         runpy.run_path(str(REPOSITORY / name), run_name="read")
-    return found
+    return constants

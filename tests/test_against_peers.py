@@ -46,7 +46,7 @@ def test_every_turn_of_a_peer_lies_between_two_of_the_first(script):
     contestants = {"first": contestant("first", 8), "second": contestant("second", 4), "third": contestant("third", 2)}
     script["take_turns"](contestants, "training")
     assert taken == ["first", "second", "third"] * (script["ROUNDS"] + 1) + ["first"]
-    assert [len(one.rates) for one in contestants.values()] == [4, 3, 3]  # the first turns are not recorded
+    assert [len(c.rates) for c in contestants.values()] == [4, 3, 3]  # the first turns are not recorded
     row = script["summary"](contestants, "training", {"tflops": 1.0, "bandwidth_gb_per_s": 1.0})["third"]
     assert row["examples_per_s"]["median"] == 1 and row["ratio"]["rounds"] == [4, 4, 4]
 
@@ -59,9 +59,9 @@ def test_the_ceiling_is_the_slower_of_arithmetic_and_memory(script):
     fast = script["Contestant"](None, 0.0, [2.0, 2.0], 1.0, gflop=100.0, gb=0.1)
     slow = script["Contestant"](None, 0.0, [2.0], 1.0, gflop=100.0, gb=2.0)
     card = {"tflops": 1.0, "bandwidth_gb_per_s": 10.0}
-    found = script["summary"]({"fast": fast, "slow": slow}, "training", card)
-    assert found["fast"]["ceiling_per_s"] == pytest.approx(10) and found["fast"]["reached"] == pytest.approx(0.2)
-    assert found["slow"]["ceiling_per_s"] == pytest.approx(5) and found["slow"]["loss_difference"] == 0
+    rows = script["summary"]({"fast": fast, "slow": slow}, "training", card)
+    assert rows["fast"]["ceiling_per_s"] == pytest.approx(10) and rows["fast"]["reached"] == pytest.approx(0.2)
+    assert rows["slow"]["ceiling_per_s"] == pytest.approx(5) and rows["slow"]["loss_difference"] == 0
 
 
 def test_flops_and_passes_of_a_turn_are_counted(script):
@@ -71,14 +71,14 @@ def test_flops_and_passes_of_a_turn_are_counted(script):
         for _ in range(3):
             linear(embedding(torch.zeros(5, dtype=torch.long)))
 
-    one = script["Contestant"](take, weights_gb=0.5)
-    with script["counted"](one):
+    contestant = script["Contestant"](take, weights_gb=0.5)
+    with script["counted"](contestant):
         take()
-    assert one.gflop * 1e9 == pytest.approx(3 * 2 * 5 * 8 * 16) and one.gb == 1.5
+    assert contestant.gflop * 1e9 == pytest.approx(3 * 2 * 5 * 8 * 16) and contestant.gb == 1.5
     query = torch.zeros(2, 4, 10, 8)
-    with script["counted"](one):
+    with script["counted"](contestant):
         torch.nn.functional.scaled_dot_product_attention(query, query, query)
-    assert one.gflop * 1e9 == pytest.approx(2 * 2 * 2 * 4 * 10 * 10 * 8)
+    assert contestant.gflop * 1e9 == pytest.approx(2 * 2 * 2 * 4 * 10 * 10 * 8)
 
 
 def test_outputs_are_compared_as_far_as_both_go(script):
@@ -110,7 +110,7 @@ def test_all_peers_do_the_same_work(data):
     pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install lm-eval")
     done = compare(data)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert all(abs(row["loss_difference"]) < 1e-3 for row in found["training"].values())
-    assert found["evaluation"]["this project"]["equal"] == found["evaluation"]["this project"]["outputs"] == 4
-    assert {row["outputs"] for row in found["evaluation"].values()} == {4, 2}
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert all(abs(row["loss_difference"]) < 1e-3 for row in results["training"].values())
+    assert results["evaluation"]["this project"]["equal"] == results["evaluation"]["this project"]["outputs"] == 4
+    assert {row["outputs"] for row in results["evaluation"].values()} == {4, 2}

@@ -14,15 +14,15 @@ FILES = {
 def imports(module, everywhere=False):
     """Modules, of this package or not, that a module imports when it is imported, or ``everywhere`` in its code."""
     tree = ast.parse(FILES[module].read_text())
-    found = set()
+    imported = set()
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
+            imported |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
             names = {f"{node.module}.{name.name}" for name in node.names}
-            found |= names & FILES.keys() or {node.module}
-    packages = {name.rpartition(".")[0] for name in found & FILES.keys()}  # whose __init__ is run first
-    return found | {name for name in packages if not module.startswith(name)}
+            imported |= names & FILES.keys() or {node.module}
+    packages = {name.rpartition(".")[0] for name in imported & FILES.keys()}  # whose __init__ is run first
+    return imported | {name for name in packages if not module.startswith(name)}
 
 
 def test_no_module_imports_itself_by_way_of_others():

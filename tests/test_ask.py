@@ -132,8 +132,8 @@ def test_a_page_of_other_data_than_the_runs_is_refused(asked, ask, tmp_path):
     before = record.read_text()
     finished = asked[0] / "asked" / "settings.json"
     kept = finished.read_text()
-    other = examples.find_records("synthetic", "dev", 7)
-    (tmp_path / "dev.json").write_text(json.dumps(other))
+    records = examples.find_records("synthetic", "dev", 7)
+    (tmp_path / "dev.json").write_text(json.dumps(records))
     try:
         for path in (record, finished):
             path.write_text(path.read_text().replace('"source": "synthetic"', '"source": "FinQA"'))

@@ -31,11 +31,11 @@ def errors(*processes):
     return [line for process in processes for line in process.stderr.splitlines() if line.startswith("error: ")]
 
 
-def assert_same_training(one, two):
-    curves = [pd.read_csv(folder / "loss_curve.csv") for folder in (one, two)]
+def assert_same_training(first, second):
+    curves = [pd.read_csv(folder / "loss_curve.csv") for folder in (first, second)]
     assert curves[0]["step"].tolist() == curves[1]["step"].tolist()
     assert curves[0]["loss"].to_numpy() == pytest.approx(curves[1]["loss"].to_numpy(), rel=1e-3)
-    assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in two.iterdir())
+    assert sorted(path.name for path in first.iterdir()) == sorted(path.name for path in second.iterdir())
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +52,13 @@ def test_an_error_is_said_once_and_the_corrected_command_trains_as_one_process_d
     broken_loss = ("fincompress.training.trainer", "target_loss", 7, math.nan)  # of 14, in the fourth step
     broken = run_ranks(*command, "--LR_SCHEDULE=cosine", kill=broken_loss, **environment)
     assert [process.returncode for process in broken] == [2, 2]
-    (said,) = errors(*broken)
-    assert said.startswith("error: the loss is nan at step 4: lower LEARNING_RATE") and (run / "failed.txt").exists()
+    (error,) = errors(*broken)
+    assert error.startswith("error: the loss is nan at step 4: lower LEARNING_RATE") and (run / "failed.txt").exists()
     printed = in_two(*command, **environment)
     assert "starts again in the folder of a run that did not end" in printed and printed.count("trained 7 steps") == 1
     assert_same_training(by_one, run)
     metrics = [read(folder / "train_metrics.json") for folder in (by_one, run)]
-    scores = [[row["calibration_nll"] for row in one["calibration"]] for one in metrics]
+    scores = [[row["calibration_nll"] for row in record["calibration"]] for record in metrics]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3) and len(scores[0]) == 2
     assert read(run / "settings.json")["hardware"]["processes"] == 2
 
@@ -69,8 +69,8 @@ def test_what_is_left_of_a_killed_process_ends_with_one_line_and_one_process_res
     kill = ("fincompress.training.TargetTrainer", "training_step", 7)  # of 14, in the fourth step
     first, second = run_ranks(*command, kill=kill, **environment)
     assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
-    (said,) = errors(first, second)
-    assert said.startswith("error: another process of this run was killed or failed; the same command resumes")
+    (error,) = errors(first, second)
+    assert error.startswith("error: another process of this run was killed or failed; the same command resumes")
     assert not list(run.glob("**/.*.partial")) and not (run / "train_metrics.json").exists()
     assert "resuming from checkpoint-2" in done(*command, **environment)
     assert_same_training(by_one, run)
@@ -81,8 +81,8 @@ def test_an_error_of_one_process_ends_the_other_and_leaves_nothing(six, tmp_path
     command = (*QLORA, "--RUN=half")
     processes = run_ranks(*command, of_second={"RESULTS_DIR": tmp_path}, **environment)
     assert [process.returncode for process in processes] == [1, 2]
-    (said,) = errors(*processes)
-    assert "'six_data' does not exist" in said and not (results / "half").exists()
+    (error,) = errors(*processes)
+    assert "'six_data' does not exist" in error and not (results / "half").exists()
 
 
 def test_a_launch_of_one_process_sums_up_nothing_though_accelerate_joins_it(monkeypatch):
@@ -114,12 +114,12 @@ def test_two_processes_give_the_verdicts_that_one_gives(six, phase_1):
         (phase_1 / "eval_test.json").unlink()
     assert verdicts[0] == verdicts[1] and len(verdicts[0].splitlines()) == 8
     measured = {"seconds", "peak_memory_gb"}
-    assert [{k: v for k, v in one.items() if k not in measured} for one in summaries][0].items() <= summaries[1].items()
+    assert [{k: v for k, v in row.items() if k not in measured} for row in summaries][0].items() <= summaries[1].items()
 
 
-def assert_same_drops(one, two):
-    assert_same_training(one, two)
-    tables = [pd.read_csv(run / "trajectory.csv") for run in (one, two)]
+def assert_same_drops(first, second):
+    assert_same_training(first, second)
+    tables = [pd.read_csv(run / "trajectory.csv") for run in (first, second)]
     for name in ("dropped", "questions"):
         assert tables[0][name].tolist() == tables[1][name].tolist() and len(tables[0]) == 2
     assert tables[0]["nll_alone"].to_numpy() == pytest.approx(tables[1]["nll_alone"].to_numpy(), abs=1e-3)
@@ -128,9 +128,9 @@ def assert_same_drops(one, two):
 @pytest.mark.parametrize("taught", ["full"], indirect=True)
 def test_two_processes_drop_and_heal_as_one_does(six, taught):
     results, environment = six
-    one, command = taught
+    directory, command = taught
     in_two(*command, "--RUN=weights_by_two", **environment)
-    assert_same_drops(one, results / "weights_by_two")
+    assert_same_drops(directory, results / "weights_by_two")
 
 
 def test_two_processes_drop_under_adapters_as_one_does_also_after_a_kill(six, phase_1):

@@ -50,7 +50,7 @@ def results(tmp_path):
     right, turned, digit = "subtract(84.2, 79.5)", "subtract(79.5, 84.2)", "subtract(84.7, 79.5)"
     for run, texts in {"whole": [right, right, turned, turned], "small": [right, digit, turned, right]}.items():
         runs.write_json(tmp_path / run / "settings.json", {"settings": {"DATA_RUN": "data"}})
-        verdicts = [verdict(text, one, one["id"]) for text, one in zip(texts, questions, strict=True)]
+        verdicts = [verdict(text, question, question["id"]) for text, question in zip(texts, questions, strict=True)]
         runs.write_jsonl(tmp_path / run / "predictions_dev.jsonl", verdicts)
     return tmp_path
 
@@ -62,12 +62,12 @@ def compare(results, *arguments):
 def test_shares_add_up_and_what_was_lost_stands_under_its_kind(results):
     done = compare(results)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {name: share for name, share in found["shares"]["small"].items() if share} == {
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert {name: share for name, share in report["shares"]["small"].items() if share} == {
         "right": 50, "figure not shown": 25, "order, sign or constant": 25,
     }  # fmt: skip
-    assert sum(found["shares"]["whole"].values()) == 100
-    compared = found["compared"]["small"]
+    assert sum(report["shares"]["whole"].values()) == 100
+    compared = report["compared"]["small"]
     assert compared["lost: figure not shown"] == compared["lost in all"] == compared["gained"] == "25.0"
     assert compared["right"].startswith("+0.0 [") and compared["figure not shown"].startswith("+25.0 [")
 

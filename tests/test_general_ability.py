@@ -58,13 +58,13 @@ def test_the_likeliest_option_is_the_answer(monkeypatch):
 def test_an_option_is_as_likely_as_its_part_of_the_whole_text(results_dir, tiny_base):
     model, tokenizer = models.load_run(tiny_base, str(results_dir), torch.device("cpu"), torch.float32)
     prompt, options = "Q: is 4 odd?\nA:", [" no , never in all these years", " yes"]
-    for found, option in zip(
+    for likelihood, option in zip(
         runpy.run_path(SCRIPT)["log_likelihoods"](model, tokenizer, prompt, options), options, strict=True
     ):
         start, ids = len(tokenizer(prompt).input_ids), torch.tensor([tokenizer(prompt + option).input_ids])
         with torch.inference_mode():
             chances = model(input_ids=ids).logits.log_softmax(-1)[0, start - 1 : -1]
-        assert found == pytest.approx(float(chances.gather(-1, ids[0, start:, None]).sum()), abs=1e-3)
+        assert likelihood == pytest.approx(float(chances.gather(-1, ids[0, start:, None]).sum()), abs=1e-3)
 
 
 @pytest.mark.parametrize("task", ["written", "nowhere"])

@@ -41,12 +41,12 @@ def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     assert tokenizer.eos_token_id == end
-    found = generation.generate(model, tokenizer, rows, batch_size, NEW)
-    assert len({tuple(tokens) for tokens in expected}) > 8 and 0 < sum(one["ended"] for one in found) < len(rows)
-    for tokens, one in zip(expected, found, strict=True):
+    generated = generation.generate(model, tokenizer, rows, batch_size, NEW)
+    assert len({tuple(tokens) for tokens in expected}) > 8 and 0 < sum(row["ended"] for row in generated) < len(rows)
+    for tokens, row in zip(expected, generated, strict=True):
         ended = end in tokens
         cut = tokens[: tokens.index(end)] if ended else tokens
-        assert one == {
+        assert row == {
             "output": tokenizer.decode(cut, skip_special_tokens=True), "ended": ended, "new_tokens": len(cut) + ended
         }  # fmt: skip
 
@@ -80,11 +80,11 @@ def test_of_several_beams_the_likeliest_accepted_one_is_taken_and_else_the_likel
         return False
 
     likeliest = generation.generate(model, tokenizer, rows, 4, NEW, 3, none)
-    assert [one["output"] for one in likeliest] == [seen[place][0] for place in range(len(rows))]
+    assert [row["output"] for row in likeliest] == [seen[place][0] for place in range(len(rows))]
     assert all(len(texts) == 3 for texts in seen.values()) and any(len({*texts}) > 1 for texts in seen.values())
     wanted = {place: texts[-1] for place, texts in seen.items()}
-    found = generation.generate(model, tokenizer, rows, 4, NEW, 3, lambda place, output: output == wanted[place])
-    assert [one["output"] for one in found] == [wanted[place] for place in range(len(rows))]
+    accepted = generation.generate(model, tokenizer, rows, 4, NEW, 3, lambda place, output: output == wanted[place])
+    assert [row["output"] for row in accepted] == [wanted[place] for place in range(len(rows))]
 
 
 @torch.no_grad()

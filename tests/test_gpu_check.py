@@ -45,12 +45,12 @@ def test_each_sentence_of_the_readme_holds_where_memory_stays_below_the_cap(resu
 
 def test_what_others_had_of_the_card_before_does_not_count(results):
     path = results / "lora_8bit" / "train_metrics.json"
-    found = runs.read_json(path)
+    metrics = runs.read_json(path)
     path.unlink()
-    runs.write_json(path, found | {"peak_memory_gb": {"rss": 3.0, "vram_reserved": 9.0, "vram_used": 11.5}})
-    for before, said in ((0, "DOES NOT HOLD, 11.5 GB"), (2000, "holds, 9.5 GB")):
+    runs.write_json(path, metrics | {"peak_memory_gb": {"rss": 3.0, "vram_reserved": 9.0, "vram_used": 11.5}})
+    for before, outcome in ((0, "DOES NOT HOLD, 11.5 GB"), (2000, "holds, 9.5 GB")):
         done = run_in_process("benchmarks/gpu_check.py", f"--RESULTS_DIR={results}", f"--USED_BEFORE_MIB={before}")
-        assert done.returncode == 0 and said in done.stdout
+        assert done.returncode == 0 and outcome in done.stdout
 
 
 def test_another_model_confirms_no_sentence_of_the_readme(results):

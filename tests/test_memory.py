@@ -22,8 +22,8 @@ def test_sizes_are_those_of_the_model_whatever_the_width_of_its_heads():
 
     shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
              "num_key_value_heads": 2, "vocab_size": 500}  # fmt: skip
-    for kind, more in (("llama", {}), ("qwen3", {"head_dim": 32}), ("mistral", {"head_dim": 8})):
-        config = AutoConfig.for_model(kind, **shape, **more)
+    for kind, extra in (("llama", {}), ("qwen3", {"head_dim": 32}), ("mistral", {"head_dim": 8})):
+        config = AutoConfig.for_model(kind, **shape, **extra)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         linear = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2)

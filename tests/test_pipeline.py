@@ -114,8 +114,8 @@ def test_a_second_start_skips_and_other_settings_are_refused(pipeline):
     before = (pipeline[0] / "qlora_4bit" / "train_metrics.json").read_bytes()
     again = run_in_process(*TRAIN, **pipeline[1])
     assert again.returncode == 0 and "finished already, skipped" in again.stdout
-    other = run_in_process(*TRAIN, "--LEARNING_RATE=5e-4", **pipeline[1])
-    assert other.returncode == 2 and "LEARNING_RATE" in other.stderr and other.stderr.count("\n") == 1
+    changed = run_in_process(*TRAIN, "--LEARNING_RATE=5e-4", **pipeline[1])
+    assert changed.returncode == 2 and "LEARNING_RATE" in changed.stderr and changed.stderr.count("\n") == 1
     assert (pipeline[0] / "qlora_4bit" / "train_metrics.json").read_bytes() == before
 
 
@@ -193,7 +193,7 @@ def assert_same_training(unbroken, broken):
     metrics = [read(run / "train_metrics.json") for run in (unbroken, broken)]
     for name in ("steps", "train_loss", "tokens_seen", "trainable_parameters"):
         assert metrics[0][name] == metrics[1][name], name
-    scores = [[(row["step"], row["calibration_nll"]) for row in one["calibration"]] for one in metrics]
+    scores = [[(row["step"], row["calibration_nll"]) for row in record["calibration"]] for record in metrics]
     assert scores[0] == scores[1]
     weights = [(run / "adapter" / "adapter_model.safetensors").read_bytes() for run in (unbroken, broken)]
     assert weights[0] == weights[1]
@@ -209,8 +209,8 @@ def test_outputs_are_scored_against_their_own_questions(pipeline, monkeypatch):
     monkeypatch.setattr(generation, "generate", first_wrong)
     done = run_in_process("evaluate.py", "--RUN=base_gold", "--SPLIT=dev", **environment)
     assert done.returncode == 0, done.stderr
-    found = read(results / "base_gold" / "eval_dev.json")
-    assert [found[name]["correct"] for name in ("execution_accuracy", "program_accuracy", "invalid")] == [7, 7, 0]
+    summary = read(results / "base_gold" / "eval_dev.json")
+    assert [summary[name]["correct"] for name in ("execution_accuracy", "program_accuracy", "invalid")] == [7, 7, 0]
     rows = (results / "base_gold" / "predictions_dev.jsonl").read_text().splitlines()
     assert [json.loads(row)["execution_correct"] for row in rows] == [False] + [True] * 7
 
@@ -268,9 +268,9 @@ def test_after_a_loss_that_is_no_number_the_corrected_command_works_under_the_sa
             patch.setattr(lora.ProgressAndCalibration, "on_pre_optimizer_step", break_weights)
         done = run_in_process(*TRAIN, "--EPOCHS=1", f"--RUN={run}", *(["--MAX_STEPS=1"] if broken == "weights" else []),
                               **environment)  # fmt: skip
-    said = "the loss is nan at step 7" if broken == "loss" else "the model computes no numbers on the calibration split"
-    assert done.returncode == 2 and f"error: {said}: lower LEARNING_RATE, or raise WARMUP\n" in done.stderr
-    assert (results / run / "failed.txt").read_text().startswith(said)
+    why = "the loss is nan at step 7" if broken == "loss" else "the model computes no numbers on the calibration split"
+    assert done.returncode == 2 and f"error: {why}: lower LEARNING_RATE, or raise WARMUP\n" in done.stderr
+    assert (results / run / "failed.txt").read_text().startswith(why)
     corrected = run_in_process(*TRAIN, "--MAX_STEPS=1", f"--RUN={run}", "--LEARNING_RATE=1e-5", **environment)
     assert corrected.returncode == 0, corrected.stderr
     assert "starts again in the folder of a run that did not end" in corrected.stdout
@@ -475,8 +475,8 @@ def test_a_broken_example_is_skipped_counted_and_listed(pipeline, tmp_path):
     results, environment = pipeline
     records = {split: synthetic.generate(split, 60) for split in ("train", "dev", "test")}
     del records["train"][5]["qa"]["question"]
-    for split, found in records.items():
-        (tmp_path / f"{split}.json").write_text(json.dumps(found))
+    for split, raw in records.items():
+        (tmp_path / f"{split}.json").write_text(json.dumps(raw))
     done = run_in_process(
         *DATA, "--RUN=broken_data", "--TRAIN_EXAMPLES=30", **environment | {"DATA_DIR": str(tmp_path)}
     )

@@ -87,7 +87,7 @@ def test_the_card_says_base_data_method_numbers_licence_and_how_to_load(pushed, 
         "license": "apache-2.0",
         "tags": ["finqa", "finance", "sapling"],
     }
-    for said in (
+    for line in (
         "| method | SAPLING with a teacher |",
         "| sub-layers | 2 of 4 |",
         "| evidence in a prompt | the 160 tokens that are ranked best |",
@@ -96,7 +96,7 @@ def test_the_card_says_base_data_method_numbers_licence_and_how_to_load(pushed, 
         "| FinQA | dev | 4 | 25.0 [4.6, 69.9] | 25.0 [4.6, 69.9] |",
         'from_pretrained("user/name"',
     ):
-        assert said in text, said
+        assert line in text, line
     assert "gptqmodel" not in text
 
 
@@ -130,6 +130,6 @@ def test_a_run_without_a_checkpoint_is_one_line(pushed, hub, run, says):
 def test_what_the_hub_refuses_is_one_line(pushed, hub, error):
     hub[1].refuses = error
     done = push(pushed, "sapling/2")
-    said = str(error).partition("\n")[0]
-    assert done.returncode == 2 and f"user/name was not uploaded: {said};" in done.stderr
+    reason = str(error).partition("\n")[0]
+    assert done.returncode == 2 and f"user/name was not uploaded: {reason};" in done.stderr
     assert done.stderr.count("\n") == 1 and hub[0] == {}

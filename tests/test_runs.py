@@ -197,11 +197,11 @@ def test_a_write_removes_what_processes_of_this_machine_left_when_they_ended_and
     ended.wait()
     (tmp_path / f".a.csv.{runs.NODE}.{ended.pid}.partial").touch()
     # This process is at it, or one in another container, or on another machine that shares the disk.
-    others = [f".b.csv.{runs.NODE}.{os.getpid()}.partial", f".a.csv.another.{ended.pid}.partial", ".checkpoint.partial"]
-    for name in others:
+    kept = [f".b.csv.{runs.NODE}.{os.getpid()}.partial", f".a.csv.another.{ended.pid}.partial", ".checkpoint.partial"]
+    for name in kept:
         (tmp_path / name).touch()
     runs.write_json(tmp_path / "c.json", {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "c.json"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "c.json"])
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -404,8 +404,8 @@ def evaluation(run, split, program_accuracy, **changes):
 
 def test_the_accuracy_table_has_a_row_for_every_evaluation(tmp_path):
     runs.write_json(tmp_path / "lora" / "eval_dev.json", evaluation("lora", "dev", True))
-    other = evaluation("sapling/40", "test", None, data={"source": "synthetic", "fingerprint": None}, base_model=None)
-    runs.write_json(tmp_path / "sapling" / "40" / "eval_test.json", other)
+    pruned = evaluation("sapling/40", "test", None, data={"source": "synthetic", "fingerprint": None}, base_model=None)
+    runs.write_json(tmp_path / "sapling" / "40" / "eval_test.json", pruned)
     runs.write_json(tmp_path / "lora" / "train_metrics.json", {"no": "evaluation"})
     execution = {"execution_accuracy": 0.5, "execution_accuracy_low": 0.25, "execution_accuracy_high": 0.75}
     assert runs.accuracy_table(str(tmp_path)) == [
@@ -437,18 +437,18 @@ def test_a_damaged_record_of_another_run_is_named_and_left_out(tmp_path, capsys,
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "eval_dev.json").write_bytes(text.encode("latin-1"))
     assert [row["run"] for row in runs.accuracy_table(str(tmp_path))] == ["a"]
-    said = capsys.readouterr().err
-    assert says in said and "b/eval_dev.json" in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert says in error and "b/eval_dev.json" in error and error.count("\n") == 1
     tables.write_quantization_report(str(tmp_path))  # there is no quantized run, and nothing stops
 
 
 def test_what_a_record_lacks_is_said_where_it_is_read(tmp_path):
     runs.write_json(tmp_path / "data_report.json", {"splits": {"dev": {}}})
-    found = runs.read_json(tmp_path / "data_report.json") | {"more": 1}
-    for read in (lambda: found["calibration_ids"], lambda: found["splits"]["dev"]["prompt_tokens"]):
+    record = runs.read_json(tmp_path / "data_report.json") | {"more": 1}
+    for read in (lambda: record["calibration_ids"], lambda: record["splits"]["dev"]["prompt_tokens"]):
         with pytest.raises(UserError, match=r"data_report\.json has no '\w+': it is damaged"):
             read()
-    assert found.get("calibration_ids") is None and found["more"] == 1
+    assert record.get("calibration_ids") is None and record["more"] == 1
 
 
 def test_a_damaged_split_is_one_line(tmp_path):
@@ -466,13 +466,13 @@ def test_data_is_prepared_alike_where_a_new_constant_is_off_and_not_where_train_
     old = {"settings": {"EVIDENCE_TOKENS": 160}}
     assert runs.prepared({"settings": old["settings"] | {"PAGE_QUESTIONS": 0}}) == runs.prepared(old)
     extra = {"source": "TAT-QA", "fingerprint": "a"}
-    others = [
+    changed = [
         {"settings": {"EVIDENCE_TOKENS": 64}},
         {"settings": old["settings"] | {"PAGE_QUESTIONS": 5}},
         old | {"extra": extra},
         old | {"extra": extra | {"fingerprint": "b"}},
     ]
-    assert len({runs.prepared(one) for one in (old, *others)}) == 5
+    assert len({runs.prepared(record) for record in (old, *changed)}) == 5
 
 
 def test_a_disk_that_is_too_small_is_said_with_the_bytes_that_are_needed(tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ def two(tmp_path):
     return tmp_path
 
 
-def seeds(folder, one, other):
-    return run_in_process("benchmarks/seeds.py", f"--RESULTS_DIR={folder}", f"--ONE={one}", f"--OTHER={other}")
+def seeds(folder, first, second):
+    return run_in_process("benchmarks/seeds.py", f"--RESULTS_DIR={folder}", f"--ONE={first}", f"--OTHER={second}")
 
 
 def test_a_question_counts_by_the_share_of_seeds_that_have_it_right(two):
@@ -32,15 +32,15 @@ def test_a_question_counts_by_the_share_of_seeds_that_have_it_right(two):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "says"),
+    ("first", "second", "says"),
     [
         ([], ["b"], "ONE and OTHER are lists of runs"),
         (["a_0"], ["nothing"], "nothing: not evaluated on dev"),
         (["a_0"], ["other"], "not asked the same questions"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(two, one, other, says):
-    done = seeds(two, one, other)
+def test_what_cannot_be_compared_is_one_line(two, first, second, says):
+    done = seeds(two, first, second)
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1
 
 

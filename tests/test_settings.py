@@ -118,8 +118,8 @@ def edit(script, line, new):
     ],
 )
 def test_a_constant_is_read_with_its_types(run, name, default, types):
-    found = run()
-    assert (found[name], constant_types(found)[name]) == (default, types)
+    constants = run()
+    assert (constants[name], constant_types(constants)[name]) == (default, types)
 
 
 def test_every_constant_above_the_call_can_be_overridden_and_nothing_else(run):
@@ -152,16 +152,16 @@ def test_overrides_rank_command_environment_dotenv(run, script, capsys, dotenv, 
         (script.parent / ".env").write_text(f"DATA_DIR={dotenv}\n")
     if environment is not None:
         os.environ["DATA_DIR"] = environment
-    found = run(*arguments)
-    assert found["DATA_DIR"] == found["SETTINGS"]["DATA_DIR"] == value
+    constants = run(*arguments)
+    assert constants["DATA_DIR"] == constants["SETTINGS"]["DATA_DIR"] == value
     assert capsys.readouterr().out == (f"DATA_DIR = {value!r}  ({origin})\n" if origin else "")
 
 
 def test_only_a_command_sets_what_no_machine_decides_and_dotenv_says_so(run, script, capsys):
     os.environ["SEED"] = "7"
     (script.parent / ".env").write_text("SEED=7\nRANK=7\nHF_TOKEN=secret\nhf_pasted\n")
-    found = run()
-    assert (found["SEED"], found["RANK"]) == (0, None)
+    constants = run()
+    assert (constants["SEED"], constants["RANK"]) == (0, None)
     assert [line.split(";")[0] for line in capsys.readouterr().out.splitlines()] == [
         ".env: a line without = is not read", ".env: RANK is not read", ".env: SEED is not read",
     ]  # fmt: skip
@@ -311,9 +311,9 @@ def test_a_folder_that_cannot_be_one_is_one_line(tmp_path, place, said):
 )
 def test_an_override_gets_its_value_in_the_type_of_its_constant(run, argument, value):
     name = argument[2:].partition("=")[0]
-    found = run(argument)
-    assert (found[name], type(found[name])) == (value, type(value))
-    assert found["SETTINGS"][name] == value
+    constants = run(argument)
+    assert (constants[name], type(constants[name])) == (value, type(value))
+    assert constants["SETTINGS"][name] == value
 
 
 @pytest.mark.parametrize(
@@ -445,8 +445,8 @@ def test_an_environment_file_that_is_no_text_is_one_line(run, script, capsys, co
     with pytest.raises(SystemExit) as left:
         run()
     assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert ".env is no text in UTF-8: write it as .env.example" in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert ".env is no text in UTF-8: write it as .env.example" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["--SEED=1"], [f"--HF_TOKEN={SECRET}"], [f"HF_TOKEN={SECRET}"]])
@@ -457,11 +457,11 @@ def test_the_hub_token_is_never_shown_and_is_no_constant(run, script, capsys, pl
     else:
         (script.parent / ".env").write_text(f"HF_TOKEN={SECRET}\n")
     try:
-        found = run(*arguments)
+        constants = run(*arguments)
     except SystemExit:
-        found = {}
+        constants = {}
     assert SECRET not in "".join(capsys.readouterr())
-    assert SECRET not in repr(found.get("SETTINGS"))
+    assert SECRET not in repr(constants.get("SETTINGS"))
 
 
 def test_importing_a_script_overrides_no_constant_and_does_no_work(tmp_path):

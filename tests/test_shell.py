@@ -129,8 +129,8 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
 
 def overrides(call):
     """The constants that a command sets, by name; raises on an unknown or ill-typed one."""
-    found = find_overrides(call[1:], constant_types(script_globals(call[0])), {})
-    return {name: value for name, (value, origin) in found.items() if origin == "command line"}
+    overridden = find_overrides(call[1:], constant_types(script_globals(call[0])), {})
+    return {name: value for name, (value, origin) in overridden.items() if origin == "command line"}
 
 
 def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy):
@@ -217,9 +217,9 @@ def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phas
         script for script, _ in itertools.groupby(call[0] for call, _ in whole)
     ]
     settings = [overrides(call) for call in small]
-    assert [one["MAX_STEPS"] for one in settings if "EPOCHS" in one] == [2] * 4
-    assert [one["BLOCKS"] for one in settings if "BATCH_SIZE" in one and "SOURCE_RUN" in one] == [2, 2]
-    assert [one["HEALING_EPOCHS"] for one in settings if "HEALING_EPOCHS" in one] == [0.2, 0.2]
+    assert [values["MAX_STEPS"] for values in settings if "EPOCHS" in values] == [2] * 4
+    assert [values["BLOCKS"] for values in settings if "BATCH_SIZE" in values and "SOURCE_RUN" in values] == [2, 2]
+    assert [values["HEALING_EPOCHS"] for values in settings if "HEALING_EPOCHS" in values] == [0.2, 0.2]
 
 
 def test_the_commands_of_the_gpu_check_take_the_settings_they_are_given(phases, copy):

@@ -31,7 +31,7 @@ def real_model(config=TINY):
 
 def allocated(make, precision=torch.bfloat16):
     """Peak in GB of what ``make`` gives and of two training steps with it, on real tensors."""
-    with simulation.Costs() as found:
+    with simulation.Costs() as costs:
         model, loss_of = make()
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer, data = torch.optim.AdamW(trained, fused=True), simulation.batch_of(*SHAPE)
@@ -43,11 +43,11 @@ def allocated(make, precision=torch.bfloat16):
             optimizer.step()
             optimizer.zero_grad()
             del loss
-    return found.gb
+    return costs.gb
 
 
 def blocks_trained(model):
-    for parameter in [p for one in sub.sublayers(model) for p in sub.parameters(model, one)]:
+    for parameter in [p for sublayer in sub.sublayers(model) for p in sub.parameters(model, sublayer)]:
         parameter.requires_grad_(True)
         parameter.data = parameter.data.float()
     model.set_attn_implementation("eager")
@@ -66,8 +66,8 @@ def test_what_is_simulated_is_what_the_same_steps_allocate():
         return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
 
     options = {"device": "cpu"}
-    found = simulation.training(TINY, *SHAPE, "nf4", 8, **options).gb
-    assert found == pytest.approx(allocated(adapters), rel=0.02)
+    predicted = simulation.training(TINY, *SHAPE, "nf4", 8, **options).gb
+    assert predicted == pytest.approx(allocated(adapters), rel=0.02)
     assert start.simulate(TINY, *SHAPE, **options).gb == pytest.approx(allocated(whole), rel=0.02)
 
 
@@ -84,26 +84,26 @@ def test_a_teacher_that_shares_the_base_is_simulated_as_it_allocates():
 
 
 def test_a_scan_is_simulated_as_it_allocates():
-    with simulation.Costs() as found, torch.autocast("cpu", torch.bfloat16):
+    with simulation.Costs() as costs, torch.autocast("cpu", torch.bfloat16):
         model = real_model().eval()
-        before = [one for one in sub.sublayers(model) if one.kind == "mlp"]
+        before = [sublayer for sublayer in sub.sublayers(model) if sublayer.kind == "mlp"]
         seen = scan.trace(model, simulation.batch_of(*SHAPE), before)
         scan.scores_without(model, (sub.sublayers(model)[0],), seen)
-    assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(found.gb, rel=0.02)
+    assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(costs.gb, rel=0.02)
 
 
 def test_fitting_patches_is_simulated_as_it_allocates():
     deep, shape = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 6}), (1, 48, 16)
-    with simulation.Costs() as found, torch.autocast("cpu", torch.bfloat16):
+    with simulation.Costs() as costs, torch.autocast("cpu", torch.bfloat16):
         model = simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), 64).to_empty(device="cpu").eval()
         batch = simulation.batch_of(*shape)
         for weight in model.parameters():
             weight.data.fill_(0.01)
-        found.peak = found.now  # without what making the model took
+        costs.peak = costs.now  # without what making the model took
         sums = patch._sums(model, sub.units(model, "block"), [batch, batch])
     assert len(sums) == 5  # the first has no projection before it
     predicted = start.simulate_scan(deep, *shape, rank=8, patch_rank=64, device="cpu").gb
-    assert predicted - patch.sums_bytes(deep) / 1e9 == pytest.approx(found.gb, rel=0.05)
+    assert predicted - patch.sums_bytes(deep) / 1e9 == pytest.approx(costs.gb, rel=0.05)
     assert predicted > 1.5 * start.simulate_scan(deep, *shape, rank=8, patch_rank=64, patched=False, device="cpu").gb
 
 
@@ -116,24 +116,24 @@ def test_gptq_of_a_layer_holds_three_hessians_at_once():
         from gptqmodel import QuantizeConfig
         from gptqmodel.quantization.gptq import GPTQ
 
-        with simulation.Costs() as found:
+        with simulation.Costs() as costs:
             task = GPTQ(layer(), QuantizeConfig(bits=4, group_size=128, act_group_aware=True))
             task.quantizer.configure(perchannel=True)
             for _ in range(2):
                 task.add_batch(torch.randn(4, 96, 1024).to(torch.bfloat16), None)
-            summed = found.peak
+            summed = costs.peak
             task.quantize()
     hessian = 4 * 1024**2
-    assert summed < found.peak == pytest.approx(3 * hessian, rel=0.25)  # and weights, in float32
+    assert summed < costs.peak == pytest.approx(3 * hessian, rel=0.25)  # and weights, in float32
 
 
 def test_gptq_holds_embeddings_one_block_its_texts_and_three_hessians():
     block = sum(p.numel() for p in sub.decoder(real_model(SMALL)).layers[0].parameters())
     embeddings, wide, texts = SMALL.vocab_size * 512, SMALL.intermediate_size**2, 64 * 96 * 512
-    found = simulation.quantizing(SMALL, 96, 64).peak
-    assert found == 2 * (embeddings + block + texts) + 3 * 4 * wide
+    peak = simulation.quantizing(SMALL, 96, 64).peak
+    assert peak == 2 * (embeddings + block + texts) + 3 * 4 * wide
     deeper = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 8})
-    assert simulation.quantizing(deeper, 96, 64).peak == found
+    assert simulation.quantizing(deeper, 96, 64).peak == peak
 
 
 def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
@@ -153,9 +153,9 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
         with tracker:
             step(model, optimizer)
     theirs = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
-    with FakeTensorMode(), simulation.Costs() as found:
+    with FakeTensorMode(), simulation.Costs() as costs:
         step(*made())
-    assert found.peak == pytest.approx(theirs, rel=0.02)
+    assert costs.peak == pytest.approx(theirs, rel=0.02)
 
 
 def test_a_run_is_predicted_by_its_constants_its_longest_row_and_its_longest_target(six, phase_1):
@@ -219,10 +219,10 @@ def test_the_script_names_every_phase_its_hours_and_what_fits(tmp_path):
     )
     done = run_in_process("predict.py", *constants, f"--RESULTS_DIR={tmp_path}")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found["memory"]) == 12 and all(0.5 <= row["cuda"] < 0.7 for row in found["memory"])
-    assert all(row["RTX 3080"] >= row["A100"] > 0 for row in found["hours"])
-    assert len(found["largest"]) == 9 and all(row["batch"] > 1 and row["tokens"] > 1000 for row in found["largest"])
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert len(report["memory"]) == 12 and all(0.5 <= row["cuda"] < 0.7 for row in report["memory"])
+    assert all(row["RTX 3080"] >= row["A100"] > 0 for row in report["hours"])
+    assert len(report["largest"]) == 9 and all(row["batch"] > 1 and row["tokens"] > 1000 for row in report["largest"])
     assert not list(tmp_path.iterdir())
 
 

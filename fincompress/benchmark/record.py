@@ -99,7 +99,7 @@ def paired_rounds(first: dict, second: dict, measure: str) -> tuple[list[float],
     As ratios to the base model's turns close by: between the turns of the two themselves lie those of others, and time
     in which a shared machine changes its speed. As tokens/s where the base model took fewer rounds or none.
     """
-    count, of_ratios = (min(len(one[kind][measure]) for one in (first, second)) for kind in ("rounds", "ratios"))
+    count, of_ratios = (min(len(row[kind][measure]) for row in (first, second)) for kind in ("rounds", "ratios"))
     kind = "ratios" if of_ratios >= count else "rounds"
     if count < 2 or first["call"] != second["call"]:
         return None

@@ -29,12 +29,12 @@ class WorkerProcess:
         for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
             os.environ.pop(name, None)
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA, and shares memory
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=worker.serve, args=(theirs,), daemon=True)
+        self.pipe, worker_end = context.Pipe()
+        self.process = context.Process(target=worker.serve, args=(worker_end,), daemon=True)
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the worker inherits it: Ctrl-C ends this process
         self.process.start()
         signal.signal(signal.SIGINT, interrupt)
-        theirs.close()  # else the pipe would stay open when the worker dies
+        worker_end.close()  # else the pipe would stay open when the worker dies
 
     def ask(self, do: str, *arguments, until: float | None = None):
         """The reply to a command; raises UserError where the worker could not do it, or died.
@@ -123,14 +123,14 @@ def watch_load() -> Callable[[], float]:
     cores = process.cpu_affinity()
     names = {f"cpu{core}" for core in cores}
 
-    def others() -> float:  # seconds of the cores; what this process and its children take, ended ones too, is left out
-        own = sum(sum(one.cpu_times()[:4]) for one in (process, *process.children(recursive=True)))
+    def other_jobs() -> float:  # seconds of the cores; this process and its children, ended ones too, are left out
+        own = sum(sum(proc.cpu_times()[:4]) for proc in (process, *process.children(recursive=True)))
         lines = Path("/proc/stat").read_text().splitlines()  # psutil numbers those that are online anew
         busy = [line.split()[1:4] for line in lines if line.split()[0] in names]  # user, nice and system
         return sum(int(ticks) for core in busy for ticks in core) / os.sysconf("SC_CLK_TCK") - own
 
-    began, before = time.monotonic(), others()
-    return lambda: max(0.0, others() - before) / ((time.monotonic() - began) * len(cores))
+    began, before = time.monotonic(), other_jobs()
+    return lambda: max(0.0, other_jobs() - before) / ((time.monotonic() - began) * len(cores))
 
 
 def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant], dict[str, str], float]:
@@ -166,10 +166,12 @@ def measure_all(subjects: list[Subject], plan: Plan) -> tuple[dict[str, Entrant]
             if number:
                 note(entrants, name, taken)
         share = load()
-    for one in entrants.values():  # the rounds that it has count
-        one.not_measured = {n: why for n, why in one.not_measured.items() if why != LATE or n not in one.turns}
-    failed |= {run: one.not_measured["decode 1"] for run, one in entrants.items() if "decode 1" in one.not_measured}
-    return {run: one for run, one in entrants.items() if run not in failed}, failed, share
+    for run, entrant in entrants.items():  # the rounds that it has count
+        reasons = entrant.not_measured.items()
+        entrant.not_measured = {n: why for n, why in reasons if why != LATE or n not in entrant.turns}
+        if "decode 1" in entrant.not_measured:
+            failed[run] = entrant.not_measured["decode 1"]
+    return {run: entrant for run, entrant in entrants.items() if run not in failed}, failed, share
 
 
 def note(entrants: dict[str, Entrant], name: str, taken: list[tuple[str, list[float] | None]]) -> None:
@@ -178,8 +180,8 @@ def note(entrants: dict[str, Entrant], name: str, taken: list[tuple[str, list[fl
         if seconds is None:
             continue
         entrants[run].turns.setdefault(name, []).append(seconds)
-        before = next((found for other, found in taken[place::-1] if other == BASE), None)
-        after = next((found for other, found in taken[place:] if other == BASE), None)
+        before = next((turn for model, turn in taken[place::-1] if model == BASE), None)
+        after = next((turn for model, turn in taken[place:] if model == BASE), None)
         if before and after:
             ratio = (sum(before) * sum(after)) ** 0.5 / sum(seconds)
             entrants[run].ratios.setdefault(name, []).append(ratio)

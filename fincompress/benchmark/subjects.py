@@ -32,16 +32,16 @@ def find_subjects(results_dir: str, names: list[str] | None, base_model: str, da
 
     Raises UserError where a named run is missing, unfinished, or one of another base model or data run than the rest.
     """
-    found = runs_with_weights(results_dir) if names is None else names
-    chosen = [run_subject(results_dir, name) for name in found if name != BASE]
+    candidates = runs_with_weights(results_dir) if names is None else names
+    chosen = [run_subject(results_dir, name) for name in candidates if name != BASE]
     if names is not None and chosen:
         base_model, data_run = chosen[0].base_model, chosen[0].data_run
-    others = [one.run for one in chosen if (one.base_model, one.data_run) != (base_model, data_run)]
-    if others and names is not None:
-        raise UserError(f"RUNS are of more than one base model or data run: leave out {', '.join(others)}")
-    if others:
-        print(f"left out, of another base model or data run: {', '.join(others)}")
-    chosen = [one for one in chosen if one.run not in others]
+    left_out = [subject.run for subject in chosen if (subject.base_model, subject.data_run) != (base_model, data_run)]
+    if left_out and names is not None:
+        raise UserError(f"RUNS are of more than one base model or data run: leave out {', '.join(left_out)}")
+    if left_out:
+        print(f"left out, of another base model or data run: {', '.join(left_out)}")
+    chosen = [subject for subject in chosen if subject.run not in left_out]
     settings = Path(results_dir) / BASE / "settings.json"
     if settings.exists() and runs.read_json(settings)["base_model"] != base_model:
         raise UserError(f"{settings.parent}/ is about another base model than {base_model}: choose another RESULTS_DIR")
@@ -97,15 +97,16 @@ def which_fit(
     Sets each model's ``predicted_gb``. ``card`` is the reply of ``rounds.probe``. Raises UserError where the others do
     not fit in the device's memory together, with a margin for batches and processes.
     """
-    for one in chosen:
-        config = models.base_config(one.base_model if one.lora_rank else one.path, results_dir)
-        one.predicted_gb = simulation.decoding(
-            config, 1, prompt + new_tokens, one.precision, one.lora_rank, card["device"], getattr(torch, card["dtype"])
+    device, dtype = card["device"], getattr(torch, card["dtype"])
+    for subject in chosen:
+        config = models.base_config(subject.base_model if subject.lora_rank else subject.path, results_dir)
+        subject.predicted_gb = simulation.decoding(
+            config, 1, prompt + new_tokens, subject.precision, subject.lora_rank, device, dtype
         ).gb
-    fitting = [one for one in chosen if one.predicted_gb <= room_gb]
-    needed, room = sum(1.2 * one.predicted_gb + PROCESS_GB for one in fitting), 0.9 * card["free_gb"]
+    fitting = [subject for subject in chosen if subject.predicted_gb <= room_gb]
+    needed, room = sum(1.2 * subject.predicted_gb + PROCESS_GB for subject in fitting), 0.9 * card["free_gb"]
     if len(fitting) > 1 and needed > room:
-        names = ", ".join(one.run for one in fitting)
+        names = ", ".join(subject.run for subject in fitting)
         raise UserError(f"{names}: {needed:.1f} GB does not fit together in {room:.1f} GB: name fewer RUNS")
-    reasons = {one.run: f"needs {one.predicted_gb:.1f} GB, {room_gb:.1f} GB are free" for one in chosen}
-    return fitting, {one.run: reasons[one.run] for one in chosen if one not in fitting}
+    reasons = {subject.run: f"needs {subject.predicted_gb:.1f} GB, {room_gb:.1f} GB are free" for subject in chosen}
+    return fitting, {subject.run: reasons[subject.run] for subject in chosen if subject not in fitting}

@@ -120,7 +120,7 @@ def kernel(model: torch.nn.Module) -> str:
     """What computes the products and the attention: classes of the blocks' linear layers, LoRA's own left out."""
     if hasattr(model, "kernel"):
         return model.kernel
-    layers = [(name, type(one).__name__) for name, one in model.get_decoder().layers.named_modules()]
+    layers = [(name, type(module).__name__) for name, module in model.get_decoder().layers.named_modules()]
     kinds = dict.fromkeys(kind for name, kind in layers if "Linear" in kind and "lora_" not in name)
     lora = "LoRA on " if any("lora_" in name for name, _ in layers) else ""
     return f"{lora}{', '.join(kinds)}; attention {model.config._attn_implementation}"

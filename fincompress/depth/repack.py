@@ -26,13 +26,13 @@ class Block(NamedTuple):
 def pair(left: list[SubLayer]) -> list[Block]:
     """The fewest blocks that hold these sub-layers in this order."""
     blocks: list[Block] = []
-    for one in left:
-        if one.kind == "attention":
-            blocks.append(Block(one, None))
+    for sublayer in left:
+        if sublayer.kind == "attention":
+            blocks.append(Block(sublayer, None))
         elif blocks and blocks[-1].mlp is None:
-            blocks[-1] = Block(blocks[-1].attention, one)
+            blocks[-1] = Block(blocks[-1].attention, sublayer)
         else:
-            blocks.append(Block(None, one))
+            blocks.append(Block(None, sublayer))
     return blocks
 
 
@@ -86,10 +86,10 @@ def repacked_model(model: nn.Module) -> nn.Module:
     packed.set_output_embeddings(base.get_output_embeddings())
     device, dtype = source.embed_tokens.weight.device, base.dtype
     for number, block in enumerate(blocks):
-        for kind, one in zip(PARTS, block, strict=True):
+        for kind, sublayer in zip(PARTS, block, strict=True):
             for part in PARTS[kind]:
-                if one is not None:
-                    setattr(target.layers[number], part, getattr(source.layers[one.block], part))
+                if sublayer is not None:
+                    setattr(target.layers[number], part, getattr(source.layers[sublayer.block], part))
                 else:
                     _zero(getattr(target.layers[number], part), device, dtype)
         target.layers[number].self_attn.layer_idx = number

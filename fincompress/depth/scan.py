@@ -73,16 +73,16 @@ def trace(model, batch: dict[str, torch.Tensor], projections: Collection[SubLaye
 
         return layers[number].register_forward_pre_hook(hook, with_kwargs=True)
 
-    def enters(module, kept, one):
+    def enters(module, kept, sublayer):
         def hook(module, args):
-            kept[one] = args[0]
+            kept[sublayer] = args[0]
 
         return module.register_forward_pre_hook(hook)
 
     try:
         for number, block in enumerate(layers):
             hooks += [enters_block(number), enters(block.post_attention_layernorm, streams, SubLayer(number, "mlp"))]
-        hooks += [enters(sub.projection(model, one), inputs, one) for one in projections]
+        hooks += [enters(sub.projection(model, sublayer), inputs, sublayer) for sublayer in projections]
         hooks.append(layers[-1].register_forward_hook(lambda block, args, output: last.append(output)))
         logits, labels = target_logits(model, batch)
     finally:
@@ -106,8 +106,8 @@ def scores_without(model, unit: Unit, seen: Trace, patch: Patch | None = None) -
         for block, arguments in zip(decoder.layers[start:], seen.arguments[start:], strict=True):
             stream = block(stream, **arguments)
     stream = at_targets(stream[:, targets], seen.labels)
-    for one in late:
-        norm, mlp = (getattr(decoder.layers[one.block], part) for part in sub.PARTS[one.kind])
+    for sublayer in late:
+        norm, mlp = (getattr(decoder.layers[sublayer.block], part) for part in sub.PARTS[sublayer.kind])
         stream = stream + mlp(norm(stream))
     return question_scores(model.get_output_embeddings()(decoder.norm(stream)), seen.labels, seen.teacher)
 
@@ -214,9 +214,9 @@ def scan(
     race = Elimination(units, drops, earlier)
     bar = tqdm(batches, desc="scan", unit="batch", delay=5, leave=False, disable=not distributed.is_main())
     for batch in bar:
-        found = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, patches or {})
+        batch_scores = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, patches or {})
         for score, (nll, exact, squares) in zip(
-            [whole, *(scores[unit] for unit in race.alive)], _joined(found), strict=True
+            [whole, *(scores[unit] for unit in race.alive)], _joined(batch_scores), strict=True
         ):
             score.add(nll, exact, squares)
         if drops < math.inf:
@@ -234,7 +234,7 @@ def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cache
         return [(nothing, nothing, 0.0)] * (1 + len(units))
     seen = trace(model, batch, {patch.before for patch in patches.values()})
     seen.teacher = teacher(batch) if teacher else None
-    found = [(*question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
+    scores = [(*question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
     for unit in units:
         if cached:
             nll, exact = scores_without(model, unit, seen, patches.get(unit))
@@ -242,14 +242,14 @@ def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cache
             with dropped(model, unit, patches.get(unit)), torch.no_grad():
                 logits = at_targets(target_logits(model, batch)[0], seen.labels)
             nll, exact = question_scores(logits, seen.labels, seen.teacher)
-        found.append((nll, exact, seen.squares(unit)))
-    return found
+        scores.append((nll, exact, seen.squares(unit)))
+    return scores
 
 
-def _joined(found: list[Scores]) -> list[Scores]:
+def _joined(scores: list[Scores]) -> list[Scores]:
     """What all processes found on their questions of a batch, in the order of the questions."""
-    parts = distributed.gather([(nll.float().cpu(), exact.float().cpu(), squares) for nll, exact, squares in found])
+    parts = distributed.gather([(nll.float().cpu(), exact.float().cpu(), squares) for nll, exact, squares in scores])
     return [
-        (torch.cat([one[0] for one in same]), torch.cat([one[1] for one in same]), sum(one[2] for one in same))
-        for same in zip(*parts, strict=True)
+        (torch.cat(nll), torch.cat(exact), sum(squares))
+        for nll, exact, squares in (zip(*shares, strict=True) for shares in zip(*parts, strict=True))
     ]

@@ -70,7 +70,7 @@ def projection(model: nn.Module, sublayer: SubLayer) -> nn.Linear:
 def sublayers(model: nn.Module) -> list[SubLayer]:
     """Those that are left, in the order in which they add to the stream."""
     every = [SubLayer(block, kind) for block in range(len(decoder(model).layers)) for kind in KINDS]
-    return [one for one in every if not isinstance(module(model, one), Nothing)]
+    return [sublayer for sublayer in every if not isinstance(module(model, sublayer), Nothing)]
 
 
 def units(model: nn.Module, drop_unit: str, packable: bool = False) -> list[tuple[SubLayer, ...]]:
@@ -81,10 +81,10 @@ def units(model: nn.Module, drop_unit: str, packable: bool = False) -> list[tupl
     """
     left = sublayers(model)
     if drop_unit == "block":
-        return [tuple(one for one in left if one.block == block) for block in sorted({one.block for one in left})]
+        return [tuple(block) for _, block in itertools.groupby(left, key=lambda sublayer: sublayer.block)]
     if packable:
         return [pair for pair in itertools.pairwise(left) if pair[0].kind != pair[1].kind]
-    return [(one,) for one in left]
+    return [(sublayer,) for sublayer in left]
 
 
 def unit_name(unit: tuple[SubLayer, ...]) -> str:
@@ -149,7 +149,7 @@ def _put(layers: nn.ModuleList, parts: Parts) -> Parts:
 def _empty(gone: tuple[SubLayer, ...]) -> Parts:
     """What stands in the place of removed sub-layers."""
     return {
-        (one.block, part): nothing
-        for one in gone
-        for part, nothing in zip(PARTS[one.kind], (nn.Identity(), Nothing(one.kind)), strict=True)
+        (sublayer.block, part): nothing
+        for sublayer in gone
+        for part, nothing in zip(PARTS[sublayer.kind], (nn.Identity(), Nothing(sublayer.kind)), strict=True)
     }

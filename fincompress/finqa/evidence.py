@@ -67,8 +67,8 @@ def page_lines(example: Example) -> list[Line]:
 def _has_years(table: Sequence[Sequence[str]], column: int) -> bool:
     """Whether most cells with digits in a column under the header begin with a year, those aside that may be dashes."""
     cells = [numbers.clean_cell(row[column]) for row in table[1:] if len(row) > column]
-    others = [cell for cell in cells if re.search(r"\d", cell) and not numbers.DASH.fullmatch(cell)]
-    return 2 * sum(bool(re.match(r"(19|20)\d\d\b", cell)) for cell in others) > len(others)
+    figures = [cell for cell in cells if re.search(r"\d", cell) and not numbers.DASH.fullmatch(cell)]
+    return 2 * sum(bool(re.match(r"(19|20)\d\d\b", cell)) for cell in figures) > len(figures)
 
 
 def _share_words(header: list[str]) -> list[str]:
@@ -90,8 +90,8 @@ def _share_words(header: list[str]) -> list[str]:
 
 def numbers_needed(text: str) -> set[tuple[float, bool]]:
     """Return the numbers that the program ``text`` uses, in the form of ``numbers.numbers_in``."""
-    found = {(abs(numbers.parse_number(x.replace("%", ""))), "%" in x) for x in program.operands(text)[0]}
-    return {number for number in found if math.isfinite(number[0])}
+    operands = {(abs(numbers.parse_number(x.replace("%", ""))), "%" in x) for x in program.operands(text)[0]}
+    return {operand for operand in operands if math.isfinite(operand[0])}
 
 
 def shows_numbers(text: str, shown: str) -> bool:
@@ -211,8 +211,8 @@ def _words(text: str) -> list[str]:
 
     Words are cut to five letters, so that ``leases`` finds ``leasing``: as good on one page as a stemmer.
     """
-    found = re.findall(r"[^\W\d_]+|\d+(?:\.\d+)?", text.lower())
-    return [word if word[0].isdigit() else word[:5] for word in found if word not in _STOP_WORDS]
+    words = re.findall(r"[^\W\d_]+|\d+(?:\.\d+)?", text.lower())
+    return [word if word[0].isdigit() else word[:5] for word in words if word not in _STOP_WORDS]
 
 
 # --- selection -------------------------------------------------------------------------------------------------------

@@ -68,17 +68,17 @@ def load_dataset(data_dir: str, seed: int = 0, splits: tuple[str, ...] = SPLITS)
     records = {split: raw for split, raw in records.items() if raw is not None}
     if splits[0] not in records:
         raise UserError(f"there is no {splits[0]}.json in {data_dir}/")
-    found, skipped = {}, []
+    usable, skipped = {}, []
     for split, raw in records.items():
-        found[split], broken = validate_split(split, raw)
+        usable[split], broken = validate_split(split, raw)
         skipped += broken
-    check_pages_disjoint(found)
+    check_pages_disjoint(usable)
     if skipped:
         print(f"{len(skipped)} broken examples are left out:")
-    for one in skipped[:5]:
-        print(f"  {one['id']} ({one['split']}): {one['reason']}")
+    for example in skipped[:5]:
+        print(f"  {example['id']} ({example['split']}): {example['reason']}")
     test = fingerprint_records({"test": records["test"]}) if "test" in records else None
-    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", found, skipped, fingerprint_records(records), test)
+    return Dataset(SYNTHETIC if data_dir == SYNTHETIC else "FinQA", usable, skipped, fingerprint_records(records), test)
 
 
 def find_records(data_dir: str, split: str, seed: int) -> list[dict] | None:
@@ -241,7 +241,7 @@ def carve_calibration(examples: list[Example], size: int, seed: int) -> tuple[li
     half of train would be left.
     """
     names: dict[int, str] = {}
-    by_name = sorted(examples, key=lambda one: one.page)
+    by_name = sorted(examples, key=lambda example: example.page)
     same = {example.page: names.setdefault(page_content(example), example.page) for example in by_name}
     counts = Counter(same[example.page] for example in examples)
     pages = sorted(counts)

@@ -19,8 +19,8 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
     """
     tokens = program.tokenize(text)
     fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, FIGURE.findall(row))}
-    found = [_plain(figure) for figure in FIGURE.findall(prompt + " " + " ".join(program.operands(text)[0]))]
-    figures = [figure for figure in dict.fromkeys(found) if figure not in fixed and not _is_kept(figure)]
+    plain = [_plain(figure) for figure in FIGURE.findall(prompt + " " + " ".join(program.operands(text)[0]))]
+    figures = [figure for figure in dict.fromkeys(plain) if figure not in fixed and not _is_kept(figure)]
     arithmetic = not any(name in program.TABLE for name in program.operations(tokens))
     for _ in range(TRIES):
         new = {figure: _draw(figure, generator) for figure in figures}

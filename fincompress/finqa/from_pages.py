@@ -136,10 +136,10 @@ def _is_amount(figure: str) -> bool:
 
 def _by_year(labels: list[str]) -> dict[str, int]:
     """Where each year stands, in order of years: of labels with one year each, no two of them the same."""
-    found = {place: _YEAR.findall(label) for place, label in enumerate(labels) if place}
-    years = [one[0] for one in found.values() if len(one) == 1]
-    single = {one[0]: place for place, one in found.items() if len(one) == 1 and years.count(one[0]) == 1}
-    return dict(sorted(single.items()))
+    years_at = {place: _YEAR.findall(label) for place, label in enumerate(labels) if place}
+    single = {place: years[0] for place, years in years_at.items() if len(years) == 1}
+    counts = Counter(single.values())
+    return dict(sorted((year, place) for place, year in single.items() if counts[year] == 1))
 
 
 def clean_name(name: str) -> str:
@@ -151,7 +151,7 @@ def clean_name(name: str) -> str:
 
 def told(sentence: str) -> dict[str, dict[str, str]]:
     """Amounts of several years that a sentence tells, by what they are of, in order of years."""
-    found = {}
+    rows = {}
     for pattern in _TELLS:
         for match in pattern.finditer(sentence):
             years = re.findall(r"\d{4}", match["years"])
@@ -160,5 +160,5 @@ def told(sentence: str) -> dict[str, dict[str, str]]:
             units = re.findall("[mb]illion", match["amounts"])
             alike = len(set(units)) < 2 and len({amount[-1] == "%" for amount in amounts}) == 1
             if name and alike and len(years) == len(amounts) == len(set(years)) and all(map(_is_amount, amounts)):
-                found[name] = dict(sorted(zip(years, amounts, strict=True)))
-    return found
+                rows[name] = dict(sorted(zip(years, amounts, strict=True)))
+    return rows

@@ -93,10 +93,10 @@ def numbers_in(text: str) -> set[tuple[float, bool]]:
 
     A percentage can be read as a plain number too: programs write both ``5%`` and ``divide(5, const_100)``.
     """
-    found = set()
+    numbers = set()
     for match in _IN_TEXT.finditer(text):
         value = float(match[1].replace(",", ""))
-        found.add((value, False))
+        numbers.add((value, False))
         if match[2]:
-            found.add((value, True))
-    return found
+            numbers.add((value, True))
+    return numbers

@@ -73,15 +73,15 @@ def operands(program: str) -> tuple[list[str], list[str]]:
 
     Each stands once, in order. Constants (``const_100``) and references (``#0``) are left out. The program executes.
     """
-    tokens, found, rows = tokenize(program), [], []
+    tokens, numbers, rows = tokenize(program), [], []
     for name, first, second in zip(tokens[::4], tokens[1::4], tokens[2::4], strict=False):
         if name[:-1] in TABLE:
             rows.append(first.strip())
         else:
-            found += [
+            numbers += [
                 text.strip() for text in (first, second) if "const" not in text and parse_number(text) is not None
             ]
-    return list(dict.fromkeys(found)), list(dict.fromkeys(rows))
+    return list(dict.fromkeys(numbers)), list(dict.fromkeys(rows))
 
 
 def complete_steps(tokens: Sequence[str]) -> list[str]:
@@ -142,12 +142,12 @@ def steps(tokens: Sequence[str], table: Sequence[Sequence[str]]) -> list[tuple[s
 
     The value is None from the first step on that cannot be computed, and for an unfinished one.
     """
-    found = []
+    results = []
     for start in range(0, len(tokens) - 1, 4):
         step = tokens[start : min(start + 4, len(tokens) - 1)]
         value = execute([*tokens[: start + len(step)], END], table) if len(step) == 4 else None
-        found.append((detokenize(step), value))
-    return found
+        results.append((detokenize(step), value))
+    return results
 
 
 def _operand(text: str, results: dict[int, float | str]) -> float | str:

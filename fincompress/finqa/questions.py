@@ -151,8 +151,9 @@ class Asker:
         fields = {"d": date} | {f"{letter}2": row[date] for letter, row in rows.items()}
         if len(dates) == 1:
             return fields
-        (source, *others) = {figure.source for figure in figures}
-        if not others and len(dates) == len(self.table[0]) - 1 and "%" not in figures[0]:  # a whole row
+        sources = {figure.source for figure in figures}
+        if len(sources) == 1 and len(dates) == len(self.table[0]) - 1 and "%" not in figures[0]:  # a whole row
+            source = sources.pop()
             fields["row"] = Figure(self.table[source][0]).at(source)
         y0, y1 = (dates[place] for place in sorted(self.rng.sample(range(len(dates)), 2)))
         fields |= {"y0": y0, "y1": y1, "span": f"from {y0} to {y1}"}
@@ -174,7 +175,7 @@ def program_kind(program: str) -> str:
 
 def unlike(asks: list[dict], qa: dict) -> list[dict]:
     """The asks that have neither the question nor the program of ``qa``, which was taken."""
-    return [one for one in asks if not {*qa.values()} & {one["qa"]["program"], one["qa"]["question"]}]
+    return [ask for ask in asks if not {*qa.values()} & {ask["qa"]["program"], ask["qa"]["question"]}]
 
 
 def next_ask(asks: list[dict], rng: random.Random, seen: Counter[str], count: int, **shares: dict[str, float]) -> dict:

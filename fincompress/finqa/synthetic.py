@@ -255,7 +255,7 @@ def _tell_amounts(page: _Page, whole: str, parts: Sequence[str]) -> None:
     sentences = [f"{name} totaled $ {{f{place}}} million in {date} ." for place, (name, date) in enumerate(told)]
     page.say(*sentences, **{f"f{place}": figure for place, figure in enumerate(figures)})
     grid: Grid = {}
-    for (name, date), figure in sorted(zip(told, figures, strict=True), key=lambda one: one[0][1]):
+    for (name, date), figure in sorted(zip(told, figures, strict=True), key=lambda pair: pair[0][1]):
         grid.setdefault(name, {})[str(date)] = figure
     page.ask_grid(grid, whole if whole in grid else "")
 

@@ -47,16 +47,17 @@ def load(folder: str) -> tuple[list[examples.Example], dict]:
             ) from None
     if not records:
         raise UserError(f"EXTRA_DATA_DIR={folder} holds no arithmetic question of TAT-QA with a derivation")
-    found, skipped = examples.validate_split("train", records)
-    left_out.update(one["reason"] for one in skipped)
+    usable, skipped = examples.validate_split("train", records)
+    left_out.update(example["reason"] for example in skipped)
     fingerprint = examples.fingerprint_records(files)
-    return found, {"source": "TAT-QA", "fingerprint": fingerprint, "usable": len(found), "left_out": dict(left_out)}
+    return usable, {"source": "TAT-QA", "fingerprint": fingerprint, "usable": len(usable), "left_out": dict(left_out)}
 
 
 def convert_question(page: dict, question: dict) -> dict:
     """One record; raises ValueError with the reason it cannot be had."""
     paragraphs = sorted(page["paragraphs"], key=lambda paragraph: paragraph["order"])
-    sentences = [release_text(text) for one in paragraphs for text in re.split(r"(?<=[.;]) +(?=[A-Z])", one["text"])]
+    texts = [text for paragraph in paragraphs for text in re.split(r"(?<=[.;]) +(?=[A-Z])", paragraph["text"])]
+    sentences = [release_text(text) for text in texts]
     table = make_table(page["table"]["table"])
     shown = {value for text in [*sentences, *(cell for row in table for cell in row)] for value, _ in numbers_in(text)}
     if not isinstance(question["derivation"], str):
@@ -134,8 +135,8 @@ def write_program(derivation: str, percent: bool, shown: set[float]) -> str:
 def number(node: ast.expr, text: str) -> str | None:
     """A literal as it is written, its sign with it; None for anything else."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        found = number(node.operand, text)
-        return found and f"-{found}"
+        literal = number(node.operand, text)
+        return literal and f"-{literal}"
     is_number = isinstance(node, ast.Constant) and type(node.value) in (int, float)
     return ast.get_source_segment(text, node) if is_number else None
 

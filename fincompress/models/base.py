@@ -104,17 +104,17 @@ def base_model_path(base_model: str, results_dir: str) -> str:
     """
     if base_model != EMBEDDED and not base_model.startswith("shape:"):
         return base_model
-    made = Path(results_dir) / "base_models" / base_model.replace(":", "-")
-    if not (made / "config.json").exists():
-        runs.make_folder(made.parent)  # or it would be told after the work
+    folder = Path(results_dir) / "base_models" / base_model.replace(":", "-")
+    if not (folder / "config.json").exists():
+        runs.make_folder(folder.parent)  # or it would be told after the work
         make = convert_embedded if base_model == EMBEDDED else make_shape
         model, tokenizer, text = make(base_model)
-        with runs.atomic_path(made) as partial:
+        with runs.atomic_path(folder) as partial:
             model.save_pretrained(partial)
             save.write_rope_theta(partial)
             save.save_tokenizer(tokenizer, partial)
             save.write_model_card(partial, base_model, text)
-    return str(made)
+    return str(folder)
 
 
 def base_config(base_model: str, results_dir: str):
@@ -246,13 +246,13 @@ def explain_loading(path: str):
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GatedRepoError):
             cause = cause.__cause__ or cause.__context__
-        said = " ".join(str(error).split())[:200] or repr(error)
+        reason = " ".join(str(error).split())[:200] or repr(error)
         if cause is not None:
             text = f"{path} is gated: accept its licence on its Hub page, then put a token into .env (HF_TOKEN=...)"
         elif Path(path).exists():
-            text = f"the checkpoint in {path} is damaged or cannot be read: {said}"
+            text = f"the checkpoint in {path} is damaged or cannot be read: {reason}"
         elif isinstance(error, OSError):
-            text = f"{path} is no folder here and cannot be had from the Hub: {said}"
+            text = f"{path} is no folder here and cannot be had from the Hub: {reason}"
         else:  # it was had, and quantizing its weights may have failed
-            text = f"{path} cannot be loaded: {said}"
+            text = f"{path} cannot be loaded: {reason}"
         raise UserError(text) from None

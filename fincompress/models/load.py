@@ -47,8 +47,8 @@ def load_base(
         names = sorted(key if isinstance(key, str) else key[0] for key in info[f"{kind}_keys"])
         names = [name for name in names if kind != "unexpected" or (".layers." in name and "rotary" not in name)]
         if names:
-            said = f"by its config.json {len(names)} weights are {kind}, such as {names[0]}"
-            raise UserError(f"{path} is not a whole checkpoint: {said}")
+            reason = f"by its config.json {len(names)} weights are {kind}, such as {names[0]}"
+            raise UserError(f"{path} is not a whole checkpoint: {reason}")
     if method:
         return model if packed else method.dequantize(model, dtype)
     if "quantization_config" in options and not packed:

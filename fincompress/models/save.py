@@ -84,7 +84,7 @@ def dense_weight(module: torch.nn.Module, base: torch.nn.Module) -> torch.Tensor
     value = dequantize_module_weight(base)
     if base is module:
         return value
-    return sum((module.get_delta_weight(one).float() for one in module.active_adapters), value.float())
+    return sum((module.get_delta_weight(adapter).float() for adapter in module.active_adapters), value.float())
 
 
 def save_tokenizer(tokenizer, directory: Path) -> None:

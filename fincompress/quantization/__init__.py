@@ -9,7 +9,7 @@ from fincompress.quantization.method import Method, Recipe, quiet, require
 
 for _file in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_file.name}")
-METHODS: dict[str, Method] = {found.name: found() for found in Method.__subclasses__()}
+METHODS: dict[str, Method] = {method.name: method() for method in Method.__subclasses__()}
 
 
 def method_of(path: str | Path) -> Method | None:
@@ -17,5 +17,6 @@ def method_of(path: str | Path) -> Method | None:
     file = Path(path) / "config.json"
     config = runs.read_json(file).get("quantization_config", {}) if file.exists() else {}
     marks = [None, *(name for name, value in config.get("meta", {}).items() if value)]
-    found = [one for one in METHODS.values() if one.quant_method == config.get("quant_method") and one.mark in marks]
-    return max(found, key=lambda method: method.mark is not None, default=None)
+    quant_method = config.get("quant_method")
+    methods = [method for method in METHODS.values() if method.quant_method == quant_method and method.mark in marks]
+    return max(methods, key=lambda method: method.mark is not None, default=None)

@@ -83,8 +83,8 @@ class Format:
         return LlamaCpp(Path(path)), {"missing_keys": [], "mismatched_keys": [], "unexpected_keys": []}
 
     def computes(self, model: LlamaCpp, tokens: list[int]) -> bool:
-        found = model.complete(tokens, 1, logprobs=1)["choices"][0]["logprobs"]["content"][0]["logprob"]
-        return found is not None and math.isfinite(found)
+        logprob = model.complete(tokens, 1, logprobs=1)["choices"][0]["logprobs"]["content"][0]["logprob"]
+        return logprob is not None and math.isfinite(logprob)
 
     def dequantize(self, model: LlamaCpp, dtype: torch.dtype) -> LlamaCpp:
         return model  # llama.cpp computes with the weights as they are stored
@@ -188,15 +188,15 @@ class LlamaCpp(torch.nn.Module):
         """
         if num_beams > 1:
             raise UserError(f"BEAMS = {num_beams}: llama.cpp decodes greedily, leave it at 1")
-        found = []
+        continuations = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
             (choice,) = self.complete(ids[mask.bool()].tolist(), max_new_tokens, logprobs=1)["choices"]
-            tokens = [one["id"] for one in choice["logprobs"]["content"]]
+            tokens = [token["id"] for token in choice["logprobs"]["content"]]
             if choice["finish_reason"] == "stop" and eos_token_id not in tokens:
                 tokens.append(eos_token_id)
-            found.append(torch.tensor(tokens))
-        found = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=pad_token_id)
-        return torch.cat([input_ids, found], dim=1)
+            continuations.append(torch.tensor(tokens))
+        padded = torch.nn.utils.rnn.pad_sequence(continuations, batch_first=True, padding_value=pad_token_id)
+        return torch.cat([input_ids, padded], dim=1)
 
     def time_prefill(self, ids: list[int]) -> tuple[list[int], int, float]:
         """``generation.time_prefill`` of this prompt; the cache is the prompt itself, for llama.cpp holds its keys."""

@@ -115,9 +115,9 @@ class Method:
             bar.update(bar.total - bar.n)
             model.save(str(target))
         for name in ("config.json", "quantize_config.json"):  # name that folder of this machine
-            found = runs.read_json(target / name)
-            found.get("quantization_config", found).get("meta", {}).pop("offload_to_disk_path", None)
-            runs.write_json(target / name, found)
+            saved_config = runs.read_json(target / name)
+            saved_config.get("quantization_config", saved_config).get("meta", {}).pop("offload_to_disk_path", None)
+            runs.write_json(target / name, saved_config)
 
     def run(self, model, calibration: list[dict], batch_size: int) -> None:
         """Quantize gptqmodel's ``model`` in place."""

@@ -36,8 +36,8 @@ def model_card(folder: Path, results_dir: Path, repository: str) -> str:
     base, licence = base_model(record["base_model"])
     rows = {"base model": base, "method": method}
     if "sapling" in kind or "pruning" in kind:
-        left, before = depth(chain)
-        rows["sub-layers"] = f"{left} of {before}"
+        left, total = depth(chain)
+        rows["sub-layers"] = f"{left} of {total}"
     prepared = record_of(results_dir / record["settings"]["DATA_RUN"], "settings.json").get("settings", {})
     if tokens := prepared.get("EVIDENCE_TOKENS"):
         rows["evidence in a prompt"] = f"the {tokens} tokens that are ranked best"
@@ -65,20 +65,20 @@ def base_model(name: str) -> tuple[str, str | None]:
 
 def sources(chain: list[dict], results_dir: Path) -> list[str]:
     """The data sets that a run and those it came from were trained on."""
-    found = []
+    names = []
     for record in reversed(chain):
         data = record_of(results_dir / record["settings"]["DATA_RUN"], "settings.json")
-        found += [part["source"] for part in (record["data"], data.get("extra")) if part]
-    return list(dict.fromkeys(found))
+        names += [part["source"] for part in (record["data"], data.get("extra")) if part]
+    return list(dict.fromkeys(names))
 
 
 def accuracy(folder: Path) -> list[str]:
     """The lines of a table of every evaluation beside a checkpoint."""
     lines = ["| data | split | questions | execution accuracy % | program accuracy % |", "|---|---|---:|---:|---:|"]
     for path in sorted(folder.glob("eval_*.json")):
-        found = runs.read_json(path)
-        scores = [percent(found[name]["accuracy"], found[name]["interval"])
+        evaluation = runs.read_json(path)
+        scores = [percent(evaluation[name]["accuracy"], evaluation[name]["interval"])
                   for name in ("execution_accuracy", "program_accuracy")]  # fmt: skip
-        cells = (found["data"]["source"], found["split"], found["questions"], *scores)
+        cells = (evaluation["data"]["source"], evaluation["split"], evaluation["questions"], *scores)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return [*lines, "", "Brackets: 95 % Wilson intervals."] if lines[2:] else ["Not evaluated."]

@@ -89,15 +89,15 @@ def layer_importance(path: Path, scores: list[dict]) -> None:
 
 def styles(rows: list) -> dict[str, dict]:
     """Colour, marker and line style of each ``chart_label`` of some rows."""
-    found: dict[str, dict] = {}
+    looks: dict[str, dict] = {}
     turns: Counter = Counter()
     for row in rows:
-        if row.chart_label not in found:
+        if row.chart_label not in looks:
             (color, markers), turn = STYLES[row.kind], turns[row.kind]
             marker, line = markers[turn % len(markers)], LINES[turn % len(LINES)]
-            found[row.chart_label] = {"color": color, "marker": marker, "linestyle": line}
+            looks[row.chart_label] = {"color": color, "marker": marker, "linestyle": line}
             turns[row.kind] += 1
-    return found
+    return looks
 
 
 def pareto(path: Path, rows: list, title: str) -> None:

@@ -27,21 +27,21 @@ def lineage(folder: Path, results_dir: Path) -> list[dict]:
     are its run's) and ``source``, the run before it or None. The list stops short where that run is not here: where
     a folder names itself, another run was moved to its place.
     """
-    found: list[dict] = []
-    while folder not in [record["folder"] for record in found]:
+    chain: list[dict] = []
+    while folder not in [record["folder"] for record in chain]:
         places = [folder.parent, folder] if folder.name == "merged" else [folder]
         record, metrics = runs.Record({}, folder / "settings.json"), {}
         for place in places:
             record |= record_of(place, "settings.json")
             metrics |= record_of(place, "train_metrics.json") | record_of(place, "quantize_metrics.json")
         if not record:
-            return found
+            return chain
         source = record["settings"].get("START_FROM") or record["settings"].get("SOURCE_RUN")
-        found.append(record | {"folder": folder, "metrics": metrics, "source": source})
+        chain.append(record | {"folder": folder, "metrics": metrics, "source": source})
         if not source:
-            return found
+            return chain
         folder = runs.run_directory(str(results_dir), source)
-    return found
+    return chain
 
 
 def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]:
@@ -71,17 +71,17 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
         return f"{kind}_quantized" if kind in ("sapling", "pruning") else "other", f"{method} + {name}"
     if script != "sapling_train.py":
         return "other", str(script)
-    parts = list(itertools.takewhile(lambda one: one["script"] == script, chain))  # dropped or healed in several runs
-    every = [one["settings"] for one in parts]
-    dropping = [one["settings"] for one in parts if one["metrics"].get("dropped") != [] or not one["source"]]
-    how = " of a longer phase 1" if dropping and dropping[-1] is not every[-1] else ""
-    how += " with a teacher" if any(one.get("KL") or one.get("HIDDEN_STATES") for one in every) else ""
-    how += ", adapters on NF4" if any(one.get("UPDATE") == "qlora" for one in every) else ""
+    parts = list(itertools.takewhile(lambda part: part["script"] == script, chain))  # dropped or healed in several runs
+    all_settings = [part["settings"] for part in parts]
+    dropping = [part["settings"] for part in parts if part["metrics"].get("dropped") != [] or not part["source"]]
+    how = " of a longer phase 1" if dropping and dropping[-1] is not all_settings[-1] else ""
+    how += " with a teacher" if any(s.get("KL") or s.get("HIDDEN_STATES") for s in all_settings) else ""
+    how += ", adapters on NF4" if any(s.get("UPDATE") == "qlora" for s in all_settings) else ""
     if not dropping:
         if not chain[len(parts) :]:  # it may have been pruned
             return "other", "healed further (of a run that is not here)"
         return "longer", f"phase 1, trained longer{how}"
-    rival = next((one for one in dropping if not is_saplings(one)), None)
+    rival = next((s for s in dropping if not is_saplings(s)), None)
     if rival is None:
         return "sapling", f"SAPLING{how}"
     schedule = "one shot" if rival.get("SCHEDULE") == "one_shot" else "successive"

@@ -78,7 +78,7 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     row.bits, row.act_order = settings.get("BITS", 4), settings.get("DESC_ACT", False)
     row.family = family(chain, root) or row.run.rpartition("/")[0] or row.run if pruned else row.run
     row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
-    trained = (one["settings"].get("SEED") for one in chain if one["script"] != "quantize_gptq.py")
+    trained = (record["settings"].get("SEED") for record in chain if record["script"] != "quantize_gptq.py")
     row.seed = next(trained, None)
     row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
     row.description = f"{name}, {row.depth} sub-layers" if row.depth else name
@@ -140,11 +140,11 @@ def on_device(row: Row, members: list[Row], device: str | None, hardware: str | 
     Of several others one whose speeds count, of the benchmark call that measured most. Time per question is that of
     reading a prompt of median length and decoding the median answer, whose first token the prefill gives.
     """
-    measured = [(one, speed) for one in members for speed in one.speeds]
-    measured = [(one, speed) for one, speed in measured if (speed["device"], speed["hardware"]) == (device, hardware)]
+    measured = [(member, speed) for member in members for speed in member.speeds]
+    measured = [pair for pair in measured if (pair[1]["device"], pair[1]["hardware"]) == (device, hardware)]
     calls = Counter(speed["call"] for _, speed in measured)
-    one, speed = min(
-        ((one, speed) for one, speed in measured if shape(one) == shape(row)),
+    member, speed = min(
+        ((member, speed) for member, speed in measured if shape(member) == shape(row)),
         key=lambda pair: (
             pair[1]["decode_tokens_per_s"] is None,
             pair[0] is not row,
@@ -154,7 +154,7 @@ def on_device(row: Row, members: list[Row], device: str | None, hardware: str | 
         default=(row, None),
     )
     here = Row(**vars(row), device=device, hardware=hardware, speed=speed)
-    here.speed_of, here.answer_tokens = one.run if speed else None, one.answer_tokens
+    here.speed_of, here.answer_tokens = member.run if speed else None, member.answer_tokens
     vars(here).update({name: speed and speed[name] for name in SPEEDS}, benchmark_call=speed and speed["call"])
     needed = here.prompt_tokens, here.prefill_tokens_per_s, here.answer_tokens, here.decode_tokens_per_s
     here.seconds_per_question = None
@@ -185,10 +185,11 @@ def make_section(rows: list[Row]) -> Section:
     )
     for row, flag in zip(rows, flags, strict=True):
         row.on_frontier, row.reference_run = flag, reference and reference.run
-        row.chart_label = chart_label(row, [one for one in rows if one.name == row.name])
+        row.chart_label = chart_label(row, [peer for peer in rows if peer.name == row.name])
         row.longer_run = longer and longer.run
         row.lost, row.lost_to_longer = (
-            compare_rows(one, row) if one and row is not one else None for one in (reference, longer)
+            compare_rows(baseline, row) if baseline and row is not baseline else None
+            for baseline in (reference, longer)
         )
         vars(row).update(accuracy_lost(row.lost))
         lost = accuracy_lost(row.lost_to_longer)
@@ -201,10 +202,10 @@ def chart_label(row: Row, alike: list[Row]) -> str:
 
     Depths of one label are joined. Where two of them would be equal the run that dropped the layers tells them apart.
     """
-    same = [one for one in alike if one.seed == row.seed]
-    if len({one.family for one in same}) > 1 and len({one.sublayers_left for one in same}) < len(same):
+    peers = [peer for peer in alike if peer.seed == row.seed]
+    if len({peer.family for peer in peers}) > 1 and len({peer.sublayers_left for peer in peers}) < len(peers):
         return f"{row.name} ({row.family})"
-    return row.name + (f", seed {row.seed}" if len(same) < len(alike) else "")
+    return row.name + (f", seed {row.seed}" if len(peers) < len(alike) else "")
 
 
 def accuracy_lost(lost: dict | None) -> dict:

@@ -58,7 +58,8 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             speed = "measured of another run of the same shape"
         accuracy = percent(row.execution_accuracy, (row.execution_accuracy_low, row.execution_accuracy_high))
         lost, longer = (
-            percent(one["difference"], one["interval"], "+") if one else "-" for one in (row.lost, row.lost_to_longer)
+            percent(loss["difference"], loss["interval"], "+") if loss else "-"
+            for loss in (row.lost, row.lost_to_longer)
         )
         values = {
             "Run": row.run,
@@ -146,13 +147,13 @@ def quantization_report(results_dir: str) -> list[dict]:
             "quantization_seconds": metrics["quantization_seconds"],
         }
         ends = [[row for row in rows if row.run == common[name]] for name in ("source_run", "run")]
-        pairs = [(one, other) for one in ends[0] for other in ends[1] if key(one) == key(other)]
-        for before, after in pairs or [(None, None)]:
+        pairs = [(source, quantized) for source in ends[0] for quantized in ends[1] if key(source) == key(quantized)]
+        for source, quantized in pairs or [(None, None)]:
             scores = {
-                **{name: getattr(after, name, None) for name in ("data", "split", "questions")},
-                "execution_accuracy_before": getattr(before, "execution_accuracy", None),
-                "execution_accuracy_after": getattr(after, "execution_accuracy", None),
-                **accuracy_lost(compare_rows(before, after) if after else None),
+                **{name: getattr(quantized, name, None) for name in ("data", "split", "questions")},
+                "execution_accuracy_before": getattr(source, "execution_accuracy", None),
+                "execution_accuracy_after": getattr(quantized, "execution_accuracy", None),
+                **accuracy_lost(compare_rows(source, quantized) if quantized else None),
             }
             report.append(common | scores)
     return report

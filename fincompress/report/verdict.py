@@ -67,7 +67,7 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
         if rival.kind == "quantized" and rival.bits == BITS
         for (kind, _), depths in families.items()
         if kind == sapling
-    ] + [[against_pruning(other, depths, confidence)] for depths, other in against]
+    ] + [[against_pruning(rival, depths, confidence)] for depths, rival in against]
 
 
 def among(count: int) -> float:
@@ -77,57 +77,60 @@ def among(count: int) -> float:
 
 def decision(pair: list[Comparison]) -> str:
     """``"no"`` where the other is better in one measure, ``"yes"`` where SAPLING is in each, else not decided."""
-    winners = {winner for one in pair for winner in one.winners.values()}
+    winners = {winner for comparison in pair for winner in comparison.winners.values()}
     return "no" if OTHER in winners else OPEN if OPEN in winners else "yes"
 
 
 def at_equal_size(rival: Row, checkpoints: list[Row]) -> Comparison:
     """The checkpoint nearest to the rival in bytes."""
-    found = compare(nearest(rival, checkpoints), rival, SIZE, CONFIDENCE)
-    compare_cost(found)
-    del found.winners["bytes"]
-    discount_size(found)
-    return found
+    comparison = compare(nearest(rival, checkpoints), rival, SIZE, CONFIDENCE)
+    compare_cost(comparison)
+    del comparison.winners["bytes"]
+    discount_size(comparison)
+    return comparison
 
 
-def against_pruning(other: Row, checkpoints: list[Row], confidence: float) -> Comparison:
+def against_pruning(rival: Row, checkpoints: list[Row], confidence: float) -> Comparison:
     """Accuracy of two ways to drop layers."""
-    found = compare(nearest(other, checkpoints), other, SIZE, confidence)
-    discount_size(found)
-    unhealed = [row.run for row in (found.sapling, other) if row.healed is False]
-    found.notes += [f"{run} was not healed as a last depth is" for run in unhealed]
-    return found
+    comparison = compare(nearest(rival, checkpoints), rival, SIZE, confidence)
+    discount_size(comparison)
+    unhealed = [row.run for row in (comparison.sapling, rival) if row.healed is False]
+    comparison.notes += [f"{run} was not healed as a last depth is" for run in unhealed]
+    return comparison
 
 
-def nearest(other: Row, checkpoints: list[Row]) -> Row:
+def nearest(rival: Row, checkpoints: list[Row]) -> Row:
     """The checkpoint nearest to another run in bytes, chosen by bytes alone; the smaller of two."""
-    return min(checkpoints, key=lambda row: abs(row.size_gb - other.size_gb))
+    return min(checkpoints, key=lambda row: abs(row.size_gb - rival.size_gb))
 
 
-def discount_size(found: Comparison) -> None:
+def discount_size(comparison: Comparison) -> None:
     """Where two sizes are not equal, a win that the difference helps is not counted."""
-    relative = found.sapling.size_gb / found.other.size_gb - 1
+    relative = comparison.sapling.size_gb / comparison.other.size_gb - 1
     if abs(relative) > TOLERANCE:
         larger, smaller = (SAPLING, OTHER) if relative > 0 else (OTHER, SAPLING)
-        for name, winner in found.winners.items():
+        for name, winner in comparison.winners.items():
             if winner == (larger if name == "accuracy" else smaller):
-                found.winners[name] = OPEN
-        found.notes.append(f"the nearest in bytes; {larger}, larger, cannot win in accuracy, nor {smaller} in cost")
+                comparison.winners[name] = OPEN
+        comparison.notes += [f"the nearest in bytes; {larger}, larger, cannot win in accuracy, nor {smaller} in cost"]
 
 
 def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -> Comparison:
     """The smallest checkpoint that is shown to be as accurate as the rival; the most accurate one where none is."""
     confidence = among(len(checkpoints))  # one is picked
-    found = [compare(row, rival, ACCURACY, confidence) for row in checkpoints]
-    best = max(found, key=lambda one: one.difference["difference"] if one.difference else -math.inf)
-    near = [one for one in found if one.winners["accuracy"] != OTHER]  # not significantly worse
+    comparisons = [compare(row, rival, ACCURACY, confidence) for row in checkpoints]
+    best = max(comparisons, key=lambda c: c.difference["difference"] if c.difference else -math.inf)
+    # Depths that are not significantly worse than the rival.
+    near = [comparison for comparison in comparisons if comparison.winners["accuracy"] != OTHER]
     equal = [
-        one
-        for one in near
-        if one.difference and one.difference["interval"][0] >= -equal_within and one.difference["interval"][1] >= 0
+        comparison
+        for comparison in near
+        if comparison.difference
+        and comparison.difference["interval"][0] >= -equal_within
+        and comparison.difference["interval"][1] >= 0
     ]
     margin, winner = f"{100 * equal_within:.3g} points", OPEN
-    if not all(one.difference for one in found):
+    if not all(comparison.difference for comparison in comparisons):
         note = UNPAIRED
     # Two runs that never differ on n questions may still differ on this share of all questions.
     elif -math.log(1 - confidence) / rival.questions > equal_within:
@@ -143,59 +146,60 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
         compare_cost(taken)
         del taken.winners["accuracy"]
         # With more questions a smaller one may be shown to be equal, and then it is the one that counts.
-        for one in near[: near.index(taken)]:
-            compare_cost(one)
-            lost = [name for name, won in taken.winners.items() if won == OTHER and one.winners[name] != OTHER]
+        for smaller in near[: near.index(taken)]:
+            compare_cost(smaller)
+            lost = [name for name, won in taken.winners.items() if won == OTHER and smaller.winners[name] != OTHER]
             taken.winners |= dict.fromkeys(lost, OPEN)
         return taken
     best.equal, best.winners, best.notes = UNSHOWN, {"accuracy": winner}, [note]
     return best
 
 
-def compare(sapling: Row, other: Row, equal: str, confidence: float) -> Comparison:
+def compare(sapling: Row, rival: Row, equal: str, confidence: float) -> Comparison:
     """Execution accuracy on the same questions, and the ratio of bytes."""
-    found = Comparison(sapling, other, equal, compare_rows(sapling, other, confidence))
-    found.ratios["bytes"] = f"{sapling.size_gb / other.size_gb:.2f}"
-    found.winners["accuracy"] = OPEN
-    if found.difference is None:
-        found.notes.append(UNPAIRED)
+    difference = compare_rows(sapling, rival, confidence)
+    comparison = Comparison(sapling, rival, equal, difference)
+    comparison.ratios["bytes"] = f"{sapling.size_gb / rival.size_gb:.2f}"
+    comparison.winners["accuracy"] = OPEN
+    if difference is None:
+        comparison.notes.append(UNPAIRED)
     else:
-        found.winners["accuracy"] = {1: SAPLING, -1: OTHER, 0: OPEN}[statistics.favours(found.difference)]
-        found.ratios["accuracy"] = percent(found.difference["difference"], found.difference["interval"], "+")
-    return found
+        comparison.winners["accuracy"] = {1: SAPLING, -1: OTHER, 0: OPEN}[statistics.favours(difference)]
+        comparison.ratios["accuracy"] = percent(difference["difference"], difference["interval"], "+")
+    return comparison
 
 
 def compare_cost(comparison: Comparison) -> None:
     """Bytes, memory, and decode and prefill throughput."""
-    sapling, other, won, ratios = comparison.sapling, comparison.other, comparison.winners, comparison.ratios
-    won |= {"bytes": lower(sapling.size_gb, other.size_gb), "memory": OPEN, "decode": OPEN, "prefill": OPEN}
-    unmeasured = [row for row in (sapling, other) if not row.speed]
+    sapling, rival, won, ratios = comparison.sapling, comparison.other, comparison.winners, comparison.ratios
+    won |= {"bytes": lower(sapling.size_gb, rival.size_gb), "memory": OPEN, "decode": OPEN, "prefill": OPEN}
+    unmeasured = [row for row in (sapling, rival) if not row.speed]
     if unmeasured:
         comparison.notes += [f"{row.run}: speed and memory were not measured" for row in unmeasured]
         return
-    if sapling.inference_memory_gb and other.inference_memory_gb:
-        won["memory"] = lower(sapling.inference_memory_gb, other.inference_memory_gb)
-        ratios["memory"] = f"{sapling.inference_memory_gb / other.inference_memory_gb:.2f}"
-    if sapling.seconds_per_question and other.seconds_per_question:
-        ratios["seconds"] = f"{sapling.seconds_per_question / other.seconds_per_question:.2f}"
+    if sapling.inference_memory_gb and rival.inference_memory_gb:
+        won["memory"] = lower(sapling.inference_memory_gb, rival.inference_memory_gb)
+        ratios["memory"] = f"{sapling.inference_memory_gb / rival.inference_memory_gb:.2f}"
+    if sapling.seconds_per_question and rival.seconds_per_question:
+        ratios["seconds"] = f"{sapling.seconds_per_question / rival.seconds_per_question:.2f}"
     for name in ("decode", "prefill"):
-        rounds = paired_rounds(sapling.speed, other.speed, f"{name}_tokens_per_s")
+        rounds = paired_rounds(sapling.speed, rival.speed, f"{name}_tokens_per_s")
         if rounds is None:
             comparison.notes.append(f"{name}: no rounds of one benchmark call to take an interval from")
             continue
         centre, low, high = statistics.ratio_interval(*rounds, CONFIDENCE)
         ratios[name] = f"{centre:.2f} [{low:.2f}, {high:.2f}]"
-        if not_the_models((sapling, other), name):
+        if not_the_models((sapling, rival), name):
             comparison.notes.append(f"{name} decides nothing: on a GPU it was not the model's bytes that took the time")
         elif not low <= 1 <= high:
             won[name] = lower(1 / centre, 1)
 
 
-def lower(one: float, other: float) -> str:
+def lower(sapling: float, rival: float) -> str:
     """Whose cost is lower, OPEN where they are equal."""
-    if max(one, other) / min(one, other) <= 1 + TOLERANCE:
+    if max(sapling, rival) / min(sapling, rival) <= 1 + TOLERANCE:
         return OPEN
-    return SAPLING if one < other else OTHER
+    return SAPLING if sapling < rival else OTHER
 
 
 def not_the_models(pair: tuple[Row, Row], name: str) -> bool:
@@ -213,11 +217,12 @@ def table(pairs: list[list[Comparison]]) -> Table:
     """The verdict's table; ratios are SAPLING's over the other's."""
     out = Table(COLUMNS)
     for pair in pairs:
-        for one in pair:
-            won = [", ".join(name for name in MEASURES if one.winners.get(name) == side) for side in (SAPLING, OTHER)]
-            ratios = [one.ratios.get(name, "-") for name in (*MEASURES, "seconds")]
-            equal = out.noted(one.equal, "; ".join(one.notes))
-            out.lines.append([one.sapling.run, one.other.run, equal, *ratios, *won, decision(pair)])
+        for comparison in pair:
+            winners = comparison.winners
+            won = [", ".join(name for name in MEASURES if winners.get(name) == side) for side in (SAPLING, OTHER)]
+            ratios = [comparison.ratios.get(name, "-") for name in (*MEASURES, "seconds")]
+            equal = out.noted(comparison.equal, "; ".join(comparison.notes))
+            out.lines.append([comparison.sapling.run, comparison.other.run, equal, *ratios, *won, decision(pair)])
     return out
 
 
@@ -232,8 +237,8 @@ def sentence(pairs: list[list[Comparison]]) -> str:
         return f"Not decided: it takes evaluated runs of SAPLING and of {BITS}-bit quantization (quantize_gptq.py)."
     said: dict[str, list[str]] = {}
     names = [(sapling_name(pair[0].sapling), rival_name(pair[0].other)) for pair in pairs]
-    for one in dict.fromkeys(names):
-        theirs = [pair for pair, name in zip(pairs, names, strict=True) if name == one]
+    for sapling, rival in dict.fromkeys(names):
+        theirs = [pair for pair, name in zip(pairs, names, strict=True) if name == (sapling, rival)]
         decisions = [decision(pair) for pair in theirs]
         undecided = [pair for pair, decided in zip(theirs, decisions, strict=True) if decided == OPEN]
         ahead = [p for p in undecided if p[-1].equal == ACCURACY and set(p[-1].winners.values()) == {SAPLING}]
@@ -245,8 +250,8 @@ def sentence(pairs: list[list[Comparison]]) -> str:
         notes = [note.format(count) for note, count in counts.items() if count]
         if not any(distance(pair) <= TOLERANCE for pair in theirs):
             notes.append("sizes differ, so none could be won")
-        text = f"{one[1]} in {decisions.count('yes')} of {len(decisions)} comparisons"
-        said.setdefault(one[0], []).append(text + (f" ({'; '.join(notes)})" if notes else ""))
+        text = f"{rival} in {decisions.count('yes')} of {len(decisions)} comparisons"
+        said.setdefault(sapling, []).append(text + (f" ({'; '.join(notes)})" if notes else ""))
     return " ".join(f"{name} beats {', and '.join(texts)}." for name, texts in said.items())
 
 

@@ -69,9 +69,9 @@ def training_so_far(run: Run, healed: list[dict]) -> dict[str, float]:
     """Examples, tokens and seconds of the run's own training and scans, and of the healing of these depths; what the
     run has gone on from is its own.
     """
-    left = [row for row in healed if not row.get("kept")]
-    found = {name: round(getattr(run.state, name) + sum(row[name] for row in left), 1) for name in COSTS}
-    return found | {"scanning_seconds": round(run.state.scanning_seconds, 1)}
+    not_kept = [row for row in healed if not row.get("kept")]
+    costs = {name: round(getattr(run.state, name) + sum(row[name] for row in not_kept), 1) for name in COSTS}
+    return costs | {"scanning_seconds": round(run.state.scanning_seconds, 1)}
 
 
 def finish(run: Run) -> None:

@@ -102,18 +102,18 @@ class KeepBest(TrainerCallback):
             return
         self.score(args, state)
         # The first steps often harm, so the start does not count.
-        found = [row["calibration_nll"] for row in scored(state.log_history) if row["step"]]
-        if len(found) - 1 - found.index(min(found)) >= PATIENCE:
+        nlls = [row["calibration_nll"] for row in scored(state.log_history) if row["step"]]
+        if len(nlls) - 1 - nlls.index(min(nlls)) >= PATIENCE:
             control.should_training_stop = control.should_log = True
             control.should_save = False  # a run that is killed now and resumed there would not stop again
 
     def score(self, args, state) -> None:
         """Note the scores, and write the weights if they are the best so far."""
         before = min((row["calibration_nll"] for row in scored(state.log_history)), default=math.inf)
-        found = {"step": state.global_step, **calibration_means(*self.scores(self.model))}
-        state.log_history.append(found)
+        row = {"step": state.global_step, **calibration_means(*self.scores(self.model))}
+        state.log_history.append(row)
         last = state.global_step >= state.max_steps  # whose weights are those in memory
-        if found["calibration_nll"] < before and not last and distributed.is_main():
+        if row["calibration_nll"] < before and not last and distributed.is_main():
             with runs.atomic_path(self.path(args, state.global_step)) as partial:
                 save_file({name: p.detach().cpu().contiguous() for name, p in self.trained().items()}, partial)
 

@@ -46,11 +46,11 @@ def kl(logits: torch.Tensor, teaching: Teaching, temperature: float) -> torch.Te
     """
     ours = F.log_softmax(logits.float() / temperature, dim=-1).gather(-1, teaching.ids)
     theirs = teaching.log_probs
-    found = (theirs.exp() * (theirs - ours)).sum(-1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(-1)
     if teaching.ids.shape[-1] < logits.shape[-1]:
-        rest, ours_rest = (_log_rest(one) for one in (theirs, ours))
-        found = found + rest.exp() * (rest - ours_rest)
-    return found * temperature**2
+        theirs_rest, ours_rest = _log_rest(theirs), _log_rest(ours)
+        divergence = divergence + theirs_rest.exp() * (theirs_rest - ours_rest)
+    return divergence * temperature**2
 
 
 def _log_rest(log_probs: torch.Tensor) -> torch.Tensor:

@@ -74,17 +74,17 @@ def _sums(model, units: list[Unit], batches) -> dict[Unit, tuple[SubLayer, torch
     before = {unit: left[left.index(unit[0]) - 1] for unit in units if unit[0] != left[0]}
     for batch in batches:
         seen, real = trace(model, batch, before.values()), batch["attention_mask"].bool()
-        for unit, one in before.items():
+        for unit, sublayer in before.items():
             entering, leaving = (stream[real].float() for stream in seen.around(unit[0], unit[-1]))
             weight = 1 / entering.norm(dim=-1, keepdim=True)
-            inputs, wanted = seen.inputs[one][real].float() * weight, (leaving - entering) * weight
+            inputs, wanted = seen.inputs[sublayer][real].float() * weight, (leaving - entering) * weight
             if unit not in sums:
-                sums[unit] = one, *(inputs.new_zeros(inputs.shape[1], each.shape[1]) for each in (inputs, wanted))
+                sums[unit] = sublayer, *(inputs.new_zeros(inputs.shape[1], each.shape[1]) for each in (inputs, wanted))
             with torch.autocast(inputs.device.type, enabled=False):  # it would multiply in 16 bits
                 for total, each in zip(sums[unit][1:], (inputs, wanted), strict=True):
                     total.addmm_(inputs.T, each)
         del seen  # its streams, before the next batch has its own
-    return {unit: found for unit, found in sums.items() if found[1].any()}
+    return {unit: (sublayer, gram, cross) for unit, (sublayer, gram, cross) in sums.items() if gram.any()}
 
 
 def _solved(gram: torch.Tensor, cross: torch.Tensor) -> torch.Tensor:

@@ -296,10 +296,10 @@ class Run:
         state, student = self.state, self.student
         left, trained = set(sub.sublayers(student.model)), state.trainable  # None before one shot's choice
         if trained is not None:
-            trained = sum(bool(left & set(sub.parse_unit(one))) for one in trained)
+            trained = sum(bool(left & set(sub.parse_unit(unit_name))) for unit_name in trained)
         row = {
             "dropped": name,
-            "kind": "block" if name.startswith("block") else "+".join(one.kind for one in score.unit),
+            "kind": "block" if name.startswith("block") else "+".join(sublayer.kind for sublayer in score.unit),
             "units_left": student.left,
             "trained_units_left": trained,
             **student.shares(),

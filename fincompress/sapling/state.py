@@ -51,10 +51,10 @@ class State:
         """The state that a kill left, or a new one; raises UserError where it is lost or of another version."""
         path = directory / STATE
         if path.exists():
-            found = runs.read_json(path)
-            if set(found) != {one.name for one in fields(cls)}:
+            values = runs.read_json(path)
+            if set(values) != {f.name for f in fields(cls)}:
                 raise UserError(f"{path} is no state of this version: remove {directory}/ to start again")
-            return cls(**found)
+            return cls(**values)
         depths = sorted(path.name for path in directory.glob("[0-9]*"))
         if depths:
             raise UserError(

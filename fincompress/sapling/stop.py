@@ -29,8 +29,7 @@ def check_targets(student: Student) -> None:
             f"{smallest:.1%} of this model's bytes"
         )
     if s["TARGET_MEMORY_GB"] is not None:
-        one = repack.shortened_config(student.config, 1)
-        least = memory.inference_gb(one, context=CONTEXT)
+        least = memory.inference_gb(repack.shortened_config(student.config, 1), context=CONTEXT)
         if s["TARGET_MEMORY_GB"] < least:
             raise UserError(
                 f"TARGET_MEMORY_GB = {s['TARGET_MEMORY_GB']} cannot be met: embeddings, head and one block take "

@@ -85,7 +85,7 @@ class Student:
 
     def shares(self) -> dict[str, float]:
         """What is left, for a record; a zero-filled slot counts in bytes, not in parameters."""
-        parameters = self.sizes["ends"] + sum(self.sizes[one.kind] for one in sub.sublayers(self.model))
+        parameters = self.sizes["ends"] + sum(self.sizes[sublayer.kind] for sublayer in sub.sublayers(self.model))
         share = round(parameters / self.full_size, 5)
         return {"share_of_bytes": round(self.share, 5), "share_of_parameters": share}
 
@@ -103,12 +103,12 @@ class Student:
         if not self.settings["PROTECT"]:
             return units
         ends = (0, len(sub.decoder(self.model).layers) - 1)
-        return [unit for unit in units if not any(one.block in ends for one in unit)]
+        return [unit for unit in units if not any(sublayer.block in ends for sublayer in unit)]
 
     def allowed(self) -> list[Unit]:
         """Units that may go next: at least one attention and one MLP stay."""
         left = sub.sublayers(self.model)
-        return [u for u in self.units() if {one.kind for one in left if one not in u} == set(sub.KINDS)]
+        return [u for u in self.units() if {sublayer.kind for sublayer in left if sublayer not in u} == set(sub.KINDS)]
 
     def remove(self, name: str) -> None:
         """Take a unit out; a teacher that shares the model keeps its parts."""
@@ -124,16 +124,18 @@ class Student:
     def make_trainable(self, names: list[str], healing: bool = False) -> None:
         """Let gradients reach the units ``names`` alone; what is trained is held in float32."""
         s = self.settings
-        chosen = [one for name in names for one in sub.parse_unit(name)]
+        chosen = [sublayer for name in names for sublayer in sub.parse_unit(name)]
         self.model.requires_grad_(False)
         if s["UPDATE"] == "qlora":
-            for name, parameter in [p for one in chosen for p in sub.module(self.model, one).named_parameters()]:
+            modules = [sub.module(self.model, sublayer) for sublayer in chosen]
+            for name, parameter in [p for module in modules for p in module.named_parameters()]:
                 parameter.requires_grad_("lora_" in name and f".{ADAPTER}." not in name)
         else:
-            found = sub.decoder(self.model)
-            ends = [*found.embed_tokens.parameters(), *found.norm.parameters()]
+            decoder = sub.decoder(self.model)
+            ends = [*decoder.embed_tokens.parameters(), *decoder.norm.parameters()]
             ends += self.model.get_output_embeddings().parameters()
-            for parameter in [p for one in chosen for p in sub.parameters(self.model, one)] + ends * s["TRAIN_ENDS"]:
+            parameters = [p for sublayer in chosen for p in sub.parameters(self.model, sublayer)]
+            for parameter in parameters + ends * s["TRAIN_ENDS"]:
                 parameter.requires_grad_(True)
                 parameter.data = parameter.data.float()
             if not healing:
@@ -177,17 +179,17 @@ def widen(model: PeftModel, rank: int) -> None:
     New rows of A are drawn as a new adapter's are, new columns of B are zero; the scale stays.
     """
     name = model.active_adapter
-    for one in sub.sublayers(model):
-        layer = sub.projection(model, one)
+    for sublayer in sub.sublayers(model):
+        layer = sub.projection(model, sublayer)
         if not isinstance(layer, LoraLayer):
             continue
         inner, outer = layer.lora_A[name], layer.lora_B[name]
         full = max(layer.r[name], min(rank, inner.in_features, outer.out_features))
         if full == layer.r[name]:
             continue
-        more = torch.empty(full - layer.r[name], inner.in_features, device=inner.weight.device)
-        torch.nn.init.kaiming_uniform_(more, a=math.sqrt(5))
-        inner.weight.data = torch.cat([inner.weight, more.to(inner.weight.dtype)])
-        outer.weight.data = torch.nn.functional.pad(outer.weight, (0, len(more)))
+        rows = torch.empty(full - layer.r[name], inner.in_features, device=inner.weight.device)
+        torch.nn.init.kaiming_uniform_(rows, a=math.sqrt(5))
+        inner.weight.data = torch.cat([inner.weight, rows.to(inner.weight.dtype)])
+        outer.weight.data = torch.nn.functional.pad(outer.weight, (0, len(rows)))
         inner.out_features = outer.in_features = layer.r[name] = full
         layer.lora_alpha[name] = full * layer.scaling[name]

@@ -141,20 +141,20 @@ class TeachingCache:
         if not all(self.path(row).exists() for row in rows):
             self.ask(batch, rows)
         try:
-            known = [load_file(self.path(row), device) for row in rows]
+            examples = [load_file(self.path(row), device) for row in rows]
         except SafetensorError as error:
             raise UserError(f"{self.folder}/ holds a damaged file ({error}): remove the folder") from None
-        ids, log_probs = (torch.cat([one[name] for one in known]) for name in ("ids", "log_probs"))
-        hidden = torch.stack([one["hidden"] for one in known]) if self.hidden_dtype else None
+        ids, log_probs = (torch.cat([example[name] for example in examples]) for name in ("ids", "log_probs"))
+        hidden = torch.stack([example["hidden"] for example in examples]) if self.hidden_dtype else None
         return Teaching(ids.long(), log_probs, hidden)
 
     def ask(self, batch: dict[str, torch.Tensor], rows: list[int]) -> None:
         """Ask the teacher about a batch, and keep its word on the examples that are new."""
-        said = self.teacher.teach(batch, self.temperature, self.hidden_dtype is not None)
+        teaching = self.teacher.teach(batch, self.temperature, self.hidden_dtype is not None)
         sizes = batch["labels"][:, 1:].ne(IGNORE).sum(1).tolist()
-        ids, log_probs = said.ids.int().split(sizes), said.log_probs.split(sizes)
+        ids, log_probs = teaching.ids.int().split(sizes), teaching.log_probs.split(sizes)
         for i, row in enumerate(rows):
             if not self.path(row).exists():
-                hidden = {"hidden": said.hidden[i].to(self.hidden_dtype)} if self.hidden_dtype else {}
+                hidden = {"hidden": teaching.hidden[i].to(self.hidden_dtype)} if self.hidden_dtype else {}
                 with runs.atomic_path(self.path(row)) as partial:
                     save_file({"ids": ids[i], "log_probs": log_probs[i], **hidden}, partial)

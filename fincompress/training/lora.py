@@ -132,9 +132,9 @@ def train_adapter(
     with quantization.quiet():  # peft imports gptqmodel, which greets
         if s["START_FROM"]:
             start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"]) / "adapter"
-            begun = LoraConfig.from_pretrained(start)
-            begun.lora_dropout = s["LORA_DROPOUT"]
-            model = PeftModel.from_pretrained(model, start, is_trainable=True, config=begun)
+            config = LoraConfig.from_pretrained(start)
+            config.lora_dropout = s["LORA_DROPOUT"]
+            model = PeftModel.from_pretrained(model, start, is_trainable=True, config=config)
             # As a new adapter has it: from a bare name peft would look for the base on the hub at every checkpoint.
             model.peft_config["default"].base_model_name_or_path = path
         else:

@@ -29,8 +29,8 @@ class TargetCollator:
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(row["input_ids"]) for row in rows]
-        targets = [one[row["prompt_tokens"] :] for one, row in zip(ids, rows, strict=True)]
-        attention_mask = _pad([torch.ones_like(one) for one in ids], 0)
+        targets = [sequence[row["prompt_tokens"] :] for sequence, row in zip(ids, rows, strict=True)]
+        attention_mask = _pad([torch.ones_like(sequence) for sequence in ids], 0)
         batch = {
             "input_ids": _pad(ids, self.pad_token_id),
             "attention_mask": attention_mask,
@@ -101,7 +101,7 @@ def question_scores(
     if teacher is None:
         losses = F.cross_entropy(logits.float(), tokens, reduction="none")
     else:
-        ours, theirs = (F.log_softmax(one.float(), dim=-1) for one in (logits, teacher))
+        ours, theirs = F.log_softmax(logits.float(), dim=-1), F.log_softmax(teacher.float(), dim=-1)
         losses = F.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
     sums = losses.new_zeros(len(labels))
     wrong = sums.index_add(0, rows, logits.argmax(-1).ne(tokens).to(sums))

@@ -41,7 +41,7 @@ def check_adapter(run: str, directory: Path, s: dict) -> None:
     from peft import LoraConfig
 
     with models.explain_loading(str(directory / "adapter")):
-        begun = LoraConfig.from_pretrained(directory / "adapter")
-    for name, found in (("LORA_RANK", begun.r), ("LORA_ALPHA", begun.lora_alpha)):
-        if found != s[name]:
-            raise UserError(f"{run!r} was trained with {name} = {found}: set it so, not to {s[name]}")
+        config = LoraConfig.from_pretrained(directory / "adapter")
+    for name, value in (("LORA_RANK", config.r), ("LORA_ALPHA", config.lora_alpha)):
+        if value != s[name]:
+            raise UserError(f"{run!r} was trained with {name} = {value}: set it so, not to {s[name]}")

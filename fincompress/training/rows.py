@@ -42,14 +42,14 @@ class TrainingRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        found = {name: row[name] for name in self.columns}
+        example = {name: row[name] for name in self.columns}
         number = self.first_pass + self.epoch + bisect.bisect(self.ends, index)
         # Figures that the prompt does not show cannot be found there, new ones not even be remembered.
         if self.augment is None or number == 0 or not row["evidence_shown"]:
-            return found
+            return example
         generator = random.Random(f"{self.seed} {number} {row['id']}")
         prompt, text = figures.redraw(row["prompt"], row["program"], generator)
-        return found | encode(prompt, text, self.tokenizer)
+        return example | encode(prompt, text, self.tokenizer)
 
 
 def encode(prompt: str, text: str, tokenizer) -> dict:

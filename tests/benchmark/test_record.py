@@ -36,8 +36,8 @@ def test_what_is_written_is_read_and_a_batch_counts_every_sequence(tmp_path):
 
 
 def test_a_spread_has_median_and_range_and_that_of_nothing_is_none():
-    found = record.spread([3.0, 1.0, 2.0])
-    assert (found["median"], found["low"], found["high"], found["rounds"]) == (2.0, 1.0, 3.0, [3.0, 1.0, 2.0])
+    spread = record.spread([3.0, 1.0, 2.0])
+    assert (spread["median"], spread["low"], spread["high"], spread["rounds"]) == (2.0, 1.0, 3.0, [3.0, 1.0, 2.0])
     assert record.spread([]) is None
 
 
@@ -45,24 +45,24 @@ def test_only_rounds_of_one_call_are_paired(tmp_path):
     made.throughput(tmp_path, "aa", 20.0, base=23.0)
     made.throughput(tmp_path, "bbb", 40.0, base=23.0)
     made.throughput(tmp_path, "c", 40.0, base=23.5)
-    one, same, other = (record.read_throughput(tmp_path / run / "throughput_cpu.json") for run in ("aa", "bbb", "c"))
-    first, second = record.paired_rounds(one, same, "decode_tokens_per_s")
+    row, same, later = (record.read_throughput(tmp_path / run / "throughput_cpu.json") for run in ("aa", "bbb", "c"))
+    first, second = record.paired_rounds(row, same, "decode_tokens_per_s")
     assert len(first) == 5 and all(b / a == pytest.approx(2, rel=0.1) for a, b in zip(first, second, strict=True))
     recorded = runs.read_json(tmp_path / "aa" / "throughput_cpu.json")["decode"]["1"]
     assert first == recorded["ratio"]["rounds"]
-    assert record.paired_rounds(one, other, "decode_tokens_per_s") is None
+    assert record.paired_rounds(row, later, "decode_tokens_per_s") is None
     same["rounds"]["decode_tokens_per_s"] = same["rounds"]["decode_tokens_per_s"][:3]  # a slow model: fewer rounds
-    assert len(record.paired_rounds(one, same, "decode_tokens_per_s")[0]) == 3
-    one["ratios"]["decode_tokens_per_s"] = one["ratios"]["decode_tokens_per_s"][:2]  # a slow base model: fewer still
-    assert record.paired_rounds(one, same, "decode_tokens_per_s")[0] == recorded["tokens_per_s"]["rounds"][:3]
+    assert len(record.paired_rounds(row, same, "decode_tokens_per_s")[0]) == 3
+    row["ratios"]["decode_tokens_per_s"] = row["ratios"]["decode_tokens_per_s"][:2]  # a slow base model: fewer still
+    assert record.paired_rounds(row, same, "decode_tokens_per_s")[0] == recorded["tokens_per_s"]["rounds"][:3]
 
 
 def test_a_measure_that_failed_is_read_as_not_measured(tmp_path):
     made.throughput(tmp_path, "a", 20.0)
     path = tmp_path / "a" / "throughput_cpu.json"
-    found = runs.read_json(path)
-    found["prefill"]["median"] |= {"tokens_per_s": None, "ratio": None}
-    runs.write_json(path, found)
+    throughput = runs.read_json(path)
+    throughput["prefill"]["median"] |= {"tokens_per_s": None, "ratio": None}
+    runs.write_json(path, throughput)
     row = record.read_throughput(path)
     assert row["prefill_tokens_per_s"] is row["prefill_ratio"] is None and row["decode_tokens_per_s"] is not None
 
@@ -91,6 +91,6 @@ def test_a_speed_measured_beside_other_jobs_decides_nothing(tmp_path):
     idle = record.read_throughput(path)
     for load, used in ((0.02, True), (0.3, False)):
         runs.write_json(path, runs.read_json(path) | {"load": load})
-        found = record.read_throughput(path)
-        assert (found == idle) == used and (found["decode_tokens_per_s"] is None) != used
-        assert bool(found["ratios"]["decode_tokens_per_s"]) == used
+        row = record.read_throughput(path)
+        assert (row == idle) == used and (row["decode_tokens_per_s"] is None) != used
+        assert bool(row["ratios"]["decode_tokens_per_s"]) == used

@@ -65,11 +65,11 @@ def test_the_base_model_has_a_turn_before_and_after_every_two_others_and_one_rou
     order = fake.order[:-4]
     assert [run for run, _, _ in order] == ["base", "a", "b", "base", "c", "base"] * 9
     assert [(do, batch) for _, do, batch in order[::6]] == [("prefill", None), ("decode", 1), ("decode", 2)] * 3
-    base, *others = entrants.values()
-    for one, before in zip(others, (0, 0, 1), strict=True):
+    base, *rest = entrants.values()
+    for entrant, before in zip(rest, (0, 0, 1), strict=True):
         for name in base.turns:
             times = [sum(turn) for turn in base.turns[name]]
-            for number, (turn, ratio) in enumerate(zip(one.turns[name], one.ratios[name], strict=True)):
+            for number, (turn, ratio) in enumerate(zip(entrant.turns[name], entrant.ratios[name], strict=True)):
                 first, second = times[3 * number + before : 3 * number + before + 2]
                 assert ratio == pytest.approx((first * second) ** 0.5 / sum(turn))
     assert base.ratios["decode 1"] == pytest.approx([1] * 6)
@@ -111,7 +111,7 @@ def test_measuring_ends_in_time_with_the_rounds_that_it_has(fake, monkeypatch):
 def test_a_model_whose_turn_time_ended_keeps_its_rounds(fake):
     fake.fails, fake.why = {("base", 3 * 3 * 2), ("a", 3 * 3 * 2)}, rounds.LATE
     entrants, failed, _ = rounds.measure_all(subjects("base", "a"), plan())
-    assert not failed and [len(one.turns["decode 1"]) for one in entrants.values()] == [2, 1]
+    assert not failed and [len(entrant.turns["decode 1"]) for entrant in entrants.values()] == [2, 1]
     assert not entrants["a"].not_measured
 
 

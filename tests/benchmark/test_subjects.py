@@ -17,14 +17,14 @@ def subject(run="a", **changes):
 
 def test_every_finished_run_of_the_base_model_is_found(finished, capsys):
     shutil.copytree(finished / "sapling" / "4", finished / "sapling" / "4" / "merged")
-    found = subjects.find_subjects(str(finished), None, "shape:tiny", "speed_data")
-    assert [s.run for s in found] == ["base", "sapling/12", "sapling/4", "sapling/4/merged"]
+    chosen = subjects.find_subjects(str(finished), None, "shape:tiny", "speed_data")
+    assert [s.run for s in chosen] == ["base", "sapling/12", "sapling/4", "sapling/4/merged"]
     assert "left out, of another base model or data run: other" in capsys.readouterr().out
 
 
 def test_named_runs_bring_their_base_model_and_data_run(finished):
-    found = subjects.find_subjects(str(finished), ["sapling/4"], "smollm2-135m", "data")
-    assert [(s.run, s.base_model, s.data_run) for s in found] == [
+    chosen = subjects.find_subjects(str(finished), ["sapling/4"], "smollm2-135m", "data")
+    assert [(s.run, s.base_model, s.data_run) for s in chosen] == [
         ("base", "shape:tiny", "speed_data"), ("sapling/4", "shape:tiny", "speed_data")
     ]  # fmt: skip
 
@@ -50,12 +50,12 @@ GB = {"auto": 13.8, "gptq-4bit": 4.2, "gptq-8bit": 7.3}  # of Llama-2-7B, as it 
 
 
 def fit(chosen, room_gb, **card):
-    def decoding(config, batch, tokens, precision, *more):
+    def decoding(config, batch, tokens, precision, *_):
         return mock.Mock(gb=GB[precision] if config.hidden_size == 4096 else 0.1)
 
     with mock.patch.object(subjects.simulation, "decoding", decoding):
         fitting, reasons = subjects.which_fit(chosen, "results", 512, 16, CARD | card, room_gb)
-    return [one.run for one in fitting], reasons
+    return [subject.run for subject in fitting], reasons
 
 
 def seven_billion(run, precision="auto"):

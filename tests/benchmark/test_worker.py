@@ -23,7 +23,7 @@ def test_bytes_per_token_leave_out_an_embedding_table_that_is_not_the_head(tmp_p
     model = AutoModelForCausalLM.from_config(config)
     models.write_checkpoint(tmp_path / "m", model, models.load_tokenizer(tiny_base), torch.float32)
     worker, loaded = load(tmp_path / "m")
-    parameters = sum(one.numel() for one in model.parameters()) - (0 if tied else 2048 * 64)
+    parameters = sum(parameter.numel() for parameter in model.parameters()) - (0 if tied else 2048 * 64)
     assert loaded["bytes_per_token"] == pytest.approx(parameters * worker.dtype.itemsize, rel=0.01)
     assert len(worker.decode(context=64, batch=2, new_tokens=5)) == 5 and len(worker.prefill(64)) == 1
 

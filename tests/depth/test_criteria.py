@@ -57,9 +57,9 @@ def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, b
     turned = [1 - cosine(h[block], h[block + 1], dim=-1) for h in hidden]
     influence = torch.cat([t[b["attention_mask"].bool()] for t, b in zip(turned, batches, strict=True)]).mean()
     angle = torch.cat([torch.arccos(cosine(h[block][:, -1], h[block + 1][:, -1], dim=-1)) / math.pi for h in hidden])
-    found = {name: dict(ranked(name, model, units, batches)) for name in ("block_influence", "angular")}
-    assert found["block_influence"][units[block]] == pytest.approx(influence.item(), rel=1e-3)
-    assert found["angular"][units[block]] == pytest.approx(angle.mean().item(), rel=1e-3)
+    scores = {name: dict(ranked(name, model, units, batches)) for name in ("block_influence", "angular")}
+    assert scores["block_influence"][units[block]] == pytest.approx(influence.item(), rel=1e-3)
+    assert scores["angular"][units[block]] == pytest.approx(angle.mean().item(), rel=1e-3)
     norms = dict(ranked("activation_norm", model, sub.units(model, "sublayer"), batches))
     assert max(norms.values()) == pytest.approx(100)
     by_hand = {score.unit: score.norm for score in scan.scan(model, sub.units(model, "sublayer"), batches)[0]}
@@ -92,7 +92,7 @@ def test_taylor_is_weight_times_gradient(model, batches):
         nll = -logits.log_softmax(-1).gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         nll[labels.ne(IGNORE)].sum().backward()
     expected = {
-        unit: sum(float((p * p.grad).abs().sum()) for one in unit for p in sub.parameters(copy, one))
+        unit: sum(float((p * p.grad).abs().sum()) for sublayer in unit for p in sub.parameters(copy, sublayer))
         for unit in sub.units(copy, "block")
     }
     model.requires_grad_(False)

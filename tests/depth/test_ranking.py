@@ -22,15 +22,15 @@ def test_accuracy_decides_where_it_can():
 
 def test_a_tie_in_accuracy_falls_to_nll_also_across_kinds():
     # 50 of 100 against 51 of 100 on the same questions: well within one standard error.
-    one, other = [1.0] * 50 + [0.0] * 50, [0.0] * 49 + [1.0] * 51
-    candidates = [("mlp", other, 0.5, 0), ("attention", one, 0.2, 0), ("mlp", one, 0.4, 1)]
+    lower, higher = [1.0] * 50 + [0.0] * 50, [0.0] * 49 + [1.0] * 51
+    candidates = [("mlp", higher, 0.5, 0), ("attention", lower, 0.2, 0), ("mlp", lower, 0.4, 1)]
     best, why = ranking.choose([score(kind, exact, [nll] * 100, block=n) for kind, exact, nll, n in candidates])
     assert best.unit[0].kind == "attention" and why == "nll"
 
 
 def test_more_than_one_standard_error_in_accuracy_is_no_tie():
-    one, other = [1.0] * 52 + [0.0] * 48, [1.0] * 50 + [0.0] * 50  # 2 points, 1.4 standard errors
-    best, why = ranking.choose([score("mlp", other, [0.1] * 100), score("attention", one, [0.9] * 100)])
+    higher, lower = [1.0] * 52 + [0.0] * 48, [1.0] * 50 + [0.0] * 50  # 2 points, 1.4 standard errors
+    best, why = ranking.choose([score("mlp", lower, [0.1] * 100), score("attention", higher, [0.9] * 100)])
     assert best.unit[0].kind == "attention" and why == "accuracy"
 
 
@@ -46,15 +46,15 @@ def test_a_tie_in_both_falls_to_the_largest_norm_where_that_is_asked_and_else_to
     for by in ("accuracy", "nll"):
         for norms, first in ((True, 1), (False, 0)):
             ranked = Ranking(candidates, whole, by=by, norms=norms)
-            assert ranked.next([one.unit for one in candidates])[0] == candidates[first]
+            assert ranked.next([candidate.unit for candidate in candidates])[0] == candidates[first]
 
 
 def test_more_than_one_standard_error_in_nll_is_no_tie():
     exact, swing = [1.0] * 100, torch.tensor([0.5, -0.5] * 50)
     for errors, decided in ((0.7, "norm"), (1.4, "nll")):
         behind = (errors * ranking.standard_error(swing) + swing).tolist()
-        one, other = score("mlp", exact, [0.0] * 100), score("attention", exact, behind, norm=9.0)
-        assert ranking.choose([one, other], norms=True)[1] == decided
+        mlp, attention = score("mlp", exact, [0.0] * 100), score("attention", exact, behind, norm=9.0)
+        assert ranking.choose([mlp, attention], norms=True)[1] == decided
 
 
 def test_only_units_that_saw_every_question_are_chosen():

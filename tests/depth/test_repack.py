@@ -25,7 +25,7 @@ def test_pairs_are_the_fewest_blocks_in_the_same_order():
     assert blocks == [(A(0), M(0)), (A(1), M(2)), (A(3), None), (A(4), M(4)), (None, M(5))]
     for size in range(6):
         for chosen in itertools.combinations([kind(block) for block in range(3) for kind in (A, M)], size):
-            flat = [one for block in repack.pair(list(chosen)) for one in block if one is not None]
+            flat = [sublayer for block in repack.pair(list(chosen)) for sublayer in block if sublayer is not None]
             assert flat == list(chosen)
 
 
@@ -75,7 +75,7 @@ def test_what_is_written_is_of_the_models_type_and_attention_and_counted_before(
     packed = repack.repacked_model(model)
     assert packed.config._attn_implementation == "eager"
     assert {parameter.dtype for parameter in packed.parameters()} == {torch.bfloat16}
-    assert repack.checkpoint_parameters(model, sizes) == sum(one.numel() for one in packed.parameters())
+    assert repack.checkpoint_parameters(model, sizes) == sum(parameter.numel() for parameter in packed.parameters())
 
 
 def test_of_the_lists_in_a_config_those_with_an_entry_a_block_alone_are_cut():

@@ -34,17 +34,17 @@ def test_a_scan_leaves_the_model_as_it_was(model, batches):
 
 
 def test_norms_are_of_what_each_unit_adds_padding_left_out(model):
-    batch, found = make_batches(1)[0], {}
+    batch, outputs = make_batches(1)[0], {}
     block = model.model.layers[2]
     hooks = [
-        block.self_attn.register_forward_hook(lambda m, args, output: found.update(attention=output[0])),
-        block.mlp.register_forward_hook(lambda m, args, output: found.update(mlp=output)),
+        block.self_attn.register_forward_hook(lambda m, args, output: outputs.update(attention=output[0])),
+        block.mlp.register_forward_hook(lambda m, args, output: outputs.update(mlp=output)),
     ]
     target_logits(model, batch)
     for hook in hooks:
         hook.remove()
-    found["block"] = found["attention"] + found["mlp"]  # whose norm is not that of two norms
-    for name, added in found.items():
+    outputs["block"] = outputs["attention"] + outputs["mlp"]  # whose norm is not that of two norms
+    for name, added in outputs.items():
         unit = sub.parse_unit(f"{name}.2")
         scores, _ = scan.scan(model, [unit], [batch])
         expected = added[batch["attention_mask"].bool()].norm().item()
@@ -140,10 +140,10 @@ def test_a_unit_that_was_bad_earlier_goes_only_if_it_is_clearly_behind_now():
         return race.alive
 
     assert survivors(None) == units[:8]
-    found = dict.fromkeys(units, 0.0) | dict.fromkeys(units[1:3], 2.0) | dict.fromkeys(units[10:], 1.0)
-    assert set(survivors(found)) == {units[0], *units[2:9]}
-    assert survivors(found)[-1] == units[2]  # tried last
-    later = scan.Elimination(units, earlier=found)
+    earlier = dict.fromkeys(units, 0.0) | dict.fromkeys(units[1:3], 2.0) | dict.fromkeys(units[10:], 1.0)
+    assert set(survivors(earlier)) == {units[0], *units[2:9]}
+    assert survivors(earlier)[-1] == units[2]  # tried last
+    later = scan.Elimination(units, earlier=earlier)
     later.next_cut = 16  # after the first cut what an earlier scan found counts no more
     later.eliminate(scores)
     assert units[1] in later.alive
@@ -159,7 +159,7 @@ def test_the_units_of_the_highest_accuracy_stay():
     units = [(SubLayer(block, "mlp"),) for block in range(20)]
     exact = {16: 0.75, 17: 0.75, 18: 1.0}
     scores = {
-        (one,): Score((one,), torch.full((64,), float(one.block)) + torch.rand(64), torch.zeros(64)) for (one,) in units
+        (mlp,): Score((mlp,), torch.full((64,), float(mlp.block)) + torch.rand(64), torch.zeros(64)) for (mlp,) in units
     }
     for place, share in exact.items():
         scores[units[place]].exact[: int(64 * share)] = 1
@@ -175,23 +175,23 @@ def test_nothing_is_eliminated_on_fewer_questions_however_small_the_batch():
     model = make_good_model()
     for size in (1, 4, 16):
         batches = make_batches(count=32 // size, size=size)
-        found, _ = scan.scan(model, sub.units(model, "sublayer"), batches, drops=1)
-        assert min(s.questions for s in found) >= 8
+        scores, _ = scan.scan(model, sub.units(model, "sublayer"), batches, drops=1)
+        assert min(s.questions for s in scores) >= 8
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 64])
 def test_batches_hold_like_lengths_and_every_cut_sees_the_first_of_the_order(size):
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1)).tolist()
     lengths = torch.randint(9, 99, (50,), generator=torch.Generator().manual_seed(2)).tolist()
-    found = scan.nested_batches(order, lengths, size)
-    assert sorted(sum(found, [])) == list(range(50)) and max(map(len, found)) <= size
+    batches = scan.nested_batches(order, lengths, size)
+    assert sorted(sum(batches, [])) == list(range(50)) and max(map(len, batches)) <= size
     seen = 0
-    for batch in found:
+    for batch in batches:
         seen += len(batch)
         if seen in (8, 16, 32, 50):
-            assert set(sum(found[: found.index(batch) + 1], [])) == set(order[:seen])
+            assert set(sum(batches[: batches.index(batch) + 1], [])) == set(order[:seen])
     padded = [sum(len(part) * max(lengths[i] for i in part) for part in parts)
-              for parts in (found, [order[i : i + size] for i in range(0, 50, size)])]  # fmt: skip
+              for parts in (batches, [order[i : i + size] for i in range(0, 50, size)])]  # fmt: skip
     assert padded[0] <= padded[1]
 
 
@@ -206,7 +206,7 @@ def test_a_scan_against_a_teacher_measures_its_kl(model, batches):
     scores, whole = scan.scan(model, units, batches, teacher=answers)
     plain, _ = scan.scan(model, units, batches, teacher=answers, cached=False)
     for score, expected in ((scores[7], units[7]), (whole, ())):
-        found = []
+        divergences = []
         for batch in batches:
             with sub.skipped(model, *expected), torch.no_grad():
                 logits, labels = target_logits(model, batch)
@@ -214,8 +214,8 @@ def test_a_scan_against_a_teacher_measures_its_kl(model, batches):
                 counted = labels[row].ne(IGNORE)
                 ours = logits[row][counted].log_softmax(-1)
                 theirs = target_logits(teacher, batch)[0][row][counted].detach().log_softmax(-1)
-                found.append((theirs.exp() * (theirs - ours)).sum(-1).mean())
-        assert torch.allclose(score.nll, torch.stack(found), atol=1e-4)
+                divergences.append((theirs.exp() * (theirs - ours)).sum(-1).mean())
+        assert torch.allclose(score.nll, torch.stack(divergences), atol=1e-4)
     assert all(torch.allclose(a.nll, b.nll, atol=1e-4) for a, b in zip(scores, plain, strict=True))
 
 

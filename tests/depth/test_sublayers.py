@@ -13,34 +13,34 @@ from fincompress.training.loss import target_logits
 
 def stream_through(model, batch, block):
     """What enters and what leaves a block."""
-    found = {}
+    stream = {}
     hooks = [
-        sub.decoder(model).layers[block].register_forward_pre_hook(lambda m, args: found.update(before=args[0])),
-        sub.decoder(model).layers[block].register_forward_hook(lambda m, args, output: found.update(after=output)),
+        sub.decoder(model).layers[block].register_forward_pre_hook(lambda m, args: stream.update(before=args[0])),
+        sub.decoder(model).layers[block].register_forward_hook(lambda m, args, output: stream.update(after=output)),
     ]
     with torch.no_grad():
         target_logits(model, batch)
     for hook in hooks:
         hook.remove()
-    return found["before"], found["after"]
+    return stream["before"], stream["after"]
 
 
 def by_hand(model, batch, gone):
     """Logits of every position, the residual stream written out, with no part of the code under test."""
-    found = model.model
+    decoder = model.model
     with torch.no_grad():
         arguments = {}
-        hook = found.layers[0].register_forward_pre_hook(lambda m, a, k: arguments.update(k), with_kwargs=True)
+        hook = decoder.layers[0].register_forward_pre_hook(lambda m, a, k: arguments.update(k), with_kwargs=True)
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
         model(**inputs, use_cache=False)
         hook.remove()
-        x = found.embed_tokens(batch["input_ids"])
-        for number, block in enumerate(found.layers):
+        x = decoder.embed_tokens(batch["input_ids"])
+        for number, block in enumerate(decoder.layers):
             if SubLayer(number, "attention") not in gone:
                 x = x + block.self_attn(block.input_layernorm(x), **arguments)[0]
             if SubLayer(number, "mlp") not in gone:
                 x = x + block.mlp(block.post_attention_layernorm(x))
-        return model.lm_head(found.norm(x))
+        return model.lm_head(decoder.norm(x))
 
 
 @pytest.mark.parametrize("block", [0, 3, 5])
@@ -78,7 +78,7 @@ def test_removal_equals_skipping_and_gives_the_parameters_back(any_model, batche
     with sub.skipped(any_model, *gone):
         skipped = target_logits(any_model, batches[0])[0]
     size = sum(p.numel() for p in any_model.parameters())
-    sizes = sum(p.numel() for one in gone for p in sub.parameters(any_model, one))
+    sizes = sum(p.numel() for sublayer in gone for p in sub.parameters(any_model, sublayer))
     sub.remove(any_model, *gone)
     assert torch.equal(target_logits(any_model, batches[0])[0], skipped)
     assert sum(p.numel() for p in any_model.parameters()) == size - sizes
@@ -122,7 +122,7 @@ def test_packable_units_are_neighbours_and_leave_whole_blocks(model):
     for name in ("mlp.0+attention.1", "block.3", "mlp.2+attention.4"):
         assert name in [sub.unit_name(pair) for pair in sub.units(model, "sublayer", packable=True)]
         sub.remove(model, *sub.parse_unit(name))
-        assert [one.kind for one in sub.sublayers(model)] == ["attention", "mlp"] * (len(sub.sublayers(model)) // 2)
+        assert [s.kind for s in sub.sublayers(model)] == ["attention", "mlp"] * (len(sub.sublayers(model)) // 2)
 
 
 SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

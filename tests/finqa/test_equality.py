@@ -201,6 +201,6 @@ def test_swapped_operands_of_other_operations_differ(steps, name):
 def test_equal_programs_have_equal_results(predicted, gold):
     if not program_correct(as_tokens(predicted), as_tokens(gold)):
         return
-    value, other = execute(as_tokens(predicted), []), execute(as_tokens(gold), [])
-    if None not in (value, other) and abs(other) < 1e12:
-        assert value == pytest.approx(other, rel=1e-9, abs=2e-5)
+    value, expected = execute(as_tokens(predicted), []), execute(as_tokens(gold), [])
+    if None not in (value, expected) and abs(expected) < 1e12:
+        assert value == pytest.approx(expected, rel=1e-9, abs=2e-5)

@@ -110,8 +110,8 @@ def small_synthetic(monkeypatch):
 )
 def test_broken_record_is_skipped_with_its_reason(changes, reason):
     good, bad = record(), record("A/2010/page_2.pdf", **changes)
-    found, skipped = examples.validate_split("dev", [good, bad])
-    assert [example.id for example in found] == [good["id"]]
+    usable, skipped = examples.validate_split("dev", [good, bad])
+    assert [example.id for example in usable] == [good["id"]]
     name = bad["id"] if isinstance(bad.get("id"), str) else str(bad.get("id", "#1"))
     assert [(s["split"], s["id"]) for s in skipped] == [("dev", name)]
     assert reason in skipped[0]["reason"]
@@ -133,9 +133,9 @@ def test_broken_record_is_skipped_with_its_reason(changes, reason):
     ],
 )
 def test_record_as_the_release_has_them_is_kept_as_it_is(changes, attribute, value):
-    found, skipped = examples.validate_split("dev", [record(**changes)])
+    usable, skipped = examples.validate_split("dev", [record(**changes)])
     assert skipped == []
-    assert getattr(found[0], attribute) == value
+    assert getattr(usable[0], attribute) == value
 
 
 def test_records_without_filename_and_page_count_as_one_page():
@@ -147,8 +147,8 @@ def test_records_without_filename_and_page_count_as_one_page():
 
 def test_repeated_id_is_used_once():
     first, again = record(), record(question="another question?")
-    found, skipped = examples.validate_split("train", [first, again])
-    assert [example.question for example in found] == [first["qa"]["question"]]
+    usable, skipped = examples.validate_split("train", [first, again])
+    assert [example.question for example in usable] == [first["qa"]["question"]]
     assert skipped == [{"split": "train", "id": first["id"], "reason": "its id stands twice in this split"}]
 
 
@@ -156,9 +156,9 @@ def test_repeated_id_is_used_once():
 @pytest.mark.parametrize("split", ["dev", "train"])
 def test_every_record_of_the_release_is_usable(split):
     records = json.loads((FINQA / f"{split}.json").read_text())
-    found, skipped = examples.validate_split(split, records)
+    usable, skipped = examples.validate_split(split, records)
     assert skipped == []
-    assert len(found) == len(records) == len({example.id for example in found})
+    assert len(usable) == len(records) == len({example.id for example in usable})
 
 
 # --- files and splits -----------------------------------------------------------------------------------------------
@@ -209,16 +209,16 @@ def test_without_a_network_nothing_stands_in_for_the_release(tmp_path, monkeypat
 
 
 def test_the_synthetic_set_is_fixed_by_its_seed(small_synthetic):
-    found, again, other = (examples.load_dataset("synthetic", seed=seed) for seed in (0, 0, 1))
-    assert (found.source, found.skipped) == ("synthetic", [])
-    assert {split: len(found.splits[split]) for split in found.splits} == dict.fromkeys(examples.SPLITS, 20)
-    assert found.fingerprint == again.fingerprint != other.fingerprint
+    dataset, again, other_seed = (examples.load_dataset("synthetic", seed=seed) for seed in (0, 0, 1))
+    assert (dataset.source, dataset.skipped) == ("synthetic", [])
+    assert {split: len(dataset.splits[split]) for split in dataset.splits} == dict.fromkeys(examples.SPLITS, 20)
+    assert dataset.fingerprint == again.fingerprint != other_seed.fingerprint
 
 
 def test_missing_split_is_reported_and_not_made_up(tmp_path, no_network):
     folder = write(tmp_path, train=pages("A", 2), dev=pages("D", 1))
-    found = examples.load_dataset(folder)
-    assert (found.source, sorted(found.splits)) == ("FinQA", ["dev", "train"])
+    dataset = examples.load_dataset(folder)
+    assert (dataset.source, sorted(dataset.splits)) == ("FinQA", ["dev", "train"])
     with pytest.raises(UserError, match=r"there is no test\.json in "):
         examples.load_dataset(folder, splits=("test",))
 
@@ -284,7 +284,7 @@ def test_calibration_is_large_enough_and_shares_no_page_with_train(train, size):
 
 
 def test_a_page_under_two_names_is_drawn_as_one(train):
-    twice = [replace(one, id=f"again {one.id}", page=f"again {one.page}") for one in train]
+    twice = [replace(example, id=f"again {example.id}", page=f"again {example.page}") for example in train]
     for seed in range(3):
         rest, calibration = examples.carve_calibration(train + twice, 20, seed)
         examples.check_pages_disjoint({"train": rest, "calibration": calibration})
@@ -357,8 +357,8 @@ def test_the_release_is_downloaded_once_as_it_is_served(tmp_path, server):
     with pytest.raises(UserError, match=r"there is no dev\.json in own/"):  # nothing is mixed with a person's own files
         examples.load_dataset("own", splits=("dev",))
     for _ in range(2):
-        found = examples.load_dataset(examples.DEFAULT_DIR, splits=("dev",))
-        assert (found.source, len(found.splits["dev"])) == ("FinQA", len(RELEASED))
+        dataset = examples.load_dataset(examples.DEFAULT_DIR, splits=("dev",))
+        assert (dataset.source, len(dataset.splits["dev"])) == ("FinQA", len(RELEASED))
     assert server.asked == ["/train.json", "/dev.json", "/test.json"]
     assert Path("data/dev.json").read_bytes() == BODY and len(list(tmp_path.glob("data/*"))) == 3
 

@@ -65,9 +65,9 @@ def test_years_small_numbers_zeros_and_parts_of_words_stay(prompt):
 def test_redrawn_examples_of_real_finqa_execute_and_show_their_numbers(finqa_dir):
     from fincompress.finqa.examples import load_dataset
 
-    found = load_dataset(str(finqa_dir), splits=("train",)).splits["train"]
+    examples = load_dataset(str(finqa_dir), splits=("train",)).splits["train"]
     changed, generator = 0, random.Random(0)
-    for example in found:
+    for example in examples:
         lines = evidence.page_lines(example)
         prompt = "\n".join(line.text for line in lines) + f"\nQuestion: {example.question}\n"
         drawn, text = figures.redraw(prompt, example.program, generator)
@@ -77,4 +77,4 @@ def test_redrawn_examples_of_real_finqa_execute_and_show_their_numbers(finqa_dir
         if not program.operands(text)[1]:
             assert program.execute(program.tokenize(text), []) is not None
         assert re.sub(r"\d", "0", drawn) == re.sub(r"\d", "0", prompt)
-    assert changed > 0.8 * len(found)
+    assert changed > 0.8 * len(examples)

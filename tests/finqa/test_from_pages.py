@@ -58,10 +58,10 @@ def test_amounts_and_percentages_are_not_computed_with_one_another():
 
 
 def test_years_are_said_to_follow_one_another_where_they_do():
-    for years, said in ((("2014", "2015", "2016"), True), (("2005", "2015", "2016"), False)):
+    for years, follow in ((("2014", "2015", "2016"), True), (("2005", "2015", "2016"), False)):
         table = [["", *years], ["sales", "70", "80", "90"]]
         asks = [ask for seed in range(9) for ask in from_pages.page_asks(example("a", table), random.Random(seed))]
-        assert any("add(70, 80), add(#0, 90)" in ask["qa"]["program"] for ask in asks) == said
+        assert any("add(70, 80), add(#0, 90)" in ask["qa"]["program"] for ask in asks) == follow
 
 
 def test_a_column_of_amounts_without_a_year_is_asked_about_undated():
@@ -85,11 +85,11 @@ def test_amounts_of_several_years_are_read_from_sentences():
 def test_made_examples_execute_and_their_evidence_shows_them():
     pages = [example("a", sentences=SENTENCES), example("b", [["", "2001", "2002"], ["sales", "8.5%", "7.5%"]])]
     made = from_pages.make(pages, 20, seed=0)
-    assert {one.page for one in made} == {"a.pdf", "b.pdf"} and len({one.id for one in made}) == len(made) > 10
-    for one in made:
-        assert program.execute(program.tokenize(one.program), one.table) == one.exe_ans
-        lines = [line for line in evidence.page_lines(one) if line.key in one.gold_inds]
-        assert evidence.shows_program(one, lines), one.program
+    assert {q.page for q in made} == {"a.pdf", "b.pdf"} and len({q.id for q in made}) == len(made) > 10
+    for question in made:
+        assert program.execute(program.tokenize(question.program), question.table) == question.exe_ans
+        lines = [line for line in evidence.page_lines(question) if line.key in question.gold_inds]
+        assert evidence.shows_program(question, lines), question.program
     assert from_pages.make(pages, 20, seed=0) == made != from_pages.make(pages, 20, seed=1)
     assert from_pages.make(pages, 5, seed=0) == made[:5] and from_pages.make(pages, 0, seed=0) == []
 
@@ -103,7 +103,7 @@ def test_a_question_that_the_page_has_already_is_not_made_again():
     made = from_pages.make([example("a")], 100, seed=0)
     for known in made:
         again = from_pages.make([example("a", question=known.question)], 100, seed=0)
-        assert known.question not in {one.question for one in again}
+        assert known.question not in {new.question for new in again}
 
 
 def test_programs_have_the_kinds_of_the_examples_at_the_published_shares_of_steps():
@@ -116,5 +116,5 @@ def test_programs_have_the_kinds_of_the_examples_at_the_published_shares_of_step
     )
     assert shares == pytest.approx({"subtract divide": 32.7, "divide": 59.1 * 3 / 4, "add": 59.1 / 4})
     made = from_pages.make([example("a"), example("b", text="subtract(150, 120), divide(#0, 120)")], 12, seed=0)
-    steps = Counter(len(program.operations(program.tokenize(one.program))) for one in made)
+    steps = Counter(len(program.operations(program.tokenize(question.program))) for question in made)
     assert steps[1] > steps[2] > 0

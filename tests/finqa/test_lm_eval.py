@@ -77,9 +77,9 @@ def test_a_model_decodes_through_the_harness_what_it_decodes_here(harness, data,
     here = generation.generate(model, tokenizer, questions, 4, 96)
     tested = HFLM(pretrained=model, tokenizer=models.load_tokenizer(tiny_base), batch_size=4)
     with mock.patch.object(tested, "tok_batch_encode", wraps=tested.tok_batch_encode) as encode:
-        found = through_the_harness(harness, data, tested)["samples"]["finqa_program"]
+        samples = through_the_harness(harness, data, tested)["samples"]["finqa_program"]
     (texts,) = [call.args[0] for call in encode.call_args_list]
     ids, mask = tested.tok_batch_encode(texts)
     shown = sorted(row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True))
     assert shown == sorted(prompt_ids(question) for question in questions)
-    assert [sample["resps"][0][0] for sample in found] == [row["output"] for row in here]
+    assert [sample["resps"][0][0] for sample in samples] == [row["output"] for row in here]

@@ -403,6 +403,6 @@ def test_arithmetic_is_that_of_floats(a, b):
     ],
 )
 def test_each_step_has_its_value_until_one_cannot_be_computed(text, values):
-    found = steps(tokenize(text), [["", "2023", "2022"], ["pumps", "84.2", "79.5"]])
-    assert [value for _, value in found] == values
-    assert ", ".join(step for step, _ in found) == text
+    pairs = steps(tokenize(text), [["", "2023", "2022"], ["pumps", "84.2", "79.5"]])
+    assert [value for _, value in pairs] == values
+    assert ", ".join(step for step, _ in pairs) == text

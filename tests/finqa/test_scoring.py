@@ -42,8 +42,8 @@ def strict_json(text):
     ],
 )
 def test_interval_is_wilsons(successes, total, low, high):
-    found = scoring.accuracy([place < successes for place in range(total)])
-    assert found["interval"] == pytest.approx((low, high), abs=5e-5)
+    scores = scoring.accuracy([place < successes for place in range(total)])
+    assert scores["interval"] == pytest.approx((low, high), abs=5e-5)
 
 
 def test_accuracy_counts_and_divides():

@@ -66,13 +66,13 @@ def page_texts(example: dict) -> list[str]:
 
 def large_numbers(texts: list[str]) -> set[str]:
     """The digits, without zeros in front, of numbers of three digits or more; years and shared numbers left out."""
-    found = set()
+    numbers = set()
     for number in re.findall(r"\d+(?:\.\d+)?", " ".join(texts)):
         digits = number.replace(".", "").lstrip("0")
         year = number.isdigit() and 1980 <= int(number) <= 2040
         if len(digits) >= 3 and not year and number not in SHARED_NUMBERS:
-            found.add(digits)
-    return found
+            numbers.add(digits)
+    return numbers
 
 
 # --- one example ----------------------------------------------------------------------------------------------------
@@ -209,10 +209,10 @@ def test_no_template_is_left_unfilled_and_all_is_lower_case(everything):
     "what, expected", [("steps", STEPS), ("operations", OPERATIONS), ("evidence", EVIDENCE)], ids=["", "", ""]
 )
 def test_mix_is_that_of_finqa_dev(splits, split, what, expected):
-    found = mix(splits[split])[what]
-    assert set(found) <= set(expected)
+    shares = mix(splits[split])[what]
+    assert set(shares) <= set(expected)
     for kind, share in expected.items():
-        assert found.get(kind, 0) == pytest.approx(share, abs=TOLERANCE[what]), kind
+        assert shares.get(kind, 0) == pytest.approx(share, abs=TOLERANCE[what]), kind
 
 
 @needs_finqa
@@ -367,8 +367,8 @@ def test_global_random_state_is_neither_used_nor_changed():
 
 
 def test_other_seeds_give_other_pages():
-    one, two = (synthetic.generate("dev", 200, seed=seed) for seed in (0, 1))
-    contents = [{json.dumps(page_texts(example)) for example in part} for part in (one, two)]
+    first, second = (synthetic.generate("dev", 200, seed=seed) for seed in (0, 1))
+    contents = [{json.dumps(page_texts(example)) for example in part} for part in (first, second)]
     assert not contents[0] & contents[1]
 
 
@@ -399,10 +399,10 @@ def test_other_seeds_keep_their_promises(seed):
 # --- nothing shared between splits ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("one, two", [("train", "dev"), ("train", "test"), ("dev", "test")])
+@pytest.mark.parametrize("first, second", [("train", "dev"), ("train", "test"), ("dev", "test")])
 class TestNothingShared:
-    def test_pages(self, splits, one, two):
-        a, b = pages(splits[one]), pages(splits[two])
+    def test_pages(self, splits, first, second):
+        a, b = pages(splits[first]), pages(splits[second])
         assert not set(a) & set(b)
         for contents in (page_texts, lambda page: page["table"], lambda page: page["pre_text"] + page["post_text"]):
             texts = [{json.dumps(contents(page)) for page in part.values()} for part in (a, b)]
@@ -412,18 +412,18 @@ class TestNothingShared:
                 for part in (a, b)]  # fmt: skip
         assert not bare[0] & bare[1]
 
-    def test_companies(self, splits, one, two):
-        tickers = [{name.split("/")[0][:3] for name in pages(splits[split])} for split in (one, two)]
+    def test_companies(self, splits, first, second):
+        tickers = [{name.split("/")[0][:3] for name in pages(splits[split])} for split in (first, second)]
         assert not tickers[0] & tickers[1]
         assert min(map(len, tickers)) >= 5
         ends = "|".join(synthetic._ENDINGS)
-        for split, other in ((one, two), (two, one)):
-            names = re.compile(rf"(?:{synthetic._NAMES[other].replace(' ', '|')})(?:{ends})")
+        for split, foreign in ((first, second), (second, first)):
+            names = re.compile(rf"(?:{synthetic._NAMES[foreign].replace(' ', '|')})(?:{ends})")
             assert not any(names.search(text) for page in pages(splits[split]).values() for text in page_texts(page))
 
-    def test_large_numbers(self, splits, one, two):
+    def test_large_numbers(self, splits, first, second):
         seen = []
-        for split in (one, two):
+        for split in (first, second):
             texts = [text for page in pages(splits[split]).values() for text in page_texts(page)]
             texts += [example["qa"][key] for example in splits[split] for key in ("question", "program")]
             seen.append(large_numbers([re.sub(r"const_\w+", "", text) for text in texts]))

@@ -23,9 +23,9 @@ PAGE = {
 }  # fmt: skip
 
 
-def question(derivation, answer, scale="", **more):
+def question(derivation, answer, scale="", **fields):
     return {"uid": "q", "question": "What was It?", "answer_type": "arithmetic", "derivation": derivation,
-            "answer": answer, "scale": scale} | more  # fmt: skip
+            "answer": answer, "scale": scale} | fields  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_an_amount_below_zero_is_read_by_table_operations_and_shown_with_its_sig
 def test_questions_of_other_kinds_are_passed_over_and_reasons_are_counted(tmp_path):
     asked = [question("40-12", 28, uid="a"), question("40-12", 29, uid="b"), question("", ["x"], answer_type="span")]
     (tmp_path / "any_name.json").write_text(json.dumps([PAGE | {"questions": asked}]))
-    found, report = tatqa.load(str(tmp_path))
-    assert [one.id for one in found] == ["a"] and found[0].page == "page-1"
+    examples, report = tatqa.load(str(tmp_path))
+    assert [example.id for example in examples] == ["a"] and examples[0].page == "page-1"
     assert (report["usable"], report["left_out"]) == (1, {"the derivation does not give the answer": 1})
 
 
@@ -117,6 +117,6 @@ def test_of_real_tatqa_nearly_all_is_usable_and_shows_its_numbers():
     folder = Path(os.environ.get("TATQA_DIR", Path(__file__).parents[3] / "shared" / "tatqa"))
     if not folder.is_dir():
         pytest.skip("TAT-QA is not here: set TATQA_DIR")
-    found, report = tatqa.load(str(folder))
-    assert len(found) / (len(found) + sum(report["left_out"].values())) > 0.95
-    assert all(evidence.shows_program(one, evidence.page_lines(one)) for one in found)
+    examples, report = tatqa.load(str(folder))
+    assert len(examples) / (len(examples) + sum(report["left_out"].values())) > 0.95
+    assert all(evidence.shows_program(example, evidence.page_lines(example)) for example in examples)

@@ -20,8 +20,8 @@ def edit(file, **values):
     """Set entries of a folder's JSON file; None removes one."""
 
     def damage(folder):
-        found = json.loads((folder / file).read_text()) | values
-        (folder / file).write_text(json.dumps({name: value for name, value in found.items() if value is not None}))
+        contents = json.loads((folder / file).read_text()) | values
+        (folder / file).write_text(json.dumps({name: value for name, value in contents.items() if value is not None}))
 
     return damage
 
@@ -149,13 +149,13 @@ def test_dequantizing_nf4_once_changes_no_bit_of_loss_or_gradient(nf4, tiny_base
     unpacked = add_lora(models.load_base(tiny_base, "nf4", CPU, torch.bfloat16))
     assert not any(type(module).__name__ == "Linear4bit" for module in unpacked.modules())
     batch = TargetCollator(PAD)(make_rows(4))
-    found = []
+    results = []
     for model in (nf4, unpacked):
         loss = bf16_loss(model, batch)
         loss.backward()
-        found.append((loss, [p.grad for p in model.parameters() if p.requires_grad]))
-    assert torch.equal(found[0][0], found[1][0]) and len(found[0][1]) == 28
-    assert all(torch.equal(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+        results.append((loss, [p.grad for p in model.parameters() if p.requires_grad]))
+    assert torch.equal(results[0][0], results[1][0]) and len(results[0][1]) == 28
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
 
 def test_dequantizing_int8_once_trains_as_bitsandbytes_does(tiny_base):
@@ -197,8 +197,8 @@ def test_what_a_gpu_does_not_hold_is_offloaded_beside_what_its_batch_needs(
     if on_the_gpu is None:
         assert models.offload_if_needed(*arguments) == {}
     else:
-        found = models.offload_if_needed(*arguments)["max_memory"][0]
-        assert abs(found - on_the_gpu) < 0.4e9
+        limit = models.offload_if_needed(*arguments)["max_memory"][0]
+        assert abs(limit - on_the_gpu) < 0.4e9
     assert models.offload_if_needed(str(tmp_path), torch.device("cpu"), batch, 768) == {}
 
 

@@ -15,9 +15,9 @@ def test_a_checkpoint_is_whole_standard_and_in_the_type_asked_for(tiny_base, tmp
     expected = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     models.write_checkpoint(tmp_path, expected, models.load_tokenizer(tiny_base), torch.bfloat16)
     assert {tensor.dtype for tensor in load_file(tmp_path / "model.safetensors").values()} == {torch.bfloat16}
-    found, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"] and found.dtype == torch.bfloat16
-    assert all(torch.equal(value.bfloat16(), found.state_dict()[name]) for name, value in expected.state_dict().items())
+    saved, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and saved.dtype == torch.bfloat16
+    assert all(torch.equal(value.bfloat16(), saved.state_dict()[name]) for name, value in expected.state_dict().items())
     assert models.load_tokenizer(str(tmp_path)).get_vocab() == models.load_tokenizer(tiny_base).get_vocab()
 
 
@@ -39,10 +39,10 @@ def test_a_large_model_is_written_shard_after_shard(tiny_base, tmp_path, monkeyp
     )
     write = save.save_file
     monkeypatch.setattr(
-        save, "save_file", lambda shard, *rest, **more: held.append(len(shard)) or write(shard, *rest, **more)
+        save, "save_file", lambda shard, *rest, **options: held.append(len(shard)) or write(shard, *rest, **options)
     )
     save.write_checkpoint(tmp_path, model, models.load_tokenizer(tiny_base), torch.float32)
     assert len(held) == len(list(tmp_path.glob("model-*.safetensors"))) > 2 and sum(held) == len(model.state_dict())
-    found, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
+    saved, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in model.state_dict().items())

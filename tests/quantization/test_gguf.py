@@ -63,7 +63,7 @@ class Server:
         self.asked.append(asked)
         ids = [self.context, 2][: asked["max_tokens"]]
         reason = "stop" if 2 in ids else "length"
-        content = [{"id": one, "logprob": -0.5} for one in ids]
+        content = [{"id": token, "logprob": -0.5} for token in ids]
         timings = {"predicted_ms": 21.0, "predicted_per_token_ms": 5.25}  # some versions count the first token too
         return {"choices": [{"finish_reason": reason, "logprobs": {"content": content}}], "timings": timings}
 
@@ -92,7 +92,7 @@ def load(path):
 def questions(*lengths):
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(20, 2000, (length,), generator=generator).tolist() for length in lengths]
-    return datasets.Dataset.from_list([{"input_ids": one, "prompt_tokens": len(one)} for one in ids])
+    return datasets.Dataset.from_list([{"input_ids": prompt, "prompt_tokens": len(prompt)} for prompt in ids])
 
 
 # ------------------------------------------------------------------------------------------------ what is written
@@ -101,7 +101,7 @@ def questions(*lengths):
 def test_a_file_is_known_as_its_methods_and_its_size_is_counted(base, written, tmp_path):
     for name, path in written.items():
         assert quantization.method_of(path) is METHODS[name]
-        assert sorted(one.name for one in path.glob("*.gguf")) == ["model.gguf"]  # what it was made of is gone
+        assert sorted(file.name for file in path.glob("*.gguf")) == ["model.gguf"]  # what it was made of is gone
         assert models.size_gb(path, "shape:tiny", str(tmp_path)) == (path / "model.gguf").stat().st_size / 1e9
         assert models.size_gb(None, str(path), str(tmp_path)) == models.size_gb(path, "shape:tiny", str(tmp_path))
     before, after = memory.checkpoint_bytes(base), memory.checkpoint_bytes(written["gguf"])
@@ -131,8 +131,8 @@ def test_greedy_outputs_in_32_bits_are_those_of_transformers(base, written):
     pytest.importorskip("xllamacpp", reason="the optional package xllamacpp is not installed")
     tokenizer, asked = models.load_tokenizer(str(base)), questions(5, 60, 9, 300)
     dense = models.load_base(str(base), "auto", CPU, torch.float32).eval()
-    found = [generation.generate(model, tokenizer, asked, 2, 24) for model in (load(written["gguf"]), dense)]
-    ours, theirs = ([one["output"].replace("\ufffd", "") for one in outputs] for outputs in found)
+    generated = [generation.generate(model, tokenizer, asked, 2, 24) for model in (load(written["gguf"]), dense)]
+    ours, theirs = ([row["output"].replace("\ufffd", "") for row in outputs] for outputs in generated)
     assert ours == theirs and len(set(ours)) == 4
 
 
@@ -146,12 +146,12 @@ def test_the_benchmark_measures_the_binding(written):
 
 def test_prompts_are_token_ids_without_padding_and_outputs_end_at_eos(base, written, binding):
     asked = questions(300, 5)
-    found = generation.generate(load(written["q4_0"]), models.load_tokenizer(str(base)), asked, 2, 24)
-    assert [one["prompt"] for one in binding] == list(asked["input_ids"])
-    assert all(one["temperature"] == 0 and one["max_tokens"] == 24 for one in binding)
-    assert [(one["ended"], one["new_tokens"]) for one in found] == [(True, 2), (True, 2)]
+    rows = generation.generate(load(written["q4_0"]), models.load_tokenizer(str(base)), asked, 2, 24)
+    assert [request["prompt"] for request in binding] == list(asked["input_ids"])
+    assert all(request["temperature"] == 0 and request["max_tokens"] == 24 for request in binding)
+    assert [(row["ended"], row["new_tokens"]) for row in rows] == [(True, 2), (True, 2)]
     cut = generation.generate(load(written["q4_0"]), models.load_tokenizer(str(base)), asked, 1, 1)
-    assert [(one["ended"], one["new_tokens"]) for one in cut] == [(False, 1), (False, 1)]
+    assert [(row["ended"], row["new_tokens"]) for row in cut] == [(False, 1), (False, 1)]
 
 
 def test_a_context_grows_with_the_prompt(written, binding):

@@ -137,7 +137,7 @@ def test_the_formats_are_those_of_auto_gptq_and_autoawq(quantized):
 
 def test_rtn_stores_the_nearest_value_and_gptq_computes_closer_outputs_on_calibration_texts(base, quantized, texts):
     source = dense(base, torch.float32)
-    found = {name: linears(dense(quantized[name], torch.float32)) for name in ("gptq", "rtn")}
+    layers = {name: linears(dense(quantized[name], torch.float32)) for name in ("gptq", "rtn")}
     inputs = {}
     for name, module in linears(source).items():
         module.register_forward_hook(lambda m, args, out, name=name: inputs.__setitem__(name, args[0].flatten(0, 1)))
@@ -146,7 +146,7 @@ def test_rtn_stores_the_nearest_value_and_gptq_computes_closer_outputs_on_calibr
     assert len(inputs) == 14
     for name, module in linears(source).items():
         weight, seen = module.weight, inputs[name]
-        gptq, rtn = (found[method][name].weight for method in ("gptq", "rtn"))
+        gptq, rtn = (layers[method][name].weight for method in ("gptq", "rtn"))
         step = 2 * weight.abs().amax() / 15
         # A tie may fall either way; scales are stored in 16 bits.
         assert ((rtn - weight).abs() <= (nearest(weight) - weight).abs() + 0.005 * step).all()
@@ -211,13 +211,13 @@ def test_kernel_and_dequantized_weights_compute_alike(base, quantized, texts, na
 
 @every_method
 def test_what_is_benchmarked_is_the_kernel_and_not_dequantized_weights(base, quantized, name, tmp_path):
-    found = {}
+    loaded = {}
     packed = shutil.copytree(quantized[name], tmp_path / "packed")  # that no other test has loaded
     for path, precision in ((base, "auto"), (packed, name)):
         worker = Worker()
-        found[precision] = worker.load(Subject("a", "shape:tiny", str(path), precision), "results", 8.0, 16, 4)
-    assert found["auto"]["kernel"].startswith("Linear;") and not found[name]["kernel"].startswith("Linear;")
-    assert found[name]["bytes_per_token"] < found["auto"]["bytes_per_token"]
+        loaded[precision] = worker.load(Subject("a", "shape:tiny", str(path), precision), "results", 8.0, 16, 4)
+    assert loaded["auto"]["kernel"].startswith("Linear;") and not loaded[name]["kernel"].startswith("Linear;")
+    assert loaded[name]["bytes_per_token"] < loaded["auto"]["bytes_per_token"]
     # The kernel has repacked its weights: the file they were read from is let go.
     assert worker.model is not None and str(packed) not in Path("/proc/self/maps").read_text()
 

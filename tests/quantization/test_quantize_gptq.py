@@ -115,9 +115,9 @@ def test_recomputing_activations_trains_the_same(results, script, precision):
     for run, recompute in zip(names, (False, True), strict=True):
         if run != "source":  # which is there
             run_main(script, RESULTS_DIR=str(results), RUN=run, GRADIENT_CHECKPOINTING=recompute, **LORA)
-    found = [load_file(results / run / "adapter" / "adapter_model.safetensors") for run in names]
-    assert all(torch.allclose(found[0][name], value, atol=1e-6) for name, value in found[1].items())
-    assert any(value.abs().max() > 0 for name, value in found[1].items() if "lora_B" in name)
+    adapters = [load_file(results / run / "adapter" / "adapter_model.safetensors") for run in names]
+    assert all(torch.allclose(adapters[0][name], value, atol=1e-6) for name, value in adapters[1].items())
+    assert any(value.abs().max() > 0 for name, value in adapters[1].items() if "lora_B" in name)
 
 
 def test_a_rehearsal_quantizes_the_first_blocks_alone(results, quantize):
@@ -214,8 +214,8 @@ def test_a_file_of_llama_cpp_is_a_quantized_run_that_asks_for_its_binding(result
         patch.setattr(gguf, "installed", lambda package: package == "sentencepiece")
         sources = llama_cpp.stand_in(tmp_path / "cpp", results / "source" / "merged")
         quantize(METHOD="q4_k_m", RUN="file", LLAMA_CPP=sources)
-        assert "groups of 32, no calibration" in (said := capsys.readouterr().out)
-        assert "cannot be run here" in said and "needs the package xllamacpp" in said
+        assert "groups of 32, no calibration" in (printed := capsys.readouterr().out)
+        assert "cannot be run here" in printed and "needs the package xllamacpp" in printed
         with pytest.raises(UserError, match="needs the package xllamacpp"):
             run_main(evaluate, RESULTS_DIR=str(results), BASE_MODEL="shape:tiny", RUN="file", MAX_NEW_TOKENS=8)
     metrics, record = (runs.read_json(results / "file" / f"{name}.json") for name in ("quantize_metrics", "settings"))

@@ -43,7 +43,7 @@ def test_the_scan_finds_what_is_known_of_smollm2(smollm2, questions):
     scores, whole = scan(model, sub.units(model, "sublayer"), [questions])
     lost = {score.unit[0]: float(score.nll.mean() - whole.nll.mean()) for score in scores}
     assert max(lost, key=lost.get) == SubLayer(0, "mlp") and lost[SubLayer(0, "mlp")] > 3
-    attentions = [value for one, value in lost.items() if one.kind == "attention"]
+    attentions = [value for sublayer, value in lost.items() if sublayer.kind == "attention"]
     # The residual stream thrown away instead of skipped costs every attention about ten.
     assert sum(abs(value) < 0.4 for value in attentions) >= 26
     assert abs(statistics.median(attentions)) < 0.15

@@ -33,15 +33,15 @@ def path_of(count, label="SAPLING"):
 @pytest.fixture
 def figures(monkeypatch):
     """The figures that were saved, laid out."""
-    found, save = [], matplotlib.figure.Figure.savefig
+    saved, save = [], matplotlib.figure.Figure.savefig
 
     def keep(figure, *arguments, **options):
         done = save(figure, *arguments, **options)
-        found.append(figure)
+        saved.append(figure)
         return done
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
-    return found
+    return saved
 
 
 def texts(figure):
@@ -67,11 +67,11 @@ def test_pareto_draws_every_measured_row_and_names_each_method_once(tmp_path, ro
     assert made.drawn(tmp_path / "pareto.png")
     costs = ("share_of_bytes", "seconds_per_question", "inference_memory_gb")
     for axes, cost in zip(figures[0].axes, costs, strict=True):
-        there = [one for one in rows if getattr(one, cost) is not None]
+        there = [row for row in rows if getattr(row, cost) is not None]
         assert sum(len(bars.lines[0].get_xdata()) for bars in axes.containers) == len(there)
         assert ("not measured" in [text.get_text() for text in axes.texts]) == (not there)
     named = [text.get_text() for legend in figures[0].legends for text in legend.get_texts()]
-    assert sorted(named) == sorted({one.chart_label for one in rows})  # whole names: none is broken
+    assert sorted(named) == sorted({row.chart_label for row in rows})  # whole names: none is broken
 
 
 def test_the_same_rows_give_the_same_figure(tmp_path):
@@ -113,8 +113,8 @@ def test_accuracy_by_steps_counts_three_and_more_together(tmp_path, figures):
              "7": {"correct": 1, "of": 4}}  # fmt: skip
     charts.accuracy_by_steps(tmp_path / "steps.png", [row(steps=steps), row(label="$b")], "title")
     assert made.drawn(tmp_path / "steps.png")
-    found = texts(figures[0])
-    assert {"0 %  (0 of 9)", "100 %  (3 of 3)", "33 %  (2 of 6)", "none", "3+"} <= set(found)
+    labels = texts(figures[0])
+    assert {"0 %  (0 of 9)", "100 %  (3 of 3)", "33 %  (2 of 6)", "none", "3+"} <= set(labels)
 
 
 def test_drops_are_marked_where_a_run_has_fewer_units(tmp_path, figures):

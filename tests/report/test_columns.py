@@ -38,12 +38,12 @@ def test_every_column_of_a_freshly_written_csv_is_described_and_none_too_many(tm
     sizes = {"size_before_gb": 0.4, "size_after_gb": 0.1, "blocks_before_gb": 0.2, "blocks_after_gb": 0.05}
     metrics = {"source_run": "qlora_4bit", "group_size": 64, "quantization_seconds": 9.0, **sizes}
     runs.write_json(tmp_path / "gptq_4bit" / "quantize_metrics.json", metrics)
-    found = {
+    written = {
         "results.csv": tables.csv_rows(rows.make_sections(rows.read_rows(str(tmp_path))[0])),
         "quantization_report.csv": tables.quantization_report(str(tmp_path)),
         "accuracy.csv": runs.accuracy_table(str(tmp_path)),
     }
-    for name, lines in found.items():
+    for name, lines in written.items():
         assert lines and set(lines[0]) == set(DESCRIBED[name]), name
 
 

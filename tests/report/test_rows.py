@@ -50,24 +50,24 @@ def pruned(folder, run, values, **metrics):
 
 
 def test_methods_are_told_by_their_settings(root):
-    found = {run: (row.kind, row.description) for run, row in read(root).items()}
-    assert found["base"] == ("base", "base model, untuned")
-    assert found["qlora_4bit"] == ("qlora", "QLoRA (NF4 base)")
-    assert found["qlora_4bit/merged"] == ("merged", "QLoRA, merged")
-    assert found["lora_8bit"] == ("lora_8bit", "8-bit LoRA (int8 base)")
-    assert found["gptq_4bit"] == ("quantized", "QLoRA + GPTQ 4-bit")
-    assert found["sapling/24"] == ("sapling", "SAPLING, 24 of 60 sub-layers")
-    assert found["sapling_gptq"] == ("sapling_quantized", "SAPLING + GPTQ 4-bit, 24 of 60 sub-layers")
-    assert found["last/12"] == ("pruning", "pruning (last), one shot, 24 of 60 sub-layers")
-    assert found["shortgpt/12"][1] == "pruning (block influence), one shot, 24 of 60 sub-layers"
+    methods = {run: (row.kind, row.description) for run, row in read(root).items()}
+    assert methods["base"] == ("base", "base model, untuned")
+    assert methods["qlora_4bit"] == ("qlora", "QLoRA (NF4 base)")
+    assert methods["qlora_4bit/merged"] == ("merged", "QLoRA, merged")
+    assert methods["lora_8bit"] == ("lora_8bit", "8-bit LoRA (int8 base)")
+    assert methods["gptq_4bit"] == ("quantized", "QLoRA + GPTQ 4-bit")
+    assert methods["sapling/24"] == ("sapling", "SAPLING, 24 of 60 sub-layers")
+    assert methods["sapling_gptq"] == ("sapling_quantized", "SAPLING + GPTQ 4-bit, 24 of 60 sub-layers")
+    assert methods["last/12"] == ("pruning", "pruning (last), one shot, 24 of 60 sub-layers")
+    assert methods["shortgpt/12"][1] == "pruning (block influence), one shot, 24 of 60 sub-layers"
 
 
 def test_settings_decide_what_a_run_is_whatever_its_name(tmp_path):
     for run, criterion, schedule in (("sapling", "last", "successive"), ("qlora_4bit", "calibration", "successive"),
                                      ("gptq", "calibration", "one_shot")):  # fmt: skip
         pruned(tmp_path, f"{run}/9", {"CRITERION": criterion, "SCHEDULE": schedule})
-    found = {run: row.kind for run, row in read(tmp_path).items()}
-    assert found == {"sapling/9": "pruning", "qlora_4bit/9": "sapling", "gptq/9": "pruning"}
+    kinds = {run: row.kind for run, row in read(tmp_path).items()}
+    assert kinds == {"sapling/9": "pruning", "qlora_4bit/9": "sapling", "gptq/9": "pruning"}
 
 
 @pytest.mark.parametrize("method", [None, "gptq", "awq", "rtn"])
@@ -93,15 +93,15 @@ def test_a_teacher_is_named_and_phase_1_trained_on_is_no_pruning(tmp_path):
     pruned(tmp_path, "h/30", taught | {"START_FROM": "s/30"}, dropped=[])  # healed further, which is another thing
     made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "m/60", "BITS": 4})
     made.evaluation(tmp_path, "g", made.answers(0.3, 20))
-    found = {run: (row.kind, row.description) for run, row in read(tmp_path).items()}
-    assert found["s/30"] == ("sapling", "SAPLING with a teacher, 30 of 32 sub-layers")
-    assert found["a/30"] == ("sapling", "SAPLING with a teacher, adapters on NF4")
-    assert found["k/30"][0] == "sapling"
-    assert found["t/30"] == ("pruning", "pruning (taylor), one shot with a teacher")
-    assert found["l/60"] == ("longer", "phase 1, trained longer with a teacher")
-    assert found["p/30"] == ("sapling", "SAPLING of a longer phase 1 with a teacher")
-    assert found["h/30"][1].startswith("SAPLING with a teacher")
-    assert found["g"] == ("quantized", "phase 1, trained longer + GPTQ 4-bit")  # a rival like GPTQ of phase 1
+    methods = {run: (row.kind, row.description) for run, row in read(tmp_path).items()}
+    assert methods["s/30"] == ("sapling", "SAPLING with a teacher, 30 of 32 sub-layers")
+    assert methods["a/30"] == ("sapling", "SAPLING with a teacher, adapters on NF4")
+    assert methods["k/30"][0] == "sapling"
+    assert methods["t/30"] == ("pruning", "pruning (taylor), one shot with a teacher")
+    assert methods["l/60"] == ("longer", "phase 1, trained longer with a teacher")
+    assert methods["p/30"] == ("sapling", "SAPLING of a longer phase 1 with a teacher")
+    assert methods["h/30"][1].startswith("SAPLING with a teacher")
+    assert methods["g"] == ("quantized", "phase 1, trained longer + GPTQ 4-bit")  # a rival like GPTQ of phase 1
 
 
 def test_what_is_lost_to_a_longer_phase_1_is_lost_to_the_better_one_of_as_many_tokens(tmp_path):
@@ -120,10 +120,10 @@ def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_m
     pruned(tmp_path, "deeper/14", last, units_left=14, dropped=["block.14"])
     made.settings(tmp_path / "small", "quantize_gptq.py", {"SOURCE_RUN": "healed/30"})
     made.evaluation(tmp_path, "small", made.answers(0.3, 20))
-    found = {run: (row.kind, row.depth, row.family) for run, row in read(tmp_path).items()}
-    assert found["healed/30"] == ("sapling", "30 of 34", "s")
-    assert found["small"] == ("sapling_quantized", "30 of 34", "s")
-    assert found["deeper/14"] == ("pruning", "28 of 34", "deeper")
+    facts = {run: (row.kind, row.depth, row.family) for run, row in read(tmp_path).items()}
+    assert facts["healed/30"] == ("sapling", "30 of 34", "s")
+    assert facts["small"] == ("sapling_quantized", "30 of 34", "s")
+    assert facts["deeper/14"] == ("pruning", "28 of 34", "deeper")
 
 
 def test_what_was_pruned_in_several_runs_is_named_after_all_of_them(tmp_path):
@@ -136,11 +136,11 @@ def test_what_was_pruned_in_several_runs_is_named_after_all_of_them(tmp_path):
     shot = {"CRITERION": "block_influence", "SCHEDULE": "one_shot"}
     pruned(tmp_path, "b/30", SAPLING | shot | {"START_FROM": "q"}, dropped=["block.3"])
     pruned(tmp_path, "deeper/28", SAPLING | teacher | {"START_FROM": "b/30"}, dropped=["block.4"])
-    found = {run: (row.kind, row.name) for run, row in read(tmp_path).items()}
-    assert found["s/30"] == ("sapling", "SAPLING")
-    assert found["taught/30"] == found["then/30"] == ("sapling", "SAPLING with a teacher")
-    assert found["adapters/30"] == ("sapling", "SAPLING, adapters on NF4")
-    assert found["deeper/28"] == ("pruning", "pruning (block influence), one shot with a teacher")  # and SAPLING
+    names = {run: (row.kind, row.name) for run, row in read(tmp_path).items()}
+    assert names["s/30"] == ("sapling", "SAPLING")
+    assert names["taught/30"] == names["then/30"] == ("sapling", "SAPLING with a teacher")
+    assert names["adapters/30"] == ("sapling", "SAPLING, adapters on NF4")
+    assert names["deeper/28"] == ("pruning", "pruning (block influence), one shot with a teacher")  # and SAPLING
 
 
 def test_what_was_healed_further_is_no_phase_1_where_its_start_is_not_here(tmp_path):
@@ -156,8 +156,8 @@ def test_depth_counts_sub_layers_of_blocks_pairs_and_single_drops(tmp_path):
     pruned(tmp_path, "s/4", SAPLING, units_left=4, dropped=["mlp.1+attention.2", "block.3"])
     pruned(tmp_path, "one/7", SAPLING, units_left=7, dropped=["mlp.3"])
     pruned(tmp_path, "unknown/7", SAPLING, units_left=7)
-    found = {run: row.depth for run, row in read(tmp_path).items()}
-    assert found == {"b/3": "6 of 8", "s/4": "4 of 8", "one/7": "7 of 8", "unknown/7": "7"}
+    depths = {run: row.depth for run, row in read(tmp_path).items()}
+    assert depths == {"b/3": "6 of 8", "s/4": "4 of 8", "one/7": "7 of 8", "unknown/7": "7"}
 
 
 def test_a_merged_checkpoint_is_a_row_of_its_own_with_its_runs_training_time(tmp_path):
@@ -167,9 +167,9 @@ def test_a_merged_checkpoint_is_a_row_of_its_own_with_its_runs_training_time(tmp
     made.settings(tmp_path / "q" / "merged", "train_qlora_4bit.py", precision="auto")
     runs.write_json(tmp_path / "q" / "merged" / "train_metrics.json", {"merged_into": "original"})
     made.evaluation(tmp_path, "q/merged", made.answers(0.3, 40))
-    found = read(tmp_path)
-    assert (found["q"].kind, found["q/merged"].kind) == ("qlora", "merged")
-    assert found["q/merged"].total_training_seconds == 600.0
+    by_run = read(tmp_path)
+    assert (by_run["q"].kind, by_run["q/merged"].kind) == ("qlora", "merged")
+    assert by_run["q/merged"].total_training_seconds == 600.0
 
 
 def test_quantization_of_a_run_that_is_gone_is_not_guessed(tmp_path):
@@ -203,8 +203,8 @@ def test_tokens_of_what_a_run_started_from_are_counted(tmp_path):
     runs.write_json(tmp_path / "lora" / "train_metrics.json", {"training_seconds": 5.0, "tokens_seen": 3})
     pruned(tmp_path, "s/20", SAPLING | {"START_FROM": "lora"}, tokens_seen=1)
     pruned(tmp_path, "unrecorded/20", SAPLING | {"START_FROM": "lora"})
-    found = read(tmp_path)
-    assert (found["s/20"].total_tokens_seen, found["unrecorded/20"].total_tokens_seen) == (4, None)
+    by_run = read(tmp_path)
+    assert (by_run["s/20"].total_tokens_seen, by_run["unrecorded/20"].total_tokens_seen) == (4, None)
 
 
 # --- speed ----------------------------------------------------------------------------------------------------------
@@ -241,13 +241,13 @@ def test_a_run_that_was_not_measured_is_as_fast_as_another_of_its_shape(tmp_path
     for run in ("measured", "own", "ordered"):
         made.throughput(tmp_path, run, 10.0)
     (section,) = sections(tmp_path)
-    found = {row.run: row for row in section.rows}
-    assert {run: row.speed_of for run, row in found.items()} == {
+    by_run = {row.run: row for row in section.rows}
+    assert {run: row.speed_of for run, row in by_run.items()} == {
         "measured": "measured", "alike": "measured", "own": "own", "smaller": None, "quantized": None,
         "ordered": "ordered", "adapter": None,
     }  # fmt: skip
-    assert found["alike"].seconds_per_question == found["measured"].seconds_per_question is not None
-    assert found["alike"].benchmark_call == found["measured"].benchmark_call
+    assert by_run["alike"].seconds_per_question == by_run["measured"].seconds_per_question is not None
+    assert by_run["alike"].benchmark_call == by_run["measured"].benchmark_call
     lines = {line[0]: line for line in tables.results_table(section.rows, tables.SHORT).lines}
     assert lines["alike"][-1] == "0.50 (2)" and lines["measured"][-1] == "0.50" and lines["smaller"][-1] == "- (1)"
 
@@ -282,9 +282,9 @@ OTHER = {
 def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
     evaluated(tmp_path, "a")
     evaluated(tmp_path, "b", **OTHER[what])
-    found = sections(tmp_path)
-    assert sorted([row.run for row in section.rows] for section in found) == [["a"], ["b"]]
-    assert len({section.title for section in found}) == 2
+    groups = sections(tmp_path)
+    assert sorted([row.run for row in section.rows] for section in groups) == [["a"], ["b"]]
+    assert len({section.title for section in groups}) == 2
 
 
 def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
@@ -292,9 +292,9 @@ def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
         evaluated(tmp_path, run)
         path = tmp_path / run / "eval_dev.json"
         runs.write_json(path, json.loads(path.read_text()) | {"prepared": prepared})
-    found = sections(tmp_path)
-    assert sorted(sorted(row.run for row in section.rows) for section in found) == [["a", "c"], ["b"]]
-    assert len({section.title for section in found}) == 2
+    groups = sections(tmp_path)
+    assert sorted(sorted(row.run for row in section.rows) for section in groups) == [["a", "c"], ["b"]]
+    assert len({section.title for section in groups}) == 2
 
 
 def test_devices_stand_in_tables_of_their_own(tmp_path):
@@ -305,11 +305,11 @@ def test_devices_stand_in_tables_of_their_own(tmp_path):
     made.throughput(tmp_path, "a", 99.0, device="cuda", hardware=gpu)
     made.throughput(tmp_path, "b", 98.0, device="cuda", hardware=gpu)
     made.throughput(tmp_path, "c", 20.0, hardware=made.HARDWARE | {"cpu": "Another CPU"})
-    found = {section.rows[0].hardware: section for section in sections(tmp_path)}
-    assert set(found) == {"Some CPU, 2 threads", "Another CPU, 2 threads", "Some GPU"}
+    by_hardware = {section.rows[0].hardware: section for section in sections(tmp_path)}
+    assert set(by_hardware) == {"Some CPU, 2 threads", "Another CPU, 2 threads", "Some GPU"}
     speeds = {
         name: {row.run: row.speed and round(row.speed["decode_tokens_per_s"]) for row in section.rows}
-        for name, section in found.items()
+        for name, section in by_hardware.items()
     }
     assert speeds["Some CPU, 2 threads"] == {"a": 10, "b": None, "c": None}
     assert speeds["Another CPU, 2 threads"] == {"a": None, "b": None, "c": 20}
@@ -318,8 +318,8 @@ def test_devices_stand_in_tables_of_their_own(tmp_path):
 
 def test_splits_that_recipes_are_tuned_on_are_left_out(tmp_path):
     evaluated(tmp_path, "a", split="calibration")
-    found, left_out = rows.read_rows(str(tmp_path), ["dev"])
-    assert found == [] and "split calibration" in left_out[0]
+    kept, left_out = rows.read_rows(str(tmp_path), ["dev"])
+    assert kept == [] and "split calibration" in left_out[0]
 
 
 def test_published_records_do_not_count_as_runs_of_this_machine(tmp_path):
@@ -332,8 +332,8 @@ def test_published_records_do_not_count_as_runs_of_this_machine(tmp_path):
 
 def test_a_run_without_settings_is_left_out(tmp_path):
     made.evaluation(tmp_path, "predictions/theirs", made.answers(0.3, 20))
-    found, left_out = rows.read_rows(str(tmp_path), ["dev"])
-    assert found == [] and left_out == ["predictions/theirs: no settings.json, so nothing says what it is"]
+    kept, left_out = rows.read_rows(str(tmp_path), ["dev"])
+    assert kept == [] and left_out == ["predictions/theirs: no settings.json, so nothing says what it is"]
 
 
 def test_a_missing_results_folder_is_refused_with_what_to_run_first(tmp_path):
@@ -414,10 +414,10 @@ def test_a_run_in_the_place_of_what_it_started_from_is_of_unknown_origin(tmp_pat
 
 def test_accuracy_lost_is_counted_from_phase_1(root):
     (section,) = sections(root)
-    found = {row.run: row for row in section.rows}
-    assert found["qlora_4bit"].reference_run == "qlora_4bit" and found["qlora_4bit"].lost is None
-    lost = found["last/12"].lost
-    exact = found["qlora_4bit"].correct - found["last/12"].correct
+    by_run = {row.run: row for row in section.rows}
+    assert by_run["qlora_4bit"].reference_run == "qlora_4bit" and by_run["qlora_4bit"].lost is None
+    lost = by_run["last/12"].lost
+    exact = by_run["qlora_4bit"].correct - by_run["last/12"].correct
     assert lost["difference"] == pytest.approx(exact / QUESTIONS) and lost["difference"] > 0.05
     assert lost["interval"][0] <= lost["difference"] <= lost["interval"][1]
 

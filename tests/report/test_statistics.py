@@ -81,13 +81,13 @@ def test_higher_confidence_gives_a_wider_interval():
 
 def test_compare_counts_the_first_run_against_the_second():
     first, second = verdicts(10, 5, 2, 3)
-    found = statistics.compare(first, second)
-    assert found["questions"] == 20 and found["difference"] == pytest.approx(0.15)
-    assert found["interval"][0] <= 0.15 <= found["interval"][1]
-    assert found["mcnemar_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
+    comparison = statistics.compare(first, second)
+    assert comparison["questions"] == 20 and comparison["difference"] == pytest.approx(0.15)
+    assert comparison["interval"][0] <= 0.15 <= comparison["interval"][1]
+    assert comparison["mcnemar_p"] == pytest.approx(2 * (1 + 7 + 21) / 128)
     turned = statistics.compare(second, first)
-    assert turned["difference"] == -found["difference"]
-    assert found["confidence"] == 0.95 and statistics.RESAMPLES == 10_000
+    assert turned["difference"] == -comparison["difference"]
+    assert comparison["confidence"] == 0.95 and statistics.RESAMPLES == 10_000
 
 
 def test_order_of_the_questions_does_not_matter():

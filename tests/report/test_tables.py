@@ -77,13 +77,13 @@ def test_a_table_reads_the_same_in_markdown_and_in_a_terminal():
 
 @pytest.mark.parametrize("count", [1, 3, 6, 8])
 def test_the_table_for_readers_answers_the_question_in_few_rows(section, count):
-    found = [row.run for row in tables.headline_rows(section, count)]
+    headline = [row.run for row in tables.headline_rows(section, count)]
     depths = [row for row in section.rows if row.kind == "sapling"]
     best = max(depths, key=lambda row: row.execution_accuracy).run
-    assert len(found) == count and "qlora_4bit" in found
-    assert ("gptq_4bit" in found) == (count > 1)
-    assert ("sapling/20" in found) == (count > 2)  # of its depths the nearest to GPTQ's 43 %
-    assert (best in found) == (count > 3)
+    assert len(headline) == count and "qlora_4bit" in headline
+    assert ("gptq_4bit" in headline) == (count > 1)
+    assert ("sapling/20" in headline) == (count > 2)  # of its depths the nearest to GPTQ's 43 %
+    assert (best in headline) == (count > 3)
 
 
 def test_phase_1_trained_longer_and_its_quantized_model_stand_in_the_table_for_readers(tmp_path):
@@ -95,8 +95,8 @@ def test_phase_1_trained_longer_and_its_quantized_model_stand_in_the_table_for_r
     for run in ("longer/60", "longer_gptq"):
         made.evaluation(tmp_path, run, made.answers(0.35, 40))
     (section,) = sections(tmp_path)
-    found = {row.run for row in tables.headline_rows(section, 8)}
-    assert found >= {"qlora_4bit", "longer/60", "gptq_4bit", "longer_gptq", "sapling/20"}
+    headline = {row.run for row in tables.headline_rows(section, 8)}
+    assert headline >= {"qlora_4bit", "longer/60", "gptq_4bit", "longer_gptq", "sapling/20"}
     rows = {row["run"]: row for row in tables.csv_rows([section])}
     assert {row["longer_run"] for row in rows.values()} == {"longer/60"} and rows["longer/60"]["longer_lost"] is None
     lost = rows["qlora_4bit"]["longer_lost"]
@@ -109,13 +109,13 @@ def test_phase_1_trained_longer_and_its_quantized_model_stand_in_the_table_for_r
 
 
 def test_results_csv_has_the_columns_that_keep_unlike_rows_apart(section):
-    found = tables.csv_rows([section])
-    assert len(found) == len(section.rows) and len({tuple(row) for row in found}) == 1
-    assert {"base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware"} <= set(found[0])
-    line = next(row for row in found if row["run"] == "gptq_4bit")
+    csv_rows = tables.csv_rows([section])
+    assert len(csv_rows) == len(section.rows) and len({tuple(row) for row in csv_rows}) == 1
+    assert {"base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware"} <= set(csv_rows[0])
+    line = next(row for row in csv_rows if row["run"] == "gptq_4bit")
     assert line["method"] == "gptq" and line["share_of_bytes"] == 0.43 and line["total_training_seconds"] == 4150.0
     assert line["accuracy_lost_low"] <= line["accuracy_lost"] <= line["accuracy_lost_high"]
-    line = next(row for row in found if row["run"] == "sapling_gptq")
+    line = next(row for row in csv_rows if row["run"] == "sapling_gptq")
     assert (line["method"], line["sublayers_left"], line["sublayers"]) == ("sapling_gptq", 24, 60)
 
 

@@ -20,9 +20,9 @@ def section(tmp_path, gptq, sapling, speed=True):
     made.settings(tmp_path / "gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit"})
     made.evaluation(tmp_path, "gptq_4bit", *gptq)
     made.data_report(tmp_path)
-    for left, one in sapling.items():
+    for left, checkpoint in sapling.items():
         made.settings(tmp_path / "sapling" / str(left), "sapling_train.py", SAPLING)
-        made.evaluation(tmp_path, f"sapling/{left}", *one)
+        made.evaluation(tmp_path, f"sapling/{left}", *checkpoint)
         if speed:
             made.throughput(tmp_path, f"sapling/{left}", 40.0, memory=0.3)
     if speed:
@@ -31,21 +31,21 @@ def section(tmp_path, gptq, sapling, speed=True):
 
 
 def read(tmp_path):
-    (found,) = report_rows.make_sections(report_rows.read_rows(str(tmp_path), ["dev"])[0])
-    return found
+    (section,) = report_rows.make_sections(report_rows.read_rows(str(tmp_path), ["dev"])[0])
+    return section
 
 
-def rows(found):
-    gptq = next(row for row in found.rows if row.kind == "quantized")
-    return gptq, sorted((row for row in found.rows if row.kind == "sapling"), key=lambda row: row.size_gb)
+def rows(section):
+    gptq = next(row for row in section.rows if row.kind == "quantized")
+    return gptq, sorted((row for row in section.rows if row.kind == "sapling"), key=lambda row: row.size_gb)
 
 
-def equal_size(found):
-    return verdict.at_equal_size(*rows(found))
+def equal_size(section):
+    return verdict.at_equal_size(*rows(section))
 
 
-def equal_accuracy(found, equal_within=0.03):
-    return verdict.at_equal_accuracy(*rows(found), equal_within)
+def equal_accuracy(section, equal_within=0.03):
+    return verdict.at_equal_accuracy(*rows(section), equal_within)
 
 
 def notes(comparison):
@@ -78,8 +78,8 @@ def test_baseline_pruning_does_not_pass_for_sapling(tmp_path):
 
 
 def test_sapling_beats_gptq_where_it_is_better_in_everything(tmp_path):
-    found = section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50), 20: (N < 200, 0.40)})
-    (pair,) = verdict.judge(found)
+    results = section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50), 20: (N < 200, 0.40)})
+    (pair,) = verdict.judge(results)
     size, equal = pair
     assert verdict.decision(pair) == "yes"
     assert (size.sapling.run, equal.sapling.run) == ("sapling/30", "sapling/20")
@@ -90,8 +90,8 @@ def test_sapling_beats_gptq_where_it_is_better_in_everything(tmp_path):
 
 
 def test_one_loss_refutes(tmp_path):
-    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)})
-    (pair,) = verdict.judge(found)
+    results = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)})
+    (pair,) = verdict.judge(results)
     winners = pair[0].winners
     assert (winners["accuracy"], winners["decode"]) == ("the other", "SAPLING")
     assert verdict.decision(pair) == "no"
@@ -112,22 +112,22 @@ def test_only_4_bit_quantization_of_a_known_run_is_judged_and_every_pair_is(tmp_
 
 
 def test_the_model_before_any_drop_is_no_checkpoint_of_saplings(tmp_path):
-    found = section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0), 30: (N < 100, 0.5)})
-    (pair,) = verdict.judge(found)
-    assert {one.sapling.run for one in pair} == {"sapling/30"}
+    results = section(tmp_path, (N < 200, 0.43), {60: (N < 300, 1.0), 30: (N < 100, 0.5)})
+    (pair,) = verdict.judge(results)
+    assert {comparison.sapling.run for comparison in pair} == {"sapling/30"}
 
 
 def test_the_table_has_a_line_a_comparison_and_says_why_something_is_open(tmp_path):
-    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
-    table = verdict.table(verdict.judge(found))
+    results = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
+    table = verdict.table(verdict.judge(results))
     assert len(table.lines) == 2 and all(len(line) == len(verdict.COLUMNS) for line in table.lines)
     assert table.lines[0][:2] == ["sapling/30", "gptq_4bit"] and table.lines[0][-1] == OPEN
     assert "sapling/30: speed and memory were not measured" in " ".join(table.notes)
 
 
 def test_answers_are_three_sentences(tmp_path):
-    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50), 50: (N < 300, 0.9)})
-    _, size, accuracy, time = verdict.answers(verdict.judge(found))
+    results = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50), 50: (N < 300, 0.9)})
+    _, size, accuracy, time = verdict.answers(verdict.judge(results))
     assert size.startswith(
         "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit (gptq_4bit) 34.0"
     )
@@ -166,16 +166,16 @@ def test_a_win_over_other_pruning_is_counted_once(tmp_path):
     section(tmp_path, (N < 300, 0.43), {30: (N < 300, 0.6)})
     made.settings(tmp_path / "last" / "30", "sapling_train.py", {"CRITERION": "last", "SCHEDULE": "one_shot"})
     made.evaluation(tmp_path, "last/30", N < 100, 0.6)
-    said = verdict.sentence(verdict.judge(read(tmp_path)))
-    assert said.endswith("and other pruning in 1 of 1 comparisons.")
+    sentence = verdict.sentence(verdict.judge(read(tmp_path)))
+    assert sentence.endswith("and other pruning in 1 of 1 comparisons.")
 
 
 def test_answers_say_what_was_not_shown_and_nothing_of_a_time_that_was_not_measured(tmp_path):
-    found = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
-    *_, accuracy = verdict.answers(verdict.judge(found))
-    said = "to gptq_4bit no costs are compared: no depth is shown to answer at most 3 points less."
+    results = section(tmp_path, (N < 300, 0.50), {30: (N < 200, 0.50)}, speed=False)
+    *_, accuracy = verdict.answers(verdict.judge(results))
+    costs = "to gptq_4bit no costs are compared: no depth is shown to answer at most 3 points less."
     shown = "A depth is shown to be as accurate in 0 of 1 comparisons."
-    assert accuracy.endswith(f"{said} The most accurate is sapling/30. {shown}")
+    assert accuracy.endswith(f"{costs} The most accurate is sapling/30. {shown}")
 
 
 @pytest.mark.parametrize(("share", "said"), [
@@ -210,8 +210,8 @@ def test_a_pair_is_one_of_those_with_a_speed_only_where_a_nearer_one_has_none(tm
 
 
 def test_an_accuracy_of_0_is_answered_as_0(tmp_path):
-    found = section(tmp_path, (N < 300, 0.50), {30: (N < 0, 0.50)})
-    assert "SAPLING answers 0.0 % and" in verdict.answers(verdict.judge(found))[1]
+    results = section(tmp_path, (N < 300, 0.50), {30: (N < 0, 0.50)})
+    assert "SAPLING answers 0.0 % and" in verdict.answers(verdict.judge(results))[1]
 
 
 # --- at equal size --------------------------------------------------------------------------------------------------
@@ -225,25 +225,25 @@ def test_a_small_difference_is_not_decided(tmp_path):
 
 def test_a_single_checkpoint_does_not_refute_at_95_per_cent(tmp_path):
     """12 against 25 right alone, p = 0.047: neither at equal size nor at equal accuracy is that enough."""
-    found = section(tmp_path, ((N < 188) | (N >= 858), 0.50), {30: (N < 200, 0.50)})
-    assert verdict.decision(verdict.judge(found)[0]) == OPEN
+    results = section(tmp_path, ((N < 188) | (N >= 858), 0.50), {30: (N < 200, 0.50)})
+    assert verdict.decision(verdict.judge(results)[0]) == OPEN
 
 
 def test_a_larger_checkpoint_wins_in_speed_but_not_in_accuracy(tmp_path):
     """A SAPLING checkpoint of 60 % is more accurate and faster than GPTQ of 43 %: only its speed counts."""
-    found = equal_size(section(tmp_path, (N < 200, 0.43), {40: (N < 300, 0.60), 60: (N < 310, 1.0)}))
-    assert found.sapling.run == "sapling/40" and "SAPLING, larger, cannot win in accuracy" in notes(found)
-    assert found.winners == {"accuracy": OPEN, "decode": "SAPLING", "prefill": "SAPLING", "memory": "SAPLING"}
+    comparison = equal_size(section(tmp_path, (N < 200, 0.43), {40: (N < 300, 0.60), 60: (N < 310, 1.0)}))
+    assert comparison.sapling.run == "sapling/40" and "SAPLING, larger, cannot win in accuracy" in notes(comparison)
+    assert comparison.winners == {"accuracy": OPEN, "decode": "SAPLING", "prefill": "SAPLING", "memory": "SAPLING"}
 
 
 def test_a_smaller_checkpoint_wins_in_accuracy_but_not_in_cost(tmp_path):
-    found = equal_size(section(tmp_path, (N < 200, 0.60), {20: (N < 300, 0.43)}))
-    assert found.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
+    comparison = equal_size(section(tmp_path, (N < 200, 0.60), {20: (N < 300, 0.43)}))
+    assert comparison.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
 
 
 def test_the_nearest_size_is_chosen_whatever_the_accuracy(tmp_path):
-    found = section(tmp_path, (N < 200, 0.43), {50: (N < 290, 0.80), 22: (N < 10, 0.44), 20: (N < 300, 0.41)})
-    assert equal_size(found).sapling.run == "sapling/22"
+    results = section(tmp_path, (N < 200, 0.43), {50: (N < 290, 0.80), 22: (N < 10, 0.44), 20: (N < 300, 0.41)})
+    assert equal_size(results).sapling.run == "sapling/22"
 
 
 def test_of_one_depth_the_longer_trained_is_taken(tmp_path):
@@ -256,7 +256,7 @@ def test_of_one_depth_the_longer_trained_is_taken(tmp_path):
         runs.write_json(tmp_path / run / "train_metrics.json", {"dropped": dropped, "tokens_seen": 9})
     runs.write_json(tmp_path / "qlora_4bit" / "train_metrics.json", {"tokens_seen": 9})
     (pair,) = verdict.judge(read(tmp_path))
-    assert [one.sapling.run for one in pair] == ["more/20", "more/20"]
+    assert [comparison.sapling.run for comparison in pair] == ["more/20", "more/20"]
 
 
 def test_depths_of_two_quantizers_are_compared_apart(tmp_path):
@@ -267,7 +267,7 @@ def test_depths_of_two_quantizers_are_compared_apart(tmp_path):
         metrics = {"dropped": ["block.3"], "units_left": left}
         runs.write_json(tmp_path / "sapling" / str(left) / "train_metrics.json", metrics)
     pairs = verdict.judge(read(tmp_path))
-    assert [{one.sapling.run for one in pair} for pair in pairs][-2:] == [{"a"}, {"b"}]
+    assert [{comparison.sapling.run for comparison in pair} for pair in pairs][-2:] == [{"a"}, {"b"}]
 
 
 # --- at equal accuracy ----------------------------------------------------------------------------------------------
@@ -277,45 +277,47 @@ def test_equal_accuracy_takes_the_smallest_checkpoint_that_is_not_worse(tmp_path
     """Of 90, 60 and 50 %, the smallest is significantly worse, the next differs by 9 questions of 883."""
     noise = (N >= 200) & (N < 205)
     depths = {50: (N < 210, 0.9), 40: ((N < 186) | noise, 0.6), 30: (N < 100, 0.5)}
-    found = equal_accuracy(section(tmp_path, (N < 200, 0.43), depths))
+    comparison = equal_accuracy(section(tmp_path, (N < 200, 0.43), depths))
     assert (
-        found.equal == verdict.ACCURACY and found.sapling.run == "sapling/40" and found.winners["bytes"] == "the other"
+        comparison.equal == verdict.ACCURACY
+        and comparison.sapling.run == "sapling/40"
+        and comparison.winners["bytes"] == "the other"
     )
     # Significantly worse by a little: inside the margin, and still not equal.
-    found = equal_accuracy(section(tmp_path / "b", (N < 200, 0.43), {40: (N < 186, 0.6)}))
-    assert found.equal == verdict.UNSHOWN and found.winners == {"accuracy": "the other"}
+    comparison = equal_accuracy(section(tmp_path / "b", (N < 200, 0.43), {40: (N < 186, 0.6)}))
+    assert comparison.equal == verdict.UNSHOWN and comparison.winners == {"accuracy": "the other"}
 
 
 def test_an_interval_wholly_below_zero_is_no_equality_though_mcnemar_s_test_does_not_agree(tmp_path):
-    found = equal_accuracy(section(tmp_path, (N < 200, 0.43), {30: (N < 193, 0.5)}))  # 7 questions, p = 0.016
-    assert found.equal == verdict.UNSHOWN and found.winners == {"accuracy": OPEN}
+    comparison = equal_accuracy(section(tmp_path, (N < 200, 0.43), {30: (N < 193, 0.5)}))  # 7 questions, p = 0.016
+    assert comparison.equal == verdict.UNSHOWN and comparison.winners == {"accuracy": OPEN}
 
 
 @pytest.mark.parametrize(("share", "winner"), [(0.30, OPEN), (0.43, "the other"), (0.60, "the other")])
 def test_checkpoints_all_smaller_than_gptq_do_not_refute_equal_accuracy(tmp_path, share, winner):
     """Significantly worse, but at 30 % of the bytes against 43: a checkpoint of GPTQ's size was not evaluated."""
-    found = equal_accuracy(section(tmp_path, (N < 200, 0.43), {8: (N < 60, share)}))
-    assert found.equal == verdict.UNSHOWN and found.winners == {"accuracy": winner}
+    comparison = equal_accuracy(section(tmp_path, (N < 200, 0.43), {8: (N < 60, share)}))
+    assert comparison.equal == verdict.UNSHOWN and comparison.winners == {"accuracy": winner}
 
 
 def test_few_questions_do_not_show_equality(tmp_path):
     """20 questions, 5 against 4 right: no significant difference, and nothing shown either."""
     few = np.arange(20)
-    found = equal_accuracy(section(tmp_path, (few < 5, 0.43), {30: (few < 4, 0.5)}))
-    assert found.equal == verdict.UNSHOWN and found.winners == {"accuracy": OPEN}
-    assert "20 questions cannot show a difference to be below 3 points" in notes(found)
-    found = section(tmp_path / "same", (few < 5, 0.43), {30: (few < 5, 0.5)})  # a bootstrap without any width
-    assert equal_accuracy(found).winners == {"accuracy": OPEN}
+    comparison = equal_accuracy(section(tmp_path, (few < 5, 0.43), {30: (few < 4, 0.5)}))
+    assert comparison.equal == verdict.UNSHOWN and comparison.winners == {"accuracy": OPEN}
+    assert "20 questions cannot show a difference to be below 3 points" in notes(comparison)
+    results = section(tmp_path / "same", (few < 5, 0.43), {30: (few < 5, 0.5)})  # a bootstrap without any width
+    assert equal_accuracy(results).winners == {"accuracy": OPEN}
 
 
 def test_a_wide_interval_does_not_show_equality(tmp_path):
     """883 questions on which 200 differ either way: not told apart, not shown to be within 3 points."""
-    found = section(tmp_path, ((N < 200), 0.43), {30: ((N >= 100) & (N < 300), 0.5)})
-    gptq, (row,) = rows(found)
+    results = section(tmp_path, ((N < 200), 0.43), {30: ((N >= 100) & (N < 300), 0.5)})
+    gptq, (row,) = rows(results)
     compared = report_rows.compare_rows(row, gptq)
     assert statistics.favours(compared) == 0 and compared["interval"][0] < -0.03
-    assert equal_accuracy(found).equal == verdict.UNSHOWN
-    assert equal_accuracy(found, 0.05).equal == verdict.ACCURACY
+    assert equal_accuracy(results).equal == verdict.UNSHOWN
+    assert equal_accuracy(results, 0.05).equal == verdict.ACCURACY
 
 
 def test_intervals_are_widened_for_many_checkpoints(tmp_path):
@@ -331,38 +333,38 @@ def test_intervals_are_widened_for_many_checkpoints(tmp_path):
 def test_gptq_does_not_win_while_a_smaller_checkpoint_is_undecided(tmp_path):
     """3 questions fewer, of 27 that differ, at GPTQ's bytes: not shown to be equal, and not worse."""
     undecided = (N < 235) | ((N >= 400) & (N < 412))
-    found = equal_accuracy(section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.43)}), 0.01)
-    assert found.sapling.run == "sapling/50" and found.winners["bytes"] == OPEN
-    found = equal_accuracy(section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.80)}), 0.01)
-    assert found.winners["bytes"] == "the other"
+    comparison = equal_accuracy(section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.43)}), 0.01)
+    assert comparison.sapling.run == "sapling/50" and comparison.winners["bytes"] == OPEN
+    comparison = equal_accuracy(section(tmp_path, (N < 250, 0.43), {50: (N < 249, 0.90), 16: (undecided, 0.80)}), 0.01)
+    assert comparison.winners["bytes"] == "the other"
 
 
 def test_a_margin_above_gptqs_own_accuracy_decides_nothing(tmp_path):
-    found = equal_accuracy(section(tmp_path, (N < 20, 0.43), {50: (N < 12, 0.90)}))
-    assert found.winners == {"accuracy": OPEN}
-    assert "the other answers too little for a margin of 3 points" in notes(found)
+    comparison = equal_accuracy(section(tmp_path, (N < 20, 0.43), {50: (N < 12, 0.90)}))
+    assert comparison.winners == {"accuracy": OPEN}
+    assert "the other answers too little for a margin of 3 points" in notes(comparison)
 
 
 # --- speed and memory -----------------------------------------------------------------------------------------------
 
 
 def test_throughput_without_common_rounds_or_device_is_not_decided(tmp_path):
-    found = equal_size(section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False))
-    assert found.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
-    assert "gptq_4bit: speed and memory were not measured" in notes(found)
+    comparison = equal_size(section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False))
+    assert comparison.winners == {"accuracy": "SAPLING", "decode": OPEN, "prefill": OPEN, "memory": OPEN}
+    assert "gptq_4bit: speed and memory were not measured" in notes(comparison)
     made.throughput(tmp_path, "sapling/30", 40.0, base=23.0)
     made.throughput(tmp_path, "gptq_4bit", 20.0, base=24.0)  # another call
-    found = equal_size(read(tmp_path))
-    assert found.winners["decode"] == OPEN and "decode: no rounds of one benchmark call" in notes(found)
+    comparison = equal_size(read(tmp_path))
+    assert comparison.winners["decode"] == OPEN and "decode: no rounds of one benchmark call" in notes(comparison)
 
 
 def test_a_difference_within_the_noise_of_throughput_is_not_decided(tmp_path):
     section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)}, speed=False)
     made.throughput(tmp_path, "sapling/30", 20.2, prefill=800.0, memory=0.50, spread=0.1)
     made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=790.0, memory=0.51, spread=0.1, seed=1)
-    found = equal_size(read(tmp_path))
-    assert [found.winners[name] for name in ("decode", "prefill", "memory")] == [OPEN] * 3
-    assert found.ratios["decode"] == "1.02 [0.87, 1.20]"  # at the level of all comparisons; at 95 % [0.93, 1.13]
+    comparison = equal_size(read(tmp_path))
+    assert [comparison.winners[name] for name in ("decode", "prefill", "memory")] == [OPEN] * 3
+    assert comparison.ratios["decode"] == "1.02 [0.87, 1.20]"  # at the level of all comparisons; at 95 % [0.93, 1.13]
 
 
 @pytest.mark.parametrize(("decode", "winner"), [(20.8, OPEN), (21.6, "SAPLING")])
@@ -398,24 +400,29 @@ def test_a_slow_kernel_of_a_quantized_sapling_decides_nothing_either(tmp_path):
     common = {"device": "cuda", "hardware": {"gpu": "a card", "cpu": "x", "threads": 2}, "prefill": 100.0}
     made.throughput(tmp_path, "small", 10.0, kernel="TritonV2Linear", **common)
     made.throughput(tmp_path, "gptq_4bit", 20.0, kernel="MarlinLinear", **common)
-    found = [one.winners for pair in verdict.judge(read(tmp_path)) for one in pair if one.sapling.run == "small"]
-    assert found and {(one["decode"], one["prefill"]) for one in found} == {(OPEN, OPEN)}
+    winners = [
+        comparison.winners
+        for pair in verdict.judge(read(tmp_path))
+        for comparison in pair
+        if comparison.sapling.run == "small"
+    ]
+    assert winners and {(won["decode"], won["prefill"]) for won in winners} == {(OPEN, OPEN)}
 
 
 def test_without_predictions_nothing_is_decided_and_without_a_size_a_run_is_missing(tmp_path):
-    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
+    results = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43)})
     (tmp_path / "gptq_4bit" / "predictions_dev.jsonl").unlink()
-    (pair,) = verdict.judge(found)
+    (pair,) = verdict.judge(results)
     assert verdict.decision(pair) == OPEN and "no predictions of both on the same questions" in notes(pair[0])
-    rows(found)[0].size_gb = None
-    assert verdict.judge(found) == []
+    rows(results)[0].size_gb = None
+    assert verdict.judge(results) == []
 
 
 def test_without_predictions_of_one_depth_equal_accuracy_is_not_decided(tmp_path):
-    found = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43), 20: (N < 200, 0.3)})
+    results = section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.43), 20: (N < 200, 0.3)})
     (tmp_path / "sapling" / "20" / "predictions_dev.jsonl").unlink()
-    found = equal_accuracy(found)
-    assert found.winners == {"accuracy": OPEN} and notes(found) == verdict.UNPAIRED
+    comparison = equal_accuracy(results)
+    assert comparison.winners == {"accuracy": OPEN} and notes(comparison) == verdict.UNPAIRED
 
 
 # --- other ways to drop layers --------------------------------------------------------------------------------------
@@ -439,11 +446,11 @@ def test_another_way_to_drop_layers_is_compared_at_its_last_depth(tmp_path):
     drop_layers(tmp_path, "last", "last", N < 100, 0.43, left=10)
     drop_layers(tmp_path, "random", "random", N < 249, 0.43)
     drop_layers(tmp_path, "angular", "angular", N < 400, 0.43)
-    found = against(tmp_path)
-    assert {run: decision for run, (decision, _) in found.items()} == {
+    by_run = against(tmp_path)
+    assert {run: decision for run, (decision, _) in by_run.items()} == {
         "last/10": "yes", "random/20": OPEN, "angular/20": "no"
     }  # fmt: skip
-    comparison = found["last/10"][1]
+    comparison = by_run["last/10"][1]
     assert comparison.sapling.run == "sapling/20" and comparison.ratios["accuracy"].startswith("+17.0 [")
     assert comparison.difference["confidence"] == 0.99
     for run in ("taylor", "norm", "other"):

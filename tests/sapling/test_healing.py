@@ -31,8 +31,8 @@ def test_every_depth_that_is_named_is_healed_and_no_other_is_saved(taught, phase
         facts = read(directory / str(row["units_left"]) / "train_metrics.json")
         assert facts["healed"] and facts["calibration_nll"] == row["calibration_nll"]
     frozen = [
-        load_file(one / "model.safetensors")["model.embed_tokens.weight"]
-        for one in (directory / "8", phase_1 / "merged")
+        load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+        for folder in (directory / "8", phase_1 / "merged")
     ]
     assert torch.equal(*frozen)
     assert [row["examples_seen"] for row in metrics["healed"]] == [16, 16]
@@ -59,16 +59,16 @@ def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
     learned = [call.args[1] for call in stream.call_args_list if call.args[2] > 8]  # without what a patch reads
     assert learned == [0, 32, 64]  # each stage goes on in the stream
     assert depths_of(straight) == [8]
-    weights = [(one / "8" / "model.safetensors").read_bytes() for one in (directory, straight)]
+    weights = [(folder / "8" / "model.safetensors").read_bytes() for folder in (directory, straight)]
     assert weights[0] == weights[1]
-    tables = [pd.read_csv(one / "trajectory.csv") for one in (directory, straight)]
+    tables = [pd.read_csv(folder / "trajectory.csv") for folder in (directory, straight)]
     assert tables[0]["nll_after_training"].tolist() == tables[1]["nll_after_training"].tolist()
 
 
 def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
-    found = iter([0.9, 0.5, 0.4, 0.6, 0.7, 0.1])
+    nlls = iter([0.9, 0.5, 0.4, 0.6, 0.7, 0.1])
     model, weights = make_model(), []
-    keep_best = KeepBest(model, lambda model: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool)), every=2)
+    keep_best = KeepBest(model, lambda model: (torch.tensor([next(nlls)]), torch.ones(1, dtype=torch.bool)), every=2)
 
     class Watch(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -85,9 +85,9 @@ def test_healing_keeps_its_best_weights_and_stops_where_it_gets_worse(tmp_path):
 
 def test_healing_that_makes_a_model_worse_leaves_it_as_it_was(tmp_path):
     """A first score worse than that of the start does not stop it."""
-    found, model = iter([0.4, 0.7, 0.6, 0.5]), make_model()
+    nlls, model = iter([0.4, 0.7, 0.6, 0.5]), make_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    keep_best = KeepBest(model, lambda model: (torch.tensor([next(found)]), torch.ones(1, dtype=torch.bool)), every=2)
+    keep_best = KeepBest(model, lambda model: (torch.tensor([next(nlls)]), torch.ones(1, dtype=torch.bool)), every=2)
     trainer = make_trainer(model, tmp_path, steps=6, callbacks=[keep_best])
     trainer.train()
     assert trainer.state.global_step == 6

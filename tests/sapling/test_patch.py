@@ -29,7 +29,7 @@ def test_without_a_unit_the_stream_is_nearer_to_what_it_was_when_the_layer_befor
     changed = absorb(model, unit, [batch])
     sub.remove(model, *unit)
     assert (after(model, batch, unit) - wanted).norm() < 0.9 * unpatched
-    names = [key for key, parameter in model.named_parameters() if any(parameter is one for one in changed)]
+    names = [key for key, parameter in model.named_parameters() if any(parameter is weight for weight in changed)]
     assert names == [f"model.layers.{'2.self_attn.o_proj' if 'mlp' in name else '1.mlp.down_proj'}.weight"]
 
 
@@ -101,7 +101,7 @@ def test_the_sums_of_a_patch_are_not_those_of_16_bits(monkeypatch):
 
 def test_a_patch_of_16_bit_weights_is_not_rounded_to_16_bits():
     batches, wide, narrow = make_batches(), make_model(), make_model()
-    weights = [one.model.layers[2].self_attn.o_proj.weight for one in (wide, narrow)]
+    weights = [model.model.layers[2].self_attn.o_proj.weight for model in (wide, narrow)]
     for weight in weights:  # both begin with values that bf16 has
         weight.data = weight.data.bfloat16()
     weights[0].data = weights[0].data.float()
@@ -127,7 +127,7 @@ def test_an_adapter_of_full_rank_takes_up_what_the_weight_would():
     base = o_proj.base_layer.weight.clone()
     changed = absorb(adapter, unit, batches, adapters=True)
     absorb(weight, unit, batches)
-    assert [id(one) for one in changed] == [id(o_proj.lora_A["default"].weight), id(o_proj.lora_B["default"].weight)]
+    assert [id(p) for p in changed] == [id(o_proj.lora_A["default"].weight), id(o_proj.lora_B["default"].weight)]
     assert torch.equal(o_proj.base_layer.weight, base)
     wanted = weight.model.layers[2].self_attn.o_proj.weight
     assert torch.allclose(base + o_proj.get_delta_weight("default"), wanted, atol=1e-4)
@@ -135,20 +135,20 @@ def test_an_adapter_of_full_rank_takes_up_what_the_weight_would():
 
 def test_a_patched_adapter_trains_as_the_one_that_a_killed_run_reads_back():
     changed = absorb(adapted(4), sub.parse_unit("mlp.2"), make_batches(), adapters=True)
-    read = [torch.nn.Parameter(one.detach().contiguous().clone()) for one in changed]
-    gradients = [torch.randn(one.shape) for one in changed]
+    read = [torch.nn.Parameter(p.detach().contiguous().clone()) for p in changed]
+    gradients = [torch.randn(p.shape) for p in changed]
     for parameters in (changed, read):
         optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=True)
         optimizer.load_state_dict(moments_of(parameters, optimizer))
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient.clone()
         optimizer.step()
-    assert all(torch.equal(one, other) for one, other in zip(changed, read, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(changed, read, strict=True))
 
 
 def moments_of(parameters, optimizer):
     """A state of the optimizer as a file holds it: other moments for each element, row after row."""
-    moment = [torch.arange(one.numel()).reshape(one.shape) / one.numel() for one in parameters]
+    moment = [torch.arange(p.numel()).reshape(p.shape) / p.numel() for p in parameters]
     state = {n: {"step": torch.tensor(1.0), "exp_avg": m, "exp_avg_sq": m + 1} for n, m in enumerate(moment)}
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
@@ -160,7 +160,7 @@ def test_an_adapter_of_low_rank_takes_up_what_the_stream_misses_most():
 
     def missed(model):
         sub.remove(model, *unit)
-        return sum((after(model, one, unit) - stream).norm() for one, stream in zip(batches, wanted, strict=True))
+        return sum((after(model, batch, unit) - stream).norm() for batch, stream in zip(batches, wanted, strict=True))
 
     def o_proj(model):
         return model.base_model.model.model.layers[2].self_attn.o_proj

@@ -55,13 +55,13 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     logits, labels = target_outputs(student, batch)[:2]
     real = labels.ne(IGNORE)
     ours, theirs = logits[real], logits_of(teacher.model, batch)[real]
-    log_ours, log_theirs = ((one / TEMPERATURE).log_softmax(-1) for one in (ours, theirs))
+    log_ours, log_theirs = ((logits / TEMPERATURE).log_softmax(-1) for logits in (ours, theirs))
     kl = F.kl_div(log_ours, log_theirs, log_target=True, reduction="batchmean")  # all tokens are among the likeliest
     wanted = float(TEMPERATURE**2 * kl + 0.3 * F.cross_entropy(ours, labels[real]))
     assert float(taught_by(teacher, 0.0).loss(student, batch)) == pytest.approx(wanted, rel=1e-4)
     assert float(taught_by(teacher, 1.0).loss(student, batch)) == pytest.approx(2 * wanted, rel=1e-4)
-    found = taught_by(teacher, 0.0).loss(student, batch, 1000)
-    assert float(found) == pytest.approx(wanted * int(real.sum()) / 1000, rel=1e-4)
+    loss = taught_by(teacher, 0.0).loss(student, batch, 1000)
+    assert float(loss) == pytest.approx(wanted * int(real.sum()) / 1000, rel=1e-4)
 
 
 def test_in_bf16_the_streams_that_are_matched_stay_in_16_bits(tmp_path, monkeypatch):
@@ -128,9 +128,9 @@ def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
     assert float(distance()) == pytest.approx(0, abs=1e-6)
     sub.remove(student, *GONE)
     assert losses.matched_blocks(student) == [0, 1, 3, 4, 5]  # attention 2 and MLP 3 are one block now
-    found = distance()
-    assert float(found) > 1e-3
-    assert float(losses.with_hidden_states(torch.tensor(0.7), found, 0.5)) == pytest.approx(1.05)
+    pruned_distance = distance()
+    assert float(pruned_distance) > 1e-3
+    assert float(losses.with_hidden_states(torch.tensor(0.7), pruned_distance, 0.5)) == pytest.approx(1.05)
 
 
 def test_a_repacked_student_is_matched_with_the_blocks_that_it_is_made_of():
@@ -168,7 +168,7 @@ def test_a_repacked_student_that_lacks_the_last_blocks_alone_is_no_distance_away
 def test_recomputed_activations_give_the_same_gradients(shared):
     """As on a GPU by default, where hidden states are seen inside of what is recomputed."""
     (batch,) = make_batches(1)
-    found = []
+    gradients = []
     for recompute in (False, True):
         model = with_adapters() if shared else make_model()
         removed = sub.remove(model, *GONE)
@@ -179,9 +179,9 @@ def test_recomputed_activations_give_the_same_gradients(shared):
                 model.enable_input_require_grads()
         model.train()
         taught_by(teacher).loss(model, batch).backward()
-        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert found[0].keys() == found[1].keys() and len(found[0]) > 10
-    assert all(torch.allclose(found[1][name], grad, atol=1e-6) for name, grad in found[0].items())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
+    assert all(torch.allclose(gradients[1][name], grad, atol=1e-6) for name, grad in gradients[0].items())
 
 
 def test_hidden_states_are_compared_at_an_example_s_own_tokens(monkeypatch):
@@ -189,19 +189,19 @@ def test_hidden_states_are_compared_at_an_example_s_own_tokens(monkeypatch):
     monkeypatch.setattr(losses, "POSITIONS", 3)
     stream = torch.arange(14.0).view(2, 7, 1)
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 1]])
-    found = losses.at_positions((torch.zeros(1), stream), [0], mask)
-    assert found.flatten(1).tolist() == [[0, 3, 6], [11, 12, 13]]
+    states = losses.at_positions((torch.zeros(1), stream), [0], mask)
+    assert states.flatten(1).tolist() == [[0, 3, 6], [11, 12, 13]]
     cut = losses.at_positions((torch.zeros(1), stream[1:, 2:]), [0], mask[1:, 2:])
-    assert torch.equal(cut, found[1:])
+    assert torch.equal(cut, states[1:])
 
 
 def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_not(monkeypatch):
     torch.manual_seed(0)
     ours, theirs = torch.randn(5, 40), 3 * torch.randn(5, 40)
-    log_ours, log_theirs = (F.log_softmax(one / TEMPERATURE, -1) for one in (ours, theirs))
+    log_ours, log_theirs = (F.log_softmax(logits / TEMPERATURE, -1) for logits in (ours, theirs))
     whole = TEMPERATURE**2 * F.kl_div(log_ours, log_theirs, log_target=True, reduction="none").sum(-1)
-    found = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
-    assert torch.allclose(found, whole, atol=1e-5)
+    kl = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    assert torch.allclose(kl, whole, atol=1e-5)
     monkeypatch.setattr(losses, "TOP_K", 3)
     lumped = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
     assert (lumped < whole).all() and (lumped >= 0).all()

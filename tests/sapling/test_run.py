@@ -80,11 +80,12 @@ def test_frozen_weights_are_bit_identical_after_training(sapling):
     assert len(metrics["trainable"]) == 3 and set(metrics["trainable"]) == set(scores.nlargest(3, "nll")["unit"])
     start = models.load_base(environment["BASE_MODEL"], "bf16", CPU, torch.bfloat16)
     trained = models.load_base(str(directory / "12"), "bf16", CPU, torch.bfloat16)
-    for one in sub.sublayers(start):
+    for sublayer in sub.sublayers(start):
         same = all(
-            torch.equal(a, b) for a, b in zip(sub.parameters(start, one), sub.parameters(trained, one), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(sub.parameters(start, sublayer), sub.parameters(trained, sublayer), strict=True)
         )
-        assert same == (str(one) not in metrics["trainable"]), str(one)
+        assert same == (str(sublayer) not in metrics["trainable"]), str(sublayer)
     ends = [model.get_input_embeddings().weight for model in (start, trained)]
     assert not torch.equal(*ends)  # TRAIN_ENDS
 
@@ -101,7 +102,7 @@ def slow(*values):
 
 
 @pytest.mark.parametrize(
-    ("name", "more"),
+    ("name", "overrides"),
     [
         ("last", ("--CRITERION=last", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
         ("gromov", ("--CRITERION=angular", "--SCHEDULE=one_shot", "--DROP_UNIT=block")),
@@ -111,10 +112,10 @@ def slow(*values):
         ("qlora", ("--UPDATE=qlora", "--TRAIN_RATIO=0.5")),
     ],
 )
-def test_other_criteria_schedules_and_updates_reach_the_size(six, name, more):
+def test_other_criteria_schedules_and_updates_reach_the_size(six, name, overrides):
     results, environment = six
     short = ("--FIRST_EPOCHS=0.25", "--CYCLE_EPOCHS=0.25", "--HEALING_EPOCHS=0.25")
-    done(*SAPLING, *short, *more, f"--RUN={name}", **environment)
+    done(*SAPLING, *short, *overrides, f"--RUN={name}", **environment)
     metrics = read(results / name / "train_metrics.json")
     assert metrics["share_of_bytes"] <= 0.52
     dropped = pd.read_csv(results / name / "trajectory.csv")["dropped"].tolist()
@@ -168,7 +169,7 @@ def least_gradient(model, units, batches, context):
 
 
 def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
-    more = (
+    overrides = (
         "--SCHEDULE=one_shot",
         "--DROP_UNIT=block",
         "--HEAL_AT=[5]",
@@ -176,7 +177,7 @@ def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
         "--PROTECT=True",
         "--PATCH_EXAMPLES=8",
     )
-    done(*SAPLING, *TAUGHT, *more, "--RUN=taylor", **six[1])
+    done(*SAPLING, *TAUGHT, *overrides, "--RUN=taylor", **six[1])
     metrics = read(six[0] / "taylor" / "train_metrics.json")
     assert [row["units_left"] for row in metrics["healed"]] == [5, 4]
     dropped = pd.read_csv(six[0] / "taylor" / "trajectory.csv")["dropped"].tolist()
@@ -184,14 +185,14 @@ def test_one_shot_heals_several_depths_after_one_ranking(six, phase_1):
 
 
 def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
-    more = (
+    overrides = (
         "--CRITERION=kl",
         "--HIDDEN_STATES=0",
         "--TARGET_SIZE=0.9",
         "--HEAL_AT=[]",
         "--HEALING_EPOCHS=1",
     )
-    done(*SAPLING, *TAUGHT, *more, "--RUN=by_kl", **six[1])
+    done(*SAPLING, *TAUGHT, *overrides, "--RUN=by_kl", **six[1])
     scores = pd.read_csv(six[0] / "by_kl" / "layer_scores.csv")
     first = scores[scores["scan"] == 1]
     # Nothing is dropped yet, so the model is its teacher; the unit that goes costs least.
@@ -202,7 +203,7 @@ def test_units_are_chosen_by_what_they_cost_against_the_teacher(six, phase_1):
 @pytest.mark.parametrize("criterion", ["calibration", "kl"])
 def test_without_training_a_drop_leaves_what_its_score_said(six, phase_1, criterion):
     """With its patch, on the same questions; the next scan asks them again."""
-    more = (
+    overrides = (
         f"--CRITERION={criterion}",
         "--PATCH_EXAMPLES=8",
         "--CYCLE_EPOCHS=0",
@@ -210,7 +211,7 @@ def test_without_training_a_drop_leaves_what_its_score_said(six, phase_1, criter
         "--HEAL_AT=[]",
         "--TARGET_SIZE=0.7",
     )
-    done(*SAPLING, *TAUGHT, *more, f"--RUN=scored_{criterion}", **six[1])
+    done(*SAPLING, *TAUGHT, *overrides, f"--RUN=scored_{criterion}", **six[1])
     dropped = pd.read_csv(six[0] / f"scored_{criterion}" / "trajectory.csv")
     assert len(dropped) == 3
     assert dropped["nll_after_training"][:2].tolist() == pytest.approx(dropped["nll_alone"][:2].tolist(), rel=5e-3)
@@ -239,8 +240,8 @@ def test_a_depth_to_heal_may_be_a_share_of_the_bytes(six, phase_1):
 
 
 def test_the_paper_s_recovery_is_set_by_one_constant(six, phase_1):
-    more = ("--RECOVERY=paper", "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--RUN=paper")
-    assert "RECOVERY = 'paper' sets KL = 0.0" in done(*SAPLING, *TAUGHT, *more, **six[1])
+    overrides = ("--RECOVERY=paper", "--SAVE_EVERY=1", "--TARGET_SIZE=0.9", "--RUN=paper")
+    assert "RECOVERY = 'paper' sets KL = 0.0" in done(*SAPLING, *TAUGHT, *overrides, **six[1])
     record = read(six[0] / "paper" / "settings.json")["settings"]
     assert (record["TRAIN_RATIO"], record["HEAL_AT"], record["KL"], record["TIES"]) == (0.25, [], 0.0, "norm")
     assert len(read(six[0] / "paper" / "train_metrics.json")["trainable"]) == 3
@@ -266,21 +267,21 @@ def test_adapters_start_from_phase_1_with_room_for_patches_without_quantizing_wh
     run = method.open_run(settings_of(six[1], **begun), "sapling_train.py")
     rows, _ = runs.load_processed(results, "six_data", "dev")
     batch = TargetCollator(0)([rows[i] for i in range(4)])
-    others = [
+    references = [
         models.load_run(phase_1, results, CPU, torch.bfloat16)[0],
         models.load_base(str(phase_1 / "merged"), "nf4", CPU, torch.bfloat16),
         models.load_base(six[1]["BASE_MODEL"], "nf4", CPU, torch.bfloat16),
     ]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), run.student.scoring_model() as model:
-        ours, phase, again, base = (target_logits(one.eval(), batch)[0].float() for one in (model, *others))
+        ours, phase, again, base = (target_logits(each.eval(), batch)[0].float() for each in (model, *references))
     learned = (phase - base).norm()
     assert (ours - phase).norm() < 0.1 * learned < (again - phase).norm()
     run.choose_trainable(run.rank_by_importance())
-    chosen = [one for name in run.state.trainable for one in sub.parse_unit(name)]
+    chosen = [sublayer for name in run.state.trainable for sublayer in sub.parse_unit(name)]
     expected = {
         id(parameter)
-        for one in chosen
-        for name, parameter in sub.module(run.student.model, one).named_parameters()
+        for sublayer in chosen
+        for name, parameter in sub.module(run.student.model, sublayer).named_parameters()
         if "lora_" in name and ".teacher." not in name
     }
     trained = run.student.trained_parameters()

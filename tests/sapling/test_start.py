@@ -23,7 +23,7 @@ def assert_refused(six, says, *arguments):
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("overrides", "says"),
     [
         (("--TARGET_SIZE=0.05",), "embeddings, head and 1 of the blocks"),
         (("--TARGET_SIZE=0.05", "--PROTECT=True"), "embeddings, head and 2 of the blocks"),
@@ -38,8 +38,8 @@ def assert_refused(six, says, *arguments):
         (("--ACCURACY_FLOOR=0.9", "--HEAL_AT=[10]"), "would be healed in vain"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(six, more, says):
-    assert_refused(six, says, *more)
+def test_bad_input_is_one_line_and_status_2(six, overrides, says):
+    assert_refused(six, says, *overrides)
 
 
 def test_a_floor_under_an_accuracy_of_0_keeps_what_was_trained(six):
@@ -51,7 +51,7 @@ def test_a_floor_under_an_accuracy_of_0_keeps_what_was_trained(six):
 
 
 @pytest.mark.parametrize(
-    ("more", "says"),
+    ("overrides", "says"),
     [
         (("--START_FROM=None",), "there is no teacher"),
         (("--HEAL_AT=[12]",), "starts with 12 sub-layers"),
@@ -70,13 +70,13 @@ def test_a_floor_under_an_accuracy_of_0_keeps_what_was_trained(six):
         (("--TEACHER=other_data",), "was trained on other data"),
     ],
 )
-def test_bad_input_to_the_recovery_is_one_line_and_status_2(six, phase_1, more, says):
+def test_bad_input_to_the_recovery_is_one_line_and_status_2(six, phase_1, overrides, says):
     for name, change in (("base", {"base_model": "another"}), ("data", {"data": {"source": "another"}})):
-        other = six[0] / f"other_{name}"
-        if not other.exists():
-            shutil.copytree(phase_1 / "merged", other)
-            (other / "settings.json").write_text(json.dumps(read(other / "settings.json") | change))
-    assert_refused(six, says, *TAUGHT, *more)
+        run = six[0] / f"other_{name}"
+        if not run.exists():
+            shutil.copytree(phase_1 / "merged", run)
+            (run / "settings.json").write_text(json.dumps(read(run / "settings.json") | change))
+    assert_refused(six, says, *TAUGHT, *overrides)
 
 
 def test_a_start_trained_on_data_that_was_prepared_again_is_refused(six, sapling):

@@ -54,9 +54,9 @@ def test_many_go_at_once_in_the_first_half_of_the_way_by_scans_on_other_question
     changed = {"RUN": "told", "START_FROM": None, "KL": 0.0, "HIDDEN_STATES": 0.0, "PATCH_EXAMPLES": 0}
     changed |= {"DROPS_EARLY": 2, "DROPS_LATE": 1, "TARGET_SIZE": 0.52, "CALIBRATION_EXAMPLES": 6}
     run = method.open_run(settings_of(six[1], **changed), "sapling_train.py")
-    every, _ = runs.load_processed(six[1]["RESULTS_DIR"], "six_data", "calibration")
+    calibration, _ = runs.load_processed(six[1]["RESULTS_DIR"], "six_data", "calibration")
     # Drawn: questions of one page stand together.
-    assert len(run.calibration) == 6 and run.calibration["id"] != every["id"][:6]
+    assert len(run.calibration) == 6 and run.calibration["id"] != calibration["id"][:6]
     run.choose_trainable(run.rank_by_importance())
     before = run.questions(4)
     run.drop(run.score())

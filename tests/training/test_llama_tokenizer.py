@@ -66,9 +66,9 @@ def test_a_target_decodes_to_its_program_and_follows_one_bos(base):
         row = encode("net sales|5829\nQuestion: what’s new?\nProgram:\n", program, tokenizer)
         ids, start = row["input_ids"], row["prompt_tokens"]
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
-        said = generation._cut(ids[start:], tokenizer.eos_token_id, tokenizer)
-        assert said["ended"] and tokenize(said["output"]) == tokenize(program)
-        assert said["output"] == program  # without the space that ▁ puts in front
+        generated = generation._cut(ids[start:], tokenizer.eos_token_id, tokenizer)
+        assert generated["ended"] and tokenize(generated["output"]) == tokenize(program)
+        assert generated["output"] == program  # without the space that ▁ puts in front
 
 
 def test_a_saved_tokenizer_reads_as_the_one_that_was_loaded(base, tmp_path):

@@ -42,11 +42,11 @@ def test_the_merge_of_more_exact_matches_is_kept_then_that_of_lower_nll(
     monkeypatch.setattr(lora, "score_targets", score)
     settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
     lora.merge(tmp_path / "run", settings, {"length": [40]}, CPU, torch.bfloat16)
-    found = runs.read_json(tmp_path / "run" / "merged" / "train_metrics.json")
-    assert found["merged_into"] == better and len(found["scores"]) == 2
+    metrics = runs.read_json(tmp_path / "run" / "merged" / "train_metrics.json")
+    assert metrics["merged_into"] == better and len(metrics["scores"]) == 2
     merged = models.load_base(str(tmp_path / "run" / "merged"), "auto", CPU, torch.bfloat16)
     weight = merged.get_decoder().layers[0].mlp.up_proj.weight
-    assert [torch.equal(weight, one) for one in scored] == [way == better for way in lora.MERGE_INTO]
+    assert [torch.equal(weight, candidate) for candidate in scored] == [way == better for way in lora.MERGE_INTO]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "merged", "settings.json"]
 
 

@@ -69,9 +69,9 @@ def test_hidden_states_are_given_where_they_are_asked_for(model):
     assert loss.target_outputs(model, batch)[2] is None
     states = loss.target_outputs(model, batch, hidden_states=True)[2]
     assert len(states) == 1 + model.config.num_hidden_layers  # before the first block, and after each
-    assert {tuple(one.shape[:2]) for one in states} == {tuple(batch["input_ids"].shape)}
+    assert {tuple(state.shape[:2]) for state in states} == {tuple(batch["input_ids"].shape)}
 
 
 def test_means_over_the_calibration_split_are_of_all_its_questions():
-    found = loss.calibration_means(torch.tensor([0.1, 0.2, 0.5]), torch.tensor([True, False, True]))
-    assert found == {"calibration_nll": 0.26667, "calibration_exact": 0.66667}
+    means = loss.calibration_means(torch.tensor([0.1, 0.2, 0.5]), torch.tensor([True, False, True]))
+    assert means == {"calibration_nll": 0.26667, "calibration_exact": 0.66667}

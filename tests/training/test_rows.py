@@ -26,10 +26,10 @@ def texts(rows, tokenizer):
 def test_the_first_pass_is_as_released_and_later_ones_have_new_figures_each(tokenizer):
     examples = make_rows(tokenizer)
     rows = TrainingRows(examples.select([0, 1, 2, 2, 0]), tokenizer, FIGURES, seed=0, passes=[3, 2])
-    found = texts(rows, tokenizer)
-    assert found[:3] == texts(examples, tokenizer) and len({*found[:1], *found[3:]}) == 3
-    assert all(text.endswith("<|im_end|>") and "subtract(" in text for text in found)
-    for text in found[3:]:
+    row_texts = texts(rows, tokenizer)
+    assert row_texts[:3] == texts(examples, tokenizer) and len({*row_texts[:1], *row_texts[3:]}) == 3
+    assert all(text.endswith("<|im_end|>") and "subtract(" in text for text in row_texts)
+    for text in row_texts[3:]:
         first, second = text.split("|")[1], text.split("|")[2].partition("\n")[0]
         assert f"subtract({first}, {second})" in text
     assert rows.lengths == examples.select([0, 1, 2, 2, 0])["length"]
@@ -58,8 +58,8 @@ def test_a_stage_sees_none_of_the_figures_of_the_stage_before(tokenizer):
 def test_an_example_whose_figures_are_not_on_show_stays_as_it_is(tokenizer):
     examples = make_rows(tokenizer)
     unseen = examples.remove_columns("evidence_shown").add_column("evidence_shown", [True, False, True])
-    found = texts(TrainingRows(unseen, tokenizer, FIGURES, seed=0, first_pass=3), tokenizer)
-    assert [one == two for one, two in zip(found, texts(examples, tokenizer), strict=True)] == [False, True, False]
+    redrawn = texts(TrainingRows(unseen, tokenizer, FIGURES, seed=0, first_pass=3), tokenizer)
+    assert [new == old for new, old in zip(redrawn, texts(examples, tokenizer), strict=True)] == [False, True, False]
 
 
 def test_nothing_is_redrawn_unless_asked_for(tokenizer):

@@ -95,10 +95,12 @@ def test_small_batches_of_one_step_are_the_large_batch(tiny_base, tmp_path):
         )  # fmt: skip
         rows = TrainingRows(datasets.Dataset.from_list(make_rows(32)), None, None, 0)
         model = models.load_base(tiny_base, "fp32", CPU, torch.float32)
-        one = trainer.TargetTrainer(model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0))
-        assert isinstance(one.get_train_dataloader().batch_sampler.sampler, trainer.LengthGroupedSampler)
-        one.train()
-        curves.append([row["loss"] for row in one.state.log_history if "loss" in row])
+        target_trainer = trainer.TargetTrainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=TargetCollator(0)
+        )
+        assert isinstance(target_trainer.get_train_dataloader().batch_sampler.sampler, trainer.LengthGroupedSampler)
+        target_trainer.train()
+        curves.append([row["loss"] for row in target_trainer.state.log_history if "loss" in row])
     assert len(curves[0]) == 4 and curves[0] == pytest.approx(curves[1], rel=1e-3)
 
 
@@ -135,14 +137,14 @@ def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards
 def test_an_optimizer_whose_package_is_missing_is_refused_before_anything_is_trained(name):
     with pytest.raises(
         UserError, match=f"OPTIMIZER = '{name}' does not work here: .*; choose another, or None"
-    ) as said:
+    ) as raised:
         trainer.check_optimizer(name)
-    assert "\n" not in str(said.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_the_default_of_a_gpu_is_tried_before_a_model_is_loaded(monkeypatch):
     tried = []
-    monkeypatch.setattr(trainer.Trainer, "get_optimizer_cls_and_kwargs", lambda given: tried.append(given.optim))
+    monkeypatch.setattr(trainer.Trainer, "get_optimizer_cls_and_kwargs", lambda args: tried.append(args.optim))
     monkeypatch.setattr(trainer, "default_optimizer", lambda device: "adamw_bnb_8bit")
     with pytest.raises(UserError, match="^OPTIMIZER = 'adamw_bnb_8bit' does not work here"):
         trainer.check_optimizer(None)
