@@ -218,9 +218,13 @@ def set_threads() -> None:
     """One OpenMP thread for each processor that this process may use, and one GPU, unless the caller chose otherwise.
 
     Read when torch is imported. How threads wait stays OpenMP's choice: where they sleep between products, training
-    alone takes a third longer.
+    alone takes a third longer. Importing gptqmodel sets the last two, if they are not set: then the processes that a
+    script starts would number GPUs and allocate their memory in another way than the script itself.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "LOCAL_RANK" not in os.environ:  # else each process takes the GPU of that number
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would multiply the batch by the number of GPUs
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi numbers them
+    chosen = os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # less of the memory in pieces
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", chosen)

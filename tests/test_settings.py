@@ -20,7 +20,7 @@ WITH_BENCHMARKS = [
     *SCRIPTS,
     *(f"benchmarks/{p.name}" for p in REPOSITORY.glob("benchmarks/*.py") if CALL.search(p.read_text())),
 ]
-THREADS = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+THREADS = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "CUDA_DEVICE_ORDER", "PYTORCH_ALLOC_CONF")
 SECRET = "hf_doNotShowThis"
 
 SOURCE = '''"""A small script."""
@@ -485,6 +485,16 @@ def test_one_thread_a_core_unless_the_caller_wants_others(run):
     os.environ["OMP_NUM_THREADS"] = "3"
     run()
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_gpus_are_numbered_and_their_memory_is_allocated_as_in_a_process_that_imports_gptqmodel(run):
+    for name, value in (("CUDA_DEVICE_ORDER", "PCI_BUS_ID"), ("PYTORCH_ALLOC_CONF", "expandable_segments:True")):
+        os.environ.pop(name, None)
+        run()
+        assert os.environ[name] == value
+    os.environ["PYTORCH_ALLOC_CONF"] = "backend:native"
+    run()
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "backend:native"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
