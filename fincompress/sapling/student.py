@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
@@ -40,6 +41,7 @@ class Student:
         s = self.settings
         self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
         self.model = None
+        GlobalOptimManager.get_instance().module_weight_config_triple.clear()  # would keep its embeddings
         gc.collect()  # never two models at once
         if self.adapter:
             self.model = models.load_adapter(self.adapter, s["RESULTS_DIR"], self.device, self.dtype)[0].eval()

@@ -1,9 +1,11 @@
 """Stop rules: memory and latency end a run, the accuracy floor is a share of its own accuracy and is returned to."""
 
+import weakref
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from sapling_runs import SAPLING, done, read, settings_of
 
 import fincompress.sapling as method
@@ -79,6 +81,18 @@ def test_the_accuracy_floor_is_a_share_of_the_run_s_own_accuracy(six):
     run.state.reference["accuracy"] = 0.5
     assert stop_reason(run, score(0.46)) is None and run.state.last_above_floor["units"] == 12
     assert "fell below 90% of 50.0%; the last depth above that had 12" in stop_reason(run, score(0.44))
+
+
+def test_a_model_that_is_loaded_again_leaves_nothing_of_the_one_before(six):
+    """An 8-bit optimizer registers the embeddings beside it for good: 0.26 GB of Llama-2-7B's a time."""
+    student = Student(settings_of(six[1]), six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
+    student.load()
+    embeddings = student.model.get_input_embeddings()
+    GlobalOptimManager.get_instance().register_module_override(embeddings, "weight", {"optim_bits": 32})
+    before = weakref.ref(embeddings)
+    del embeddings
+    student.load()
+    assert before() is None
 
 
 @pytest.mark.parametrize("update", ["full", "qlora"])
