@@ -7,6 +7,7 @@ from unittest import mock
 import bitsandbytes as bnb
 import pytest
 import torch
+from bitsandbytes.autograd._functions import MatMul8bitLt
 from safetensors.torch import load_file
 from training_rows import CPU, PAD, add_lora, bf16_loss, make_rows
 from transformers import AutoModelForCausalLM
@@ -174,6 +175,27 @@ def test_dequantizing_int8_once_trains_as_bitsandbytes_does(tiny_base):
     # Unpacked by another formula: now and then the last bit of a weight differs.
     assert losses[0] == pytest.approx(losses[1], abs=1e-4) != pytest.approx(bf16_loss(original, batch).item(), abs=1e-5)
     assert (grads[0] - grads[1]).norm() < 0.02 * grads[1].norm()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_int8_trains_by_the_product_of_a_gpu_as_by_that_of_a_cpu(recompute, tiny_base, monkeypatch):
+    """bitsandbytes trains by another product on a CPU; that of a GPU rounds activations to int8 as well."""
+    model = add_lora(models.load_base(tiny_base, "int8", CPU, torch.bfloat16, packed=True)).train()
+    batch = TargetCollator(PAD)(make_rows(4))
+    losses, grads = [], []
+    for on_a_gpu in (False, True):
+        if on_a_gpu:
+            monkeypatch.setattr(bnb, "matmul", lambda x, w, bias, state: MatMul8bitLt.apply(x, w, None, bias, state))
+            if recompute:  # as train_lora_8bit.py does there
+                model.enable_input_require_grads()
+                model.gradient_checkpointing_enable({"use_reentrant": True})
+        model.zero_grad()
+        loss = bf16_loss(model, batch)
+        loss.backward()
+        losses.append(loss.item())
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
+    assert losses[0] != losses[1] == pytest.approx(losses[0], abs=2e-3)
+    assert (grads[0] - grads[1]).norm() < 0.05 * grads[0].norm()
 
 
 @pytest.mark.parametrize(
