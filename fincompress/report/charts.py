@@ -23,8 +23,8 @@ BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (
 # Hue of each kind of run (methods.KINDS), and the markers of its runs in turn.
 STYLES = {
     "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (BLUE, "Dd"), "lora_8bit": (PURPLE, "P"),
-    "longer": (BLUE, "pv8"), "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odsX"),
-    "sapling_quantized": (YELLOW, "v^<>"),
+    "longer": (BLUE, "pv8"), "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odsXP*h"),
+    "sapling_quantized": (YELLOW, "v^<>ph8"),
     "pruning": (SKY, "dsh^"), "pruning_quantized": (SKY, "v^<>"), "other": (GREY, "*hp"),
 }  # fmt: skip
 LINES = ("-", "--", ":", "-.")

@@ -81,10 +81,12 @@ def test_the_same_rows_give_the_same_figure(tmp_path):
 
 
 def test_a_method_has_one_hue_and_each_of_its_runs_a_style(tmp_path):
-    rows = [row(label=label, kind="sapling") for label in "abc"] + [row(label="GPTQ", kind="quantized")]
-    looks = charts.styles(rows)
-    assert len({look["color"] for look in looks.values()}) == 2 and looks["a"]["color"] == looks["c"]["color"]
-    assert len({(look["marker"], look["linestyle"]) for label, look in looks.items() if label != "GPTQ"}) == 3
+    """Three seeds, adapters, a longer phase 1: the record has five of a method."""
+    for kind in ("sapling", "sapling_quantized"):
+        rows = [row(label=label, kind=kind) for label in "abcdef"] + [row(label="GPTQ", kind="quantized")]
+        looks = charts.styles(rows)
+        assert len({look["color"] for look in looks.values()}) == 2 and looks["a"]["color"] == looks["f"]["color"]
+        assert len({look["marker"] for label, look in looks.items() if label != "GPTQ"}) == 6
 
 
 @pytest.mark.parametrize("kind", ["merged", "longer", "quantized", "sapling", "sapling_quantized", "pruning"])
