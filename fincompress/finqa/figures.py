@@ -24,7 +24,7 @@ def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
     arithmetic = not any(name in program.TABLE for name in program.operations(tokens))
     for _ in range(TRIES):
         new = {figure: _draw(figure, generator) for figure in figures}
-        if len(set(new.values())) < len(new):
+        if len(set(new.values())) < len(new) or not fixed.isdisjoint(new.values()):
             continue
         written = ", ".join(_rewrite_step(step, new) for step in text.split(", "))
         # What a table operation gives cannot be told from the lines of a prompt.
@@ -46,14 +46,17 @@ def _is_kept(figure: str) -> bool:
 
 
 def _draw(figure: str, generator: random.Random) -> str:
-    """As many digits, none of them a leading 0 that was not there, and no figure that would be kept."""
+    """As many digits, none of them a leading 0 that was not there, and no figure that would be kept.
+
+    Nor decimals that end in 0: 31.0 equals a 31 that is kept, and 4.0 a 4 drawn for another figure.
+    """
     while True:
         leading = re.match(r"[0.]*", figure)[0]
         rest = figure[len(leading) :]
         drawn = leading + "".join(
             digit if digit == "." else str(generator.randint(position == 0, 9)) for position, digit in enumerate(rest)
         )
-        if not _is_kept(drawn):
+        if not _is_kept(drawn) and _plain(drawn) == drawn:
             return drawn
 
 

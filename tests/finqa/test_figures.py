@@ -56,6 +56,19 @@ def test_figures_that_differ_stay_different():
         assert len(set(drawn.strip().split("|"))) == 3
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "add(39.5, 32.5)",  # would become equal as 31.0 and 31, or as 56.0 and 56.0
+        "table_max(due in 2045 at 5.75, none), add(#0, 39.5)",  # 5.75 is a row's name
+    ],
+)
+def test_figures_that_differ_stay_different_numbers(text):
+    for seed in range(500):
+        drawn, _ = figures.redraw("39.5|32.5|5.5|31|7|5.75|9.25|4.0\n", text, random.Random(seed))
+        assert len({float(figure) for figure in drawn.strip().split("|")}) == 8
+
+
 @pytest.mark.parametrize("prompt", ["2019|31|12|0|1990|0.0|100|100.00\n", "q1|10-k|a1b\n"])
 def test_years_small_numbers_zeros_and_parts_of_words_stay(prompt):
     assert figures.redraw(prompt, "add(12, const_1)", random.Random(0)) == (prompt, "add(12, const_1)")
