@@ -145,8 +145,9 @@ class Elimination:
 
     After FIRST_CUT questions, and each time they have doubled since, the worse half (by NLL) is eliminated. At any time
     so is what is behind the leader by more than three standard errors of the paired difference. The finalists stay:
-    as many of the best as contain ``drops`` + 1 units that share no sub-layer (of two that do, only one can be
-    dropped), and as many of the highest accuracy, by which ``choose`` goes first, as contain ``drops`` of them.
+    of those not so far behind as many of the best as contain ``drops`` + 1 units that share no sub-layer (of two that
+    do, only one can be dropped), and as many of the highest accuracy, by which ``choose`` goes first, as contain
+    ``drops`` of them.
     ``earlier`` holds what an earlier scan found (unit -> NLL lost without it). Units are tried in that order, and those
     of its worse half stay after the first cut only within one standard error of the leader.
     """

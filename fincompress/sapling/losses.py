@@ -88,7 +88,7 @@ def with_hidden_states(loss: torch.Tensor, distance: torch.Tensor, weight: float
     """``loss`` plus ``weight`` times the distance, scaled to be as large as the loss (Minitron, arXiv 2407.14679).
 
     Of several processes, which share a batch, each has its part of the loss and of the distance: the scale is that of
-    the whole batch.
+    the whole batch. The batches of one step (GRADIENT_ACCUMULATION) have a scale each.
     """
     count = distributed.size()
     whole, apart = distributed.total(torch.stack([loss.detach(), distance.detach() / count]))
