@@ -42,7 +42,7 @@ def main() -> None:
     judged = [(section, verdict.judge(section, EQUAL_WITHIN)) for section in sections]
     readme = new_readme(judged)  # what can be wrong with it shows before anything is written
     for number, section in enumerate(sections, start=1):
-        charts.pareto(root / figure("pareto", number), section.rows, section.title)
+        charts.pareto(root / figure("pareto", number), section.means, section.title)
         data = section.title.partition(";")[0]
         charts.accuracy_by_steps(root / figure("accuracy_by_steps", number), tables.headline_rows(section, 6), data)
     runs.write_csv(root / "results.csv", tables.csv_rows(sections))
@@ -50,7 +50,7 @@ def main() -> None:
     if readme:
         runs.write_text(Path(README), readme)
     for section, pairs in judged:
-        print(f"\n{section.title}\n\n{tables.results_table(section.rows, tables.SHORT).plain()}")
+        print(f"\n{section.title}\n\n{tables.results_table(section.means, tables.SHORT).plain()}")
         if pairs:
             print("\n" + verdict.table(pairs).plain())
         print("\n" + verdict.sentence(pairs))

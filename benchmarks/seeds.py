@@ -1,8 +1,8 @@
 """Two recipes, each trained with several seeds: the mean accuracy of either, and the difference of the means.
 
 Reads eval_<SPLIT>.json and predictions_<SPLIT>.jsonl of the runs. Each question counts by the share of a recipe's runs
-that have it right, and questions are resampled: the interval covers the choice of questions for these very runs. How
-far other seeds would lie is shown by the runs one by one.
+that have it right. Two kinds of interval: where questions are resampled it is of these very runs; where seeds are too,
+of the recipes, as far as two or three seeds can say (they say too little: such an interval is too narrow).
 
     python benchmarks/seeds.py --RESULTS_DIR=results/published/finqa-smollm2-135m \\
         --ONE="['sapling_blocks_20_gptq', 'seed_1_20_gptq']" --OTHER="['longer_taught_60_gptq', 'seed_1_30_gptq']"
@@ -24,11 +24,10 @@ RESULTS_DIR: str = "results"  # where the runs lie
 configure(globals())
 
 import numpy as np
-from scipy import stats
 
 from fincompress.errors import UserError, run_script
 from fincompress.report import rows
-from fincompress.report.statistics import RESAMPLES
+from fincompress.report.statistics import RESAMPLES, bootstrap_mean
 from fincompress.report.tables import percent
 
 
@@ -40,24 +39,33 @@ def main() -> None:
         raise UserError(f"{', '.join(missing)}: not evaluated on {SPLIT} in {RESULTS_DIR}/")
     if len({rows.key(evaluated[run]) for run in ONE + OTHER}) > 1:
         raise UserError("these runs were not asked the same questions in the same form")
-    verdicts = {run: rows.read_verdicts(evaluated[run]) for run in ONE + OTHER}
+    verdicts = {run: rows.read_predictions(evaluated[run]) for run in ONE + OTHER}
     if without := [run for run, right in verdicts.items() if right is None]:
         raise UserError(f"{', '.join(without)}: no predictions_{SPLIT}.jsonl, evaluate it again")
     questions = list(verdicts[ONE[0]])
-    means = []
-    for name, runs in (("one", ONE), ("other", OTHER)):
-        right = np.array([[verdicts[run][question] for question in questions] for run in runs])
+    sides = [np.array([[verdicts[run][question] for question in questions] for run in runs]) for runs in (ONE, OTHER)]
+    for name, runs, right in zip(("one", "other"), (ONE, OTHER), sides, strict=True):
         for run, share in zip(runs, right.mean(axis=1), strict=True):
             print(f"{name:<8}{run:<28}{100 * share:.1f}")
-        means.append(right.mean(axis=0))
         print(f"{name:<8}{'mean':<28}{100 * right.mean():.1f}")
-    apart = means[0] - means[1]
+    apart = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     for confidence in (0.95, 0.99):
-        drawn = stats.bootstrap(
-            (apart,), np.mean, n_resamples=RESAMPLES, confidence_level=confidence, method="percentile", rng=0
-        )
-        shown = percent(apart.mean(), drawn.confidence_interval, "+")
+        shown = percent(apart.mean(), bootstrap_mean(apart, confidence), "+")
         print(f"one - other, {len(questions)} questions, {confidence:.0%} interval: {shown}")
+    if len(ONE) > 1 and len(OTHER) > 1:
+        shown = percent(apart.mean(), np.quantile(resample(*sides), (0.025, 0.975)), "+")
+        print(f"one - other, questions and seeds, 95% interval: {shown}")
+
+
+def resample(first: np.ndarray, second: np.ndarray) -> list[float]:
+    """Differences of two recipes' means, of other questions and other seeds; arrays are (seeds, questions)."""
+    generator = np.random.default_rng(0)
+    differences = []
+    for _ in range(RESAMPLES):
+        picked = generator.integers(first.shape[1], size=first.shape[1])
+        means = [side[generator.integers(len(side), size=len(side))][:, picked].mean() for side in (first, second)]
+        differences.append(means[0] - means[1])
+    return differences
 
 
 if __name__ == "__main__":

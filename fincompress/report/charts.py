@@ -103,7 +103,7 @@ def styles(rows: list) -> dict[str, dict]:
 def pareto(path: Path, rows: list, title: str) -> None:
     """Execution accuracy of rows (rows.Row) against size, seconds per question and memory.
 
-    Checkpoints of one run are joined. Runs without a panel's measure are not in that panel.
+    Depths of one label are joined; of a mean over seeds these are dots. Rows without a panel's measure are not in it.
     """
     figure, all_axes = plt.subplots(1, len(PANELS), figsize=(13, 6), sharey=True)
     looks, handles = styles(rows), {}
@@ -127,6 +127,8 @@ def pareto(path: Path, rows: list, title: str) -> None:
             )  # fmt: skip
             handles.setdefault(label, drawn)  # the first panel has all points
             for row in members.itertuples():
+                accuracies = [seed.execution_accuracy for seed in row.seeds]
+                axes.scatter([getattr(row, cost)] * len(accuracies), accuracies, s=5, color=look["color"], zorder=2)
                 if row.depth:
                     axes.annotate(
                         f"{row.sublayers_left:.0f}", (getattr(row, cost), row.execution_accuracy), xytext=(6, -8),
@@ -141,7 +143,8 @@ def pareto(path: Path, rows: list, title: str) -> None:
     named = [label for label in looks if label in handles]
     figure.legend(
         [handles[label] for label in named], named, loc="outside lower center", ncol=3, frameon=False, fontsize=8,
-        title="Bars: 95 % intervals. Grey line: Pareto frontier. Small numbers: sub-layers left, two a block.",
+        title="Bars: 95 % intervals. Grey line: Pareto frontier. Small numbers: sub-layers left, two a block. "
+        "Where a recipe has several seeds, their mean; dots: each.",
         title_fontsize=8,
     )  # fmt: skip
     save(figure, path)
@@ -150,7 +153,7 @@ def pareto(path: Path, rows: list, title: str) -> None:
 def accuracy_by_steps(path: Path, rows: list, title: str) -> None:
     """Execution accuracy of rows by number of steps of the gold program, as shades with the numbers in them.
 
-    Programs of three steps or more are counted together: FinQA has few of them.
+    Programs of three steps or more are counted together: FinQA has few of them. Seeds of a recipe are added up.
     """
     counts = np.zeros((len(rows), len(STEPS), 2), dtype=int)
     for place, row in enumerate(rows):
@@ -164,7 +167,7 @@ def accuracy_by_steps(path: Path, rows: list, title: str) -> None:
         text = f"{100 * shares[line, column]:.0f} %  ({correct} of {of})" if of else "none"
         color = "black" if shares[line, column] > 0.6 * shares.max() else "white"
         axes.text(column, line, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_yticks(range(len(rows)), [f"{row.description}\n{row.run}" for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [f"{row.description}\n{row.title}" for row in rows], fontsize=7)
     axes.set_xticks(range(len(STEPS)), STEPS)
     axes.set_xlabel("steps of the gold program")
     axes.set_title(f"Execution accuracy (brighter is better)\n{title}", fontsize=8.5)

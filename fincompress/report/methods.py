@@ -13,6 +13,7 @@ KINDS = (
     "pruning_quantized", "other",
 )  # fmt: skip
 PHASE_1 = ("qlora", "merged", "lora_8bit")
+NAMES = ("SEED", "START_FROM", "SOURCE_RUN", *runs.LOCATIONS, *runs.RECORD_KEEPING)  # seeds of a recipe differ in these
 
 
 def record_of(directory: Path, name: str) -> dict:
@@ -109,9 +110,33 @@ def depth(chain: list[dict]) -> tuple[int | None, int | None]:
 
 
 def family(chain: list[dict], root: Path) -> str | None:
-    """The run that dropped the layers of a pruned model, to which what is healed further or quantized belongs too."""
+    """The run that first dropped layers of a pruned model, to which what was dropped or healed further belongs too."""
     folders = [record["folder"] for record in chain if record["metrics"].get("dropped")]
-    return str(folders[0].parent.relative_to(root)) if folders else None
+    return str(folders[-1].parent.relative_to(root)) if folders else None
+
+
+def recipe(chain: list[dict]) -> list[dict]:
+    """Script and constants of a model and of each run that it came from, without the seed and the names of runs.
+
+    Where nothing was dropped, what would have been at a time decides nothing.
+    """
+    sources = [record["source"] for record in chain]
+    parts = []
+    for record in chain:
+        idle = "DROP" if record["metrics"].get("dropped") == [] else ()
+        kept = (name for name in record["settings"] if name not in NAMES and not name.startswith(idle))
+        part = {name: record["settings"][name] for name in kept}
+        teacher = part.get("TEACHER") or record["source"]
+        part["TEACHER"] = sources.index(teacher) if teacher in sources else teacher
+        parts.append(part | {"script": record["script"]})
+    return parts
+
+
+def alike(first: list[dict], second: list[dict]) -> bool:
+    """Whether two ``recipe``s are the same. A constant that one of them lacks, of another commit, decides nothing."""
+    return len(first) == len(second) and all(
+        ours[name] == theirs[name] for ours, theirs in zip(first, second, strict=True) for name in ours.keys() & theirs
+    )
 
 
 def training_cost(chain: list[dict]) -> tuple[float | None, int | None]:

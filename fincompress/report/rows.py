@@ -11,7 +11,18 @@ from fincompress import runs
 from fincompress.benchmark.record import read_throughput
 from fincompress.errors import UserError
 from fincompress.report import statistics
-from fincompress.report.methods import KINDS, PHASE_1, depth, describe, family, lineage, record_of, training_cost
+from fincompress.report.methods import (
+    KINDS,
+    PHASE_1,
+    alike,
+    depth,
+    describe,
+    family,
+    lineage,
+    recipe,
+    record_of,
+    training_cost,
+)  # fmt: skip
 
 SPEEDS = ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio",
           "inference_memory_gb", "kernel")  # fmt: skip
@@ -22,11 +33,16 @@ class Row(SimpleNamespace):
 
     It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``act_order``, ``family`` (of a pruned model the run
-    that dropped its layers), ``seed`` (of its training), ``depth`` ("22 of 60"), ``healed``, ``calibration_nll``,
-    ``correct``, ``steps`` (execution accuracy by steps of the gold program), ``speeds`` (``read_throughput`` of every
-    device), ``speed`` (of this device, maybe of another run of the same shape), ``lost`` and ``lost_to_longer``
-    (``statistics.compare`` of the reference run, and of phase 1 trained longer, with it) and ``chart_label``.
+    that first dropped layers), ``seed`` (of its training), ``recipe`` (``methods.recipe``), ``depth`` ("22 of 60"),
+    ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the gold program),
+    ``speeds`` (``read_throughput`` of every device), ``speed`` (of this device, maybe of another run of the same
+    shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained longer,
+    with it), ``seeds`` (of a mean over seeds their rows, else none) and ``chart_label`` (of means alone).
     """
+
+    @property
+    def title(self) -> str:
+        return f"{self.run}, {len(self.seeds)} seeds" if self.seeds else self.run
 
 
 @dataclass
@@ -34,7 +50,8 @@ class Section:
     """Rows that may share a table: of one base model, data set, split and device."""
 
     title: str
-    rows: list[Row]
+    rows: list[Row]  # one a run
+    means: list[Row]  # the same, but seeds of a recipe are one row
 
 
 def read_rows(results_dir: str, splits: list[str] | None = None) -> tuple[list[Row], list[str]]:
@@ -67,7 +84,7 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     settings, metrics, decoding = chain[0]["settings"], chain[0]["metrics"], evaluation.get("decoding") or {}
     kind, name = describe(chain, evaluation.get("base_precision"))
     pruned = "sapling" in kind or "pruning" in kind
-    row = Row(**runs.accuracy_row(evaluation), directory=folder, kind=kind, name=name)
+    row = Row(**runs.accuracy_row(evaluation), directory=folder, kind=kind, name=name, recipe=recipe(chain), seeds=[])
     row.run = folder.relative_to(root).as_posix()  # it may have been moved since
     # An output that was cut short is wrong for no fault of the model.
     row.prepared = f"{evaluation.get('prepared')}, outputs of at most {decoding.get('MAX_NEW_TOKENS')} tokens"
@@ -185,7 +202,6 @@ def make_section(rows: list[Row]) -> Section:
     )
     for row, flag in zip(rows, flags, strict=True):
         row.on_frontier, row.reference_run = flag, reference and reference.run
-        row.chart_label = chart_label(row, [peer for peer in rows if peer.name == row.name])
         row.longer_run = longer and longer.run
         row.lost, row.lost_to_longer = (
             compare_rows(baseline, row) if baseline and row is not baseline else None
@@ -194,18 +210,70 @@ def make_section(rows: list[Row]) -> Section:
         vars(row).update(accuracy_lost(row.lost))
         lost = accuracy_lost(row.lost_to_longer)
         vars(row).update({name.replace("accuracy", "longer"): lost[name] for name in lost if name != "mcnemar_p"})
-    return Section(title, rows)
+    means = average_seeds(rows)
+    for row in means:
+        row.chart_label = chart_label(row, [peer for peer in means if peer.name == row.name])
+    return Section(title, rows, means)
 
 
-def chart_label(row: Row, alike: list[Row]) -> str:
-    """What a chart calls a row among those of its method: the method, and its seed where there are several.
+def average_seeds(rows: list[Row]) -> list[Row]:
+    """The rows, but those of one recipe and size that differ in their seed are one, with the means of their scores.
 
-    Depths of one label are joined. Where two of them would be equal the run that dropped the layers tells them apart.
+    Its name, speed and costs are of the seed whose speed was measured, else of the first. The interval of its accuracy
+    is of other questions, not of other seeds. Without predictions a row stays by itself, as where a seed occurs twice.
     """
-    peers = [peer for peer in alike if peer.seed == row.seed]
-    if len({peer.family for peer in peers}) > 1 and len({peer.sublayers_left for peer in peers}) < len(peers):
+    groups: list[list[Row]] = []
+    for row in rows:
+        group = next((group for group in groups if are_seeds(group[0], row)), None)
+        if group is None or row.seed in [peer.seed for peer in group]:
+            groups.append([row])
+        else:
+            group.append(row)
+    return [average(group) if len(group) > 1 else Row(**vars(group[0])) for group in groups]
+
+
+def are_seeds(first: Row, second: Row) -> bool:
+    """Whether two rows are of one recipe, trained with seeds that are known."""
+    sizes = [(row.name, row.sublayers_left, row.size_gb) for row in (first, second)]
+    return (
+        sizes[0] == sizes[1]
+        and None not in (first.seed, second.seed)
+        and alike(first.recipe, second.recipe)
+        and compare_rows(first, second) is not None
+    )
+
+
+def average(seeds: list[Row]) -> Row:
+    """One row for the seeds of a recipe."""
+    seeds = sorted(seeds, key=lambda row: row.seed)
+    mean = Row(**vars(min(seeds, key=lambda row: row.speed_of != row.run)) | {"seeds": seeds})
+    mean.execution_accuracy = sum(row.execution_accuracy for row in seeds) / len(seeds)
+    interval = statistics.bootstrap_mean(list(read_verdicts(mean).values()))
+    mean.execution_accuracy_low, mean.execution_accuracy_high = interval
+    mean.program_accuracy = sum(row.program_accuracy for row in seeds) / len(seeds)
+    mean.steps = {}
+    for steps, score in [item for row in seeds for item in row.steps.items()]:
+        before = mean.steps.get(steps, {"correct": 0, "of": 0})
+        mean.steps[steps] = {name: before[name] + score[name] for name in before}
+    return mean
+
+
+def chart_label(row: Row, peers: list[Row]) -> str:
+    """What a chart calls a row among those of its method: the method, which joins its depths.
+
+    Where two of them are of one depth the seed tells them apart, else the run that first dropped layers.
+    """
+    if not clash(peers):
+        return row.name
+    alike = [peer for peer in peers if peer.seed == row.seed]
+    if len({peer.family for peer in alike}) > 1 and clash(alike):
         return f"{row.name} ({row.family})"
-    return row.name + (f", seed {row.seed}" if len(peers) < len(alike) else "")
+    return row.name + (f", seed {row.seed}" if len(alike) < len(peers) else "")
+
+
+def clash(rows: list[Row]) -> bool:
+    """Whether two rows are of one depth."""
+    return len({row.sublayers_left for row in rows}) < len(rows)
 
 
 def accuracy_lost(lost: dict | None) -> dict:
@@ -224,8 +292,16 @@ def compare_rows(first: Row, second: Row, confidence: float = 0.95) -> dict | No
     return statistics.compare(*verdicts, confidence)
 
 
-def read_verdicts(row: Row) -> dict[str, bool] | None:
-    """``{question id: whether its execution is correct}`` of a row; None where its predictions are not here."""
+def read_verdicts(row: Row) -> dict[str, float] | None:
+    """``{question id: share of the row's seeds that answer it correctly}``; None where predictions are not here."""
+    verdicts = [read_predictions(seed) for seed in row.seeds or [row]]
+    if None in verdicts:
+        return None
+    return {question: sum(right[question] for right in verdicts) / len(verdicts) for question in verdicts[0]}
+
+
+def read_predictions(row: Row) -> dict[str, bool] | None:
+    """``{question id: whether its execution is correct}`` of a run; None where its predictions are not here."""
     path = row.directory / f"predictions_{row.split}.jsonl"
     if not path.exists():
         return None

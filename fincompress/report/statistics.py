@@ -8,33 +8,35 @@ from scipy import stats
 RESAMPLES = 10_000
 
 
-def bootstrap_difference(
-    better: int, worse: int, questions: int, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of a difference of two accuracies, questions resampled in pairs (Efron 1979).
+def bootstrap_mean(values: list[float], confidence: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of the mean of what each question contributes, questions resampled (Efron 1979).
 
-    ``better`` questions only the first run has right, ``worse`` only the second. A question contributes 1, -1 or 0, so
-    one resample is one draw of three counts from a multinomial distribution.
+    Of a difference of two accuracies that is the difference of their verdicts, 1, -1 or 0, so questions stay paired; of
+    means over seeds a share. Values are few, so one resample is one draw of their counts from a multinomial
+    distribution.
     """
-    shares = np.array([better, worse, questions - better - worse]) / questions
-    counts = np.random.default_rng(seed).multinomial(questions, shares, size=RESAMPLES)
+    distinct, counts = np.unique(np.asarray(values, dtype=float), return_counts=True)
+    order = sorted(range(len(distinct)), key=lambda place: (-abs(distinct[place]), -distinct[place]))
+    shares = counts[order] / len(values)
+    drawn = np.random.default_rng(seed).multinomial(len(values), shares, size=RESAMPLES)
     tail = (1 - confidence) / 2
-    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / questions, (tail, 1 - tail))
+    low, high = np.quantile(drawn @ distinct[order] / len(values), (tail, 1 - tail))
     return float(low), float(high)
 
 
-def compare(first: dict[str, bool], second: dict[str, bool], confidence: float = 0.95) -> dict:
+def compare(first: dict[str, float], second: dict[str, float], confidence: float = 0.95) -> dict:
     """Accuracy of ``first`` minus that of ``second`` (shares), ``{question id: verdict}`` of the same questions.
 
-    Returns ``difference``, ``interval`` (paired bootstrap), ``mcnemar_p`` (two-sided exact test, McNemar 1947),
-    ``questions`` and ``confidence``.
+    A verdict is a truth value or, of several seeds, the share of them that have the question right. Returns
+    ``difference``, ``interval`` (paired bootstrap), ``mcnemar_p`` (two-sided exact test of the questions that one has
+    right more often, McNemar 1947), ``questions`` and ``confidence``.
     """
-    better = sum(first[question] and not second[question] for question in first)
-    worse = sum(second[question] and not first[question] for question in first)
+    apart = [float(first[question]) - float(second[question]) for question in first]
+    better, worse = (sum(sign * value > 0 for value in apart) for sign in (1, -1))
     return {
         "questions": len(first),
-        "difference": (better - worse) / len(first),
-        "interval": list(bootstrap_difference(better, worse, len(first), confidence)),
+        "difference": math.fsum(apart) / len(first),
+        "interval": list(bootstrap_mean(apart, confidence)),
         "confidence": confidence,
         "mcnemar_p": float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0,
     }

@@ -57,6 +57,9 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
         if row.speed and row.speed_of != row.run:
             speed = "measured of another run of the same shape"
         accuracy = percent(row.execution_accuracy, (row.execution_accuracy_low, row.execution_accuracy_high))
+        seeds = [f"{100 * peer.execution_accuracy:.1f}" for peer in row.seeds]
+        numbers = ", ".join(str(peer.seed) for peer in row.seeds)
+        note = f"mean of seeds {numbers}: {', '.join(seeds)}" if seeds else None
         lost, longer = (
             percent(loss["difference"], loss["interval"], "+") if loss else "-"
             for loss in (row.lost, row.lost_to_longer)
@@ -66,7 +69,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             "Method": table.noted(row.name, unhealed),
             "Sub-layers left": row.depth,
             "% of bytes": shown(row.share_of_bytes, ".0f", 100),
-            "Execution accuracy %": accuracy,
+            "Execution accuracy %": table.noted(accuracy, note),
             "Program accuracy %": shown(row.program_accuracy, ".1f", 100),
             "Accuracy lost, points": "reference" if row.run == row.reference_run else lost,
             "lost to the longer phase 1": "reference" if row.run == row.longer_run else longer,
@@ -93,28 +96,39 @@ def percent(value: float, interval: list[float], sign: str = "") -> str:
 def headline_rows(section: Section, count: int) -> list[Row]:
     """At most ``count`` rows that answer the question, in the section's order.
 
-    First phase 1, also trained longer, their quantized models, and SAPLING at a quantized model's size and at its most
-    accurate; then the base model, SAPLING next in size, the best of both methods together, and other pruning. Runs
-    whose speed was measured go first.
+    Seeds of a recipe are one row. First phase 1, also trained longer, their quantized models, and SAPLING at a
+    quantized model's size and at its most accurate; then the base model, SAPLING next in size, the best of both methods
+    together, and other pruning. Runs whose speed was measured go first, then those of most seeds, for of single runs
+    the most accurate is so by luck.
     """
-    rows = sorted(section.rows, key=lambda row: row.speed is None)
+    rows = sorted(section.means, key=lambda row: row.speed is None)
 
     def of(kind: str) -> list[Row]:
         return [row for row in rows if row.kind == kind]
 
     size = next((row.share_of_bytes for row in of("quantized")), None) or 0
-    sizes: dict[float, Row] = {}  # of one size the most accurate
-    for row in sorted(of("sapling"), key=lambda row: (row.speed is None, -row.execution_accuracy)):
+
+    def sure(row: Row) -> tuple[bool, int, float]:
+        return row.speed is None, -len(row.seeds), -row.execution_accuracy
+
+    sizes: dict[float, Row] = {}  # a row of each size
+    for row in sorted(of("sapling"), key=sure):
         sizes.setdefault(row.size_gb, row)
     nearest = sorted(sizes.values(), key=lambda row: (row.speed is None, abs((row.share_of_bytes or 0) - size)))
     kinds = ("sapling", "sapling_quantized", "pruning")
-    best, both, pruned = (sorted(of(kind), key=lambda row: -row.execution_accuracy) for kind in kinds)
+    best, both, pruned = (sorted(of(kind), key=sure) for kind in kinds)
+    compared = [row for name in ("reference_run", "longer_run") for row in rows if vars(row)[name] in runs_of(row)]
     wanted = [
-        *(row for row in rows if row.run == row.reference_run), *of("longer")[:1], *of("quantized")[:2], *nearest[:1],
-        *best[:1], *of("base")[:1], *nearest[1:2], *both[:1], *pruned[:1], *rows,
+        *compared, *of("quantized")[:2], *nearest[:1], *best[:1], *of("base")[:1], *nearest[1:2], *both[:1],
+        *pruned[:1], *rows,
     ]  # fmt: skip
     names = list(dict.fromkeys(row.run for row in wanted))[:count]
-    return [row for row in section.rows if row.run in names]
+    return [row for row in section.means if row.run in names]
+
+
+def runs_of(row: Row) -> list[str]:
+    """Names of the runs that a row is of."""
+    return [seed.run for seed in row.seeds or [row]]
 
 
 def csv_rows(sections: list[Section]) -> list[dict]:

@@ -40,19 +40,19 @@ class Comparison:
 
 
 def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]]:
-    """Every SAPLING run of a section against every 4-bit quantized run, then against every other pruned run.
+    """Each line of depths in the chart against every 4-bit quantized run, then against every other pruned run.
 
-    Those of SAPLING alone come first, then those that were quantized afterwards. Against quantized runs they have two
-    comparisons, at equal size and at equal accuracy, of which a share of ``equal_within`` may be lost; against pruned
-    runs one, with the last depth of that run.
+    Seeds of a recipe count as their mean. Those of SAPLING alone come first, then those that were quantized afterwards.
+    Against quantized runs they have two comparisons, at equal size and at equal accuracy, of which a share of
+    ``equal_within`` may be lost; against pruned runs one, with the last depth of that run.
     """
-    sized = [row for row in section.rows if row.size_gb is not None]
-    families: dict[tuple[str, tuple], list[Row]] = {}
+    sized = [row for row in section.means if row.size_gb is not None]
+    families: dict[tuple[str, str], list[Row]] = {}
     # Of one depth that was healed twice the longer trained stands first.
     trained = {row.run: row.total_tokens_seen or 0 for row in sized}
-    for row in sorted(sized, key=lambda row: (row.kind, row.family, row.size_gb, -trained[row.run], row.run)):
+    for row in sorted(sized, key=lambda row: (row.kind, row.chart_label, row.size_gb, -trained[row.run], row.run)):
         if row.kind == "pruning" or (row.kind in SAPLINGS and row.share_of_bytes <= 0.99):  # something was dropped
-            families.setdefault((row.kind, (row.family, row.quantizer, row.bits)), []).append(row)
+            families.setdefault((row.kind, row.chart_label), []).append(row)
     against = [
         (depths, rows[0])
         for (sapling, _), depths in families.items()
@@ -222,16 +222,17 @@ def table(pairs: list[list[Comparison]]) -> Table:
             won = [", ".join(name for name in MEASURES if winners.get(name) == side) for side in (SAPLING, OTHER)]
             ratios = [comparison.ratios.get(name, "-") for name in (*MEASURES, "seconds")]
             equal = out.noted(comparison.equal, "; ".join(comparison.notes))
-            out.lines.append([comparison.sapling.run, comparison.other.run, equal, *ratios, *won, decision(pair)])
+            titles = comparison.sapling.title, comparison.other.title
+            out.lines.append([*titles, equal, *ratios, *won, decision(pair)])
     return out
 
 
 def sentence(pairs: list[list[Comparison]]) -> str:
     """The verdict on a section in a sentence for SAPLING, and one for SAPLING that was quantized afterwards.
 
-    It also counts what is lost and not decided; of the latter, where SAPLING is shown to be less accurate, which a
-    smaller model may be without losing, and where it is as accurate and better in every cost. Where no two are of one
-    size, which nobody can win, it says so.
+    It also counts what is lost, and how much of that in accuracy; of what is not decided, where SAPLING is shown to be
+    less accurate, which a smaller model may be without losing, and where it is as accurate and better in every cost;
+    and where sizes differ, which nobody can win.
     """
     if not any(pair[0].other.quantizer for pair in pairs):
         return f"Not decided: it takes evaluated runs of SAPLING and of {BITS}-bit quantization (quantize_gptq.py)."
@@ -239,18 +240,20 @@ def sentence(pairs: list[list[Comparison]]) -> str:
     names = [(sapling_name(pair[0].sapling), rival_name(pair[0].other)) for pair in pairs]
     for sapling, rival in dict.fromkeys(names):
         theirs = [pair for pair, name in zip(pairs, names, strict=True) if name == (sapling, rival)]
-        decisions = [decision(pair) for pair in theirs]
-        undecided = [pair for pair, decided in zip(theirs, decisions, strict=True) if decided == OPEN]
-        ahead = [p for p in undecided if p[-1].equal == ACCURACY and set(p[-1].winners.values()) == {SAPLING}]
-        worse = [p for p in undecided if p[0].difference and statistics.favours(p[0].difference) < 0]
+        decided: dict[str, list[list[Comparison]]] = {"yes": [], "no": [], OPEN: []}
+        for pair in theirs:
+            decided[decision(pair)].append(pair)
+        inaccurate = [p for p in decided["no"] if any(c.winners.get("accuracy") == OTHER for c in p)]
+        ahead = [p for p in decided[OPEN] if p[-1].equal == ACCURACY and set(p[-1].winners.values()) == {SAPLING}]
+        worse = [p for p in decided[OPEN] if p[0].difference and statistics.favours(p[0].difference) < 0]
+        unequal = [pair for pair in theirs if distance(pair) > TOLERANCE]
         counts = {
-            "{} lost": decisions.count("no"), "{} not decided": len(undecided), "less accurate in {}": len(worse),
-            "as accurate and ahead in every cost in {}": len(ahead),
+            "{} lost": decided["no"], "{} of them in accuracy": inaccurate, "{} not decided": decided[OPEN],
+            "less accurate in {}": worse, "as accurate and ahead in every cost in {}": ahead,
+            "sizes differ in {}, which nobody can win": unequal,
         }  # fmt: skip
-        notes = [note.format(count) for note, count in counts.items() if count]
-        if not any(distance(pair) <= TOLERANCE for pair in theirs):
-            notes.append("sizes differ, so none could be won")
-        text = f"{rival} in {decisions.count('yes')} of {len(decisions)} comparisons"
+        notes = [note.format(len(counted)) for note, counted in counts.items() if counted]
+        text = f"{rival} in {len(decided['yes'])} of {len(theirs)} comparisons"
         said.setdefault(sapling, []).append(text + (f" ({'; '.join(notes)})" if notes else ""))
     return " ".join(f"{name} beats {', and '.join(texts)}." for name, texts in said.items())
 
@@ -309,14 +312,15 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
         counted = f"{ours} is smaller, so this decides nothing."
     said = [
         f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
-        f"answers {right[0]} and {name} ({rival.run}) {right[1]}: {size.ratios.get('accuracy', '?')} points. {counted}"
+        f"answers {right[0]} and {name} ({rival.title}) {right[1]}: {size.ratios.get('accuracy', '?')} points. "
+        f"{counted}"
     ]
     count = sum(pair[1].equal == ACCURACY for pair in pairs)
     shown = f"A depth is shown to be as accurate in {count} of {len(pairs)} comparisons."
     if equal.equal == UNSHOWN:
         said.append(
-            f"**At equal accuracy** to {rival.run} no costs are compared: {equal.notes[0]}. The most accurate is "
-            f"{equal.sapling.run}. {shown}"
+            f"**At equal accuracy** to {rival.title} no costs are compared: {equal.notes[0]}. The most accurate is "
+            f"{equal.sapling.title}. {shown}"
         )
     else:
         cost = " and ".join(f"{equal.ratios[x]} times the {x}" for x in ("bytes", "memory") if x in equal.ratios)

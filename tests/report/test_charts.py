@@ -5,6 +5,7 @@ import matplotlib.figure
 import matplotlib.image
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection
 
 from fincompress.finqa import scoring
 from fincompress.report import charts
@@ -19,7 +20,7 @@ def row(correct=12, of=40, label="QLoRA", **changes):
     defaults = {"run": label, "kind": "qlora", "description": label, "chart_label": label, "depth": "",
                 "sublayers_left": None, "execution_accuracy": score["accuracy"], "execution_accuracy_low": low,
                 "execution_accuracy_high": high, "share_of_bytes": 0.5, "seconds_per_question": 2.6,
-                "inference_memory_gb": 0.3,
+                "inference_memory_gb": 0.3, "seeds": [],
                 "steps": {}}  # fmt: skip
     return Row(**defaults | changes)
 
@@ -74,6 +75,14 @@ def test_pareto_draws_every_measured_row_and_names_each_method_once(tmp_path, ro
     assert sorted(named) == sorted({row.chart_label for row in rows})  # whole names: none is broken
 
 
+def test_of_a_mean_over_seeds_each_seed_is_a_dot(tmp_path, figures):
+    seeds = [row(correct=10, run="a"), row(correct=14, run="b")]
+    charts.pareto(tmp_path / "pareto.png", [row(seeds=seeds), row(label="GPTQ", kind="quantized")], "title")
+    for axes in figures[0].axes:
+        dots = [points.get_offsets() for points in axes.collections if isinstance(points, PathCollection)]
+        assert sorted(accuracy for of in dots for _, accuracy in of) == pytest.approx([0.25, 0.35])
+
+
 def test_the_same_rows_give_the_same_figure(tmp_path):
     for name in "ab":
         charts.pareto(tmp_path / f"{name}.png", ODD["a path"] + ODD["one method"], "title")
@@ -99,7 +108,7 @@ def test_the_legend_lies_outside_the_panels_and_says_which_way_is_better(tmp_pat
     """Every method of the made-up record, with SAPLING at eleven depths."""
     made.everything(tmp_path, questions=200)
     (section,) = make_sections(read_rows(str(tmp_path), ["dev"])[0])
-    charts.pareto(tmp_path / "pareto.png", section.rows, section.title)
+    charts.pareto(tmp_path / "pareto.png", section.means, section.title)
     (figure,) = figures
     renderer = FigureCanvasAgg(figure).get_renderer()
     legend = figure.legends[0].get_window_extent(renderer)

@@ -123,7 +123,7 @@ def test_a_depth_that_is_healed_or_pruned_further_is_counted_from_the_unpruned_m
     facts = {run: (row.kind, row.depth, row.family) for run, row in read(tmp_path).items()}
     assert facts["healed/30"] == ("sapling", "30 of 34", "s")
     assert facts["small"] == ("sapling_quantized", "30 of 34", "s")
-    assert facts["deeper/14"] == ("pruning", "28 of 34", "deeper")
+    assert facts["deeper/14"] == ("pruning", "28 of 34", "s")
 
 
 def test_what_was_pruned_in_several_runs_is_named_after_all_of_them(tmp_path):
@@ -365,22 +365,18 @@ def test_two_runs_of_one_method_are_told_apart_by_their_names(tmp_path):
         pruned(tmp_path, run, SAPLING)
     evaluated(tmp_path, "q", questions=20)
     (section,) = sections(tmp_path)
-    assert {row.run: row.chart_label for row in section.rows} == {
+    assert {row.run: row.chart_label for row in section.means} == {
         "q": "QLoRA (NF4 base)", "first/40": "SAPLING (first)", "first/20": "SAPLING (first)",
         "second/40": "SAPLING (second)",
     }  # fmt: skip
 
 
-def test_depths_of_one_method_and_seed_are_one_series_of_a_chart(tmp_path):
-    for seed in (0, 1):
-        for left in (40, 20):
-            pruned(tmp_path, f"blocks_{seed}_{left}/{left}", SAPLING | {"SEED": seed}, units_left=left)
-    pruned(tmp_path, "other/40", SAPLING | {"KL": 1.0, "SEED": 0}, units_left=40)
+def test_depths_made_of_one_another_are_one_series_of_a_chart(tmp_path):
+    for run, start in (("a/40", None), ("b/30", "a/40"), ("c/20", "a/40"), ("straight/30", None)):
+        pruned(tmp_path, run, SAPLING | {"SEED": 0, "START_FROM": start}, dropped=["block.3"])
     (section,) = sections(tmp_path)
-    assert {row.run: row.chart_label for row in section.rows} == {
-        "blocks_0_40/40": "SAPLING, seed 0", "blocks_0_20/20": "SAPLING, seed 0",
-        "blocks_1_40/40": "SAPLING, seed 1", "blocks_1_20/20": "SAPLING, seed 1",
-        "other/40": "SAPLING with a teacher",
+    assert {row.run: row.chart_label for row in section.means} == {
+        "a/40": "SAPLING (a)", "b/30": "SAPLING (a)", "c/20": "SAPLING (a)", "straight/30": "SAPLING (straight)",
     }  # fmt: skip
 
 
@@ -390,7 +386,7 @@ def test_runs_of_one_folder_name_in_two_places_stay_apart(tmp_path):
             made.settings(tmp_path / where / "sapling" / str(left), "sapling_train.py", SAPLING)
             made.evaluation(tmp_path, f"{where}/sapling/{left}", np.arange(50) < left, left / 60)
     (section,) = sections(tmp_path)
-    assert len({row.chart_label for row in section.rows}) == len({row.family for row in section.rows}) == 2
+    assert len({row.chart_label for row in section.means}) == len({row.family for row in section.rows}) == 2
 
 
 def test_a_run_that_was_moved_has_the_name_of_its_folder(tmp_path):
@@ -407,6 +403,66 @@ def test_a_run_in_the_place_of_what_it_started_from_is_of_unknown_origin(tmp_pat
     made.settings(tmp_path / "a", "sapling_train.py", values)
     chain = methods.lineage(tmp_path / "a", tmp_path)
     assert len(chain) == 1 and methods.training_cost(chain) == (None, None)
+
+
+# --- seeds ----------------------------------------------------------------------------------------------------------
+
+
+def seeds(folder, changes=None, questions=20):
+    """Runs ``s<seed>/20`` of one recipe, each made of a phase 1 of its own seed; ``changes`` of constants of one."""
+    for seed in range(3):
+        made.settings(folder / f"q{seed}", "train_qlora_4bit.py", {"SEED": seed, "EPOCHS": 1})
+        values = SAPLING | {"SEED": seed, "START_FROM": f"q{seed}", "TEACHER": f"q{seed}", "KL": 1.0}
+        pruned(folder, f"s{seed}/20", values | ((changes or {}) if seed == 1 else {}), dropped=["block.3"])
+        made.evaluation(folder, f"s{seed}/20", np.arange(questions) < 5 + 2 * seed, 0.5)
+
+
+def means(folder):
+    return {row.run: [seed.run for seed in row.seeds] for row in sections(folder)[0].means}
+
+
+def test_seeds_of_a_recipe_are_one_row_with_their_mean(tmp_path):
+    seeds(tmp_path)
+    (section,) = sections(tmp_path)
+    (mean,) = section.means
+    assert (mean.title, mean.chart_label, len(section.rows)) == ("s0/20, 3 seeds", "SAPLING with a teacher", 3)
+    assert mean.execution_accuracy == pytest.approx(7 / 20) == mean.program_accuracy
+    assert mean.execution_accuracy_low < 7 / 20 < mean.execution_accuracy_high
+    assert sorted(set(rows.read_verdicts(mean).values())) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert sum(score["of"] for score in mean.steps.values()) == 60
+    assert sum(score["correct"] for score in mean.steps.values()) == 21
+
+
+def test_a_mean_has_the_name_and_the_costs_of_the_seed_that_was_measured(tmp_path):
+    seeds(tmp_path)
+    made.throughput(tmp_path, "s1/20", 10.0)
+    assert means(tmp_path) == {"s1/20": ["s0/20", "s1/20", "s2/20"]}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"LEARNING_RATE": 1e-3}, {"TEACHER": "another"}, {"SEED": 0}, {"SEED": None}, {"START_FROM": "s0/20"}]
+)
+def test_runs_that_differ_in_more_than_their_seed_stay_apart(tmp_path, changes):
+    for seed in range(2):
+        made.settings(tmp_path / f"q{seed}", "train_qlora_4bit.py", {"SEED": seed})
+        values = SAPLING | {"SEED": seed, "START_FROM": f"q{seed}", "TEACHER": f"q{seed}", "LEARNING_RATE": 1e-4}
+        pruned(tmp_path, f"s{seed}/20", values | (changes if seed else {}), dropped=["block.3"])
+    assert means(tmp_path) == {"s0/20": [], "s1/20": []}
+
+
+def test_constants_that_another_commit_lacks_or_that_did_nothing_keep_no_seeds_apart(tmp_path):
+    seeds(tmp_path, changes={"NEW": 3, "TEACHER": None})
+    assert means(tmp_path) == {"s0/20": ["s0/20", "s1/20", "s2/20"]}
+    for seed in range(2):
+        pruned(tmp_path, f"longer{seed}/60", SAPLING | {"SEED": seed, "DROPS_LATE": seed, "START_FROM": f"q{seed}"},
+               dropped=[])  # fmt: skip
+    assert means(tmp_path)["longer0/60"] == ["longer0/60", "longer1/60"]
+
+
+def test_without_predictions_a_run_stays_by_itself(tmp_path):
+    seeds(tmp_path)
+    (tmp_path / "s1" / "20" / "predictions_dev.jsonl").unlink()
+    assert means(tmp_path) == {"s0/20": ["s0/20", "s2/20"], "s1/20": []}
 
 
 # --- accuracy lost --------------------------------------------------------------------------------------------------

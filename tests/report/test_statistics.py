@@ -44,7 +44,7 @@ def test_mcnemar_is_one_probability_whichever_run_is_first(a, b):
 
 def test_bootstrap_interval_is_that_of_resampled_questions():
     first, second = (np.array(list(side.values())) for side in verdicts(150, 90, 60, 583))
-    low, high = statistics.bootstrap_difference(90, 60, 883)
+    low, high = statistics.bootstrap_mean(np.subtract(first, second, dtype=float))
     # The plain bootstrap, index by index.
     picks = np.random.default_rng(1).integers(0, len(first), (4000, len(first)))
     differences = first[picks].mean(axis=1) - second[picks].mean(axis=1)
@@ -68,14 +68,15 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     for trial in range(400):
         draw = generator.random(300)
         first, second = draw < 0.30, (draw < 0.20) | (draw > 0.95)  # 30 % and 25 %, 0.15 of the questions differ
-        low, high = statistics.bootstrap_difference(np.sum(first & ~second), np.sum(second & ~first), 300, seed=trial)
+        low, high = statistics.bootstrap_mean(np.subtract(first, second, dtype=float), seed=trial)
         covered += low <= 0.05 <= high
     assert 0.91 <= covered / 400 <= 0.98
 
 
 def test_higher_confidence_gives_a_wider_interval():
-    low, high = statistics.bootstrap_difference(40, 30, 470)
-    lower, higher = statistics.bootstrap_difference(40, 30, 470, confidence=0.995)
+    apart = [1] * 40 + [-1] * 30 + [0] * 400
+    low, high = statistics.bootstrap_mean(apart)
+    lower, higher = statistics.bootstrap_mean(apart, confidence=0.995)
     assert lower < low < 0.0213 < high < higher
 
 
@@ -88,6 +89,18 @@ def test_compare_counts_the_first_run_against_the_second():
     turned = statistics.compare(second, first)
     assert turned["difference"] == -comparison["difference"]
     assert comparison["confidence"] == 0.95 and statistics.RESAMPLES == 10_000
+
+
+def test_the_mean_over_seeds_is_resampled_by_questions_and_tested_by_which_is_right_more_often():
+    shares = np.random.default_rng(0).integers(0, 4, (2, 400)) / 3
+    first, second = (dict(enumerate(side)) for side in shares)
+    comparison = statistics.compare(first, second)
+    apart = shares[0] - shares[1]
+    picks = np.random.default_rng(1).integers(0, 400, (4000, 400))
+    assert comparison["difference"] == pytest.approx(apart.mean())
+    assert comparison["interval"] == pytest.approx(np.quantile(apart[picks].mean(axis=1), (0.025, 0.975)), abs=0.004)
+    better, worse = sum(apart > 0), sum(apart < 0)
+    assert comparison["mcnemar_p"] == mcnemar(better, worse)
 
 
 def test_order_of_the_questions_does_not_matter():

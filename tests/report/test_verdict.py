@@ -36,8 +36,8 @@ def read(tmp_path):
 
 
 def rows(section):
-    gptq = next(row for row in section.rows if row.kind == "quantized")
-    return gptq, sorted((row for row in section.rows if row.kind == "sapling"), key=lambda row: row.size_gb)
+    gptq = next(row for row in section.means if row.kind == "quantized")
+    return gptq, sorted((row for row in section.means if row.kind == "sapling"), key=lambda row: row.size_gb)
 
 
 def equal_size(section):
@@ -95,7 +95,7 @@ def test_one_loss_refutes(tmp_path):
     winners = pair[0].winners
     assert (winners["accuracy"], winners["decode"]) == ("the other", "SAPLING")
     assert verdict.decision(pair) == "no"
-    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost)."
+    assert verdict.sentence([pair]) == "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; 1 of them in accuracy)."
 
 
 def test_only_4_bit_quantization_of_a_known_run_is_judged_and_every_pair_is(tmp_path):
@@ -147,9 +147,9 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
     assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
     assert verdict.sentence(pairs) == (
-        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes differ, so none could be won). "
+        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes differ in 1, which nobody can win). "
         "SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 comparisons (1 not decided; as accurate and ahead in every "
-        "cost in 1; sizes differ, so none could be won)."
+        "cost in 1; sizes differ in 1, which nobody can win)."
     )
     assert verdict.answers(pairs) == [f"**{verdict.sentence(pairs)}**", *verdict.answer([alone])]
     size, accuracy, _ = verdict.answer([quantized])
@@ -160,6 +160,23 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     size, *_ = verdict.answer(verdict.judge(read(tmp_path))[1:])
     assert size.endswith("points. SAPLING + GPTQ 4-bit is smaller, so this decides nothing.")
     assert "(1 not decided; less accurate in 1; sizes differ" in verdict.sentence(verdict.judge(read(tmp_path)))
+
+
+def test_seeds_are_judged_by_their_mean_and_depths_made_of_one_another_together(tmp_path):
+    section(tmp_path, (N < 280, 0.43), {})
+    for seed in range(3):
+        start = None
+        for left, count, share in ((40, 300, 0.8), (20, 100 + seed, 0.43)):
+            run = f"s{seed}_{left}/{left}"
+            made.settings(tmp_path / run, "sapling_train.py", SAPLING | {"SEED": seed, "START_FROM": start})
+            made.evaluation(tmp_path, run, count > N, share)
+            runs.write_json(tmp_path / run / "train_metrics.json", {"dropped": ["block.3"], "units_left": left})
+            start = run
+    (pair,) = verdict.judge(read(tmp_path))
+    size, equal = pair
+    assert (size.sapling.title, equal.sapling.title) == ("s0_20/20, 3 seeds", "s0_40/40, 3 seeds")
+    assert size.difference["difference"] == pytest.approx((101 - 280) / QUESTIONS)
+    assert verdict.table([pair]).lines[0][0] == "s0_20/20, 3 seeds"
 
 
 def test_a_win_over_other_pruning_is_counted_once(tmp_path):
