@@ -31,6 +31,7 @@ SEED: int = 0  # of the calibration draw, of questions made from pages and of th
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
+import itertools
 import json
 from pathlib import Path
 
@@ -56,9 +57,10 @@ def main() -> None:
     extra, extra_report = tatqa.load(EXTRA_DATA_DIR) if EXTRA_DATA_DIR else ([], None)
     facts["extra"] = {name: extra_report[name] for name in ("source", "fingerprint")} if extra else None
     train = train[:TRAIN_EXAMPLES] + extra
-    made = from_pages.make(train, PAGE_QUESTIONS, SEED)
+    held_out = {name: dataset.splits[name] for name in ("dev", "test") if name in dataset.splits}
+    made = from_pages.make(train, PAGE_QUESTIONS, SEED, list(itertools.chain(calibration, *held_out.values())))
     splits = {"train": train + made, "calibration": calibration}
-    splits |= {name: dataset.splits[name][:EVAL_EXAMPLES] for name in ("dev", "test") if name in dataset.splits}
+    splits |= {name: split[:EVAL_EXAMPLES] for name, split in held_out.items()}
     examples.check_pages_disjoint(splits)
     check_prompts_fit(splits, tokenizer)
     directory = runs.start_run(

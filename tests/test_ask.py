@@ -113,7 +113,12 @@ def test_a_model_answers_where_nothing_stands_in_for_it(asked):
         (("--ASK=a?", "--PAGE={}/page.csv"), ",,\n", "holds no page"),
         (("--ASK=a?", "--PAGE={}/page.csv"), 'a,"b\n', "cannot be read"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "millions;2023\npumps;84,2\n", "its header is one cell: separate"),
-        (("--ASK=a?", "--PAGE={}/page.csv"), 'in millions,2023\npumps,"84,2"\n', "would be read without its comma"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), 'in millions,2023\npumps,"84,2"\n', "'84,2' would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), 'in millions,2023\npumps,"1.234,56"\n', "'1.234,56' would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1.234.567\n", "'1.234.567' would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1 234\n", "'1 234' would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1'234\n", "would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "millions|2023\npumps|84\n", "its header is one cell: separate"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "millions,2023\npumps,1,234\n", "the first, the header (pumps,1,234)"),
         (("--ASK=a?", "--RUN=nothing"), None, "'nothing' does not exist"),
     ],
@@ -155,6 +160,14 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         examples.read_page(path, "?")
+
+
+@pytest.mark.parametrize("title", ["Acme,,\n", "Acme\n"])
+def test_the_title_above_a_table_is_no_header(tmp_path, title):
+    path = tmp_path / "page.csv"
+    path.write_text(title + 'in millions,2023,2022\n"earnings (cents per share) (1,2)",5.2,"1,100 (2)"\n')
+    page = examples.read_page(path, "?")
+    assert page.pre_text == ["acme"] and page.table[0] == ["in millions", "2023", "2022"] and len(page.table) == 2
 
 
 def test_the_snippet_of_the_docs_asks_a_server_with_the_prompt_of_training(asked, tmp_path, monkeypatch, capsys):

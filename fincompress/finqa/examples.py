@@ -171,6 +171,10 @@ def _page_checks(page: dict) -> list[tuple[bool, str]]:
     ]
 
 
+# Decimal commas, and thousands parted by points, spaces or apostrophes.
+_MISREAD = re.compile(r"^\D*\d+,\d{1,2}\D*$|\d\.\d{3},\d|\d\.\d{3}\.\d{3}|\d['\u2019\s]\d{3}(?!\d)")
+
+
 def read_page(path: Path, question: str) -> Example:
     """A page to ask ``question`` about: JSON with FinQA's ``pre_text``, ``post_text`` and ``table``, or a table as CSV.
 
@@ -181,9 +185,14 @@ def read_page(path: Path, question: str) -> Example:
         if path.suffix.lower() == ".csv":
             text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
             rows = csv.reader(io.StringIO(text), strict=True)
-            page = {"table": [row for row in rows if any(map(str.strip, row))]}
-            if page["table"] and len(page["table"][0]) == 1 and re.search("[;\t]", page["table"][0][0]):
+            rows = [row for row in rows if any(map(str.strip, row))]
+            wide = max(map(len, rows), default=0) > 1
+            if rows and len(rows[0]) == 1 and re.search("[;|\t]", rows[0][0]):
                 raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
+            # What stands alone above a header is the table's title.
+            titles = itertools.takewhile(lambda row: wide and not any(map(str.strip, row[1:])), rows)
+            page = {"pre_text": [row[0] for row in titles]}
+            page["table"] = rows[len(page["pre_text"]) :]
             if longer := [row for row in page["table"] if len(row) > len(page["table"][0])]:
                 raise UserError(
                     f"PAGE = {path}: a row has more cells than the first, the header ({','.join(longer[0])[:60]}): put "
@@ -201,9 +210,11 @@ def read_page(path: Path, question: str) -> Example:
     for holds, reason in _page_checks(page):
         if not holds:
             raise UserError(f"PAGE = {path}: {reason}; docs/own-data.md shows a page")
-    for cell in itertools.chain(*page["table"]):
-        if re.fullmatch(r"\D*\d+,\d{1,2}\D*", cell):
-            raise UserError(f"PAGE = {path}: {cell!r} would be read without its comma: write a decimal point")
+    for cell in (cell for row in page["table"][1:] for cell in row[1:]):
+        if _MISREAD.search(re.sub(r"(?<=\w) *\([^)]*\)$", "", cell)):  # beside the number of a note
+            raise UserError(
+                f"PAGE = {path}: {cell!r} would be misread: write a decimal point, and thousands with commas or without"
+            )
     page = {name: [numbers.release_text(text) for text in page[name]] for name in ("pre_text", "post_text")} | {
         "table": [[numbers.release_cell(cell) for cell in row] for row in page["table"]]
     }

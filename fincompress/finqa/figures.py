@@ -7,15 +7,17 @@ from fincompress.finqa import program
 from fincompress.finqa.numbers import FIGURE, YEARS, parse_number
 
 SMALL = 31  # whole numbers up to this are kept: days of a month, counts, notes
+KEPT = (0, 100, 500)  # programs write the base of an index, and of a percentage, as const_100; an index has 500 shares
+DATE = re.compile(r"([1-9]|[12]\d|3[01])(19[89]|20[0-4])\d")  # day and year, as rows' names have them: 312013
 TRIES = 10  # draws before an example is left as it is
 
 
 def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
     """``(prompt, program)`` with new figures, the same ones in both, of as many digits and decimals.
 
-    Commas and signs stay where they are; years, small whole numbers, 100, constants and figures in the name of a row
-    that the program uses are kept. Different figures stay different. A pair whose program no longer executes, as where
-    what it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
+    Commas and signs stay where they are; years, dates, small whole numbers, 100, constants and figures in the name of a
+    row that the program uses are kept. Different figures stay different. A pair whose program no longer executes, as
+    where what it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
     """
     tokens = program.tokenize(text)
     fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, FIGURE.findall(row))}
@@ -41,8 +43,7 @@ def _plain(figure: str) -> str:
 
 def _is_kept(figure: str) -> bool:
     value = float(figure)
-    # Programs write the base of an index, and of a percentage, as const_100.
-    return value in (0, 100) or ("." not in figure and (value <= SMALL or value in YEARS))
+    return value in KEPT or ("." not in figure and (value <= SMALL or value in YEARS or bool(DATE.fullmatch(figure))))
 
 
 def _draw(figure: str, generator: random.Random) -> str:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
-from fincompress.finqa import numbers
+from fincompress.finqa import evidence, numbers
 from fincompress.finqa.examples import Example
 from fincompress.finqa.questions import Asker, Figure, Grid, next_ask, program_kind, unlike
 
@@ -21,6 +21,7 @@ PER_PAGE = 12  # questions about one page at most
 UNDATED = "no year"  # stands for the date of a table with one column of amounts and no year
 
 _YEAR = re.compile(r"\b(?:19[89]|20[0-4])\d\b")
+_NO_DATE = re.compile(r"\b(?:thereafter|after|beyond|due|matur\w+|notes?)\b")  # a year beside these dates no figure
 _FIGURE = re.compile(r"-?(?:\d+\.?\d*|\.\d+)%?")
 _NAME = r"(?P<name>[a-z][a-z0-9 /&'()-]{3,90}?)"
 _SAYS = r" (?:was|were|totaled|totalled|aggregated|approximated|amounted to|of)(?: approximately| about)? "
@@ -35,16 +36,19 @@ _TELLS = (
 )
 
 
-def make(examples: list[Example], count: int, seed: int) -> list[Example]:
+def make(examples: list[Example], count: int, seed: int, held_out: list[Example] = ()) -> list[Example]:
     """``count`` further examples about the pages of ``examples``, fewer where these do not allow so many.
 
     Their programs have the mix of those of ``examples``, brought to the published shares of steps, as far as the pages
-    allow. The same arguments give the same examples.
+    allow. None takes two figures that also stand together on a page of ``held_out``, as a report repeats those of the
+    years before. The same arguments give the same examples.
     """
     if not count:
         return []
     pages = list({example.page: example for example in examples}.values())
+    places = figure_places(held_out)
     asks = {page.page: page_asks(page, random.Random(f"questions {seed} {page.page}")) for page in pages}
+    asks = {page: [ask for ask in of_page if not leaks(ask, places)] for page, of_page in asks.items()}
     rng, seen, shares = random.Random(f"questions {seed}"), Counter(), program_shares(examples)
     known = {(example.page, example.question) for example in examples}
     made: list[Example] = []
@@ -67,6 +71,22 @@ def make(examples: list[Example], count: int, seed: int) -> list[Example]:
                 )
             )  # fmt: skip
     return made
+
+
+def figure_places(examples: list[Example]) -> dict[float, set[str]]:
+    """Names of the pages on which each figure stands."""
+    places: dict[float, set[str]] = {}
+    for page in {example.page: example for example in examples}.values():
+        for value, _ in numbers.numbers_in("\n".join(line.text for line in evidence.page_lines(page))):
+            places.setdefault(value, set()).add(page.page)
+    return places
+
+
+def leaks(ask: dict, places: dict[float, set[str]]) -> bool:
+    """Whether a page holds all figures of a program, of which two at least have three digits: no chance."""
+    values = [value for value, _ in evidence.numbers_needed(ask["qa"]["program"])]
+    telling = sum(len(f"{value:g}".replace(".", "")) > 2 for value in values)
+    return telling > 1 and bool(set.intersection(*(places.get(value, set()) for value in values)))
 
 
 def program_shares(examples: list[Example]) -> dict[str, float]:
@@ -125,6 +145,8 @@ def table_grid(table: list[list[str]]) -> Grid:
         figures = {year: Figure(numbers.clean_cell(table[i][j])).at(i) for year, (i, j) in places.items()}
         dates = all(figure.isdigit() and int(figure) in numbers.YEARS for figure in figures.values())
         if name and named[name] == 1 and not dates and all(map(_is_amount, figures.values())):
+            if all(figure[0] == "-" for figure in figures.values()):  # as FinQA's questions have what is paid or lost
+                figures = {year: Figure(figure[1:]).at(figure.source) for year, figure in figures.items()}
             grid[name] = figures
     return grid
 
@@ -136,8 +158,12 @@ def _is_amount(figure: str) -> bool:
 
 def _by_year(labels: list[str]) -> dict[str, int]:
     """Where each year stands, in order of years: of labels with one year each, no two of them the same."""
-    years_at = {place: _YEAR.findall(label) for place, label in enumerate(labels) if place}
+    years_at = {
+        place: _YEAR.findall(label) for place, label in enumerate(labels) if place and not _NO_DATE.search(label)
+    }
     single = {place: years[0] for place, years in years_at.items() if len(years) == 1}
+    if len(single) == 1 and any(len(years) > 1 and {*single.values()} <= {*years} for years in years_at.values()):
+        return {}  # labels that lost their places
     counts = Counter(single.values())
     return dict(sorted((year, place) for place, year in single.items() if counts[year] == 1))
 

@@ -14,6 +14,18 @@ YEARS = range(1980, 2041)  # whole numbers that are no figures where a year may 
 # What the release left of a dash in a table: its code point. In train all such cells are dashes, under the header and
 # beyond the first of a row, and no program uses one. In a column of years, and in other tables, they may be years.
 DASH = re.compile(r"201[34]%?")
+# "december 312013": the release has lost what stood between day and year.
+_GLUED_DATE = re.compile(
+    r"\b((?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
+    r"|nov(?:ember)?|dec(?:ember)?)\.? ?)([1-9]|[12]\d|3[01])((?:19|20)\d\d)\b"
+)
+# Before the amount of a cell.
+_CURRENCY = re.compile(
+    r"^(- ?|\( ?|)(?:(?:us|a|ca?|hk|nz)\$|[\u20ac\u00a3\u00a5]|(?:usd|eur|gbp)\b) *(?=[-.\d(])(?!000)"
+)
+_NEGATIVE = re.compile(
+    r"^(?:\$ )?\( *(?:\$ )?([\d.]+) *(%?)\)? *(%?)((?: (?:thousand|[mb]illion|bps?|basis points))?)(?: \(\w{1,2}\))?$"
+)
 
 
 # --- as the official evaluator reads them ---------------------------------------------------------------------------
@@ -52,10 +64,13 @@ def release_text(text: str) -> str:
 
 
 def release_cell(text: str) -> str:
-    """A cell of another source as FinQA has it: ``($1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one."""
-    text = re.sub(r"\$ *", "$ ", release_text(text)).strip()
-    text = re.sub(r"^- ?\$ (?=[\d.])", "-", text)
-    return re.sub(r"^(?:\$ )?\( *(?:\$ )?([\d.]+) *(%?)\)? *(%?)$", r"-\1\2\3 ( \1\2\3 )", text)
+    """A cell of another source as FinQA has it: ``($1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one.
+
+    An amount in any currency has ``$``, the only sign that FinQA knows; a note's number beside it goes.
+    """
+    text = re.sub(r"\$ *", "$ ", _CURRENCY.sub(r"\1$", release_text(text).strip())).strip()
+    text = re.sub(r"^- ?\$ (?=[\d.])", "-", re.sub(r"^((?:\$ )?)([\d.]+)-$", r"-\2", text))
+    return _NEGATIVE.sub(r"-\1\2\3 ( \1\2\3 )\4", text)
 
 
 # --- as a model is shown them ---------------------------------------------------------------------------------------
@@ -68,7 +83,7 @@ def clean_sentence(text: str) -> str:
     # 2022 they cannot be told from years.
     text = re.sub(r"\b201c ?| ?\b201d\b", '"', text)
     text = re.sub(r" 2019s\b", "'s", text)
-    text = _close_up(re.sub(r"\$ (?=[\d.])", "$", text))
+    text = _close_up(part_dates(re.sub(r"\$ (?=[\d.])", "$", text)))
     return text.rstrip(" .") + "." if text.endswith(".") else text
 
 
@@ -76,7 +91,12 @@ def clean_cell(text: str) -> str:
     """Return a cell as programs write it: ``$ 5829`` is ``5829``, ``-14 ( 14 )`` is ``-14``, ``( 14 )`` is ``-14``."""
     text = _once(" ".join(text.replace("$", " ").split()))
     text = re.sub(r"^\( ?([\d.,]+%?) ?\)( %)?$", lambda match: f"-{match[1]}{'%' if match[2] else ''}", text)
-    return _close_up(re.sub(r"^- (?=[\d.])", "-", text))
+    return _close_up(part_dates(re.sub(r"^- (?=[\d.])", "-", text)))
+
+
+def part_dates(text: str) -> str:
+    """Put a comma between day and year where the release has none: ``december 312013`` is ``december 31, 2013``."""
+    return _GLUED_DATE.sub(r"\1\2, \3", text)
 
 
 def _once(text: str) -> str:

@@ -1,6 +1,6 @@
 """From an example to the text a model reads and the text it must write."""
 
-from fincompress.finqa import evidence
+from fincompress.finqa import evidence, numbers
 from fincompress.finqa.examples import Example
 
 
@@ -32,4 +32,4 @@ def _prompt(lines: list[evidence.Line], example: Example) -> str:
 
 def end(example: Example) -> str:
     """What of a prompt follows its evidence."""
-    return f"Question: {' '.join(example.question.split())}\nProgram:\n"
+    return f"Question: {numbers.part_dates(' '.join(example.question.split()))}\nProgram:\n"

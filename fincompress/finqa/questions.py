@@ -95,6 +95,8 @@ FIELD = re.compile(r"{(\w+)}")  # of a template
 
 NEEDED = [set(FIELD.findall(template + wording)) for template, wording, *_ in FAMILIES]  # what each is filled with
 
+# Of a row whose figures are of one share, barrel, ...
+_EACH = re.compile(r"\bper\b|\b(?:average|closing|conversion|exercise|market|share|stock) prices?\b|grant date")
 # Programs whose result has another unit than their figures, which must be positive.
 _UNITLESS = re.compile(r"greater|multiply|divide\(\S+ (?!const_[23])")
 
@@ -140,8 +142,13 @@ class Asker:
         several = [sorted(self.rng.sample(parts, count), key=parts.index) for _ in range(3)] if count > 1 else []
         for names in single + several:
             rows = dict(zip("xzw", names, strict=False)) | ({"t": whole} if whole and len(names) > 1 else {})
-            if len({figure[-1] == "%" for name in rows.values() for figure in grid[name].values()}) > 1:
-                continue  # amounts and percentages have nothing to do with one another
+            units = {
+                (figure[-1] == "%", bool(_EACH.search(name)))
+                for name in rows.values()
+                for figure in grid[name].values()
+            }
+            if len(units) > 1:
+                continue  # amounts, percentages and prices have nothing to do with one another
             self.ask(**fields, **rows, **self.dated({letter: grid[name] for letter, name in rows.items()}))
 
     def dated(self, rows: Grid) -> dict[str, str]:

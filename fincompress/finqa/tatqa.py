@@ -1,8 +1,8 @@
 """TAT-QA's arithmetic questions (Zhu et al., ACL 2021) as FinQA records, to train on beside FinQA's own.
 
 A derivation such as ``(44.1-56.7)/56.7`` becomes ``subtract(44.1, 56.7), divide(#0, 56.7)``, and the page is written as
-FinQA writes pages: lower case, no thousands separators, one header row, a sentence an entry. As in FinQA a percentage
-is a fraction: a final ``* 100`` is left out.
+FinQA writes pages: lower case, no thousands separators, one header row, a sentence an entry. A final ``* 100`` is left
+out, so that a percentage is a fraction, as in FinQA; a difference of percentages stays in points.
 """
 
 import ast

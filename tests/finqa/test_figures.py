@@ -28,6 +28,12 @@ def test_prompt_and_program_get_the_same_new_figures_of_the_old_form():
     assert figures.redraw(PROMPT, TEXT, random.Random(1)) != (prompt, text)
 
 
+def test_dates_without_a_space_and_the_names_of_indices_stay():
+    prompt = "balance at december 312013|48210\ns&p 500|143.2\nQuestion: what of the s&p500?\n"
+    drawn, _ = figures.redraw(prompt, "divide(48210, 143.2)", random.Random(0))
+    assert "balance at december 312013|" in drawn and "s&p 500|" in drawn and "48210" not in drawn
+
+
 def test_rows_of_table_operations_keep_their_names():
     prompt = "|2019|2018\nnotes due 2045 at 5.75%|325.5|410.2\nother 5.75%|88.25|99.5\n"
     text = "table_max(notes due 2045 at 5.75%, none), divide(#0, 325.5)"

@@ -42,6 +42,49 @@ def test_a_table_with_a_row_a_year_is_asked_by_column():
     assert grid["sales"]["2015"].source == 2
 
 
+def test_amounts_that_are_all_below_zero_are_asked_about_without_their_sign():
+    """As FinQA's programs have them: "how much lower were dividends" means less paid."""
+    grid = from_pages.table_grid([["", "2015", "2016"], ["dividends", "-5 ( 5 )", "( 7 )"], ["other", "-5", "7"]])
+    assert grid == {"dividends": {"2015": "5", "2016": "7"}, "other": {"2015": "-5", "2016": "7"}}
+    assert grid["dividends"]["2016"].source == 1
+
+
+@pytest.mark.parametrize(
+    ("header", "years"),
+    [(["", "2015", "2016 and thereafter"], ["2015"]), (["", "after 2015", "2016"], ["2016"]),
+     (["", "notes due 2015", "2016"], ["2016"]), (["", "2016 2015", "2016 2015", "2016"], []),
+     (["", "2016", "2015", "2016 vs . 2015"], ["2015", "2016"])],
+)  # fmt: skip
+def test_a_year_is_a_date_only_where_a_column_is_of_that_year(header, years):
+    assert list(from_pages._by_year(header)) == years
+
+
+def test_prices_and_amounts_are_not_computed_with_one_another():
+    table = [
+        ["", "2015", "2016"],
+        ["shares", "70", "90"],
+        ["average price", "1.5", "2.5"],
+        ["par per share", "3.5", "4.5"],
+    ]
+    asks = [ask for seed in range(5) for ask in from_pages.page_asks(example("a", table), random.Random(seed))]
+    programs = [ask["qa"]["program"] for ask in asks]
+    assert any(".5" in text for text in programs) and any("90" in text for text in programs)
+    assert not any(".5" in text and re.search(r"\b[79]0\b", text) for text in programs)
+
+
+def test_no_question_takes_figures_that_a_held_out_page_has_too():
+    page = example("2015", [["", "2014", "2015"], ["sales", "120.5", "130.5"], ["profit", "15", "16"]])
+    later = example(
+        "2016", [["", "2014", "2015", "2016"], ["sales", "120.5", "130.5", "99"], ["profit", "15", "16", "7"]]
+    )
+    alone, beside = (from_pages.make([page], 100, 0, held) for held in ([], [later]))
+    both = [question for question in alone if {"120.5", "130.5"} <= {*program.operands(question.program)[0]}]
+    assert both and not any(question.program in {one.program for one in both} for question in beside)
+    assert any(
+        "15" in question.program and "16" in question.program for question in beside
+    )  # small ones meet by chance
+
+
 def test_rows_of_years_and_names_that_stand_twice_are_left_out():
     header = ["", "2015", "2016"]
     rows = [["sales", "7", "9"], ["percent of sales ( 1 )", "10%", "11%"], ["profit", "3", "4"],

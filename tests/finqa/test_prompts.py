@@ -1,5 +1,6 @@
 """A prompt: lines of the page, the question, and the place where the program begins."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 from fincompress.finqa import examples, prompts
@@ -8,6 +9,9 @@ PAGE = examples.Example(
     "a-1", "a", ["sales rose ."], [], [["", "2018", "2017"], ["sales", "41", "39"]],
     "what  was the\nchange?", "subtract(41, 39)", 2.0, {},
 )  # fmt: skip
+
+
+SETTINGS = {"EVIDENCE": "page", "EVIDENCE_TOKENS": None, "MAX_PROMPT_TOKENS": 100}
 
 
 def words(texts, add_special_tokens=True):
@@ -19,13 +23,22 @@ def words(texts, add_special_tokens=True):
 
 
 def build(mode, tokens):
-    settings = {"EVIDENCE": mode, "EVIDENCE_TOKENS": None, "MAX_PROMPT_TOKENS": tokens}
-    return prompts.build_prompt(PAGE, settings, words)
+    return prompts.build_prompt(PAGE, SETTINGS | {"EVIDENCE": mode, "MAX_PROMPT_TOKENS": tokens}, words)
 
 
 def test_the_lines_come_first_then_the_question_then_the_program():
     prompt, _ = build("page", 100)
     assert prompt == "sales rose.\n|2018|2017\nsales|41|39\nQuestion: what was the change?\nProgram:\n"
+
+
+def test_a_day_and_its_year_are_parted():
+    table = [["millions", "december 312018", "december 312017"], ["at december 312018", "41", "39"]]
+    page = replace(PAGE, question="as of dec. 312018 ?", pre_text=["due june 12019 ."], table=table)
+    lines = prompts.build_prompt(page, SETTINGS, words)[0].splitlines()
+    assert lines == [
+        "due june 1, 2019.", "millions december 31,|2018|2017", "at december 312018|41|39",  # names of rows stay
+        "Question: as of dec. 31, 2018 ?", "Program:",
+    ]  # fmt: skip
 
 
 def test_a_prompt_with_its_first_token_is_within_its_limit():

@@ -81,11 +81,22 @@ def test_a_negative_share_keeps_its_sign(cell):
 
 
 @pytest.mark.parametrize(
-    "cell", ["($1,234)", "$(1,234)", "( $ 1,234 )", "(1,234)", "-$1,234", "- $ 1,234", "\u2212$1,234"]
-)
+    "cell",
+    ["($1,234)", "$(1,234)", "( $ 1,234 )", "(1,234)", "-$1,234", "- $ 1,234", "\u2212$1,234", "(1,234) (2)", "1,234-",
+     "(\u20ac1,234)", "\u00a3(1,234)", "US$ (1,234)", "-EUR 1,234"],
+)  # fmt: skip
 def test_an_amount_below_zero_is_read_by_table_operations_and_shown_with_its_sign(cell):
     written = numbers.release_cell(cell)
     assert (numbers.parse_cell(written), numbers.clean_cell(written)) == (-1234, "-1234")
+
+
+@pytest.mark.parametrize(
+    ("cell", "shown"),
+    [("(5.2) million", "-5.2 million"), ("(78) bps", "-78 bps"), ("\u20ac 5.2", "5.2"), ("\u00a3000", "\u00a3000"),
+     ("2019 \u00a3m", "2019 \u00a3m"), ("(1) restated", "(1) restated"), ("usd denominated", "usd denominated")],
+)  # fmt: skip
+def test_words_beside_an_amount_stay_and_what_is_none_stays_as_it_is(cell, shown):
+    assert numbers.clean_cell(numbers.release_cell(cell)) == shown
 
 
 def test_questions_of_other_kinds_are_passed_over_and_reasons_are_counted(tmp_path):
