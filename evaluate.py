@@ -130,7 +130,9 @@ def score_run(run: str) -> None:
         read = read | {"fingerprint": provenance.fingerprint(read["fingerprint"], *map(list, asked))}
     done = directory / f"eval_{SPLIT}.json"
     before = runs.read_json(done) if done.exists() else {}
-    if tuple(map(before.get, ("decoding", "prepared", "data"))) == (decoding, prepared, read):
+    shown = provenance.fingerprint(list(dataset["prompt"]))  # other code may make other prompts by the same constants
+    same = tuple(map(before.get, ("decoding", "prepared", "data"))) == (decoding, prepared, read)
+    if same and before.get("prompts", shown) == shown:
         print(f"{run}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
         if distributed.is_main():
             show_table()
@@ -164,6 +166,7 @@ def score_run(run: str) -> None:
         "data": read,
         "evidence_mode": data["settings"]["EVIDENCE"],  # "evidence" is the breakdown by where it lies
         "prepared": prepared,
+        "prompts": shown,
         "decoding": decoding,
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
         "seconds": round(seconds, 1),

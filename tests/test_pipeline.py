@@ -321,6 +321,11 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline, tmp_path
     again = run_in_process("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
     path.write_text(before)
     assert again.returncode == 0 and "skipped" not in again.stdout
+    # By other code the same constants make other prompts.
+    path = results / "qlora_4bit" / "eval_test.json"
+    path.write_text(json.dumps(read(path) | {"prompts": "others"}))
+    again = run_in_process("evaluate.py", "--SPLIT=test", "--MAX_NEW_TOKENS=8", **environment)
+    assert again.returncode == 0 and "skipped" not in again.stdout
     # Its answers were corrected, which the fingerprint of the data leaves out of the test split alone.
     evaluated = read(results / "qlora_4bit" / "eval_test.json")["data"]
     kept = shutil.copytree(results / "data" / "test", tmp_path / "kept")

@@ -89,6 +89,7 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     # An output that was cut short is wrong for no fault of the model.
     row.prepared = f"{evaluation.get('prepared')}, outputs of at most {decoding.get('MAX_NEW_TOKENS')} tokens"
     row.prepared += f", {decoding['beams']} beams" if decoding.get("beams", 1) > 1 else ""
+    row.prepared += f", prompts {evaluation['prompts']}" if "prompts" in evaluation else ""  # older: without
     row.correct, row.steps = evaluation["execution_accuracy"]["correct"], evaluation.get("steps") or {}
     row.quantizer = settings.get("METHOD", "gptq") if "quantized" in kind else None
     row.method = kind.replace("quantized", row.quantizer or "")

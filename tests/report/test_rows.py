@@ -287,11 +287,12 @@ def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
     assert len({section.title for section in groups}) == 2
 
 
-def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path):
+@pytest.mark.parametrize("fact", ["prepared", "prompts"])
+def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path, fact):
     for run, prepared in (("a", "p1"), ("b", "p2"), ("c", "p1")):
         evaluated(tmp_path, run)
         path = tmp_path / run / "eval_dev.json"
-        runs.write_json(path, json.loads(path.read_text()) | {"prepared": prepared})
+        runs.write_json(path, json.loads(path.read_text()) | {fact: prepared})
     groups = sections(tmp_path)
     assert sorted(sorted(row.run for row in section.rows) for section in groups) == [["a", "c"], ["b"]]
     assert len({section.title for section in groups}) == 2
