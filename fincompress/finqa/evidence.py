@@ -139,14 +139,14 @@ def evidence_location(example: Example) -> str:
 # A logistic regression of "the gold program needs a number of this line, or this row", fitted on the training split:
 # `python benchmarks/evidence_recall.py --FIT=True` prints these numbers again.
 WEIGHTS = {
-    "bias": -9.37,
+    "bias": -9.38,
     "bm25": 4.36,  # BM25 of the line, a row counting with its header, as a share of the page's best
-    "near": 0.46,  # in a sentence, the same of the lines before and after it, added
-    "number": 2.61,  # there is a number other than a year
-    "amount": 1.90,  # in a sentence, there is one that is no day of a month either
-    "row": 2.35,  # a row of the table, against a sentence
+    "near": 0.47,  # in a sentence, the same of the lines before and after it, added
+    "number": 2.62,  # there is a number other than a year
+    "amount": 1.89,  # in a sentence, there is one that is no day of a month either
+    "row": 2.33,  # a row of the table, against a sentence
     "label": 2.07,  # the share of a row's name that the question says
-    "last_row": 0.72,  # the table's last row, often the total
+    "last_row": 0.73,  # the table's last row, often the total
 }
 LENGTH = 0.5  # lines are ranked by probability / length ** LENGTH: 0 ignores length, 1 is probability per character
 

@@ -14,7 +14,7 @@ SHORT = ("Run", "Method", "Sub-layers left", "% of bytes", "Execution accuracy %
 FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "lost to the longer phase 1", "GB",
         "Prefill tokens/s", "Decode tokens/s", *SHORT[5:], "Training min")  # fmt: skip
 CSV = (
-    "base_model", "data", "data_fingerprint", "split", "questions", "device", "hardware", "run", "method",
+    "base_model", "data", "data_fingerprint", "prepared", "split", "questions", "device", "hardware", "run", "method",
     "description", "sublayers_left", "sublayers", "execution_accuracy", "execution_accuracy_low",
     "execution_accuracy_high", "program_accuracy", "program_accuracy_low", "program_accuracy_high", "size_gb",
     "share_of_bytes", "on_frontier", "prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s",
