@@ -16,7 +16,7 @@ from scripts import run_in_process, run_script
 
 from fincompress import generation, runs, training
 from fincompress.errors import UserError
-from fincompress.finqa import examples
+from fincompress.finqa import examples, from_pages
 from fincompress.training import lora
 
 DATA = ("preprocess_data.py", "--TRAIN_EXAMPLES=48", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=8",
@@ -399,6 +399,16 @@ def test_a_calibration_page_among_the_extra_questions_is_refused(pipeline, tmp_p
     assert done.returncode == 0 and "and 1 arithmetic questions of TAT-QA" in done.stdout
     report = json.loads((pipeline[0] / "more" / "data_report.json").read_text())
     assert report["splits"]["train"]["examples"] == 49 and report["extra"]["usable"] == 1
+
+
+def test_page_questions_are_made_beside_all_pages_that_are_held_out(pipeline, monkeypatch):
+    beside = []
+    monkeypatch.setattr(from_pages, "make", lambda examples, count, seed, held_out: beside.extend(held_out) or [])
+    done = run_in_process(*DATA, "--RUN=beside", "--PAGE_QUESTIONS=20", **pipeline[1])
+    assert done.returncode == 0, done.stderr
+    ids = {example.id for example in beside}
+    for split in ("calibration", "dev", "test"):
+        assert {*datasets.load_from_disk(str(pipeline[0] / "beside" / split))["id"]} <= ids
 
 
 def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, monkeypatch):

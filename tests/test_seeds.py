@@ -31,6 +31,21 @@ def test_a_question_counts_by_the_share_of_seeds_that_have_it_right(two):
     assert "+10.0 [" in line and (low, high) == pytest.approx((10 - wide, 10 + wide), abs=0.4)
 
 
+def test_seeds_are_resampled_too_where_each_recipe_has_some(two):
+    for run, right in {"even_0": N < 160, "even_1": N < 160, "uneven_0": N < 240, "uneven_1": N < 80}.items():
+        made.settings(two / run, "train_qlora_4bit.py")
+        made.evaluation(two, run, right)
+    widths = []
+    for runs in (["even_0", "even_1"], ["uneven_0", "uneven_1"]):
+        printed = seeds(two, runs, ["a_0", "a_1"]).stdout.splitlines()
+        (line,) = [line for line in printed if "questions and seeds" in line]
+        low, high = (float(number) for number in line.partition("[")[2].rstrip("]").split(","))
+        assert low < -10 < high
+        widths.append(high - low)
+    assert widths[1] > widths[0] + 20  # of two seeds 40 points apart the mean may be that of either
+    assert "questions and seeds" not in seeds(two, ["a_0", "a_1"], ["b"]).stdout
+
+
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [
