@@ -49,7 +49,10 @@ class Table:
 
 
 def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
-    """Rows of a section under some of the columns of FULL; what was not measured is a dash."""
+    """Rows of a section under some of the columns of FULL; what was not measured is a dash.
+
+    Behind a mean over seeds stand the accuracies of each.
+    """
     table = Table(columns)
     for row in rows:
         unhealed = "saved on the way down, not healed as the last depth is" if row.healed is False else None
@@ -57,9 +60,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
         if row.speed and row.speed_of != row.run:
             speed = "measured of another run of the same shape"
         accuracy = percent(row.execution_accuracy, (row.execution_accuracy_low, row.execution_accuracy_high))
-        seeds = [f"{100 * peer.execution_accuracy:.1f}" for peer in row.seeds]
-        numbers = ", ".join(str(peer.seed) for peer in row.seeds)
-        note = f"mean of seeds {numbers}: {', '.join(seeds)}" if seeds else None
+        seeds = ", ".join(f"{100 * peer.execution_accuracy:.1f}" for peer in row.seeds)
         lost, longer = (
             percent(loss["difference"], loss["interval"], "+") if loss else "-"
             for loss in (row.lost, row.lost_to_longer)
@@ -69,7 +70,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             "Method": table.noted(row.name, unhealed),
             "Sub-layers left": row.depth,
             "% of bytes": shown(row.share_of_bytes, ".0f", 100),
-            "Execution accuracy %": table.noted(accuracy, note),
+            "Execution accuracy %": f"{accuracy} ({seeds})" if seeds else accuracy,
             "Program accuracy %": shown(row.program_accuracy, ".1f", 100),
             "Accuracy lost, points": "reference" if row.run == row.reference_run else lost,
             "lost to the longer phase 1": "reference" if row.run == row.longer_run else longer,
