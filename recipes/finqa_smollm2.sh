@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of SmolLM2-135M on real FinQA: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate 44 hours on two cores that multiply bf16, with a train.json of 1,964
+# skipped, a killed run resumes. By estimate 40 hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
 #
@@ -41,75 +41,66 @@ if [ ! -d "$RESULTS_DIR/finqa_data/dev" ]; then
     exit 2
 fi
 
-evaluate base
-# Phase 1: the ceiling, and 8-bit LoRA beside it. A pass over more data, then FinQA with redrawn
-# numbers: docs/recipe.md
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
+evaluate base
+
 first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE_INTO=None)
 second=(--DATA_RUN=finqa_data --LEARNING_RATE=7e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
-run train_qlora_4bit.py --RUN=mixed_qlora "${first[@]}"
-run train_qlora_4bit.py --RUN=finqa_qlora --START_FROM=mixed_qlora "${second[@]}"
-run train_lora_8bit.py --RUN=mixed_lora_8bit "${first[@]}"
-run train_lora_8bit.py --RUN=finqa_lora_8bit --START_FROM=mixed_lora_8bit "${second[@]}"
-evaluate finqa_qlora finqa_qlora/merged finqa_lora_8bit
-
-# Phase 2
-gptq=(--CALIBRATION_EXAMPLES=256)
-run quantize_gptq.py --SOURCE_RUN=finqa_qlora/merged --RUN=finqa_gptq "${gptq[@]}"
-evaluate finqa_gptq
-
-# Phase 3 with its teacher. Blocks are dropped and patched, two at a time, without training in between; what is left then
-# learns from FinQA with redrawn numbers. 25 and 20 blocks are made of phase 1, fewer of the 20 healed,
-# which costs less than as many passes for each: docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %).
-learn=(--TEACHER=finqa_qlora --DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128
-    --DROPS_EARLY=2 --DROPS_LATE=2)
+learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128 --DROPS_EARLY=2 --DROPS_LATE=2)
+quantize() { # quantize run source: in 4 bits, and answer dev
+    run quantize_gptq.py --RUN="$1" --SOURCE_RUN="$2" --CALIBRATION_EXAMPLES=256
+    evaluate "$1"
+}
 heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, learn, and answer dev
-    run sapling_train.py --RUN="$1" --START_FROM="$2" --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" "${learn[@]}" "${@:5}"
+    run sapling_train.py --RUN="$1" --START_FROM="$2" --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" --TEACHER="${s}_qlora" \
+        --SEED="$seed" "${learn[@]}" "${@:5}"
     evaluate "$1"
 }
 heal_and_quantize() {
     heal "$@"
-    run quantize_gptq.py --SOURCE_RUN="$1/${1##*_}" --RUN="${1}_gptq" "${gptq[@]}"
-    evaluate "${1}_gptq"
+    quantize "${1}_gptq" "$1/${1##*_}"
 }
-heal_and_quantize sapling_blocks_25 finqa_qlora 0.87 4
-heal_and_quantize sapling_blocks_20 finqa_qlora 0.74 4
-heal_and_quantize sapling_blocks_15 sapling_blocks_20/20 0.83 3
-heal_and_quantize sapling_blocks_11 sapling_blocks_20/20 0.69 3
-heal_and_quantize sapling_blocks_8 sapling_blocks_20/20 0.58 3
-# Phase 1 trained on for as many examples as the 20, no layer dropped: with itself as teacher, and without. The taught one is
-# compressed as phase 1 is
-heal_and_quantize longer_taught_30 finqa_qlora 1 4
-heal_and_quantize longer_taught_20 longer_taught_30/30 0.74 4 --TEACHER=longer_taught_30/30
-heal longer_30 finqa_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
+for seed in 0 1 2; do
+    s=seed_$seed
+    # Phase 1: a pass over more data, then FinQA with redrawn numbers (docs/recipe.md), and phase 2
+    run train_qlora_4bit.py --RUN=${s}_mixed --SEED=$seed "${first[@]}"
+    run train_qlora_4bit.py --RUN=${s}_qlora --START_FROM=${s}_mixed --SEED=$seed "${second[@]}"
+    evaluate ${s}_qlora/merged
+    quantize ${s}_gptq ${s}_qlora/merged
+    # Phase 1 trained on, whole, itself as teacher, for as many examples as 20 blocks learn from
+    heal_and_quantize ${s}_longer_30 ${s}_qlora 1 4
+    # Phase 3. Blocks are dropped and patched, two at a time, without training in between; what is left then learns from
+    # FinQA with redrawn numbers. Fewer blocks are made of the 20 healed, which costs less than as many passes for each:
+    # docs/recovery.md. The last depth has the bytes of GPTQ's checkpoint (43 %)
+    heal_and_quantize ${s}_blocks_20 ${s}_qlora 0.74 4
+    heal_and_quantize ${s}_blocks_15 ${s}_blocks_20/20 0.83 3
+    heal_and_quantize ${s}_blocks_11 ${s}_blocks_20/20 0.69 3
+    heal_and_quantize ${s}_blocks_8 ${s}_blocks_20/20 0.58 3
+done
 
-for seed in 1 2; do
-    heal_and_quantize seed_${seed}_20 finqa_qlora 0.74 4 --SEED=$seed
-    heal_and_quantize seed_${seed}_30 finqa_qlora 1 4 --SEED=$seed # as longer_taught_30
-    heal_and_quantize seed_${seed}_longer_20 seed_${seed}_30/30 0.74 4 --SEED=$seed --TEACHER=seed_${seed}_30/30
-    heal_and_quantize seed_${seed}_15 seed_${seed}_20/20 0.83 3 --SEED=$seed
-    heal_and_quantize seed_${seed}_11 seed_${seed}_20/20 0.69 3 --SEED=$seed
-done
+seed=0 s=seed_0 # all else once
+heal_and_quantize ${s}_blocks_25 ${s}_qlora 0.87 4
+heal ${s}_untaught_30 ${s}_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from
-for criterion in last block_influence taylor; do
-    heal_and_quantize ${criterion}_15 finqa_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
+for criterion in block_influence taylor last; do
+    heal_and_quantize ${s}_${criterion}_15 ${s}_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
 done
-heal_and_quantize scan_blocks_15 finqa_qlora 0.61 7 --SCHEDULE=one_shot # the scan itself, once
-# As long, dropped as above: blocks, and pairs of neighbours (their depth counts attentions and MLPs)
-heal straight_15 finqa_qlora 0.61 7
-heal pairs_30 finqa_qlora 0.61 7 --DROP_UNIT=sublayer
+heal_and_quantize ${s}_scan_15 ${s}_qlora 0.61 7 --SCHEDULE=one_shot # the scan itself, once
 # Adapters on an NF4 base, as for a 7B model. Teacher and model share it, so 15 are made of phase 1 too
-heal sapling_qlora finqa_qlora 0.61 7 --UPDATE=qlora --LEARNING_RATE=6e-4
+heal ${s}_adapters_15 ${s}_qlora 0.61 7 --UPDATE=qlora --LEARNING_RATE=6e-4
 # As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch
-run sapling_train.py --RUN=sapling_paper --START_FROM=finqa_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
+run sapling_train.py --RUN=${s}_paper --START_FROM=${s}_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
     --RECOVERY=paper --DROP_UNIT=sublayer --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_LATE=4 \
     --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
-evaluate sapling_paper
+evaluate ${s}_paper
+run train_lora_8bit.py --RUN=${s}_mixed_8bit "${first[@]}"
+run train_lora_8bit.py --RUN=${s}_lora_8bit --START_FROM=${s}_mixed_8bit "${second[@]}"
+evaluate ${s}_qlora ${s}_lora_8bit
 
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. Most other runs have
 # the shapes of these, so their speeds; with them not all models would fit into 24 GB at once, as turns at every measure need.
-measured=(finqa_qlora finqa_qlora/merged finqa_lora_8bit finqa_gptq)
-for left in 25 20 15 11 8; do measured+=(sapling_blocks_$left/$left sapling_blocks_${left}_gptq); done
+measured=(${s}_qlora ${s}_qlora/merged ${s}_lora_8bit ${s}_gptq)
+for left in 25 20 15 11 8; do measured+=(${s}_blocks_$left/$left ${s}_blocks_${left}_gptq); done
 run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
     "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
 run plot_pareto.py

@@ -141,44 +141,42 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     calls = [(call[0], overrides(call)) for call, _ in calls]
     mixed = next(constants for script, constants in calls if constants.get("RUN") == "mixed_data")
     assert mixed["EXTRA_DATA_DIR"] == "tatqa" and mixed["PAGE_QUESTIONS"] > 0
-    assert {"mixed_qlora", "mixed_lora_8bit"} <= {constants.get("START_FROM") for _, constants in calls}
+    assert {"seed_0_mixed", "seed_1_mixed", "seed_2_mixed", "seed_0_mixed_8bit"} <= {
+        constants.get("START_FROM") for _, constants in calls
+    }
     evaluated = [constants["RUN"] for script, constants in calls if script == "evaluate.py"]
     assert len(evaluated) == len(set(evaluated))
     trained = {constants["RUN"]: constants for script, constants in calls if script == "sapling_train.py"}
-    assert trained["sapling_paper"]["RECOVERY"] == "paper" and trained["sapling_qlora"]["UPDATE"] == "qlora"
+    assert trained["seed_0_paper"]["RECOVERY"] == "paper" and trained["seed_0_adapters_15"]["UPDATE"] == "qlora"
 
     def passes(run):
         start = trained.get(trained[run]["START_FROM"].partition("/")[0])
         return trained[run]["HEALING_EPOCHS"] + (passes(start["RUN"]) if start else 0)
 
     # Depths, and what is compared with them, learn from as many examples of FinQA, with new figures in most passes.
-    learned = {run: passes(run) for run in trained if run != "sapling_paper"}
-    names = ("sapling_blocks", "seed_1", "seed_2")
-    assert {run for run, count in learned.items() if count == 4} == {
-        "sapling_blocks_25", *(f"{name}_20" for name in names), "longer_taught_30", "longer_30", "seed_1_30",
-        "seed_2_30",
-    }  # fmt: skip
-    assert {run for run, count in learned.items() if count == 7} == {
-        *(f"{name}_{left}" for name in names for left in (15, 11)), "sapling_blocks_8", "sapling_qlora", "last_15",
-        "block_influence_15", "taylor_15", "scan_blocks_15", "straight_15", "pairs_30",
-    }  # fmt: skip
-    # What was trained longer is compressed as phase 1 was, and learns from what it was compressed from.
-    longer = {"longer_taught_20": "longer_taught_30", "seed_1_longer_20": "seed_1_30", "seed_2_longer_20": "seed_2_30"}
-    for run, start in longer.items():
-        assert learned.pop(run) == 4 + 4
-        assert trained[run]["TEACHER"] == trained[run]["START_FROM"] == f"{start}/30"
+    learned = {run: passes(run) for run in trained if run != "seed_0_paper"}
+    seeds = [f"seed_{seed}_{run}" for seed in range(3) for run in ("longer_30", "blocks_20")]
+    assert {run for run, count in learned.items() if count == 4} == {*seeds, "seed_0_blocks_25", "seed_0_untaught_30"}
+    rivals = [f"seed_0_{criterion}_15" for criterion in ("block_influence", "taylor", "last", "scan")]
+    fewer = [f"seed_{seed}_blocks_{left}" for seed in range(3) for left in (15, 11, 8)]
+    assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals, "seed_0_adapters_15"}
     assert len(learned) == 8 + 14 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
+    for script, constants in calls:  # a seed is one from phase 1 on
+        if script in ("sapling_train.py", "train_qlora_4bit.py") and constants["RUN"] in learned:
+            assert constants["RUN"].startswith(f"seed_{constants['SEED']}_")
+            assert constants["TEACHER"] == f"seed_{constants['SEED']}_qlora"
+            assert constants["START_FROM"].startswith(f"seed_{constants['SEED']}_")
     assert {"base", *trained} <= set(evaluated)
-    depths = [f"sapling_blocks_{left}" for left in (25, 20, 15, 11, 8)]
-    quantized = [constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"]
-    seeds = [f"seed_{seed}_{run}" for seed in (1, 2) for run in ("20", "30", "longer_20", "15", "11")]
-    rivals = [f"{criterion}_15" for criterion in ("last", "block_influence", "taylor", "scan_blocks")]
-    names = (*depths, "longer_taught_30", "longer_taught_20", *seeds, *rivals)
-    sources = [f"{run}/{run.rpartition('_')[2]}" for run in names]
-    assert quantized == ["finqa_qlora/merged", *sources]
-    assert {f"{run}_gptq" for run in depths} <= set(evaluated)
+    quantized = {
+        constants["RUN"]: constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"
+    }
+    sources = [*seeds, *fewer, *rivals, "seed_0_blocks_25"]
+    assert quantized == {f"seed_{seed}_gptq": f"seed_{seed}_qlora/merged" for seed in range(3)} | {
+        f"{run}_gptq": f"{run}/{run.rpartition('_')[2]}" for run in sources
+    }
+    assert {*quantized} <= set(evaluated)
     (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
-    assert {"finqa_qlora/merged", "finqa_gptq", "sapling_blocks_15/15", "sapling_blocks_15_gptq"} <= set(measured)
+    assert {"seed_0_qlora/merged", "seed_0_gptq", "seed_0_blocks_15/15", "seed_0_blocks_15_gptq"} <= set(measured)
     assert calls[-1][0] == "plot_pareto.py"
 
 
