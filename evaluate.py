@@ -108,8 +108,8 @@ def score_run(run: str) -> None:
         _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
-        if made := sorted(Path(BASE_MODEL).glob("*_metrics.json")):  # a run's folder may hold another one by now
-            facts["source"] = provenance.fingerprint(*map(runs.read_json, made))
+        if made := models.base_fingerprint(BASE_MODEL):
+            facts["source"] = made
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
         directory = distributed.from_main(lambda: runs.start_run(RESULTS_DIR, run, "evaluate.py", settings, facts))
     else:
@@ -168,6 +168,7 @@ def score_run(run: str) -> None:
         "prepared": prepared,
         "prompts": shown,
         "decoding": decoding,
+        "batch_size": BATCH_SIZE,  # in 16 bits it changes a few answers in a hundred
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
         "seconds": round(seconds, 1),
         "peak_memory_gb": memory.peak_memory_gb(),
@@ -182,7 +183,7 @@ def load_split(run: str, record: dict) -> tuple:
     Raises UserError where it holds other data, and where a split of the training file may have been drawn otherwise.
     """
     data_run = record["settings"]["DATA_RUN"]
-    dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT)
+    dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT, record["base_model"])
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
     if SPLIT not in ("dev", "test") and record.get("prepared", runs.prepared(data)) != runs.prepared(data):

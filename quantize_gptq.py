@@ -100,9 +100,9 @@ def quantize_run(source: str, run: str) -> None:
 def calibration_texts(record: dict, source: str) -> list[list[int]]:
     """Token ids of training prompts with their targets, drawn by the seed."""
     data_run = record["settings"]["DATA_RUN"]
-    rows, data = runs.load_processed(RESULTS_DIR, data_run, "train")
-    if data["data"] != record["data"]:
-        raise UserError(f"data run {data_run!r} holds other data than {source} was trained on")
+    rows, data = runs.load_processed(RESULTS_DIR, data_run, "train", record["base_model"])
+    if data["data"] != record["data"] or record.get("prepared", runs.prepared(data)) != runs.prepared(data):
+        raise UserError(f"data run {data_run!r} holds other data than {source} was trained on: preprocess it as it was")
     wanted = CALIBRATION_EXAMPLES if quantization.METHODS[METHOD].calibrates else 1  # to try out the result
     if len(rows) < wanted:
         raise UserError(f"CALIBRATION_EXAMPLES = {wanted}, but there are {len(rows)} texts to calibrate on: lower it")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import datasets
 import torch
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from fincompress import distributed
 
@@ -41,8 +42,8 @@ def generate(
         # an adapter, the product would copy the whole of it once per row, gigabytes for a large batch.
         "logits_to_keep": torch.tensor([-1], device=model.device),
     }
-    # What the checkpoint says of sampling does not concern a greedy search, and is warned about.
-    model.generation_config.temperature = model.generation_config.top_p = model.generation_config.top_k = None
+    # Not as the checkpoint says: a repetition penalty, which a greedy search obeys, would be one on copying figures.
+    model.generation_config = GenerationConfig()
     with tqdm(total=len(dataset), desc="decoding", unit="question", disable=not distributed.is_main()) as bar:
         for number, start in enumerate(range(0, len(dataset), batch_size)):
             indices = longest_first[start : start + batch_size]

@@ -110,6 +110,18 @@ def hold(directory: Path) -> None:
     remove_partials(directory, held=True)
 
 
+@contextlib.contextmanager
+def alone(directory: Path):
+    """Wait until no other process is in this block with the same folder."""
+    folder = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
 @atexit.register
 def release() -> None:
     """Unlock the folders that this process holds; one that has nothing but its settings did nothing and is removed."""
@@ -319,7 +331,8 @@ def _differing(directory: Path, record: dict) -> list[str]:
     earlier, now = (before | DEFAULTS | before["settings"]), (record | DEFAULTS | record["settings"])
     deciding = {*DEFAULTS, *record["settings"]} - {*LOCATIONS, *RECORD_KEEPING}
     merged = directory / "merged" / "train_metrics.json"
-    if not merged.exists() or read_json(merged).get("merged_into") == now.get("MERGE_INTO"):
+    ways = read_json(merged) if merged.exists() else {}
+    if not ways or now.get("MERGE_INTO") in (ways.get("merged_into"), "better" if ways.get("scores") else None):
         deciding.discard("MERGE_INTO")  # an adapter may be merged later, in any way
     facts = [name for name in record if name != "settings" and (name != "prepared" or name in before)]  # older: without
     return [

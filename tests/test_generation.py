@@ -51,6 +51,14 @@ def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_repetition_penalty_of_the_checkpoint_is_none_on_figures_that_are_copied(parts, beams):
+    model, tokenizer, rows = parts
+    expected = generation.generate(model, tokenizer, rows, 4, NEW, beams)
+    model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 5.0, 1
+    assert generation.generate(model, tokenizer, rows, 4, NEW, beams) == expected
+
+
 def test_what_has_ended_leaves_the_batch_after_every_stage(parts, monkeypatch):
     model, tokenizer, rows = parts
     expected = [alone(model, row) for row in rows]

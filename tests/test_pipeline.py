@@ -148,15 +148,18 @@ def test_a_merge_that_fails_costs_no_training(pipeline, monkeypatch):
     shutil.rmtree(directory)
 
 
-def test_an_adapter_may_be_merged_later_and_then_in_no_other_way(pipeline):
+@pytest.mark.parametrize("way", ["original", "better"])
+def test_an_adapter_may_be_merged_later_and_then_in_no_other_way(pipeline, way):
     directory, again = pipeline[0] / "merged_later", (*TRAIN, "--RUN=merged_later")
     assert run_in_process(*again, "--MERGE_INTO=None", **pipeline[1]).returncode == 0
     trained = (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    done, twice = (run_in_process(*again, "--MERGE_INTO=original", **pipeline[1]) for _ in range(2))
+    done, twice = (run_in_process(*again, f"--MERGE_INTO={way}", **pipeline[1]) for _ in range(2))
     assert done.returncode == 0 and "into the original weights" in done.stdout, done.stderr
     assert twice.returncode == 0 and "finished already" in twice.stdout and "merged into" not in twice.stdout
     assert (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
-    refused = run_in_process(*again, "--MERGE_INTO=dequantized", **pipeline[1])
+    kept = read(directory / "merged" / "train_metrics.json")["merged_into"]
+    other = next(name for name in lora.MERGE_INTO if name != kept)
+    refused = run_in_process(*again, f"--MERGE_INTO={other}", **pipeline[1])
     assert refused.returncode == 2 and "MERGE_INTO" in refused.stderr
     shutil.rmtree(directory)
 
@@ -306,7 +309,7 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline, tmp_path
         assert done.stdout.count("  question  ") == 5 and "outputs ended by themselves" in done.stdout
         summary = read(results / run / "eval_test.json")
         lines = (results / run / "predictions_test.jsonl").read_text().splitlines()
-        assert summary["questions"] == len(lines) == 8
+        assert summary["questions"] == len(lines) == 8 and summary["batch_size"] > 0
         assert {"id", "output", "program", "value", "execution_correct", "program_correct"} <= set(json.loads(lines[0]))
         assert sum(group["of"] for group in summary["steps"].values()) == 8
         assert sum(group["of"] for group in summary["evidence"].values()) == 8
@@ -337,6 +340,23 @@ def test_evaluation_scores_every_gold_question_and_shows_five(pipeline, tmp_path
     kept.rename(results / "data" / "test")
     assert again.returncode == 0 and "skipped" not in again.stdout
     assert read(results / "qlora_4bit" / "eval_test.json")["data"] != evaluated
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "says"),
+    [("base_model", "another", "was tokenised for another"), ("settings", {"SEED": 9}, "as it was")],
+)
+def test_a_data_run_that_was_made_again_otherwise_gives_no_texts(pipeline, fact, value, says):
+    path = pipeline[0] / "data" / "settings.json"
+    before = path.read_text()
+    record = json.loads(before)
+    path.write_text(json.dumps(record | {fact: record["settings"] | value if fact == "settings" else value}))
+    calls = [("quantize_gptq.py", "--SOURCE_RUN=qlora_4bit/merged", "--RUN=never", "--CALIBRATION_EXAMPLES=4")]
+    calls += [("evaluate.py", "--SPLIT=calibration", "--MAX_NEW_TOKENS=4")]
+    done = [run_in_process(*call, **pipeline[1]) for call in calls]
+    path.write_text(before)
+    assert [(run.returncode, says in run.stderr, run.stderr.count("\n")) for run in done] == [(2, True, 1)] * 2
+    assert not (pipeline[0] / "never").exists()
 
 
 @pytest.mark.real

@@ -4,6 +4,7 @@ from fincompress.models.base import (
     EMBEDDED,
     SHAPES,
     base_config,
+    base_fingerprint,
     base_model_path,
     checkpoint_dtype,
     checkpoint_folder,

@@ -17,7 +17,7 @@ from huggingface_hub.serialization import _torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from fincompress import memory, provenance, runs
+from fincompress import memory, provenance, quantization, runs
 from fincompress.errors import UserError
 from fincompress.models import save
 
@@ -80,6 +80,8 @@ def free_memory(device: torch.device) -> int:
 def pick_dtype(device: torch.device, path: str | None = None) -> tuple[torch.dtype, str]:
     """The compute type for this device, and for the checkpoint that is to be loaded; and why, in words."""
     if device.type == "cuda":
+        if path is not None and quantization.method_of(path) is quantization.METHODS["awq"]:
+            return torch.float16, "fp16: transformers runs AWQ on a GPU in no other"
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, "bf16: the GPU has it"
         return torch.float16, "fp16: the GPU has no bf16"
@@ -105,8 +107,12 @@ def base_model_path(base_model: str, results_dir: str) -> str:
     if base_model != EMBEDDED and not base_model.startswith("shape:"):
         return base_model
     folder = Path(results_dir) / "base_models" / base_model.replace(":", "-")
-    if not (folder / "config.json").exists():
-        runs.make_folder(folder.parent)  # or it would be told after the work
+    if (folder / "config.json").exists():
+        return str(folder)
+    runs.make_folder(folder.parent)  # or it would be told after the work
+    with runs.alone(folder.parent):
+        if (folder / "config.json").exists():  # another process has made it
+            return str(folder)
         make = convert_embedded if base_model == EMBEDDED else make_shape
         model, tokenizer, text = make(base_model)
         with runs.atomic_path(folder) as partial:
@@ -115,6 +121,15 @@ def base_model_path(base_model: str, results_dir: str) -> str:
             save.save_tokenizer(tokenizer, partial)
             save.write_model_card(partial, base_model, text)
     return str(folder)
+
+
+def base_fingerprint(base_model: str) -> str | None:
+    """That of the training which made the run whose folder is a base model; None for any other base model.
+
+    The folder may hold another model by now.
+    """
+    made = sorted(Path(base_model).glob("*_metrics.json"))
+    return provenance.fingerprint(*map(runs.read_json, made)) if made else None
 
 
 def base_config(base_model: str, results_dir: str):

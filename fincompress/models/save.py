@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
+from transformers import GenerationConfig
 
 from fincompress import runs
 
@@ -26,7 +27,9 @@ def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: 
         del config.quantization_config
     config.save_pretrained(directory)
     write_rope_theta(directory)
-    base.generation_config.save_pretrained(directory)
+    # Not what the base says of sampling and of penalties on repetition: figures are copied.
+    ends = {name: getattr(base.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    GenerationConfig(**ends).save_pretrained(directory)
     save_tokenizer(tokenizer, directory)
 
 

@@ -221,13 +221,14 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
     alone has chosen one that answers 4 points less. What does not fit the device is offloaded.
     """
     record = runs.read_json(directory / "settings.json")
+    dtype = getattr(torch, record.get("dtype", str(dtype).removeprefix("torch.")))  # that of the training
     ways = MERGE_INTO if s["MERGE_INTO"] == BETTER else (s["MERGE_INTO"],)
     collator = TargetCollator(models.load_tokenizer(str(directory / "adapter")).pad_token_id)
     folders = {way: directory / f".merged-{way}.partial" for way in ways}
     scores: dict[str, dict[str, float]] = {}
     try:
         for way, folder in folders.items():
-            merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, models.checkpoint_dtype(dtype))
+            merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, dtype)
             if len(ways) > 1:
                 batch, scored_in = 2 * s["BATCH_SIZE"], models.pick_dtype(device, str(folder))[0]
                 options = models.offload_if_needed(str(folder), device, batch, max(calibration["length"]))
@@ -255,12 +256,12 @@ def merge_adapter(directory: Path, results_dir: str, original: bool, target: Pat
     """Write a run's adapter, merged into 16-bit weights on the CPU, as a standard checkpoint in the folder ``target``.
 
     Into the base before it was quantized where ``original``, whose weights stay in their file until one after another
-    is merged; else into the quantized weights, each dequantized in turn.
+    is merged; else into the weights as they are quantized in the training's ``dtype``, each dequantized in turn.
     """
     record = runs.read_json(directory / "settings.json")
     into = "its base" if original else f"its base, quantized to {record['base_precision']} and dequantized"
     options = {"dtype": "auto", "precision": "auto"} if original else {"dtype": dtype, "packed": True}
     model, tokenizer = models.load_adapter(directory, results_dir, torch.device("cpu"), **options)
-    models.write_checkpoint(target, model, tokenizer, dtype)
+    models.write_checkpoint(target, model, tokenizer, models.checkpoint_dtype(dtype))
     text = f"LoRA adapter of run `{directory.name}`, merged into {into}."
     models.write_model_card(target, record["base_model"], text)

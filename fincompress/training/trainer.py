@@ -226,7 +226,8 @@ def check_optimizer(name: str | None) -> None:
 
 def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:
     """What decides the result of a training beside its constants; ``data_record`` is that of the data run."""
-    return {
+    made = models.base_fingerprint(base_model)
+    return ({"base": made} if made else {}) | {
         "base_model": base_model,
         "base_precision": base_precision,
         "data": data_record["data"],

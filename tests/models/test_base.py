@@ -1,5 +1,7 @@
 """Base models: named shapes, tokenizers that pad with a token of their own, and errors that say what to do."""
 
+import json
+import threading
 from unittest import mock
 
 import pytest
@@ -7,7 +9,7 @@ import tokenizers
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from fincompress import models
+from fincompress import models, quantization, runs
 from fincompress.errors import UserError
 
 
@@ -63,6 +65,26 @@ def test_weights_that_cannot_be_quantized_are_not_said_to_be_missing_on_the_hub(
 def test_an_unknown_shape_names_the_known_ones(results_dir):
     with pytest.raises(UserError, match="llama-2-7b"):
         models.base_model_path("shape:llama-3", str(results_dir))
+
+
+def test_a_base_model_that_another_process_makes_is_waited_for(tmp_path):
+    made = tmp_path / "base_models" / "shape-tiny"
+    made.mkdir(parents=True)
+    with runs.alone(made.parent):
+        waiting = threading.Thread(target=models.base_model_path, args=("shape:tiny", str(tmp_path)))
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+        (made / "config.json").write_text("the other one's")
+    waiting.join(60)
+    assert not waiting.is_alive() and (made / "config.json").read_text() == "the other one's"
+
+
+def test_awq_on_a_gpu_computes_in_fp16_as_its_library_does(tmp_path):
+    config = {"quantization_config": {"quant_method": "awq"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert quantization.method_of(tmp_path).name == "awq"
+    assert models.pick_dtype(torch.device("cuda"), str(tmp_path))[0] == torch.float16
 
 
 def test_shapes_have_the_size_they_are_named_for():

@@ -1,11 +1,14 @@
 """LoRA: an adapter merged into the weights it was trained against is the adapter on them."""
 
+import shutil
+
 import datasets
 import pytest
 import torch
 from training_rows import CPU, PAD, make_rows, write_adapter
 
 from fincompress import generation, models, runs
+from fincompress.errors import UserError
 from fincompress.training import lora, loss
 
 
@@ -22,6 +25,19 @@ def test_merged_logits_equal_the_adapters_on_the_base_that_was_merged_into(preci
         base = loss.target_logits(models.load_base(tiny_base, weights, CPU, torch.bfloat16), batch)[0].float()
     # The sum is rounded to 16 bits once, after merging.
     assert (logits[0] - logits[1]).norm() < 0.02 * (logits[0] - base).norm()
+
+
+def test_a_base_is_quantized_for_the_merge_as_it_was_for_the_training(tiny_base, tmp_path):
+    """Of weights in fp16 some have another NF4 code once they are rounded to bf16."""
+    model, tokenizer = models.load_base(tiny_base, "fp32", CPU, torch.float32), models.load_tokenizer(tiny_base)
+    models.write_checkpoint(tmp_path / "fp16", model, tokenizer, torch.float16)
+    write_adapter(tmp_path / "run", str(tmp_path / "fp16"), "nf4", "nf4")
+    trained_on = models.load_base(str(tmp_path / "fp16"), "nf4", CPU, torch.float32).get_decoder().layers[0].mlp.up_proj
+    adapter = models.load_adapter(tmp_path / "run", str(tmp_path), CPU, torch.float32)[0].get_base_model()
+    delta = adapter.get_decoder().layers[0].mlp.up_proj.get_delta_weight("default")
+    lora.merge_adapter(tmp_path / "run", str(tmp_path), False, tmp_path / "merged", torch.float32)
+    merged = models.load_base(str(tmp_path / "merged"), "auto", CPU, torch.bfloat16).get_decoder().layers[0].mlp.up_proj
+    assert torch.equal(merged.weight, (trained_on.weight + delta).to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("better", lora.MERGE_INTO)
@@ -48,6 +64,18 @@ def test_the_merge_of_more_exact_matches_is_kept_then_that_of_lower_nll(
     weight = merged.get_decoder().layers[0].mlp.up_proj.weight
     assert [torch.equal(weight, candidate) for candidate in scored] == [way == better for way in lora.MERGE_INTO]
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "merged", "settings.json"]
+
+
+def test_an_adapter_is_put_on_no_other_model_than_it_was_trained_on(tiny_base, tmp_path):
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    runs.write_json(base / "train_metrics.json", {"training": 1})
+    write_adapter(tmp_path / "run", str(base), "nf4", "nf4")
+    record = runs.read_json(tmp_path / "run" / "settings.json")
+    runs.write_json(tmp_path / "run" / "settings.json", record | {"base": models.base_fingerprint(str(base))})
+    models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
+    runs.write_json(base / "train_metrics.json", {"training": 2})
+    with pytest.raises(UserError, match="base/ holds another model by now than the adapter of run was trained on"):
+        models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
 
 
 def test_decoding_runs_the_head_for_the_last_position_alone_and_copies_it_for_no_row(tiny_base, tmp_path):
