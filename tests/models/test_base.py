@@ -80,7 +80,9 @@ def test_a_base_model_that_another_process_makes_is_waited_for(tmp_path):
     assert not waiting.is_alive() and (made / "config.json").read_text() == "the other one's"
 
 
-def test_awq_on_a_gpu_computes_in_fp16_as_its_library_does(tmp_path):
+def test_awq_on_a_gpu_computes_in_fp16_as_its_library_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: True)
+    assert models.pick_dtype(torch.device("cuda"), str(tmp_path))[0] == torch.bfloat16
     config = {"quantization_config": {"quant_method": "awq"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert quantization.method_of(tmp_path).name == "awq"

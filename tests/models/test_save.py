@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from fincompress import models
 from fincompress.models import save
@@ -19,6 +19,17 @@ def test_a_checkpoint_is_whole_standard_and_in_the_type_asked_for(tiny_base, tmp
     assert not info["missing_keys"] and not info["unexpected_keys"] and saved.dtype == torch.bfloat16
     assert all(torch.equal(value.bfloat16(), saved.state_dict()[name]) for name, value in expected.state_dict().items())
     assert models.load_tokenizer(str(tmp_path)).get_vocab() == models.load_tokenizer(tiny_base).get_vocab()
+
+
+def test_a_checkpoint_says_where_text_ends_and_nothing_of_sampling_or_penalties(tiny_base, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny_base)
+    ends = {"bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 0}
+    options = {"repetition_penalty": 1.1, "temperature": 0.6, "do_sample": True}
+    model.generation_config = GenerationConfig(**ends | options)
+    models.write_checkpoint(tmp_path, model, models.load_tokenizer(tiny_base), torch.bfloat16)
+    written = GenerationConfig.from_pretrained(tmp_path)
+    assert {name: getattr(written, name) for name in ends} == ends
+    assert {name: getattr(written, name) for name in options} == dict.fromkeys(options)
 
 
 def test_a_rotary_base_stands_where_older_tools_look_for_it_too(tiny_base, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from training_rows import CPU, PAD, make_rows, write_adapter
 
-from fincompress import generation, models, runs
+from fincompress import generation, models, runs, training
 from fincompress.errors import UserError
 from fincompress.training import lora, loss
 
@@ -71,7 +71,8 @@ def test_an_adapter_is_put_on_no_other_model_than_it_was_trained_on(tiny_base, t
     runs.write_json(base / "train_metrics.json", {"training": 1})
     write_adapter(tmp_path / "run", str(base), "nf4", "nf4")
     record = runs.read_json(tmp_path / "run" / "settings.json")
-    runs.write_json(tmp_path / "run" / "settings.json", record | {"base": models.base_fingerprint(str(base))})
+    facts = training.run_facts(str(base), "nf4", {"data": {}, "settings": {}}, torch.bfloat16)
+    runs.write_json(tmp_path / "run" / "settings.json", record | facts)
     models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
     runs.write_json(base / "train_metrics.json", {"training": 2})
     with pytest.raises(UserError, match="base/ holds another model by now than the adapter of run was trained on"):
