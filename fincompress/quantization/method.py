@@ -96,8 +96,11 @@ class Method:
         calibration = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in texts]
         with (
             tqdm(total=AutoConfig.from_pretrained(source).num_hidden_layers, desc="quantizing", unit="block") as bar,
-            # Finished blocks wait there, gigabytes of a large model: not in /tmp, which may lie in memory.
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=".offload-", suffix=".partial") as scratch,
+            # Finished blocks wait there, gigabytes of a large model: not in /tmp, which may lie in memory. A thread of
+            # gptqmodel may still write there at the end; what is left goes with the run's other partial files.
+            tempfile.TemporaryDirectory(
+                dir=target.parent, prefix=".offload-", suffix=".partial", ignore_cleanup_errors=True
+            ) as scratch,
             quiet(log),
         ):
             from gptqmodel import GPTQModel

@@ -1,5 +1,8 @@
 """quantize_gptq.py: runs it leaves, texts it calibrates on, a kill, and what it refuses."""
 
+import errno
+import os
+
 import datasets
 import llama_cpp
 import pytest
@@ -128,6 +131,20 @@ def test_a_rehearsal_quantizes_the_first_blocks_alone(results, quantize):
     assert config["num_hidden_layers"] == 1 and not list((results / "one_block").glob(".*"))
     whole, part = (runs.read_json(results / run / "quantize_metrics.json") for run in ("q4_rtn", "one_block"))
     assert part["blocks_before_gb"] == pytest.approx(whole["blocks_before_gb"] / 2)
+
+
+def test_what_gptqmodel_still_writes_at_the_end_costs_no_quantized_model(results, quantize, monkeypatch):
+    busy, rmdir = [], os.rmdir
+
+    def not_empty(path, **options):
+        if ".offload-" in str(path) and not busy:
+            busy.append(path)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rmdir(path, **options)
+
+    monkeypatch.setattr(os, "rmdir", not_empty)
+    quantize(RUN="busy", METHOD="rtn", BLOCKS=1)
+    assert busy and (results / "busy" / "quantize_metrics.json").exists() and not list((results / "busy").glob(".*"))
 
 
 @pytest.mark.real
