@@ -232,7 +232,7 @@ def sentence(pairs: list[list[Comparison]]) -> str:
 
     It also counts what is lost, and how much of that in accuracy; of what is not decided, where SAPLING is shown to be
     less accurate, which a smaller model may be without losing, and where it is as accurate and better in every cost;
-    and where sizes differ, which nobody can win.
+    and where sizes differ, so that it cannot win.
     """
     if not any(pair[0].other.quantizer for pair in pairs):
         return f"Not decided: it takes evaluated runs of SAPLING and of {BITS}-bit quantization (quantize_gptq.py)."
@@ -250,7 +250,7 @@ def sentence(pairs: list[list[Comparison]]) -> str:
         counts = {
             "{} lost": decided["no"], "{} of them in accuracy": inaccurate, "{} not decided": decided[OPEN],
             "less accurate in {}": worse, "as accurate and ahead in every cost in {}": ahead,
-            "sizes differ in {}, which nobody can win": unequal,
+            "sizes differ in {}, which SAPLING cannot win": unequal,
         }  # fmt: skip
         notes = [note.format(len(counted)) for note, counted in counts.items() if counted]
         text = f"{rival} in {len(decided['yes'])} of {len(theirs)} comparisons"

@@ -147,9 +147,9 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
     assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
     assert verdict.sentence(pairs) == (
-        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes differ in 1, which nobody can win). "
+        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes differ in 1, which SAPLING cannot win). "
         "SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 comparisons (1 not decided; as accurate and ahead in every "
-        "cost in 1; sizes differ in 1, which nobody can win)."
+        "cost in 1; sizes differ in 1, which SAPLING cannot win)."
     )
     assert verdict.answers(pairs) == [f"**{verdict.sentence(pairs)}**", *verdict.answer([alone])]
     size, accuracy, _ = verdict.answer([quantized])
