@@ -71,6 +71,8 @@ def report(judged: list) -> str:
         parts += [f"## {section.title}", f"**{verdict.sentence(pairs)}**"]
         parts += [verdict.table(pairs).markdown(), verdict.LEGEND] if pairs else []
         parts += [f"![{name}]({figure(name, number)})" for name in ("pareto", "accuracy_by_steps")]
+        means = [f"- {row.title}: {', '.join(seed.run for seed in row.seeds)}" for row in section.means if row.seeds]
+        parts += ["### Means over seeds", "\n".join(means)] if means else []
         parts += ["### All runs", tables.results_table(section.rows, tables.FULL).markdown(), tables.LEGEND]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 

@@ -37,7 +37,8 @@ def main() -> None:
     evaluated = {row.run: row for row in rows.read_rows(RESULTS_DIR, [SPLIT])[0]}
     if missing := [run for run in ONE + OTHER if run not in evaluated]:
         raise UserError(f"{', '.join(missing)}: not evaluated on {SPLIT} in {RESULTS_DIR}/")
-    if len({rows.key(evaluated[run]) for run in ONE + OTHER}) > 1:
+    asked = [evaluated[run] for run in ONE + OTHER]
+    if len(set(map(rows.key, asked))) > 1 or not rows.same_prompts(asked):
         raise UserError("these runs were not asked the same questions in the same form")
     verdicts = {run: rows.read_predictions(evaluated[run]) for run in ONE + OTHER}
     if without := [run for run, right in verdicts.items() if right is None]:

@@ -332,9 +332,9 @@ def _differing(directory: Path, record: dict) -> list[str]:
     deciding = {*DEFAULTS, *record["settings"]} - {*LOCATIONS, *RECORD_KEEPING}
     merged = directory / "merged" / "train_metrics.json"
     ways = read_json(merged) if merged.exists() else {}
-    if not ways or now.get("MERGE_INTO") in (ways.get("merged_into"), "better" if ways.get("scores") else None):
+    if not ways or now.get("MERGE_INTO") in [ways.get("merged_into"), *["better"] * bool(ways.get("scores"))]:
         deciding.discard("MERGE_INTO")  # an adapter may be merged later, in any way
-    facts = [name for name in record if name != "settings" and (name != "prepared" or name in before)]  # older: without
+    facts = [name for name in record if name != "settings" and (name not in ("prepared", "base") or name in before)]
     return [
         f"{name} {earlier.get(name)!r} -> {now.get(name)!r}"
         for name in [*facts, *sorted(deciding)]

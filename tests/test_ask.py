@@ -170,6 +170,14 @@ def test_the_title_above_a_table_is_no_header(tmp_path, title):
     assert page.pre_text == ["acme"] and page.table[0] == ["in millions", "2023", "2022"] and len(page.table) == 2
 
 
+@pytest.mark.parametrize("text", ["in millions,\nsales,5\n", "only,,\nnames,,\n", "floors,2023\na,2 300 square feet\n"])
+def test_what_is_no_title_stays_in_the_table_and_words_beside_figures_are_read(tmp_path, text):
+    path = tmp_path / "page.csv"
+    path.write_text(text)
+    page = examples.read_page(path, "?")
+    assert page.pre_text == [] and len(page.table) == 2
+
+
 def test_the_snippet_of_the_docs_asks_a_server_with_the_prompt_of_training(asked, tmp_path, monkeypatch, capsys):
     text = (REPOSITORY / "docs" / "serving.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.S)

@@ -171,8 +171,10 @@ def _page_checks(page: dict) -> list[tuple[bool, str]]:
     ]
 
 
-# Decimal commas, and thousands parted by points, spaces or apostrophes.
-_MISREAD = re.compile(r"^\D*\d+,\d{1,2}\D*$|\d\.\d{3},\d|\d\.\d{3}\.\d{3}|\d['\u2019\s]\d{3}(?!\d)")
+# Decimal commas, and thousands parted by points, or, where nothing else stands in the cell, by spaces or apostrophes.
+_MISREAD = re.compile(
+    r"^\D*\d+,\d{1,2}\D*$|\d\.\d{3},\d|\d\.\d{3}\.\d{3}|^[\s($-]*\d{1,3}(?:['\u2019\s]\d{3})+[\s)%]*$"
+)
 
 
 def read_page(path: Path, question: str) -> Example:
@@ -186,12 +188,9 @@ def read_page(path: Path, question: str) -> Example:
             text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
             rows = csv.reader(io.StringIO(text), strict=True)
             rows = [row for row in rows if any(map(str.strip, row))]
-            wide = max(map(len, rows), default=0) > 1
-            if rows and len(rows[0]) == 1 and re.search("[;|\t]", rows[0][0]):
+            if rows and len(rows[0]) == 1 and all(re.search("[;|\t]", row[0]) for row in rows[:2]):
                 raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
-            # What stands alone above a header is the table's title.
-            titles = itertools.takewhile(lambda row: wide and not any(map(str.strip, row[1:])), rows)
-            page = {"pre_text": [row[0] for row in titles]}
+            page = {"pre_text": [row[0] for row in title_rows(rows)]}
             page["table"] = rows[len(page["pre_text"]) :]
             if longer := [row for row in page["table"] if len(row) > len(page["table"][0])]:
                 raise UserError(
@@ -220,6 +219,14 @@ def read_page(path: Path, question: str) -> Example:
     }
     question = numbers.release_text(question)
     return Example(str(path), str(path), **page, question=question, program="", exe_ans=0.0, gold_inds={})
+
+
+def title_rows(rows: list[list[str]]) -> list[list[str]]:
+    """First rows of a table with the first cell alone filled, where a header without amounts follows them."""
+    titles = list(itertools.takewhile(lambda row: not any(map(str.strip, row[1:])), rows))
+    header = rows[len(titles) :][:1]
+    figures = {value for row in header for value, _ in numbers.numbers_in("|".join(row[1:]))}
+    return titles if header and figures <= {*numbers.YEARS} else []
 
 
 def _is_texts(value: object) -> bool:

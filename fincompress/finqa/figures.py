@@ -15,9 +15,9 @@ TRIES = 10  # draws before an example is left as it is
 def redraw(prompt: str, text: str, generator: random.Random) -> tuple[str, str]:
     """``(prompt, program)`` with new figures, the same ones in both, of as many digits and decimals.
 
-    Commas and signs stay where they are; years, dates, small whole numbers, 100, constants and figures in the name of a
-    row that the program uses are kept. Different figures stay different. A pair whose program no longer executes, as
-    where what it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
+    Commas and signs stay where they are; years, dates, small whole numbers, 100, 500, constants and figures in the name
+    of a row that the program uses are kept. Different figures stay different. A pair whose program no longer executes,
+    as where what it divides by has become 0, is drawn again; after ``TRIES`` it is returned as it was.
     """
     tokens = program.tokenize(text)
     fixed = {figure for row in program.operands(text)[1] for figure in map(_plain, FIGURE.findall(row))}

@@ -40,8 +40,8 @@ def make(examples: list[Example], count: int, seed: int, held_out: list[Example]
     """``count`` further examples about the pages of ``examples``, fewer where these do not allow so many.
 
     Their programs have the mix of those of ``examples``, brought to the published shares of steps, as far as the pages
-    allow. None takes two figures that also stand together on a page of ``held_out``, as a report repeats those of the
-    years before. The same arguments give the same examples.
+    allow. None takes figures that all stand on a page of ``held_out`` too, as a report repeats those of the years
+    before. The same arguments give the same examples.
     """
     if not count:
         return []

@@ -66,7 +66,7 @@ def release_text(text: str) -> str:
 def release_cell(text: str) -> str:
     """A cell of another source as FinQA has it: ``($1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one.
 
-    An amount in any currency has ``$``, the only sign that FinQA knows; a note's number beside it goes.
+    An amount in another currency has ``$``, the only sign that FinQA knows; a note's number behind a negative goes.
     """
     text = re.sub(r"\$ *", "$ ", _CURRENCY.sub(r"\1$", release_text(text).strip())).strip()
     text = re.sub(r"^- ?\$ (?=[\d.])", "-", re.sub(r"^((?:\$ )?)([\d.]+)-$", r"-\2", text))

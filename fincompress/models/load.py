@@ -107,7 +107,7 @@ def load_adapter(
     record = runs.read_json(directory / "settings.json")
     adapter = directory / "adapter"
     path = base.base_model_path(record["base_model"], results_dir)
-    if "base" in record and record["base"] != base.base_fingerprint(path):
+    if "base" in record and Path(path).exists() and record["base"] != base.base_fingerprint(path):
         raise UserError(f"{path}/ holds another model by now than the adapter of {directory.name} was trained on")
     model = load_base(path, precision or record["base_precision"], device, dtype, packed)
     with base.explain_loading(str(adapter)), quantization.quiet():  # peft imports gptqmodel, which greets

@@ -12,7 +12,8 @@ KINDS = (
     "base", "qlora", "merged", "lora_8bit", "longer", "quantized", "sapling", "sapling_quantized", "pruning",
     "pruning_quantized", "other",
 )  # fmt: skip
-PHASE_1 = ("qlora", "merged", "lora_8bit")
+PHASE_1 = ("merged", "qlora", "lora_8bit")  # what accuracy is lost from, best first
+DEPTH = ("TARGET_SIZE", "HEAL_AT", "HEALING_EPOCHS")  # constants in which depths of one way to drop layers differ
 NAMES = ("SEED", "START_FROM", "SOURCE_RUN", *runs.LOCATIONS, *runs.RECORD_KEEPING)  # seeds of a recipe differ in these
 
 
@@ -130,6 +131,14 @@ def recipe(chain: list[dict]) -> list[dict]:
         part["TEACHER"] = sources.index(teacher) if teacher in sources else teacher
         parts.append(part | {"script": record["script"]})
     return parts
+
+
+def way(chain: list[dict]) -> list[dict]:
+    """The ``recipe`` up to the first dropped layers, whatever the depth: one for all that is made of those depths."""
+    begins = [place for place, record in enumerate(chain) if record["metrics"].get("dropped")]
+    quantized = recipe(chain)[: chain[0]["script"] == "quantize_gptq.py"]
+    parts = recipe(chain)[begins[-1] if begins else 0 :]
+    return quantized + [{name: part[name] for name in part.keys() - DEPTH} for part in parts]
 
 
 def alike(first: list[dict], second: list[dict]) -> bool:

@@ -22,6 +22,7 @@ from fincompress.report.methods import (
     recipe,
     record_of,
     training_cost,
+    way,
 )  # fmt: skip
 
 SPEEDS = ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s", "decode_ratio",
@@ -31,13 +32,13 @@ SPEEDS = ("prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_toke
 class Row(SimpleNamespace):
     """One run on one split and device; None is what was not measured.
 
-    It has the columns of results.csv, ``prepared`` (how the data was preprocessed, and the longest output), ``kind``
+    It has the columns of results.csv (``prepared``: how the data was preprocessed, and the longest output), ``kind``
     (of KINDS), ``name`` (of the method), ``quantizer``, ``bits``, ``act_order``, ``family`` (of a pruned model the run
-    that first dropped layers), ``seed`` (of its training), ``recipe`` (``methods.recipe``), ``depth`` ("22 of 60"),
-    ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the gold program),
-    ``speeds`` (``read_throughput`` of every device), ``speed`` (of this device, maybe of another run of the same
-    shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained longer,
-    with it), ``seeds`` (of a mean over seeds their rows, else none) and ``chart_label`` (of means alone).
+    that first dropped layers), ``seed`` (of each training), ``recipe`` and ``way`` (of ``methods``), ``depth``
+    ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the gold
+    program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this device, maybe of another run of the
+    same shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained
+    longer, with it), ``seeds`` (of a mean over seeds their rows, else none) and ``chart_label`` (of means alone).
     """
 
     @property
@@ -85,19 +86,19 @@ def make_row(folder: Path, root: Path, chain: list[dict], evaluation: dict) -> R
     kind, name = describe(chain, evaluation.get("base_precision"))
     pruned = "sapling" in kind or "pruning" in kind
     row = Row(**runs.accuracy_row(evaluation), directory=folder, kind=kind, name=name, recipe=recipe(chain), seeds=[])
+    row.way, row.prompts = way(chain), evaluation.get("prompts")
     row.run = folder.relative_to(root).as_posix()  # it may have been moved since
     # An output that was cut short is wrong for no fault of the model.
     row.prepared = f"{evaluation.get('prepared')}, outputs of at most {decoding.get('MAX_NEW_TOKENS')} tokens"
     row.prepared += f", {decoding['beams']} beams" if decoding.get("beams", 1) > 1 else ""
-    row.prepared += f", prompts {evaluation['prompts']}" if "prompts" in evaluation else ""  # older: without
     row.correct, row.steps = evaluation["execution_accuracy"]["correct"], evaluation.get("steps") or {}
     row.quantizer = settings.get("METHOD", "gptq") if "quantized" in kind else None
     row.method = kind.replace("quantized", row.quantizer or "")
     row.bits, row.act_order = settings.get("BITS", 4), settings.get("DESC_ACT", False)
     row.family = family(chain, root) or row.run.rpartition("/")[0] or row.run if pruned else row.run
     row.sublayers_left, row.sublayers = depth(chain) if pruned else (None, None)
-    trained = (record["settings"].get("SEED") for record in chain if record["script"] != "quantize_gptq.py")
-    row.seed = next(trained, None)
+    trained = [record for record in chain if record["script"] not in ("quantize_gptq.py", "evaluate.py")]
+    row.seed = tuple(record["settings"].get("SEED") for record in trained)
     row.depth = " of ".join(str(count) for count in (row.sublayers_left, row.sublayers) if count is not None)
     row.description = f"{name}, {row.depth} sub-layers" if row.depth else name
     row.healed = metrics["healed"] or metrics.get("final", False) if "healed" in metrics else None
@@ -119,8 +120,13 @@ def answer_tokens(root: Path, data_run: str | None) -> int | None:
 
 
 def key(row: Row) -> tuple:
-    """What two rows must share to be compared in accuracy."""
+    """What two rows must share to be compared in accuracy, beside ``same_prompts``."""
     return row.base_model, row.data, row.data_fingerprint, row.split, row.questions, row.prepared
+
+
+def same_prompts(rows: list[Row]) -> bool:
+    """Whether the prompts of some rows are the same, as far as their records say: older ones have no hash of them."""
+    return len({row.prompts for row in rows} - {None}) < 2
 
 
 def make_sections(rows: list[Row]) -> list[Section]:
@@ -132,6 +138,11 @@ def make_sections(rows: list[Row]) -> list[Section]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
+    for asked, members in list(groups.items()):
+        if not same_prompts(members) and None not in [row.prompts for row in members]:
+            del groups[asked]
+            for row in members:
+                groups.setdefault((*asked, row.prompts), []).append(row)
     sections = []
     for members in groups.values():
         devices = {(speed["device"], speed["hardware"]) for row in members for speed in row.speeds}
@@ -142,6 +153,7 @@ def make_sections(rows: list[Row]) -> list[Section]:
         if titles[section.title] > 1:  # other data of one name, or preprocessed in another way
             first = section.rows[0]
             section.title += f"; data {first.data_fingerprint}, prepared {first.prepared}"
+            section.title += f", prompts {first.prompts}" if first.prompts else ""
     return sorted(sections, key=lambda s: (s.rows[0].data != "FinQA", -len(s.rows), s.title))
 
 
@@ -225,20 +237,21 @@ def average_seeds(rows: list[Row]) -> list[Row]:
     """
     groups: list[list[Row]] = []
     for row in rows:
-        group = next((group for group in groups if are_seeds(group[0], row)), None)
-        if group is None or row.seed in [peer.seed for peer in group]:
-            groups.append([row])
-        else:
+        group = next((group for group in groups if all(are_seeds(peer, row) for peer in group)), None)
+        if group:
             group.append(row)
+        else:
+            groups.append([row])
     return [average(group) if len(group) > 1 else Row(**vars(group[0])) for group in groups]
 
 
 def are_seeds(first: Row, second: Row) -> bool:
-    """Whether two rows are of one recipe, trained with seeds that are known."""
+    """Whether two rows are of one recipe, trained with other seeds, which are known."""
     sizes = [(row.name, row.sublayers_left, row.size_gb) for row in (first, second)]
     return (
         sizes[0] == sizes[1]
-        and None not in (first.seed, second.seed)
+        and first.seed != second.seed
+        and None not in first.seed + second.seed
         and alike(first.recipe, second.recipe)
         and compare_rows(first, second) is not None
     )
@@ -251,7 +264,8 @@ def average(seeds: list[Row]) -> Row:
     mean.execution_accuracy = sum(row.execution_accuracy for row in seeds) / len(seeds)
     interval = statistics.bootstrap_mean(list(read_verdicts(mean).values()))
     mean.execution_accuracy_low, mean.execution_accuracy_high = interval
-    mean.program_accuracy = sum(row.program_accuracy for row in seeds) / len(seeds)
+    if None not in (programs := [row.program_accuracy for row in seeds]):
+        mean.program_accuracy = sum(programs) / len(seeds)
     mean.steps = {}
     for steps, score in [item for row in seeds for item in row.steps.items()]:
         before = mean.steps.get(steps, {"correct": 0, "of": 0})
@@ -260,16 +274,14 @@ def average(seeds: list[Row]) -> Row:
 
 
 def chart_label(row: Row, peers: list[Row]) -> str:
-    """What a chart calls a row among those of its method: the method, which joins its depths.
+    """What a chart calls a row among those of its method: the method, which joins all depths of a way to drop layers.
 
-    Where two of them are of one depth the seed tells them apart, else the run that first dropped layers.
+    Of several ways, and of runs that nothing else tells apart, each has the run that first dropped layers behind it.
     """
-    if not clash(peers):
-        return row.name
-    alike = [peer for peer in peers if peer.seed == row.seed]
-    if len({peer.family for peer in alike}) > 1 and clash(alike):
+    same = [peer for peer in peers if alike(peer.way, row.way)]
+    if clash(same) and len({peer.family for peer in same}) > 1:
         return f"{row.name} ({row.family})"
-    return row.name + (f", seed {row.seed}" if len(alike) < len(peers) else "")
+    return row.name if len(same) == len(peers) else f"{row.name} ({same[0].family})"
 
 
 def clash(rows: list[Row]) -> bool:

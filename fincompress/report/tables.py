@@ -8,14 +8,14 @@ import pandas as pd
 from fincompress import runs
 from fincompress.errors import UserError
 from fincompress.report.methods import record_of
-from fincompress.report.rows import Row, Section, accuracy_lost, compare_rows, key, read_rows
+from fincompress.report.rows import Row, Section, accuracy_lost, compare_rows, key, read_rows, same_prompts
 
 SHORT = ("Run", "Method", "Sub-layers left", "% of bytes", "Execution accuracy %", "s per question", "Memory GB")
 FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "lost to the longer phase 1", "GB",
         "Prefill tokens/s", "Decode tokens/s", *SHORT[5:], "Training min")  # fmt: skip
 CSV = (
-    "base_model", "data", "data_fingerprint", "prepared", "split", "questions", "device", "hardware", "run", "method",
-    "description", "sublayers_left", "sublayers", "execution_accuracy", "execution_accuracy_low",
+    "base_model", "data", "data_fingerprint", "prepared", "prompts", "split", "questions", "device", "hardware", "run",
+    "method", "description", "sublayers_left", "sublayers", "execution_accuracy", "execution_accuracy_low",
     "execution_accuracy_high", "program_accuracy", "program_accuracy_low", "program_accuracy_high", "size_gb",
     "share_of_bytes", "on_frontier", "prompt_tokens", "prefill_tokens_per_s", "prefill_ratio", "decode_tokens_per_s",
     "decode_ratio", "inference_memory_gb", "kernel", "answer_tokens", "seconds_per_question", "speed_of",
@@ -66,7 +66,7 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             for loss in (row.lost, row.lost_to_longer)
         )
         values = {
-            "Run": row.run,
+            "Run": row.title,
             "Method": table.noted(row.name, unhealed),
             "Sub-layers left": row.depth,
             "% of bytes": shown(row.share_of_bytes, ".0f", 100),
@@ -98,8 +98,8 @@ def headline_rows(section: Section, count: int) -> list[Row]:
     """At most ``count`` rows that answer the question, in the section's order.
 
     Seeds of a recipe are one row. First phase 1, also trained longer, their quantized models, and SAPLING at a
-    quantized model's size and at its most accurate; then the base model, SAPLING next in size, the best of both methods
-    together, and other pruning. Runs whose speed was measured go first, then those of most seeds, for of single runs
+    quantized model's size and at its most accurate, and the best of both methods together; then the base model, SAPLING
+    next in size and other pruning. Runs whose speed was measured go first, then those of most seeds, for of single runs
     the most accurate is so by luck.
     """
     rows = sorted(section.means, key=lambda row: row.speed is None)
@@ -120,7 +120,7 @@ def headline_rows(section: Section, count: int) -> list[Row]:
     best, both, pruned = (sorted(of(kind), key=sure) for kind in kinds)
     compared = [row for name in ("reference_run", "longer_run") for row in rows if vars(row)[name] in runs_of(row)]
     wanted = [
-        *compared, *of("quantized")[:2], *nearest[:1], *best[:1], *of("base")[:1], *nearest[1:2], *both[:1],
+        *compared, *of("quantized")[:2], *nearest[:1], *best[:1], *both[:1], *of("base")[:1], *nearest[1:2],
         *pruned[:1], *rows,
     ]  # fmt: skip
     names = list(dict.fromkeys(row.run for row in wanted))[:count]
@@ -163,6 +163,7 @@ def quantization_report(results_dir: str) -> list[dict]:
         }
         ends = [[row for row in rows if row.run == common[name]] for name in ("source_run", "run")]
         pairs = [(source, quantized) for source in ends[0] for quantized in ends[1] if key(source) == key(quantized)]
+        pairs = [pair for pair in pairs if same_prompts(pair)]
         for source, quantized in pairs or [(None, None)]:
             scores = {
                 **{name: getattr(quantized, name, None) for name in ("data", "split", "questions")},

@@ -287,6 +287,15 @@ def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
     assert len({section.title for section in groups}) == 2
 
 
+def test_an_older_evaluation_has_no_hash_of_its_prompts_and_stays_in_the_table(tmp_path):
+    for run, prompts in (("a", "p1"), ("b", None)):
+        evaluated(tmp_path, run)
+        path = tmp_path / run / "eval_dev.json"
+        runs.write_json(path, runs.read_json(path) | ({"prompts": prompts} if prompts else {}))
+    (section,) = sections(tmp_path)
+    assert len(section.rows) == 2
+
+
 @pytest.mark.parametrize("fact", ["prepared", "prompts"])
 def test_data_prepared_in_another_way_stands_in_a_table_of_its_own(tmp_path, fact):
     for run, prepared in (("a", "p1"), ("b", "p2"), ("c", "p1")):
@@ -372,6 +381,17 @@ def test_two_runs_of_one_method_are_told_apart_by_their_names(tmp_path):
     }  # fmt: skip
 
 
+def test_ways_to_drop_layers_are_series_of_their_own_and_their_depths_one(tmp_path):
+    """Two depths of phase 1, made alike, and a third one that was trained on other data."""
+    ways = {"a/40": {"TARGET_SIZE": 0.7}, "b/20": {"TARGET_SIZE": 0.5}, "c/30": {"DATA_RUN": "mixed"}}
+    for run, values in ways.items():
+        left = int(run.partition("/")[2])
+        pruned(tmp_path, run, SAPLING | {"DATA_RUN": "finqa"} | values, dropped=["block.3"], units_left=left)
+    (section,) = sections(tmp_path)
+    labels = {row.run: row.chart_label for row in section.means}
+    assert labels == {"a/40": "SAPLING (a)", "b/20": "SAPLING (a)", "c/30": "SAPLING (c)"}
+
+
 def test_depths_made_of_one_another_are_one_series_of_a_chart(tmp_path):
     for run, start in (("a/40", None), ("b/30", "a/40"), ("c/20", "a/40"), ("straight/30", None)):
         pruned(tmp_path, run, SAPLING | {"SEED": 0, "START_FROM": start}, dropped=["block.3"])
@@ -441,7 +461,14 @@ def test_a_mean_has_the_name_and_the_costs_of_the_seed_that_was_measured(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "changes", [{"LEARNING_RATE": 1e-3}, {"TEACHER": "another"}, {"SEED": 0}, {"SEED": None}, {"START_FROM": "s0/20"}]
+    "changes",
+    [
+        {"LEARNING_RATE": 1e-3},
+        {"TEACHER": "another"},
+        {"SEED": 0, "START_FROM": "q0", "TEACHER": "q0"},
+        {"SEED": None},
+        {"START_FROM": "s0/20"},
+    ],
 )
 def test_runs_that_differ_in_more_than_their_seed_stay_apart(tmp_path, changes):
     for seed in range(2):
@@ -460,6 +487,27 @@ def test_constants_that_another_commit_lacks_or_that_did_nothing_keep_no_seeds_a
     assert means(tmp_path)["longer0/60"] == ["longer0/60", "longer1/60"]
 
 
+def test_seeds_of_phase_1_alone_are_seeds_too(tmp_path):
+    seeds(tmp_path, changes={"SEED": 0})
+    assert means(tmp_path) == {"s0/20": ["s0/20", "s1/20", "s2/20"]}
+
+
+def test_each_seed_must_be_like_all_others(tmp_path):
+    """A constant that one of them lacks makes it no bridge between two that differ in it."""
+    seeds(tmp_path, changes={"NEW": 1})
+    path = tmp_path / "s2" / "20" / "settings.json"
+    record = runs.read_json(path)
+    runs.write_json(path, record | {"settings": record["settings"] | {"NEW": 2}})
+    assert means(tmp_path) == {"s0/20": ["s0/20", "s1/20"], "s2/20": []}
+
+
+def test_a_mean_without_program_accuracies_has_none(tmp_path):
+    seeds(tmp_path)
+    path = tmp_path / "s1" / "20" / "eval_dev.json"
+    runs.write_json(path, runs.read_json(path) | {"program_accuracy": None})
+    assert len(means(tmp_path)["s0/20"]) == 3
+
+
 def test_without_predictions_a_run_stays_by_itself(tmp_path):
     seeds(tmp_path)
     (tmp_path / "s1" / "20" / "predictions_dev.jsonl").unlink()
@@ -472,9 +520,9 @@ def test_without_predictions_a_run_stays_by_itself(tmp_path):
 def test_accuracy_lost_is_counted_from_phase_1(root):
     (section,) = sections(root)
     by_run = {row.run: row for row in section.rows}
-    assert by_run["qlora_4bit"].reference_run == "qlora_4bit" and by_run["qlora_4bit"].lost is None
+    assert by_run["qlora_4bit"].reference_run == "qlora_4bit/merged" and by_run["qlora_4bit/merged"].lost is None
     lost = by_run["last/12"].lost
-    exact = by_run["qlora_4bit"].correct - by_run["last/12"].correct
+    exact = by_run["qlora_4bit/merged"].correct - by_run["last/12"].correct
     assert lost["difference"] == pytest.approx(exact / QUESTIONS) and lost["difference"] > 0.05
     assert lost["interval"][0] <= lost["difference"] <= lost["interval"][1]
 

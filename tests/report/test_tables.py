@@ -89,7 +89,7 @@ def test_the_table_for_readers_answers_the_question_in_few_rows(section, count):
     headline = [row.run for row in tables.headline_rows(section, count)]
     depths = [row for row in section.rows if row.kind == "sapling"]
     best = max(depths, key=lambda row: row.execution_accuracy).run
-    assert len(headline) == count and "qlora_4bit" in headline
+    assert len(headline) == count and "qlora_4bit/merged" in headline
     assert ("gptq_4bit" in headline) == (count > 1)
     assert ("sapling/20" in headline) == (count > 2)  # of its depths the nearest to GPTQ's 43 %
     assert (best in headline) == (count > 3)
@@ -105,7 +105,7 @@ def test_phase_1_trained_longer_and_its_quantized_model_stand_in_the_table_for_r
         made.evaluation(tmp_path, run, made.answers(0.35, 40))
     (section,) = sections(tmp_path)
     headline = {row.run for row in tables.headline_rows(section, 8)}
-    assert headline >= {"qlora_4bit", "longer/60", "gptq_4bit", "longer_gptq", "sapling/20"}
+    assert headline >= {"qlora_4bit/merged", "longer/60", "gptq_4bit", "longer_gptq", "sapling/20"}
     rows = {row["run"]: row for row in tables.csv_rows([section])}
     assert {row["longer_run"] for row in rows.values()} == {"longer/60"} and rows["longer/60"]["longer_lost"] is None
     lost = rows["qlora_4bit"]["longer_lost"]
