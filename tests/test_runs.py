@@ -475,6 +475,17 @@ def test_data_is_prepared_alike_where_a_new_constant_is_off_and_not_where_train_
     assert len({runs.prepared(record) for record in (old, *changed)}) == 5
 
 
+def test_a_finished_run_of_older_code_that_noted_less_is_skipped(tmp_path, capsys):
+    facts, settings = {"base_model": "m"}, {"EPOCHS": 1}
+    folder = runs.start_run(str(tmp_path), "a", "train.py", settings, facts, done="done.json")
+    runs.write_json(folder / "done.json", {})
+    newer = facts | {"prepared": "p", "base": "b"}
+    assert runs.start_run(str(tmp_path), "a", "train.py", settings, newer, done="done.json") is None
+    runs.write_json(folder / "settings.json", runs.read_json(folder / "settings.json") | {"base": "another"})
+    with pytest.raises(UserError, match="base 'another' -> 'b'"):
+        runs.start_run(str(tmp_path), "a", "train.py", settings, newer, done="done.json")
+
+
 def test_a_disk_that_is_too_small_is_said_with_the_bytes_that_are_needed(tmp_path, monkeypatch):
     directory = tmp_path / "not" / "there"
     runs.check_room(directory, 1e-6)

@@ -137,7 +137,7 @@ def way(chain: list[dict]) -> list[dict]:
     """The ``recipe`` up to the first dropped layers, whatever the depth: one for all that is made of those depths."""
     begins = [place for place, record in enumerate(chain) if record["metrics"].get("dropped")]
     quantized = recipe(chain)[: chain[0]["script"] == "quantize_gptq.py"]
-    parts = recipe(chain)[begins[-1] if begins else 0 :]
+    parts = recipe(chain[begins[-1] if begins else 0 :])
     return quantized + [{name: part[name] for name in part.keys() - DEPTH} for part in parts]
 
 

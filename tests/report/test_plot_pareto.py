@@ -93,6 +93,14 @@ def test_a_synthetic_or_partial_run_leaves_the_readme_as_it_is(tmp_path, data, p
     assert "stays as it is: no run here on a whole split of FinQA" in printed
 
 
+def test_the_verdict_lists_the_runs_that_are_averaged(tmp_path, plot):
+    for seed in range(2):
+        made.settings(tmp_path / f"q{seed}", "train_qlora_4bit.py", {"SEED": seed}, precision="nf4")
+        made.evaluation(tmp_path, f"q{seed}", made.answers(0.3, 50, seed=seed), precision="nf4")
+    plot(tmp_path)
+    assert "### Means over seeds\n\n- q0, 2 seeds: q0, q1\n" in (tmp_path / "verdict.md").read_text()
+
+
 def test_one_method_without_sapling_or_speed_is_drawn_and_not_decided(tmp_path, plot):
     made.settings(tmp_path / "base", "evaluate.py")
     made.evaluation(tmp_path, "base", [False] * 30)

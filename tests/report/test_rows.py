@@ -288,12 +288,12 @@ def test_unlike_rows_stand_in_tables_of_their_own(what, tmp_path):
 
 
 def test_an_older_evaluation_has_no_hash_of_its_prompts_and_stays_in_the_table(tmp_path):
-    for run, prompts in (("a", "p1"), ("b", None)):
+    for run, prompts in (("a", "p1"), ("b", None), ("c", "p2")):
         evaluated(tmp_path, run)
         path = tmp_path / run / "eval_dev.json"
         runs.write_json(path, runs.read_json(path) | ({"prompts": prompts} if prompts else {}))
     (section,) = sections(tmp_path)
-    assert len(section.rows) == 2
+    assert len(section.rows) == 3
 
 
 @pytest.mark.parametrize("fact", ["prepared", "prompts"])
@@ -394,7 +394,8 @@ def test_ways_to_drop_layers_are_series_of_their_own_and_their_depths_one(tmp_pa
 
 def test_depths_made_of_one_another_are_one_series_of_a_chart(tmp_path):
     for run, start in (("a/40", None), ("b/30", "a/40"), ("c/20", "a/40"), ("straight/30", None)):
-        pruned(tmp_path, run, SAPLING | {"SEED": 0, "START_FROM": start}, dropped=["block.3"])
+        left = int(run.partition("/")[2])
+        pruned(tmp_path, run, SAPLING | {"SEED": 0, "START_FROM": start}, dropped=["block.3"], units_left=left)
     (section,) = sections(tmp_path)
     assert {row.run: row.chart_label for row in section.means} == {
         "a/40": "SAPLING (a)", "b/30": "SAPLING (a)", "c/20": "SAPLING (a)", "straight/30": "SAPLING (straight)",

@@ -77,6 +77,9 @@ def test_an_adapter_is_put_on_no_other_model_than_it_was_trained_on(tiny_base, t
     runs.write_json(base / "train_metrics.json", {"training": 2})
     with pytest.raises(UserError, match="base/ holds another model by now than the adapter of run was trained on"):
         models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
+    shutil.rmtree(base)
+    with pytest.raises(UserError, match="base cannot be loaded|base is no|no such|does not exist"):
+        models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
 
 
 def test_decoding_runs_the_head_for_the_last_position_alone_and_copies_it_for_no_row(tiny_base, tmp_path):
