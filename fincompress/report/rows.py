@@ -196,9 +196,9 @@ def on_device(row: Row, members: list[Row], device: str | None, hardware: str | 
 def make_section(rows: list[Row]) -> Section:
     """A section of these rows, with what depends on the others: frontier, lost accuracy, label.
 
-    Accuracy is lost from the run of QLoRA, else of merged or 8-bit LoRA, that has the lowest NLL on the calibration
-    split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained longer, of
-    several from the run that saw most, and of these from the one of lowest NLL.
+    Accuracy is lost from the merged run, else from the QLoRA or 8-bit LoRA run, that has the lowest NLL on the
+    calibration split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained
+    longer, of several from the run that saw most, and of these from the one of lowest NLL.
     """
     first = rows[0]
     speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
