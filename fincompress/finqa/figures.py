@@ -7,7 +7,7 @@ from fincompress.finqa import program
 from fincompress.finqa.numbers import FIGURE, YEARS, parse_number
 
 SMALL = 31  # whole numbers up to this are kept: days of a month, counts, notes
-KEPT = (0, 100, 500)  # programs write the base of an index, and of a percentage, as const_100; an index has 500 shares
+KEPT = (0, 100, 500)  # programs write the base of an index, and of a percentage, as const_100; 500 names an index
 DATE = re.compile(r"([1-9]|[12]\d|3[01])(19[89]|20[0-4])\d")  # day and year, as rows' names have them: 312013
 TRIES = 10  # draws before an example is left as it is
 
