@@ -83,7 +83,7 @@ def figure_places(examples: list[Example]) -> dict[float, set[str]]:
 
 
 def leaks(ask: dict, places: dict[float, set[str]]) -> bool:
-    """Whether one page holds all figures of a program, two of them with three digits or more: small ones meet by chance."""
+    """Whether one page holds all figures of a program, two of them of three digits or more, which is no chance."""
     values = [value for value, _ in evidence.numbers_needed(ask["qa"]["program"])]
     telling = sum(len(f"{value:g}".replace(".", "")) > 2 for value in values)
     return telling > 1 and bool(set.intersection(*(places.get(value, set()) for value in values)))
