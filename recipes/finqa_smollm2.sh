@@ -80,7 +80,8 @@ done
 
 seed=0 s=seed_0 # all else once
 heal_and_quantize ${s}_blocks_25 ${s}_qlora 0.87 4
-heal ${s}_untaught_30 ${s}_qlora 1 4 --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
+heal ${s}_untaught_30 ${s}_qlora 1 4 --TEACHER=None --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
+heal_and_quantize ${s}_longest_30 ${s}_longer_30/30 1 3 # as many passes as 15, 11 and 8 blocks have had
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from
 for criterion in block_influence taylor last; do
     heal_and_quantize ${s}_${criterion}_15 ${s}_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
@@ -88,10 +89,11 @@ done
 heal_and_quantize ${s}_scan_15 ${s}_qlora 0.61 7 --SCHEDULE=one_shot # the scan itself, once
 # Adapters on an NF4 base, as for a 7B model. Teacher and model share it, so 15 are made of phase 1 too
 heal ${s}_adapters_15 ${s}_qlora 0.61 7 --UPDATE=qlora --LEARNING_RATE=6e-4
-# As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch
+# As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch. The figures are redrawn,
+# as for all others
 run sapling_train.py --RUN=${s}_paper --START_FROM=${s}_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
     --RECOVERY=paper --DROP_UNIT=sublayer --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_LATE=4 \
-    --HEALING_EPOCHS=2.5 --SAVE_EVERY=1
+    --HEALING_EPOCHS=2.5 --AUGMENT=figures --SAVE_EVERY=1
 evaluate ${s}_paper
 run train_lora_8bit.py --RUN=${s}_mixed_8bit "${first[@]}"
 run train_lora_8bit.py --RUN=${s}_lora_8bit --START_FROM=${s}_mixed_8bit "${second[@]}"

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from scripts import REPOSITORY, script_globals
+from scripts import REPOSITORY, run_in_process, script_globals
 
 from fincompress.settings import ENVIRONMENT, constant_types, find_overrides
 
@@ -133,7 +133,7 @@ def overrides(call):
     return {name: value for name, (value, origin) in overridden.items() if origin == "command line"}
 
 
-def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy):
+def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, copy, tmp_path):
     (copy / "results-finqa/finqa_data/dev").mkdir(parents=True)
     done, calls = phases(script="recipes/finqa_smollm2.sh", DATA_DIR="finqa", EXTRA_DATA_DIR="tatqa")
     assert (done.returncode, done.stderr) == (0, "")
@@ -159,18 +159,20 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     assert {run for run, count in learned.items() if count == 4} == {*seeds, "seed_0_blocks_25", "seed_0_untaught_30"}
     rivals = [f"seed_0_{criterion}_15" for criterion in ("block_influence", "taylor", "last", "scan")]
     fewer = [f"seed_{seed}_blocks_{left}" for seed in range(3) for left in (15, 11, 8)]
-    assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals, "seed_0_adapters_15"}
-    assert len(learned) == 8 + 14 and {trained[run]["AUGMENT"] for run in learned} == {"figures"}
+    once = {"seed_0_adapters_15", "seed_0_longest_30"}
+    assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals, *once}
+    assert len(learned) == 8 + 15 and {constants["AUGMENT"] for constants in trained.values()} == {"figures"}
     for script, constants in calls:  # a seed is one from phase 1 on
         if script in ("sapling_train.py", "train_qlora_4bit.py") and constants["RUN"] in learned:
             assert constants["RUN"].startswith(f"seed_{constants['SEED']}_")
-            assert constants["TEACHER"] == f"seed_{constants['SEED']}_qlora"
+            taught = constants["RUN"] != "seed_0_untaught_30"
+            assert constants["TEACHER"] == (f"seed_{constants['SEED']}_qlora" if taught else None)
             assert constants["START_FROM"].startswith(f"seed_{constants['SEED']}_")
     assert {"base", *trained} <= set(evaluated)
     quantized = {
         constants["RUN"]: constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"
     }
-    sources = [*seeds, *fewer, *rivals, "seed_0_blocks_25"]
+    sources = [*seeds, *fewer, *rivals, "seed_0_blocks_25", "seed_0_longest_30"]
     assert quantized == {f"seed_{seed}_gptq": f"seed_{seed}_qlora/merged" for seed in range(3)} | {
         f"{run}_gptq": f"{run}/{run.rpartition('_')[2]}" for run in sources
     }
@@ -178,6 +180,10 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
     assert {"seed_0_qlora/merged", "seed_0_gptq", "seed_0_blocks_15/15", "seed_0_blocks_15_gptq"} <= set(measured)
     assert calls[-1][0] == "plot_pareto.py"
+    for run in [run for run in trained if run.startswith("seed_0_")]:  # no constant is refused beside the others
+        given = [f"--{name}={value}" for name, value in trained[run].items()]
+        done = run_in_process("sapling_train.py", *given, RESULTS_DIR=tmp_path, BASE_MODEL="shape:tiny")
+        assert "'finqa_data' does not exist" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("shell_name", [name for name in ("bash", "zsh") if shutil.which(name)])

@@ -98,7 +98,8 @@ def train_stage(
     gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
     checkpoints = run.directory / folder
     indices, passes = training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"])
-    first_pass = state.examples_seen // len(run.train_set)
+    # What is trained further has seen the examples' own figures.
+    first_pass = state.examples_seen // len(run.train_set) + bool(s["START_FROM"])
     rows = training.TrainingRows(
         run.train_set.select(indices), run.tokenizer, s["AUGMENT"], s["SEED"], passes, first_pass,
         run.facts.get("source"),

@@ -1,7 +1,6 @@
 """How a SAPLING run begins: what RECOVERY stands for, what it may start and learn from, and its folder."""
 
 import functools
-import math
 
 import torch
 from transformers import set_seed
@@ -74,8 +73,7 @@ def room_gb(student: Student) -> float:
     """GB of disk that a run takes beside what its teacher says.
 
     Those are the depths that it heals, the last counted whole; and in float32 weights and moments, in two states and
-    two checkpoints while one takes the place of the other, and the best weights of healing, those of the start and of
-    each pass.
+    two checkpoints while one takes the place of the other.
     """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")
     ends = student.sizes["ends"] / student.full_size
@@ -83,7 +81,7 @@ def room_gb(student: Student) -> float:
     trained = 2 * weights * max(s["TRAIN_RATIO"], s["HEALING_TRAIN_RATIO"])
     if s["UPDATE"] == "qlora":
         trained = 4 * memory.adapter_parameters(student.config, s["LORA_RANK"], s["PATCH_RANK"]) / 1e9
-    return weights * (sum(shares) + 1) + trained * (4 * 3 + 1 + math.ceil(s["HEALING_EPOCHS"]))
+    return weights * (sum(shares) + 1) + trained * 4 * 3
 
 
 def predict(student: Student, train_set) -> float:
