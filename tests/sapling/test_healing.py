@@ -66,7 +66,7 @@ def test_a_healed_branch_leaves_the_run_as_it_was(taught, six):
     assert tables[0]["nll_after_training"].tolist() == tables[1]["nll_after_training"].tolist()
 
 
-def test_healing_keeps_its_last_weights_whatever_the_calibration_split_says(tmp_path):
+def test_healing_trains_to_the_end_whatever_the_calibration_split_says(tmp_path):
     """The NLL rises where a model learns from gold programs alone, and it answers more: docs/recipe.md."""
     nlls = iter([0.5, 0.4, 0.6, 0.7])
     model, asked = make_model(), []
