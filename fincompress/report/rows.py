@@ -37,7 +37,7 @@ class Row(SimpleNamespace):
     that first dropped layers), ``seed`` (of each training), ``recipe`` and ``way`` (of ``methods``), ``depth``
     ("22 of 60"), ``healed``, ``calibration_nll``, ``correct``, ``steps`` (execution accuracy by steps of the gold
     program), ``speeds`` (``read_throughput`` of every device), ``speed`` (of this device, maybe of another run of the
-    same shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference run, and of phase 1 trained
+    same shape), ``lost`` and ``lost_to_longer`` (``statistics.compare`` of the reference, and of phase 1 trained
     longer, with it), ``seeds`` (of a mean over seeds their rows, else none) and ``chart_label`` (of means alone).
     """
 
@@ -198,35 +198,37 @@ def make_section(rows: list[Row]) -> Section:
 
     Accuracy is lost from the merged run, else from the QLoRA or 8-bit LoRA run, that has the lowest NLL on the
     calibration split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained
-    longer, of several from the run that saw most, and of these from the one of lowest NLL.
+    longer, of several from what saw most. Both are means over seeds where there are seeds.
     """
     first = rows[0]
     speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
     title = f"{first.base_model}, {first.data or 'unknown data'}, {first.split} ({first.questions} questions); {speed}"
     rows = sorted(rows, key=lambda row: (KINDS.index(row.kind), row.family, -(row.sublayers_left or 0), row.run))
     flags = statistics.frontier([row.share_of_bytes for row in rows], [row.execution_accuracy for row in rows])
-    candidates = [row for row in rows if row.kind in PHASE_1]
-    candidates.sort(key=lambda row: (PHASE_1.index(row.kind), row.calibration_nll, -row.execution_accuracy, row.run))
-    reference = candidates[0] if candidates else None
-    longer = min(
-        (row for row in rows if row.kind == "longer"),
-        key=lambda row: (-(row.total_tokens_seen or 0), row.calibration_nll),
-        default=None,
-    )
     for row, flag in zip(rows, flags, strict=True):
-        row.on_frontier, row.reference_run = flag, reference and reference.run
-        row.longer_run = longer and longer.run
-        row.lost, row.lost_to_longer = (
-            compare_rows(baseline, row) if baseline and row is not baseline else None
-            for baseline in (reference, longer)
-        )
+        row.on_frontier = flag
+    means = average_seeds(rows)
+    candidates = [row for row in means if row.kind in PHASE_1]
+    candidates.sort(key=lambda row: (PHASE_1.index(row.kind), row.calibration_nll, -row.execution_accuracy, row.run))
+    longer = [row for row in means if row.kind == "longer"]
+    longer.sort(key=lambda row: (-(row.total_tokens_seen or 0), -len(row.seeds), row.calibration_nll))
+    for row in [*rows, *means]:
+        row.reference_run, row.lost = lost_from(candidates, row)
+        row.longer_run, row.lost_to_longer = lost_from(longer, row)
         vars(row).update(accuracy_lost(row.lost))
         lost = accuracy_lost(row.lost_to_longer)
         vars(row).update({name.replace("accuracy", "longer"): lost[name] for name in lost if name != "mcnemar_p"})
-    means = average_seeds(rows)
     for row in means:
         row.chart_label = chart_label(row, [peer for peer in means if peer.name == row.name])
     return Section(title, rows, means)
+
+
+def lost_from(baselines: list[Row], row: Row) -> tuple[str | None, dict | None]:
+    """The runs of the first of ``baselines``, and what a row that is none of them answers less; None where unknown."""
+    if not baselines:
+        return None, None
+    names = [seed.run for seed in baselines[0].seeds or baselines[:1]]
+    return ", ".join(names), None if row.run in names else compare_rows(baselines[0], row)
 
 
 def average_seeds(rows: list[Row]) -> list[Row]:
@@ -264,6 +266,7 @@ def average(seeds: list[Row]) -> Row:
     mean.execution_accuracy = sum(row.execution_accuracy for row in seeds) / len(seeds)
     interval = statistics.bootstrap_mean(list(read_verdicts(mean).values()))
     mean.execution_accuracy_low, mean.execution_accuracy_high = interval
+    mean.calibration_nll = sum(row.calibration_nll for row in seeds) / len(seeds)
     if None not in (programs := [row.program_accuracy for row in seeds]):
         mean.program_accuracy = sum(programs) / len(seeds)
     mean.steps = {}

@@ -72,8 +72,8 @@ def results_table(rows: list[Row], columns: tuple[str, ...]) -> Table:
             "% of bytes": shown(row.share_of_bytes, ".0f", 100),
             "Execution accuracy %": f"{accuracy} ({seeds})" if seeds else accuracy,
             "Program accuracy %": shown(row.program_accuracy, ".1f", 100),
-            "Accuracy lost, points": "reference" if row.run == row.reference_run else lost,
-            "lost to the longer phase 1": "reference" if row.run == row.longer_run else longer,
+            "Accuracy lost, points": "reference" if is_one_of(row, row.reference_run) else lost,
+            "lost to the longer phase 1": "reference" if is_one_of(row, row.longer_run) else longer,
             "GB": shown(row.size_gb, ".3f"),
             "Prefill tokens/s": table.noted(shown(row.prefill_tokens_per_s, ".0f"), speed),
             "Decode tokens/s": table.noted(shown(row.decode_tokens_per_s, ".1f"), speed),
@@ -118,7 +118,7 @@ def headline_rows(section: Section, count: int) -> list[Row]:
     nearest = sorted(sizes.values(), key=lambda row: (row.speed is None, abs((row.share_of_bytes or 0) - size)))
     kinds = ("sapling", "sapling_quantized", "pruning")
     best, both, pruned = (sorted(of(kind), key=sure) for kind in kinds)
-    compared = [row for name in ("reference_run", "longer_run") for row in rows if vars(row)[name] in runs_of(row)]
+    compared = [row for name in ("reference_run", "longer_run") for row in rows if is_one_of(row, vars(row)[name])]
     wanted = [
         *compared, *of("quantized")[:2], *nearest[:1], *best[:1], *both[:1], *of("base")[:1], *nearest[1:2],
         *pruned[:1], *rows,
@@ -127,9 +127,9 @@ def headline_rows(section: Section, count: int) -> list[Row]:
     return [row for row in section.means if row.run in names]
 
 
-def runs_of(row: Row) -> list[str]:
-    """Names of the runs that a row is of."""
-    return [seed.run for seed in row.seeds or [row]]
+def is_one_of(row: Row, names: str | None) -> bool:
+    """Whether a row's run is among those of ``reference_run`` or ``longer_run``."""
+    return row.run in (names or "").split(", ")
 
 
 def csv_rows(sections: list[Section]) -> list[dict]:

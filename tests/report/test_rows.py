@@ -461,6 +461,27 @@ def test_a_mean_has_the_name_and_the_costs_of_the_seed_that_was_measured(tmp_pat
     assert means(tmp_path) == {"s1/20": ["s0/20", "s1/20", "s2/20"]}
 
 
+def test_what_is_lost_is_lost_to_the_mean_of_the_seeds(tmp_path):
+    """Of one seed, chosen by NLLs that may be of other questions, it would be luck."""
+    seeds(tmp_path)
+    for seed, nll in enumerate((0.3, 0.1, 0.2)):
+        made.evaluation(tmp_path, f"q{seed}", np.arange(20) < 10 + seed, 0.5)
+        runs.write_json(tmp_path / f"q{seed}" / "train_metrics.json", {"tokens_seen": 5, "training_seconds": 9.0})
+        pruned(tmp_path, f"l{seed}/60", SAPLING | {"SEED": seed, "START_FROM": f"q{seed}"}, dropped=[], tokens_seen=5,
+               calibration_nll=nll)  # fmt: skip
+        made.evaluation(tmp_path, f"l{seed}/60", np.arange(20) < 13 + seed, 0.5)
+    (section,) = sections(tmp_path)
+    for row in [*section.rows, *section.means]:
+        assert (row.reference_run, row.longer_run) == ("q0, q1, q2", "l0/60, l1/60, l2/60")
+        known = 0 if row.kind == "qlora" else 11 - (7 if row.seeds else row.correct) if row.kind == "sapling" else None
+        if known is not None:
+            assert (row.lost or {"difference": 0})["difference"] == pytest.approx(known / 20)
+    lost = {row.run: row.lost_to_longer and row.lost_to_longer["difference"] for row in section.means}
+    assert lost == {"q0": pytest.approx(3 / 20), "s0/20": pytest.approx(7 / 20), "l0/60": None}
+    shown = [line[7] for line in tables.results_table(section.rows, tables.FULL).lines]
+    assert shown.count("reference") == 3 == sum(row.kind == "longer" for row in section.rows)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
