@@ -24,6 +24,7 @@ BITS: int = 4  # 2, 3, 4 or 8 a weight; "awq", "q4_0", "q4_k_m": 4; "q8_0": 8; "
 GROUP_SIZE: int = 128  # weights that share a scale (-1: a whole row); the largest up to this that divides all widths
 DESC_ACT: bool = False  # "gptq": quantize columns in the order of their activations: more accurate, slower to run
 DAMPING: float = 0.05  # "gptq": what is added to the Hessian's diagonal, as a share of its mean
+ERROR_POWER: float = 2.4  # "gptq": a group's range is that of the least |error| to this power; 0: of its largest weight
 # Calibration
 CALIBRATION_EXAMPLES: int = 128  # training prompts with their targets, at least so many for a result that counts
 BATCH_SIZE: int = 8  # texts at once; lower it when memory is short
@@ -63,7 +64,7 @@ def quantize_run(source: str, run: str) -> None:
     with models.explain_loading(str(folder)):
         size = sum(memory.checkpoint_bytes(folder).values())  # reads what a torn file lacks
     models.load_tokenizer(str(folder))  # gptqmodel reads it too, and would not say in a line what is wrong
-    recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, BATCH_SIZE, LLAMA_CPP)
+    recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, ERROR_POWER, BATCH_SIZE, LLAMA_CPP)
     config = models.read_config(str(folder))
     recipe = quantization.METHODS[METHOD].fit(recipe, config)
     if (BLOCKS or 0) > config.num_hidden_layers:

@@ -30,7 +30,7 @@ LIMIT = 2**32  # numbers are below it: numpy's seeds must be
 RANGES = {
     "0 or more": (
         lambda x: x >= 0,
-        "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS FIRST_EPOCHS HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
+        "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS ERROR_POWER FIRST_EPOCHS HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
         "PAGE_QUESTIONS PATCH_EXAMPLES SEED USED_BEFORE_MIB WEIGHT_DECAY",
     ),
     "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),

@@ -13,4 +13,7 @@ class GPTQ(Method):
         from gptqmodel import QuantizeConfig
 
         grouped = recipe.group_size > 0 and not recipe.desc_act  # whole groups in the order of their activations
-        return QuantizeConfig(desc_act=recipe.desc_act, damp_percent=recipe.damping, act_group_aware=grouped, **common)
+        return QuantizeConfig(
+            desc_act=recipe.desc_act, damp_percent=recipe.damping, mse=recipe.error_power, act_group_aware=grouped,
+            **common,
+        )  # fmt: skip

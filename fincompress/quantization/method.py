@@ -29,6 +29,7 @@ class Recipe:
     group_size: int = 128  # weights that share a scale; -1: a whole row
     desc_act: bool = False
     damping: float = 0.05
+    error_power: float = 2.4
     batch_size: int = 8  # calibration texts at once
     llama_cpp: str | None = None  # folder of llama.cpp's sources
 
