@@ -1,7 +1,7 @@
 """Copy the records of finished runs to where they are committed and the README's table is made from.
 
 Takes settings, metrics, evaluations, curves, scores and figures of the runs named, of those checkpoints under them
-that were evaluated or measured, and of all that these came from.
+that were evaluated or measured, and of all that these came from, the data as well.
 Of predictions it takes each question's id and verdicts: no weights, and nothing that FinQA wrote.
 
     python benchmarks/publish.py --RESULTS_DIR=results-finqa --TO=results/published/finqa-smollm2-135m
@@ -54,7 +54,10 @@ def main() -> None:
         below = [path.parent for path in sorted(source.glob("[!.]*/settings.json"))]
         folders = [source, *(folder for folder in below if any(map(any, map(folder.glob, MEASURED))))]
         # What a model is shows in the records of all that it came from.
-        came_from = [record["folder"] for folder in folders for record in methods.lineage(folder, Path(RESULTS_DIR))]
+        chain = [record for folder in folders for record in methods.lineage(folder, Path(RESULTS_DIR))]
+        data_runs = {record["settings"].get("DATA_RUN") for record in chain} - {None}
+        came_from = [record["folder"] for record in chain]
+        came_from += filter(Path.is_dir, [runs.run_directory(RESULTS_DIR, run) for run in sorted(data_runs)])
         folders += [folder for folder in dict.fromkeys(came_from) if folder not in folders]
         for folder in folders:
             copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))

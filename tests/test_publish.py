@@ -42,7 +42,9 @@ def test_publishing_leaves_no_weights_text_or_older_record(tmp_path):
 
 def test_the_records_of_what_a_run_came_from_are_published_too(tmp_path):
     healed, start = {"START_FROM": "mixed/20"}, {"START_FROM": "qlora"}
-    made.settings(tmp_path / "qlora", "train_qlora_4bit.py")
+    made.settings(tmp_path / "qlora", "train_qlora_4bit.py", {"DATA_RUN": "data"})
+    made.settings(tmp_path / "data", "preprocess_data.py")
+    made.data_report(tmp_path)
     for run, values, dropped in (("mixed/20", start, ["block.3"]), ("sapling/20", healed, [])):
         made.settings(tmp_path / run, "sapling_train.py", values)
         runs.write_json(tmp_path / run / "train_metrics.json", {"dropped": dropped})
@@ -56,6 +58,7 @@ def test_the_records_of_what_a_run_came_from_are_published_too(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "to" / "mixed" / "20" / "train_metrics.json").exists()
     assert (tmp_path / "to" / "qlora" / "settings.json").exists()
+    assert (tmp_path / "to" / "data" / "data_report.json").exists()
 
 
 def test_a_wrong_name_or_target_costs_neither_a_record_nor_a_run(tmp_path):

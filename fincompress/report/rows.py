@@ -198,7 +198,7 @@ def make_section(rows: list[Row]) -> Section:
 
     Accuracy is lost from the merged run, else from the QLoRA or 8-bit LoRA run, that has the lowest NLL on the
     calibration split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained
-    longer, of several from what saw most. Both are means over seeds where there are seeds.
+    longer, of several from what has most seeds, then from what saw most. Both are means where there are seeds.
     """
     first = rows[0]
     speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
@@ -211,7 +211,7 @@ def make_section(rows: list[Row]) -> Section:
     candidates = [row for row in means if row.kind in PHASE_1]
     candidates.sort(key=lambda row: (PHASE_1.index(row.kind), row.calibration_nll, -row.execution_accuracy, row.run))
     longer = [row for row in means if row.kind == "longer"]
-    longer.sort(key=lambda row: (-(row.total_tokens_seen or 0), -len(row.seeds), row.calibration_nll))
+    longer.sort(key=lambda row: (-len(row.seeds), -(row.total_tokens_seen or 0), row.calibration_nll))
     for row in [*rows, *means]:
         row.reference_run, row.lost = lost_from(candidates, row)
         row.longer_run, row.lost_to_longer = lost_from(longer, row)

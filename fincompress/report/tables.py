@@ -98,9 +98,9 @@ def headline_rows(section: Section, count: int) -> list[Row]:
     """At most ``count`` rows that answer the question, in the section's order.
 
     Seeds of a recipe are one row. First phase 1, also trained longer, their quantized models, and SAPLING at a
-    quantized model's size and at its most accurate, and the best of both methods together; then the base model, SAPLING
-    next in size and other pruning. Runs whose speed was measured go first, then those of most seeds, for of single runs
-    the most accurate is so by luck.
+    quantized model's size and at its most accurate, and the best of both methods together; then SAPLING next in size,
+    the base model and other pruning. Runs whose speed was measured go first, then those of most seeds, for of single
+    runs the most accurate is so by luck.
     """
     rows = sorted(section.means, key=lambda row: row.speed is None)
 
@@ -120,7 +120,7 @@ def headline_rows(section: Section, count: int) -> list[Row]:
     best, both, pruned = (sorted(of(kind), key=sure) for kind in kinds)
     compared = [row for name in ("reference_run", "longer_run") for row in rows if is_one_of(row, vars(row)[name])]
     wanted = [
-        *compared, *of("quantized")[:2], *nearest[:1], *best[:1], *both[:1], *of("base")[:1], *nearest[1:2],
+        *compared, *of("quantized")[:2], *nearest[:1], *best[:1], *both[:1], *nearest[1:2], *of("base")[:1],
         *pruned[:1], *rows,
     ]  # fmt: skip
     names = list(dict.fromkeys(row.run for row in wanted))[:count]

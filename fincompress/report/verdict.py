@@ -92,7 +92,8 @@ def at_equal_size(rival: Row, checkpoints: list[Row]) -> Comparison:
 
 def against_pruning(rival: Row, checkpoints: list[Row], confidence: float) -> Comparison:
     """Accuracy of two ways to drop layers."""
-    comparison = compare(nearest(rival, checkpoints), rival, SIZE, confidence)
+    healed = [row for row in checkpoints if row.healed is not False] or checkpoints  # as the rival's last depth is
+    comparison = compare(nearest(rival, healed), rival, SIZE, confidence)
     discount_size(comparison)
     unhealed = [row.run for row in (comparison.sapling, rival) if row.healed is False]
     comparison.notes += [f"{run} was not healed as a last depth is" for run in unhealed]
@@ -270,8 +271,8 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
     """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
     Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those of one size, else of
-    those that have a speed the nearest in bytes, then the most accurate rival, then the most accurate of SAPLING's; and
-    of the same rival one with a depth shown to be as accurate, else the most accurate.
+    those that have a speed the nearest in bytes, then the rival of most seeds, the most accurate rival, and the most
+    accurate of SAPLING's; and of the same rival one with a depth shown to be as accurate, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
@@ -291,10 +292,11 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     def closeness(pair: list[Comparison]) -> tuple[bool, float]:
         return pair[1].equal == ACCURACY, pair[1].difference["difference"] if pair[1].difference else -math.inf
 
-    def order(pair: list[Comparison]) -> tuple[bool, bool, float, float, float]:
+    def order(pair: list[Comparison]) -> tuple[bool, bool, float, int, float, float]:
         sapling, rival = pair[0].sapling, pair[0].other
         unequal, unmeasured = distance(pair) > TOLERANCE, "seconds" not in pair[0].ratios
-        return unequal, unmeasured, round(distance(pair), 2), -rival.execution_accuracy, -sapling.execution_accuracy
+        luck = -len(rival.seeds), -rival.execution_accuracy, -sapling.execution_accuracy
+        return unequal, unmeasured, round(distance(pair), 2), *luck
 
     chosen = min(pairs, key=order)
     size, sapling, rival = chosen[0], chosen[0].sapling, chosen[0].other

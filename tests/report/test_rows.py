@@ -470,6 +470,8 @@ def test_what_is_lost_is_lost_to_the_mean_of_the_seeds(tmp_path):
         pruned(tmp_path, f"l{seed}/60", SAPLING | {"SEED": seed, "START_FROM": f"q{seed}"}, dropped=[], tokens_seen=5,
                calibration_nll=nll)  # fmt: skip
         made.evaluation(tmp_path, f"l{seed}/60", np.arange(20) < 13 + seed, 0.5)
+    longest = SAPLING | {"SEED": 0, "START_FROM": "l0/60"}  # one seed, whatever it has seen
+    pruned(tmp_path, "longest/60", longest, dropped=[], tokens_seen=9)
     (section,) = sections(tmp_path)
     for row in [*section.rows, *section.means]:
         assert (row.reference_run, row.longer_run) == ("q0, q1, q2", "l0/60, l1/60, l2/60")
@@ -477,9 +479,10 @@ def test_what_is_lost_is_lost_to_the_mean_of_the_seeds(tmp_path):
         if known is not None:
             assert (row.lost or {"difference": 0})["difference"] == pytest.approx(known / 20)
     lost = {row.run: row.lost_to_longer and row.lost_to_longer["difference"] for row in section.means}
+    assert lost.pop("longest/60") is not None
     assert lost == {"q0": pytest.approx(3 / 20), "s0/20": pytest.approx(7 / 20), "l0/60": None}
     shown = [line[7] for line in tables.results_table(section.rows, tables.FULL).lines]
-    assert shown.count("reference") == 3 == sum(row.kind == "longer" for row in section.rows)
+    assert shown.count("reference") == 3 == sum(row.kind == "longer" for row in section.rows) - 1
 
 
 @pytest.mark.parametrize(

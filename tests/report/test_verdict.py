@@ -221,6 +221,16 @@ def test_of_rivals_of_one_size_the_most_accurate_is_named(tmp_path):
     assert "SAPLING answers 32.8 % and GPTQ 4-bit (longer_gptq) 36.2 %" in size
 
 
+def test_of_rivals_of_one_size_that_of_most_seeds_is_named_first(tmp_path):
+    beside_a_longer_one(tmp_path, {50: (N < 290, 0.9)}, 0.43)
+    for seed in range(2):
+        made.settings(tmp_path / f"q{seed}", "train_qlora_4bit.py", {"SEED": seed}, precision="nf4")
+        made.settings(tmp_path / f"g{seed}", "quantize_gptq.py", {"SOURCE_RUN": f"q{seed}"})
+        made.evaluation(tmp_path, f"g{seed}", N < 250, 0.43)
+        made.throughput(tmp_path, f"g{seed}", 20.0, prefill=100.0, memory=0.5)
+    assert "GPTQ 4-bit (g0, 2 seeds) 28.3 %" in verdict.answers(verdict.judge(read(tmp_path)))[1]
+
+
 def test_a_pair_is_one_of_those_with_a_speed_only_where_a_nearer_one_has_none(tmp_path):
     size = beside_a_longer_one(tmp_path, {20: (N < 290, 0.433)}, 0.4285)
     assert size.startswith("**At equal size** (43.3 % of the bytes against 42.9 %)"), size
@@ -473,6 +483,16 @@ def test_another_way_to_drop_layers_is_compared_at_its_last_depth(tmp_path):
     for run in ("taylor", "norm", "other"):
         drop_layers(tmp_path, run, "last", N < 150, 0.43)
     assert against(tmp_path)["last/10"][1].difference["confidence"] == pytest.approx(1 - 0.05 / 6)
+
+
+def test_a_depth_that_was_not_healed_does_not_speak_where_one_was(tmp_path):
+    section(tmp_path, (N < 200, 0.43), {30: (N < 100, 0.60), 20: (N < 250, 0.43)}, speed=False)
+    drop_layers(tmp_path, "last", "last", N < 150, 0.60, left=15)
+    assert against(tmp_path)["last/15"][1].sapling.run == "sapling/30"
+    for left in (30, 20):
+        runs.write_json(tmp_path / f"sapling/{left}/train_metrics.json", {"healed": False, "final": left == 20})
+    decision, comparison = against(tmp_path)["last/15"]
+    assert (decision, comparison.sapling.run) == ("yes", "sapling/20") and len(comparison.notes) == 1
 
 
 def test_the_model_before_any_drop_is_not_judged_against_other_pruning(tmp_path):
