@@ -98,11 +98,9 @@ def train_stage(
     gc.collect()  # accelerate's wrapper of forward is a reference cycle: copies that were scored stay without it
     checkpoints = run.directory / folder
     indices, passes = training.shuffled_stream(len(run.train_set), state.examples_seen, count, s["SEED"])
-    # What is trained further has seen the examples' own figures.
-    first_pass = state.examples_seen // len(run.train_set) + bool(s["START_FROM"])
     rows = training.TrainingRows(
-        run.train_set.select(indices), run.tokenizer, s["AUGMENT"], s["SEED"], passes, first_pass,
-        run.facts.get("source"),
+        run.train_set.select(indices), run.tokenizer, s["AUGMENT"], s["SEED"], passes,
+        state.examples_seen // len(run.train_set), s["START_FROM"],
     )  # fmt: skip
     arguments = training.training_arguments(
         s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,

@@ -155,11 +155,7 @@ def train_adapter(
     collator = TargetCollator(tokenizer.pad_token_id)
     progress = ProgressAndCalibration(calibration, collator, 2 * s["BATCH_SIZE"], dtype)
     report = training.Report(s["REPORT_TO"], directory, arguments)
-    # Their own figures are what START_FROM has seen.
-    rows = training.TrainingRows(
-        train_set, tokenizer, s["AUGMENT"], s["SEED"], first_pass=int(bool(s["START_FROM"])),
-        source=runs.read_json(directory / "settings.json").get("source"),
-    )  # fmt: skip
+    rows = training.TrainingRows(train_set, tokenizer, s["AUGMENT"], s["SEED"], start_from=s["START_FROM"])
     trainer = TargetTrainer(
         model=model, args=arguments, data_collator=collator, processing_class=tokenizer,
         train_dataset=rows, callbacks=[progress, report], dtype=dtype,

@@ -18,18 +18,18 @@ class TrainingRows(torch.utils.data.Dataset):
 
     ``passes`` says how many rows belong to each pass over the examples, of which ``first_pass`` is the number of the
     first. ``epoch``, which the sampler sets, counts passes on. New figures depend on ``seed``, the pass, the example's
-    id and ``source``, the fingerprint of the run that is trained further: a resumed run sees those of an unbroken one,
-    and a stage none of the stage before.
+    id and ``start_from``, the name of the run that is trained further: a run that is resumed or repeated sees the same,
+    and a stage none of the stage before, nor the examples' own, which that has seen.
     """
 
     def __init__(
         self, rows: datasets.Dataset, tokenizer, augment: str | None, seed: int,
-        passes: list[int] | None = None, first_pass: int = 0, source: str | None = None,
+        passes: list[int] | None = None, first_pass: int = 0, start_from: str | None = None,
     ):  # fmt: skip
         self.columns = [name for name in ("input_ids", "prompt_tokens", "row") if name in rows.column_names]
         self.rows = rows.select_columns([*self.columns, "length", *(SHOWN if augment else ())])
-        self.tokenizer, self.augment, self.seed = tokenizer, augment, f"{seed} {source}" if source else seed
-        self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass, 0
+        self.tokenizer, self.augment, self.seed = tokenizer, augment, f"{seed} {start_from}" if start_from else seed
+        self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass + bool(start_from), 0
         self.ends = list(itertools.accumulate(self.passes))
 
     @property

@@ -48,11 +48,12 @@ def test_a_resumed_run_sees_the_figures_of_an_unbroken_one(tokenizer):
 
 def test_a_stage_sees_none_of_the_figures_of_the_stage_before(tokenizer):
     examples = make_rows(tokenizer)
-    before, after = (
-        texts(TrainingRows(examples, tokenizer, FIGURES, 0, first_pass=1, source=source), tokenizer)
-        for source in (None, "1f")
+    before, after, later = (
+        texts(TrainingRows(examples, tokenizer, FIGURES, 0, None, number, start), tokenizer)
+        for start, number in ((None, 1), ("mixed", 0), ("qlora", 0))
     )
-    assert not set(before) & set(after)
+    assert not set(before) & set(after) and not set(after) & set(later)
+    assert not set(after) & set(texts(examples, tokenizer))
 
 
 def test_an_example_whose_figures_are_not_on_show_stays_as_it_is(tokenizer):
