@@ -50,8 +50,8 @@ def main() -> None:
     check_choice("SPLIT", SPLIT, SPLITS)
     if PAGE and not ASK:
         raise UserError("PAGE is what a question is about: set ASK too")
-    if ASK and (PREDICTIONS or not ASK.strip()):
-        raise UserError("ASK is a question to a model: it is not empty, and not beside PREDICTIONS")
+    if ASK and PREDICTIONS:
+        raise UserError("ASK is a question to a model, PREDICTIONS are scored without one: set one of them")
     if (PREDICTIONS or ASK) and not distributed.is_main():
         return
     if PREDICTIONS:
@@ -216,6 +216,7 @@ def answer(run: str) -> None:
     page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(data_run, data)
     options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
+    prompts.check_fit([page], data["settings"], tokenizer)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
     asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
     models.room_for_prompt(model.config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])

@@ -62,7 +62,7 @@ def main() -> None:
     splits = {"train": train + made, "calibration": calibration}
     splits |= {name: split[:EVAL_EXAMPLES] for name, split in held_out.items()}
     examples.check_pages_disjoint(splits)
-    check_prompts_fit(splits, tokenizer)
+    prompts.check_fit([example for split in splits.values() for example in split], SETTINGS, tokenizer)
     directory = runs.start_run(
         RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json", resumes=False
     )
@@ -94,18 +94,6 @@ def check_test_split(directory: Path, dataset: examples.Dataset) -> None:
     before = runs.read_json(directory / "data_report.json").get("test_fingerprint")
     if before and dataset.test not in (None, before):
         raise UserError(f"test.json has changed since {directory}/ was made of it: remove that folder to read it again")
-
-
-def check_prompts_fit(splits: dict[str, list[examples.Example]], tokenizer) -> None:
-    """Raise UserError where what is never cut of a prompt is longer than MAX_PROMPT_TOKENS."""
-    all_examples = [example for split in splits.values() for example in split]
-    tokens = [len(ids) for ids in tokenizer([prompts.shortest_prompt(example) for example in all_examples]).input_ids]
-    longest, example = max(zip(tokens, all_examples, strict=True), key=lambda pair: pair[0])
-    if longest > MAX_PROMPT_TOKENS:
-        raise UserError(
-            f"MAX_PROMPT_TOKENS = {MAX_PROMPT_TOKENS}: question and table header of {example.id}, which are never cut, "
-            f"have {longest}: raise it, or shorten the question"
-        )
 
 
 def encode(example: examples.Example, tokenizer) -> dict:

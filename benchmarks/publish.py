@@ -33,6 +33,7 @@ RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
 MEASURED = ("eval_*.json", "throughput_*.json")
 FINISHED = ("*_metrics.json", "data_report.json", "eval_*.json")
+PREDICTIONS = "predictions_*.jsonl"
 VERDICTS = ("id", "execution_correct", "program_correct")
 
 
@@ -45,24 +46,34 @@ def main() -> None:
     for run, source in sources.items():
         if not is_finished(source):
             raise UserError(f"there is no finished run {run!r} in {RESULTS_DIR}/")
-    weights = [path for run in sources for path in (Path(TO) / run).rglob("model*") if path.suffix != ".json"]
-    if weights:
-        raise UserError(f"TO holds models, which would be replaced by records: {weights[0]}")
+    folders = dict.fromkeys(folder for source in sources.values() for folder in with_origins(source))
+    verdicts = {path: read_verdicts(path) for folder in folders for path in sorted(folder.glob(PREDICTIONS))}
+    for run in sources:
+        for path in (Path(TO) / run).rglob("*"):
+            if path.is_file() and not any(map(path.match, (*RECORDS, PREDICTIONS))):
+                raise UserError(f"TO holds what is no record, and would be removed: {path}")
     for run in sources:  # all before the first: what another came from may lie in one of them
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
-    for source in sources.values():
-        below = [path.parent for path in sorted(source.glob("[!.]*/settings.json"))]
-        folders = [source, *(folder for folder in below if any(map(any, map(folder.glob, MEASURED))))]
-        # What a model is shows in the records of all that it came from.
-        chain = [record for folder in folders for record in methods.lineage(folder, Path(RESULTS_DIR))]
-        data_runs = {record["settings"].get("DATA_RUN") for record in chain} - {None}
-        came_from = [record["folder"] for record in chain]
-        came_from += filter(Path.is_dir, [runs.run_directory(RESULTS_DIR, run) for run in sorted(data_runs)])
-        folders += [folder for folder in dict.fromkeys(came_from) if folder not in folders]
-        for folder in folders:
-            copied = publish(folder, Path(TO) / folder.relative_to(RESULTS_DIR))
-            print(f"{folder}: {copied} files")
+    for folder in folders:
+        target = Path(TO) / folder.relative_to(RESULTS_DIR)
+        target.mkdir(parents=True, exist_ok=True)
+        copied = [shutil.copyfile(path, target / path.name) for name in RECORDS for path in sorted(folder.glob(name))]
+        kept = [path for path in verdicts if path.parent == folder]
+        for path in kept:
+            runs.write_jsonl(target / path.name, verdicts[path])
+        print(f"{folder}: {len(copied) + len(kept)} files")
     tables.write_quantization_report(TO)
+
+
+def with_origins(source: Path) -> list[Path]:
+    """The folder of a run, of those checkpoints under it that were evaluated or measured, and of all they came from."""
+    below = [path.parent for path in sorted(source.glob("[!.]*/settings.json"))]
+    folders = [source, *(folder for folder in below if any(map(any, map(folder.glob, MEASURED))))]
+    # What a model is shows in the records of all that it came from.
+    chain = [record for folder in folders for record in methods.lineage(folder, Path(RESULTS_DIR))]
+    data_runs = {record["settings"].get("DATA_RUN") for record in chain} - {None}
+    data = [runs.run_directory(RESULTS_DIR, run) for run in sorted(data_runs)]
+    return [*folders, *(record["folder"] for record in chain), *filter(Path.is_dir, data)]
 
 
 def finished_runs() -> dict[str, Path]:
@@ -76,17 +87,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / "settings.json").exists() and any(map(any, map(folder.glob, FINISHED)))
 
 
-def publish(source: Path, target: Path) -> int:
-    """Copy the records of one folder; the number of files."""
-    target.mkdir(parents=True, exist_ok=True)
-    records = [path for pattern in RECORDS for path in sorted(source.glob(pattern))]
-    for path in records:
-        shutil.copyfile(path, target / path.name)
-    predictions = sorted(source.glob("predictions_*.jsonl"))
-    for path in predictions:
+def read_verdicts(path: Path) -> list[dict]:
+    """Each question's id and verdicts of a file of predictions; UserError where it is damaged."""
+    try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-        runs.write_jsonl(target / path.name, [{name: row[name] for name in VERDICTS if name in row} for row in rows])
-    return len(records) + len(predictions)
+        return [{name: row[name] for name in VERDICTS if name in row} for row in rows]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): evaluate that run again") from None
 
 
 if __name__ == "__main__":

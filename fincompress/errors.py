@@ -10,6 +10,9 @@ _NO_ACCESS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
 )  # fmt: skip
 
+_NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "PytorchStreamWriter failed")
+_NO_MEMORY = os.strerror(errno.ENOMEM), "DefaultCPUAllocator: can't allocate memory"
+
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line."""
@@ -126,13 +129,15 @@ def _one_line(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     # Safetensors' error has no number, and torch.save says no more than that its writer failed.
-    if os.strerror(errno.ENOSPC) in str(error) or "PytorchStreamWriter failed" in str(error):
-        return "no space left on the disk: free some and run it again"
+    if any(said in str(error) for said in _NO_ROOM):
+        return "no space left on the disk, or in a quota of it: free some and run it again"
     if type(error).__name__ == "OutOfMemoryError":  # torch's
         lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike; in SAPLING also SCAN_BATCH_SIZE)"
         return (
             f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py, under another RUN"
         )
+    if isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY):
+        return "the main memory is not enough: end other programs, or lower BATCH_SIZE, under another RUN"
     if getattr(error, "errno", None) in _NO_ACCESS:
         place = error.filename or "a file"
         return f"no access to {place}: {error.strerror}; mend its permissions, or choose another RUN or RESULTS_DIR"

@@ -225,12 +225,17 @@ def run_directory(results_dir: str, run: str) -> Path:
     """
     parts = run.split("/")
     if not all(
-        0 < len(part) <= 100 and part[0] != "." and part != "published" and "\\" not in part and part.isprintable()
+        0 < len(part) <= 100
+        and part[0] != "."
+        and part != "published"
+        and part.isprintable()
+        and "\\" not in part
+        and "::" not in part  # datasets would read a chain of addresses
         for part in parts
     ):
         raise UserError(
             f"{run[:100]!r} is no run name: use a plain folder name under {results_dir}/, of at most 100 characters, "
-            "without a dot in front, not 'published'"
+            "without a dot in front or '::', not 'published'"
         )
     return Path(results_dir).joinpath(*parts)
 
@@ -252,6 +257,9 @@ def with_depths(results_dir: str, run: str) -> list[str]:
     """``[run]``, or one run a depth where its folder holds depths, as SAPLING's does; the largest model first."""
     folders = run_directory(results_dir, run).glob("*/settings.json")
     depths = sorted((int(path.parent.name) for path in folders if path.parent.name.isdigit()), reverse=True)
+    directory = run_directory(results_dir, run)
+    if depths and (directory / "settings.json").exists() and not any(directory.glob("*_metrics.json")):
+        print(f"{run} is not finished: of its depths there are {', '.join(map(str, depths))} so far")
     return [f"{run}/{depth}" for depth in depths] or [run]
 
 

@@ -136,6 +136,8 @@ def find_overrides(
             near = difflib.get_close_matches(name.upper(), types, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"there is no constant {name}; {hint}")
+        if not text.strip():
+            raise UserError(f"{argument} has no value" + "; None is one" * (type(None) in types[name]))
         overrides[name] = (text, "command line")
     return {name: (parse_value(name, types[name], text), origin) for name, (text, origin) in overrides.items()}
 
@@ -145,7 +147,7 @@ def parse_value(name: str, types: tuple[type, ...], text: str) -> object:
 
     Raises UserError as ``check_value`` does.
     """
-    literal = {"true": "True", "false": "False", "none": "None", "": "None"}.get(text, text)
+    literal = {"true": "True", "false": "False", "none": "None"}.get(text, text)
     value: object = text
     if str not in types or (literal == "None" and type(None) in types):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

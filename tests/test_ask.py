@@ -104,7 +104,9 @@ def test_a_model_answers_where_nothing_stands_in_for_it(asked):
     ("arguments", "content", "says"),
     [
         (("--PAGE=nothing.json",), None, "PAGE is what a question is about: set ASK too"),
-        (("--ASK= ",), None, "ASK is a question to a model"),
+        (("--ASK= ",), None, "--ASK=  has no value; None is one"),  # a variable that is not set runs no evaluation
+        (("--PREDICTIONS=",), None, "--PREDICTIONS= has no value; None is one"),
+        (("--ASK=" + 200 * "what changed ",), None, "never cut, have"),
         (("--ASK=a?", "--PREDICTIONS=file.json"), None, "ASK is a question to a model"),
         (("--ASK=a?", "--PAGE=nothing.json"), None, "nothing.json cannot be read"),
         (("--ASK=a?", "--PAGE={}/page.json"), "not JSON", "cannot be read"),

@@ -44,7 +44,12 @@ def failing(error):
             2,
             "error: no access to data/train.json",
         ),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the disk: free some"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the disk, or"),
+        (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 2, "error: no space left on the disk, or in a quota of it"),
+        (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), 2, "error: no space left on the disk"),
+        (MemoryError(), 2, "error: the main memory is not enough"),
+        (OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), 2, "error: the main memory is not enough"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 2, "error: the main"),
         (
             type("OutOfMemoryError", (RuntimeError,), {})("CUDA"),
             2,

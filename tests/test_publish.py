@@ -75,7 +75,12 @@ def test_a_wrong_name_or_target_costs_neither_a_record_nor_a_run(tmp_path):
     assert (tmp_path / "gptq" / "eval_dev.json").exists()
     (tmp_path / "to" / "gptq" / "model.safetensors").write_text("weights")  # TO holds runs
     done = publish(tmp_path, "gptq")
-    assert done.returncode == 2 and "TO holds models" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "TO holds what is no record" in done.stderr and done.stderr.count("\n") == 1
+    assert (tmp_path / "to" / "gptq" / "settings.json").read_text() == before
+    (tmp_path / "to" / "gptq" / "model.safetensors").unlink()
+    (tmp_path / "gptq" / "predictions_dev.jsonl").write_text('{"id"')
+    done = publish(tmp_path, "gptq")
+    assert done.returncode == 2 and "predictions_dev.jsonl is damaged" in done.stderr and done.stderr.count("\n") == 1
     assert (tmp_path / "to" / "gptq" / "settings.json").read_text() == before
 
 

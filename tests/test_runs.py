@@ -131,6 +131,7 @@ def test_csv_has_the_columns_and_values_of_the_rows(tmp_path):
         "published/a",
         "a/published",
         "a" * 101,
+        "a::b",
         "a\nb",
         "a\tb",
         "a\x00",

@@ -1,5 +1,6 @@
 """From an example to the text a model reads and the text it must write."""
 
+from fincompress.errors import UserError
 from fincompress.finqa import evidence, numbers
 from fincompress.finqa.examples import Example
 
@@ -19,6 +20,17 @@ def build_prompt(example: Example, settings: dict, tokenizer) -> tuple[str, list
         budget = min(budget, settings["EVIDENCE_TOKENS"])
     lines = evidence.select(example, settings["EVIDENCE"], budget, count_tokens)
     return _prompt(lines, example), lines
+
+
+def check_fit(examples: list[Example], settings: dict, tokenizer) -> None:
+    """Raise UserError where what is never cut of a prompt, table header and question, exceeds MAX_PROMPT_TOKENS."""
+    tokens = [len(ids) for ids in tokenizer([shortest_prompt(example) for example in examples]).input_ids]
+    longest, example = max(zip(tokens, examples, strict=True), key=lambda pair: pair[0])
+    if longest > (limit := settings["MAX_PROMPT_TOKENS"]):
+        raise UserError(
+            f"MAX_PROMPT_TOKENS = {limit}: question and table header of {example.id}, which are never cut, have "
+            f"{longest}: shorten the question, or raise it"
+        )
 
 
 def shortest_prompt(example: Example) -> str:

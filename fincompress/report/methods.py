@@ -65,6 +65,8 @@ def describe(chain: list[dict], precision: str | None = None) -> tuple[str, str]
         if not chain[1:]:  # it may have been anything
             return "other", f"{name} (of a run that is not here)"
         kind, method = describe(chain[1:])
+        if settings.get("BLOCKS"):  # a rehearsal
+            return "other", f"{method} + {name}, {settings['BLOCKS']} blocks of it"
         if settings.get("BITS", 4) >= 16:  # the same weights, run by llama.cpp
             return "other", f"{method} + {name}"
         if kind in (*PHASE_1, "longer"):

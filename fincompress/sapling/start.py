@@ -44,6 +44,8 @@ def open_run(settings: dict, script: str) -> Run | None:
     if s["START_FROM"]:
         facts["source"] = training.check_origin("START_FROM", s, record)
     if s["TEACHER"] and needs_teacher(s):
+        if s["UPDATE"] == "full":
+            models.dense_checkpoint(s["TEACHER"], s["RESULTS_DIR"])
         facts["teacher"] = training.check_origin("TEACHER", s, record)
     directory = distributed.from_main(
         lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")

@@ -180,6 +180,14 @@ def test_quantization_of_a_run_that_is_gone_is_not_guessed(tmp_path):
     assert row.total_training_seconds is None
 
 
+def test_a_rehearsal_on_a_few_blocks_is_no_rival(tmp_path):
+    evaluated(tmp_path, "q")
+    made.settings(tmp_path / "g", "quantize_gptq.py", {"SOURCE_RUN": "q", "BITS": 4, "BLOCKS": 2})
+    made.evaluation(tmp_path, "g", made.answers(0.3, 20))
+    row = read(tmp_path)["g"]
+    assert row.kind == "other" and row.name.endswith("+ GPTQ 4-bit, 2 blocks of it")
+
+
 def test_a_quantized_untuned_model_is_no_rival_of_saplings(tmp_path):
     made.settings(tmp_path / "base", "evaluate.py")
     made.evaluation(tmp_path, "base", made.answers(0.3, 20))
