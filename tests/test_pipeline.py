@@ -11,7 +11,7 @@ from unittest import mock
 import datasets
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scripts import run_in_process, run_script
 
 from fincompress import generation, runs, training
@@ -368,12 +368,10 @@ def test_a_checkpoint_as_the_base_is_scored_again_where_it_was_trained_again(pip
     first, second = (run_in_process(*evaluate, **environment) for _ in range(2))
     assert (first.returncode, second.returncode) == (0, 0) and "evaluated already" in second.stdout
     assert read(tmp_path / "results/base/eval_test.json")["share_of_base"] == 1
-    before = (checkpoint / "train_metrics.json").read_text()
-    for name in ("train_metrics.json", "quantize_metrics.json"):
-        (checkpoint / name).write_text('{"another": "training"}')
-        third = run_in_process(*evaluate, **environment)
-        assert third.returncode == 2 and "results/base/ holds a run with other settings (source " in third.stderr
-        (checkpoint / "train_metrics.json").write_text(before)
+    doubled = {name: 2 * tensor for name, tensor in load_file(checkpoint / "model.safetensors").items()}
+    save_file(doubled, checkpoint / "model.safetensors", {"format": "pt"})
+    third = run_in_process(*evaluate, **environment)
+    assert third.returncode == 2 and "results/base/ holds a run with other settings (source " in third.stderr
 
 
 def test_calibration_questions_that_may_have_been_trained_on_are_not_scored(pipeline):

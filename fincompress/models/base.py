@@ -124,12 +124,9 @@ def base_model_path(base_model: str, results_dir: str) -> str:
 
 
 def base_fingerprint(base_model: str) -> str | None:
-    """That of the training which made the run whose folder is a base model; None for any other base model.
-
-    The folder may hold another model by now.
-    """
-    made = sorted(Path(base_model).glob("*_metrics.json"))
-    return provenance.fingerprint(*map(runs.read_json, made)) if made else None
+    """That of the weights in the folder that is a base model, which may be others by now; None for any other one."""
+    files = sorted(Path(base_model).glob("*.safetensors"))
+    return provenance.fingerprint([provenance.sample(path) for path in files]) if files else None
 
 
 def base_config(base_model: str, results_dir: str):

@@ -68,13 +68,14 @@ def test_the_merge_of_more_exact_matches_is_kept_then_that_of_lower_nll(
 
 def test_an_adapter_is_put_on_no_other_model_than_it_was_trained_on(tiny_base, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
-    runs.write_json(base / "train_metrics.json", {"training": 1})
     write_adapter(tmp_path / "run", str(base), "nf4", "nf4")
     record = runs.read_json(tmp_path / "run" / "settings.json")
     facts = training.run_facts(str(base), "nf4", {"data": {}, "settings": {}}, torch.bfloat16)
     runs.write_json(tmp_path / "run" / "settings.json", record | facts)
     models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
-    runs.write_json(base / "train_metrics.json", {"training": 2})
+    model = models.load_base(str(base), "auto", CPU, torch.bfloat16)
+    model.get_decoder().layers[0].mlp.up_proj.weight.data *= 2
+    model.save_pretrained(base)  # as large as before
     with pytest.raises(UserError, match="base/ holds another model by now than the adapter of run was trained on"):
         models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
     shutil.rmtree(base)
