@@ -21,7 +21,8 @@ if [ "$BASE_MODEL" = shape:llama-2-7b ] && ! python -c 'import sys, torch; sys.e
 fi
 
 # MiB of the card that others hold; a driver that fails says so where the number would stand.
-before=$(nvidia-smi --id=0 --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null | grep -xE '[0-9]+' || echo 0)
+card=${CUDA_VISIBLE_DEVICES:-0}
+before=$(nvidia-smi --id="${card%%,*}" --query-gpu=memory.used --format=csv,noheader,nounits 2>/dev/null | grep -xE '[0-9]+' || echo 0)
 
 run() {
     printf '\n%s\n' "$*"

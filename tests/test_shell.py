@@ -247,6 +247,13 @@ def test_a_model_that_does_not_fit_keeps_no_other_of_the_llama_models_from_being
     assert done.stderr.splitlines() == [f"not measured: {str(names)[1:-1]}" for names in measured]
 
 
+def test_a_quantized_model_that_nothing_runs_here_keeps_no_other_of_the_llama_models_from_being_scored(phases):
+    done, calls = phases(script="recipes/llama2_7b_10gb.sh", FAIL="evaluate.py")
+    packed = ["qlora_4bit", "lora_8bit", "gptq_4bit", "sapling_gptq", "longer_gptq"]
+    assert done.stderr.splitlines() == [f"not evaluated: {run}" for run in packed]
+    assert (done.returncode, overrides(calls[-1][0])["RUN"]) == (3, "base")  # which needs no kernel
+
+
 def test_a_run_and_a_repository_are_pushed_and_nothing_less(phases, copy):
     done, calls = phases("sapling/40", "user/name", script="recipes/push.sh")
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ gptqmodel is the maintained successor of auto-gptq and AutoAWQ; transformers and
 import contextlib
 import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -153,7 +154,7 @@ class Method:
             except Exception as error:  # of any kind, from compilers and their builders
                 failure = error.with_traceback(None)  # whose frames hold what was loaded so far
                 why = str(failure).strip().partition("\n")[0] or type(failure).__name__
-        if isinstance(failure, (ImportError, RuntimeError)):
+        if isinstance(failure, (ImportError, RuntimeError, subprocess.SubprocessError)):  # the last: of a compiler
             raise NoKernel(f"no kernel on this machine runs {path} ({why})")
         raise failure
 
@@ -207,6 +208,7 @@ def require() -> None:
         raise UserError(f"quantization needs {' and '.join(missing)}: pip install -r requirements.txt")
     if (os.cpu_count() or 1) <= 2:  # its thread pool keeps two cores for itself, and refuses to start without more
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    os.environ.setdefault("MAX_JOBS", "4")  # of Marlin's files compiled at once: each takes gigabytes
 
 
 @contextlib.contextmanager

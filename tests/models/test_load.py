@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from unittest import mock
 
 import bitsandbytes as bnb
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from training_rows import CPU, PAD, add_lora, bf16_loss, make_rows
 from transformers import AutoModelForCausalLM
 
-from fincompress import memory, models, runs
+from fincompress import memory, models, runs, simulation
 from fincompress.errors import UserError
 from fincompress.training.loss import TargetCollator
 
@@ -228,9 +229,14 @@ def test_a_batch_that_leaves_a_gpu_no_room_for_a_block_is_refused(tmp_path, monk
     config = models.shape_config("shape:llama-2-7b")
     config.num_hidden_layers = 8
     config.save_pretrained(tmp_path)
-    monkeypatch.setattr(models.base, "free_memory", lambda device: int(3e9))
-    with pytest.raises(UserError, match="16 sequences at once leave 3.0 GB of a GPU no room.*lower BATCH_SIZE"):
-        models.offload_if_needed(str(tmp_path), torch.device("cuda"), 16, 768)
+    needed = simulation.decoding(config, 2, 768).gb + 0.3 - memory.weights_gb(config, "bf16")
+    for room, refused in ((0.66, True), (1.2, False)):  # embeddings, a block, and one to be read into
+        free = int((needed + room) * 1e9)
+        monkeypatch.setattr(models.base, "free_memory", lambda device, free=free: free)
+        with pytest.raises(UserError, match="of a GPU no room.*lower BATCH_SIZE") if refused else nullcontext():
+            monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+            options = models.offload_if_needed(str(tmp_path), torch.device("cuda"), 2, 768)
+            assert options["max_memory"][0] == pytest.approx(room * 1e9, abs=2)
 
 
 def test_what_does_not_fit_into_main_memory_stays_packed_or_is_computed_in_bf16(tiny_base, tmp_path, monkeypatch):

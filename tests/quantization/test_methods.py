@@ -248,9 +248,10 @@ def test_a_kernel_that_does_not_load_gives_way_to_the_next(quantized, monkeypatc
     assert METHODS[name].kernel(model) == {"gptq_torch": "TorchLinear", "torch_awq": "AwqTorchLinear"}[backend]
 
 
-def test_a_checkpoint_that_no_kernel_takes_says_so_in_one_line(quantized, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, ImportError, subprocess.SubprocessError])  # the last: of a compiler
+def test_a_checkpoint_that_no_kernel_takes_says_so_in_one_line(quantized, monkeypatch, kind):
     def load(path, **options):
-        raise RuntimeError("far enough")
+        raise kind("far enough")
 
     monkeypatch.setattr(shared.AutoModelForCausalLM, "from_pretrained", load)
     with pytest.raises(NoKernel, match=r"^no kernel on this machine runs .* \(far enough\)$"):
