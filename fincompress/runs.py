@@ -255,9 +255,9 @@ def finished_run(results_dir: str, run: str, kind: str = "*_metrics.json") -> Pa
 
 def with_depths(results_dir: str, run: str) -> list[str]:
     """``[run]``, or one run a depth where its folder holds depths, as SAPLING's does; the largest model first."""
-    folders = run_directory(results_dir, run).glob("*/settings.json")
-    depths = sorted((int(path.parent.name) for path in folders if path.parent.name.isdigit()), reverse=True)
     directory = run_directory(results_dir, run)
+    folders = [path.parent.name for path in directory.glob("*/settings.json")]
+    depths = sorted((int(name) for name in folders if name.isdigit()), reverse=True)
     if depths and (directory / "settings.json").exists() and not any(directory.glob("*_metrics.json")):
         print(f"{run} is not finished: of its depths there are {', '.join(map(str, depths))} so far")
     return [f"{run}/{depth}" for depth in depths] or [run]

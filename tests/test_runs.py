@@ -145,6 +145,16 @@ def test_run_names_that_lead_elsewhere_or_are_hidden_or_cannot_be_shown_are_refu
     assert str(refusal.value).isprintable()
 
 
+def test_depths_of_a_run_that_is_not_finished_are_said_to_be_so_far(tmp_path, capsys):
+    for name in ("s", "s/9", "s/20"):
+        runs.write_json(tmp_path / name / "settings.json", {})
+    assert runs.with_depths(str(tmp_path), "s") == ["s/20", "s/9"]
+    assert capsys.readouterr().out == "s is not finished: of its depths there are 20, 9 so far\n"
+    runs.write_json(tmp_path / "s" / "train_metrics.json", {})
+    assert runs.with_depths(str(tmp_path), "s") == ["s/20", "s/9"] and capsys.readouterr().out == ""
+    assert runs.with_depths(str(tmp_path), "s/9") == ["s/9"]
+
+
 @pytest.mark.parametrize("run", ["lora", "sapling/40", "a.b", "run 1", "a" * 100, "größer", "published_2"])
 def test_plain_run_names_are_folders_of_the_results(run):
     assert runs.run_directory("results", run) == Path("results") / run
