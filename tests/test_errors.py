@@ -44,7 +44,11 @@ def failing(error):
             2,
             "error: no access to data/train.json",
         ),
-        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), 2, "error: no space left on the disk, or"),
+        (
+            OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)),
+            2,
+            "error: no space left on the disk, or in a quota of it: free some",
+        ),
         (OSError(errno.EDQUOT, os.strerror(errno.EDQUOT)), 2, "error: no space left on the disk, or in a quota of it"),
         (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), 2, "error: no space left on the disk"),
         (MemoryError(), 2, "error: the main memory is not enough"),

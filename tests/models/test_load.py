@@ -229,6 +229,9 @@ def test_a_batch_that_leaves_a_gpu_no_room_for_a_block_is_refused(tmp_path, monk
     config = models.shape_config("shape:llama-2-7b")
     config.num_hidden_layers = 8
     config.save_pretrained(tmp_path)
+    monkeypatch.setattr(models.base, "free_memory", lambda device: int(3e9))
+    with pytest.raises(UserError, match="16 sequences at once leave 3.0 GB of a GPU no room.*lower BATCH_SIZE"):
+        models.offload_if_needed(str(tmp_path), torch.device("cuda"), 16, 768)
     needed = simulation.decoding(config, 2, 768).gb + 0.3 - memory.weights_gb(config, "bf16")
     for room, refused in ((0.66, True), (1.2, False)):  # embeddings, a block, and one to be read into
         free = int((needed + room) * 1e9)
