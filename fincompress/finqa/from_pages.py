@@ -109,13 +109,12 @@ def page_asks(page: Example, rng: random.Random) -> list[dict]:
     if index and len(index) == len(grid):  # what an investment of 100 became
         start, *later = next(iter(index.values()))
         about_table.ask_grid({name: {year: row[year] for year in later} for name, row in index.items()}, start=start)
-    elif grid:
-        about_table.ask_grid(grid)
-        for whole in [name for name in names if name.startswith("total")]:
-            parts = names[: names.index(whole)]
-            begin = max((i + 1 for i, name in enumerate(parts) if name.startswith("total")), default=0)
-            if parts[begin:]:
-                about_table.ask_grid({name: grid[name] for name in [*parts[begin:], whole]}, whole)
+    else:
+        # Rows below zero throughout lose their sign, as FinQA's questions have what is paid or lost: "dividends of 5". No
+        # sum or share takes one of them and a row that has its sign.
+        paid = {name for name, row in grid.items() if all(figure[0] == "-" for figure in row.values())}
+        ask_rows(about_table, {name: row for name, row in grid.items() if name not in paid}, names)
+        ask_rows(about_table, {name: _unsigned(grid[name]) for name in names if name in paid}, names)
     for ask in about_table.asks:
         ask["qa"]["question"] = ask["qa"]["question"].replace(f" in {UNDATED}", "")
     about_text = Asker(rng, [[]], LOOSE, LATEST)
@@ -123,6 +122,21 @@ def page_asks(page: Example, rng: random.Random) -> list[dict]:
         for name, row in told(numbers.clean_sentence(text)).items():
             about_text.ask_grid({name: {year: Figure(figure).at(f"text_{place}") for year, figure in row.items()}})
     return about_table.asks + about_text.asks
+
+
+def ask_rows(asker: Asker, rows: Grid, names: list[str]) -> None:
+    """Ask about rows of a table whose rows have these ``names``, and of each total about what stands above it."""
+    asker.ask_grid(rows)
+    for whole in [name for name in rows if name.startswith("total")]:
+        above = names[: names.index(whole)]
+        begin = max((i + 1 for i, name in enumerate(above) if name.startswith("total")), default=0)
+        parts = [name for name in above[begin:] if name in rows]
+        if parts:
+            asker.ask_grid({name: rows[name] for name in [*parts, whole]}, whole)
+
+
+def _unsigned(row: dict[str, Figure]) -> dict[str, Figure]:
+    return {year: Figure(figure[1:]).at(figure.source) for year, figure in row.items()}
 
 
 def table_grid(table: list[list[str]]) -> Grid:
@@ -145,8 +159,6 @@ def table_grid(table: list[list[str]]) -> Grid:
         figures = {year: Figure(numbers.clean_cell(table[i][j])).at(i) for year, (i, j) in places.items()}
         dates = all(figure.isdigit() and int(figure) in numbers.YEARS for figure in figures.values())
         if name and named[name] == 1 and not dates and all(map(_is_amount, figures.values())):
-            if all(figure[0] == "-" for figure in figures.values()):  # as FinQA's questions have what is paid or lost
-                figures = {year: Figure(figure[1:]).at(figure.source) for year, figure in figures.items()}
             grid[name] = figures
     return grid
 

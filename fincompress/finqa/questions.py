@@ -6,6 +6,7 @@ import random
 import re
 from collections import Counter
 
+from fincompress.finqa.numbers import clean_cell
 from fincompress.finqa.program import execute, operations, tokenize
 
 # Kinds of question: the program, and ways to ask it, the free one last. Rows are x, z, w, their total t; x2 is x at the
@@ -160,8 +161,9 @@ class Asker:
             return fields
         sources = {figure.source for figure in figures}
         if len(sources) == 1 and len(dates) == len(self.table[0]) - 1 and "%" not in figures[0]:  # a whole row
-            source = sources.pop()
-            fields["row"] = Figure(self.table[source][0]).at(source)
+            name, *cells = self.table[source := sources.pop()]
+            if {*figures} == {*map(clean_cell, cells)}:  # not without the sign that table operations would read
+                fields["row"] = Figure(name).at(source)
         y0, y1 = (dates[place] for place in sorted(self.rng.sample(range(len(dates)), 2)))
         fields |= {"y0": y0, "y1": y1, "span": f"from {y0} to {y1}"}
         for letter, row in rows.items():

@@ -42,11 +42,19 @@ def test_a_table_with_a_row_a_year_is_asked_by_column():
     assert grid["sales"]["2015"].source == 2
 
 
-def test_amounts_that_are_all_below_zero_are_asked_about_without_their_sign():
-    """As FinQA's programs have them: "how much lower were dividends" means less paid."""
-    grid = from_pages.table_grid([["", "2015", "2016"], ["dividends", "-5 ( 5 )", "( 7 )"], ["other", "-5", "7"]])
-    assert grid == {"dividends": {"2015": "5", "2016": "7"}, "other": {"2015": "-5", "2016": "7"}}
-    assert grid["dividends"]["2016"].source == 1
+def test_amounts_that_are_all_below_zero_are_asked_about_without_their_sign_and_apart_from_others():
+    """As FinQA's programs have them: "how much lower were dividends" means less paid. With sales they make no total."""
+    table = [["", "2015", "2016"], ["dividends", "-505 ( 505 )", "( 707 )"], ["buybacks", "-606", "-808"],
+             ["taxes", "-101", "-102"], ["sales", "909", "-303"], ["total", "-1212", "-1617"]]  # fmt: skip
+    assert from_pages.table_grid(table)["dividends"]["2016"] == "-707"
+    asks = [ask for seed in range(9) for ask in from_pages.page_asks(example("a", table), random.Random(seed))]
+    figures = [{*program.operands(ask["qa"]["program"])[0]} for ask in asks]
+    paid, others = {"505", "707", "606", "808", "101", "102", "1212", "1617"}, {"909", "-303"}
+    assert any({"505", "606"} <= taken for taken in figures) and any({"505", "1212"} <= taken for taken in figures)
+    assert any("-303" in taken for taken in figures) and all("-505" not in taken for taken in figures)
+    assert not any(taken & paid and taken & others for taken in figures)
+    operations = {ask["qa"]["program"] for ask in asks if ask["qa"]["program"].startswith("table_")}
+    assert operations and all("sales" in program for program in operations)  # they read the row with its sign
 
 
 @pytest.mark.parametrize(
