@@ -1,0 +1,42 @@
+"""Blocks compiled by torch while a CPU trains them: what stands between the matrix products is fused."""
+
+import contextlib
+import functools
+from collections.abc import Iterable
+
+import torch
+
+from fincompress.depth.sublayers import decoder
+
+STEPS = 400  # of training from which on it pays: it takes up to a minute or two, once, and saves a third of a step
+
+
+@functools.cache
+def compiler_works() -> bool:
+    """Whether torch finds a C++ compiler here, and what it needs beside it."""
+    try:
+        torch.compile(lambda x: x.sin() + 1, dynamic=True)(torch.ones(8))
+    except Exception as error:  # of dynamo, of inductor, or of whatever stands for a compiler
+        print(f"not compiled, so slower by half: {str(error).strip().partition(chr(10))[0]}")
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def compiled_blocks(models: Iterable[torch.nn.Module], steps: float):
+    """The decoder blocks of ``models`` are compiled in here where that pays for so many ``steps`` and can be done.
+
+    Copies that are made of a model meanwhile are not compiled. Results are those of uncompiled blocks but for rounding.
+    """
+    blocks = [block for model in models for block in decoder(model).layers]
+    if steps < STEPS or not compiler_works():
+        yield
+        return
+    for block in blocks:
+        block.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block._compiled_call_impl = None  # Module.compile has no way back
+        torch.compiler.reset()  # or the versions of one stage count against the limit of the next
