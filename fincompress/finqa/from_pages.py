@@ -110,8 +110,8 @@ def page_asks(page: Example, rng: random.Random) -> list[dict]:
         start, *later = next(iter(index.values()))
         about_table.ask_grid({name: {year: row[year] for year in later} for name, row in index.items()}, start=start)
     else:
-        # Rows below zero throughout lose their sign, as FinQA's questions have what is paid or lost: "dividends of 5". No
-        # sum or share takes one of them and a row that has its sign.
+        # Rows below zero throughout lose their sign, as FinQA's questions have what is paid or lost: "dividends of 5".
+        # No sum or share takes one of them and a row that has its sign.
         paid = {name for name, row in grid.items() if all(figure[0] == "-" for figure in row.values())}
         ask_rows(about_table, {name: row for name, row in grid.items() if name not in paid}, names)
         ask_rows(about_table, {name: _unsigned(grid[name]) for name in names if name in paid}, names)

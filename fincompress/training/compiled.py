@@ -5,19 +5,18 @@ import functools
 from collections.abc import Iterable
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from fincompress.depth.sublayers import decoder
-
-STEPS = 400  # of training from which on it pays: it takes up to a minute or two, once, and saves a third of a step
+STEPS = 400  # of training from which on it pays: compiling saves up to a third of a step
 
 
 @functools.cache
 def compiler_works() -> bool:
-    """Whether torch finds a C++ compiler here, and what it needs beside it."""
+    """Whether torch finds a C++ compiler here, and what that needs beside it."""
     try:
         torch.compile(lambda x: x.sin() + 1, dynamic=True)(torch.ones(8))
     except Exception as error:  # of dynamo, of inductor, or of whatever stands for a compiler
-        print(f"not compiled, so slower by half: {str(error).strip().partition(chr(10))[0]}")
+        print(f"blocks are not compiled, so slower by half: {str(error).strip().partition(chr(10))[0]}")
         return False
     return True
 
@@ -26,12 +25,13 @@ def compiler_works() -> bool:
 def compiled_blocks(models: Iterable[torch.nn.Module], steps: float):
     """The decoder blocks of ``models`` are compiled in here where that pays for so many ``steps`` and can be done.
 
-    Copies that are made of a model meanwhile are not compiled. Results are those of uncompiled blocks but for rounding.
+    Copies that are made of a model meanwhile are not. Compiled blocks compute the same but for rounding.
     """
-    blocks = [block for model in models for block in decoder(model).layers]
     if steps < STEPS or not compiler_works():
         yield
         return
+    blocks = [part for model in models for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    print("compiling the blocks: the first step takes up to a minute or two")
     for block in blocks:
         block.compile(dynamic=True)
     try:
