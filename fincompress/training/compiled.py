@@ -25,7 +25,7 @@ def compiler_works() -> bool:
 def compiled_blocks(models: Iterable[torch.nn.Module], steps: float):
     """The decoder blocks of ``models`` are compiled in here where that pays for so many ``steps`` and can be done.
 
-    Copies that are made of a model meanwhile are not. Compiled blocks compute the same but for rounding.
+    Copies that are made of a model meanwhile are not. Compiled blocks compute the same, and round less on the way.
     """
     if steps < STEPS or not compiler_works():
         yield
