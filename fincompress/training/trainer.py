@@ -45,8 +45,10 @@ class TargetTrainer(Trainer):
         if not self.args.use_cpu:
             return super().train(*arguments, **options)
         args, before = self.args, self.model.config._attn_implementation
-        batches = args.num_train_epochs * len(self.train_dataset) / (args.train_batch_size * args.world_size)
-        steps = args.max_steps if args.max_steps > 0 else batches / args.gradient_accumulation_steps
+        steps = args.max_steps
+        if steps <= 0:
+            examples = args.train_batch_size * args.world_size * args.gradient_accumulation_steps  # of a step
+            steps = args.num_train_epochs * len(self.train_dataset) / examples
         self.model.set_attn_implementation("eager")
         try:
             with compiled_blocks([self.model, *self.beside], 0 if args.gradient_checkpointing else steps):

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from fincompress import models
 from fincompress.training import TargetTrainer, TrainingRows, compiled, training_arguments
-from fincompress.training.loss import TargetCollator
+from fincompress.training.loss import TargetCollator, score_targets
 from tests.training.test_trainer import make_rows
 
 CPU = torch.device("cpu")
@@ -70,3 +70,12 @@ def test_without_a_compiler_training_goes_on_and_says_why_it_is_slower(tiny_base
         compiled.compiler_works.cache_clear()
     assert not any(watch.compiled)
     assert "blocks are not compiled, so slower by half: No working C++ compiler found\n" in capsys.readouterr().out
+
+
+def test_scores_while_blocks_are_compiled_are_those_of_plain_blocks(tiny_base, monkeypatch):
+    monkeypatch.setattr(compiled, "STEPS", 4)
+    model = models.load_base(tiny_base, "auto", CPU, torch.bfloat16)
+    scored = datasets.Dataset.from_list(make_rows(8)), TargetCollator(0), 4, torch.bfloat16
+    plain = score_targets(model, *scored)[0]
+    with compiled.compiled_blocks([model], 4):
+        assert torch.equal(score_targets(model, *scored)[0], plain)
