@@ -199,7 +199,9 @@ def read_json(path: Path) -> Record:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable as JSON: {error}") from None
+        raise UserError(
+            f"{path} is not readable as JSON ({error}): restore it, or remove it and make again what it describes"
+        ) from None
     if not isinstance(record, Record):
         raise UserError(f"{path} holds no JSON object: it is damaged; remove it")
     return record
