@@ -118,8 +118,6 @@ def train_stage(
         dtype=student.dtype,
     )
     trainer.moments = moments
-    if teaching is not None and run.teacher.model is not student.model:
-        trainer.beside = [run.teacher.model]
     trainer.recovery = Recovery(s["KL"], s["CROSS_ENTROPY"], s["HIDDEN_STATES"], s["TEMPERATURE"], teaching)
     checkpoint = distributed.from_main(lambda: training.last_checkpoint(checkpoints))
     if checkpoint:

@@ -3,7 +3,7 @@
 import itertools
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from transformers.training_args import OptimizerNames
 from fincompress import distributed, models, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice
-from fincompress.training.compiled import compiled_blocks
 from fincompress.training.loss import target_logits, target_loss
 from fincompress.training.report import check_report_to
 from fincompress.training.rows import FIGURES, TrainingRows
@@ -29,30 +28,22 @@ class TargetTrainer(Trainer):
     Its training set are ``TrainingRows``. Several processes share each batch. ``dtype`` is what it computes in.
     """
 
-    beside: Iterable[torch.nn.Module] = ()  # models that compute at every step too
-
     def __init__(self, *arguments, dtype: torch.dtype = torch.float32, **options):
         super().__init__(*arguments, **options)
         self.dtype = dtype
         self.remove_callback(PrinterCallback)  # it prints every log as a dictionary
 
     def train(self, *arguments, **options):
-        """``Trainer.train``, on a CPU with compiled blocks, and attention as plain products.
+        """``Trainer.train``, on a CPU with attention as plain products.
 
         The backward pass of torch's flash attention takes a CPU several times as long for prompts of some hundred
         tokens: a seventh of a step.
         """
-        if not self.args.use_cpu:
-            return super().train(*arguments, **options)
-        args, before = self.args, self.model.config._attn_implementation
-        steps = args.max_steps
-        if steps <= 0:
-            examples = args.train_batch_size * args.world_size * args.gradient_accumulation_steps  # of a step
-            steps = args.num_train_epochs * len(self.train_dataset) / examples
-        self.model.set_attn_implementation("eager")
+        before = self.model.config._attn_implementation
+        if self.args.use_cpu:
+            self.model.set_attn_implementation("eager")
         try:
-            with compiled_blocks([self.model, *self.beside], 0 if args.gradient_checkpointing else steps):
-                return super().train(*arguments, **options)
+            return super().train(*arguments, **options)
         finally:
             self.model.set_attn_implementation(before)
 

@@ -128,7 +128,7 @@ def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards
     model, seen = models.load_base(tiny_base, "fp32", CPU, torch.float32), []
     monkeypatch.setattr(Trainer, "train", lambda self: seen.append(self.model.config._attn_implementation))
     before = model.config._attn_implementation
-    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer.TargetTrainer(model=model, args=arguments).train()
     assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
 
