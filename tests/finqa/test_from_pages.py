@@ -47,12 +47,15 @@ def test_amounts_that_are_all_below_zero_are_asked_about_without_their_sign_and_
     table = [["", "2015", "2016"], ["dividends", "-505 ( 505 )", "( 707 )"], ["buybacks", "-606", "-808"],
              ["taxes", "-101", "-102"], ["sales", "909", "-303"], ["total", "-1212", "-1617"]]  # fmt: skip
     assert from_pages.table_grid(table)["dividends"]["2016"] == "-707"
+    assert from_pages.table_grid(table)["dividends"]["2016"].source == 1
     asks = [ask for seed in range(9) for ask in from_pages.page_asks(example("a", table), random.Random(seed))]
     figures = [{*program.operands(ask["qa"]["program"])[0]} for ask in asks]
     paid, others = {"505", "707", "606", "808", "101", "102", "1212", "1617"}, {"909", "-303"}
     assert any({"505", "606"} <= taken for taken in figures) and any({"505", "1212"} <= taken for taken in figures)
     assert any("-303" in taken for taken in figures) and all("-505" not in taken for taken in figures)
     assert not any(taken & paid and taken & others for taken in figures)
+    alone = [ask["sources"] for ask, taken in zip(asks, figures, strict=True) if taken == {"505", "707"}]
+    assert alone and all([*sources] == [1] for sources in alone)
     operations = {ask["qa"]["program"] for ask in asks if ask["qa"]["program"].startswith("table_")}
     assert operations and all("sales" in program for program in operations)  # they read the row with its sign
 
