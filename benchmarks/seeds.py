@@ -2,7 +2,8 @@
 
 Reads eval_<SPLIT>.json and predictions_<SPLIT>.jsonl of the runs. Each question counts by the share of a recipe's runs
 that have it right. Two kinds of interval: where questions are resampled it is of these very runs; where seeds are too,
-of the recipes, as far as two or three seeds can say (they say too little: such an interval is too narrow).
+of the recipes, as far as two or three seeds can say (they say too little: such an interval is too narrow). Where the
+runs of both, in their order, came from phase 1 of the same seeds, these stay paired.
 
     python benchmarks/seeds.py --RESULTS_DIR=results/published/finqa-smollm2-135m \\
         --ONE="['sapling_blocks_20_gptq', 'seed_1_20_gptq']" --OTHER="['longer_taught_60_gptq', 'seed_1_30_gptq']"
@@ -54,18 +55,24 @@ def main() -> None:
         shown = percent(apart.mean(), bootstrap_mean(apart, confidence), "+")
         print(f"one - other, {len(questions)} questions, {confidence:.0%} interval: {shown}")
     if len(ONE) > 1 and len(OTHER) > 1:
-        shown = percent(apart.mean(), np.quantile(resample(*sides), (0.025, 0.975)), "+")
-        print(f"one - other, questions and seeds, 95% interval: {shown}")
+        seeds = [[evaluated[run].seed[-1:] for run in runs] for runs in (ONE, OTHER)]
+        paired = seeds[0] == seeds[1] and len(set(seeds[0])) > 1
+        shown = percent(apart.mean(), np.quantile(resample(*sides, paired), (0.025, 0.975)), "+")
+        print(f"one - other, questions and {'paired ' * paired}seeds, 95% interval: {shown}")
 
 
-def resample(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """Differences of two recipes' means, of other questions and other seeds; arrays are (seeds, questions)."""
+def resample(first: np.ndarray, second: np.ndarray, paired: bool) -> list[float]:
+    """Differences of two recipes' means, of other questions and other seeds; arrays are (seeds, questions).
+
+    Where ``paired``, both have the same seeds in a resample.
+    """
     generator = np.random.default_rng(0)
     differences = []
     for _ in range(RESAMPLES):
         picked = generator.integers(first.shape[1], size=first.shape[1])
-        means = [side[generator.integers(len(side), size=len(side))][:, picked].mean() for side in (first, second)]
-        differences.append(means[0] - means[1])
+        seeds = generator.integers(len(first), size=len(first))
+        others = seeds if paired else generator.integers(len(second), size=len(second))
+        differences.append(first[seeds][:, picked].mean() - second[others][:, picked].mean())
     return differences
 
 

@@ -46,6 +46,22 @@ def test_seeds_are_resampled_too_where_each_recipe_has_some(two):
     assert "questions and seeds" not in seeds(two, ["a_0", "a_1"], ["b"]).stdout
 
 
+def test_seeds_of_one_phase_1_stay_paired(two):
+    """Where a good seed of phase 1 makes both good, their difference is surer than either."""
+    for seed, right in enumerate((N < 240, N < 80)):
+        made.settings(two / f"q_{seed}", "train_qlora_4bit.py", {"SEED": seed})
+        for run, added in (("x", 0), ("y", 20)):
+            made.settings(two / f"{run}_{seed}", "sapling_train.py", {"SEED": seed, "START_FROM": f"q_{seed}"})
+            made.evaluation(two, f"{run}_{seed}", right | ((added + 300 > N) & (N >= 300)))
+    widths = {}
+    for name, other in (("paired seeds", ["x_0", "x_1"]), ("seeds", ["x_1", "x_0"])):
+        printed = seeds(two, ["y_0", "y_1"], other).stdout.splitlines()
+        (line,) = [line for line in printed if f"questions and {name}" in line]
+        low, high = (float(number) for number in line.partition("[")[2].rstrip("]").split(","))
+        widths[name] = high - low
+    assert widths["seeds"] > widths["paired seeds"] + 20
+
+
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [

@@ -198,7 +198,7 @@ def make_section(rows: list[Row]) -> Section:
 
     Accuracy is lost from the merged run, else from the QLoRA or 8-bit LoRA run, that has the lowest NLL on the
     calibration split: the most accurate one on this split would be so by luck too. It is also lost from phase 1 trained
-    longer, of several from what has most seeds, then from what saw most. Both are means where there are seeds.
+    longer, of several from what has most seeds, then from what saw most: of the seeds that a run shares with them.
     """
     first = rows[0]
     speed = f"speed on {first.device}: {first.hardware}" if first.device else "speed not measured"
@@ -224,11 +224,16 @@ def make_section(rows: list[Row]) -> Section:
 
 
 def lost_from(baselines: list[Row], row: Row) -> tuple[str | None, dict | None]:
-    """The runs of the first of ``baselines``, and what a row that is none of them answers less; None where unknown."""
+    """The runs of the first of ``baselines``, and what a row that is none of them answers less; None where unknown.
+
+    Of a baseline's seeds those count that the row came from, or shares with it.
+    """
     if not baselines:
         return None, None
-    names = [seed.run for seed in baselines[0].seeds or baselines[:1]]
-    return ", ".join(names), None if row.run in names else compare_rows(baselines[0], row)
+    if row.run in [seed.run for seed in baselines[0].seeds or baselines[:1]]:
+        return ", ".join(seed.run for seed in baselines[0].seeds or baselines[:1]), None
+    names = [seed.run for seed in shared_seeds(baselines[0], row)[0]]
+    return ", ".join(names), compare_rows(baselines[0], row)
 
 
 def average_seeds(rows: list[Row]) -> list[Row]:
@@ -264,7 +269,7 @@ def average(seeds: list[Row]) -> Row:
     seeds = sorted(seeds, key=lambda row: row.seed)
     mean = Row(**vars(min(seeds, key=lambda row: row.speed_of != row.run)) | {"seeds": seeds})
     mean.execution_accuracy = sum(row.execution_accuracy for row in seeds) / len(seeds)
-    interval = statistics.bootstrap_mean(list(read_verdicts(mean).values()))
+    interval = statistics.bootstrap_mean(list(read_verdicts(seeds).values()))
     mean.execution_accuracy_low, mean.execution_accuracy_high = interval
     mean.calibration_nll = sum(row.calibration_nll for row in seeds) / len(seeds)
     if None not in (programs := [row.program_accuracy for row in seeds]):
@@ -300,17 +305,29 @@ def accuracy_lost(lost: dict | None) -> dict:
     return rounded | {"mcnemar_p": lost and float(f"{lost['mcnemar_p']:.4g}")}
 
 
+def shared_seeds(first: Row, second: Row) -> tuple[list[Row], list[Row]]:
+    """The single runs of two rows, by which they are compared: where both have runs made of phase 1 of one seed, those.
+
+    Phase 1 of another seed is another model: what two others were made of would be compared too.
+    """
+    sides = first.seeds or [first], second.seeds or [second]
+    ours, theirs = ({row.seed[-1:] for row in side} for side in sides)
+    return tuple([row for row in side if row.seed[-1:] in ours & theirs] or side for side in sides)
+
+
 def compare_rows(first: Row, second: Row, confidence: float = 0.95) -> dict | None:
-    """``statistics.compare`` of two rows of a section; None without predictions of the same questions."""
-    verdicts = [read_verdicts(row) for row in (first, second)]
+    """``statistics.compare`` of two rows of a section by the seeds that they share; None without predictions of the
+    same questions.
+    """
+    verdicts = [read_verdicts(side) for side in shared_seeds(first, second)]
     if None in verdicts or set(verdicts[0]) != set(verdicts[1]):
         return None
     return statistics.compare(*verdicts, confidence)
 
 
-def read_verdicts(row: Row) -> dict[str, float] | None:
-    """``{question id: share of the row's seeds that answer it correctly}``; None where predictions are not here."""
-    verdicts = [read_predictions(seed) for seed in row.seeds or [row]]
+def read_verdicts(seeds: list[Row]) -> dict[str, float] | None:
+    """``{question id: share of these runs that answer it correctly}``; None where predictions are not here."""
+    verdicts = [read_predictions(seed) for seed in seeds]
     if None in verdicts:
         return None
     return {question: sum(right[question] for right in verdicts) / len(verdicts) for question in verdicts[0]}

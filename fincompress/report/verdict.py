@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fincompress.benchmark.record import paired_rounds
 from fincompress.report import statistics
-from fincompress.report.rows import Row, Section, compare_rows
+from fincompress.report.rows import Row, Section, compare_rows, shared_seeds
 from fincompress.report.tables import Table, percent
 
 TOLERANCE = 0.05  # relative difference up to which two sizes, peaks of memory or throughputs are called equal
@@ -37,14 +37,15 @@ class Comparison:
     winners: dict[str, str] = field(default_factory=dict)  # measure -> SAPLING, OTHER or OPEN
     ratios: dict[str, str] = field(default_factory=dict)  # measure -> SAPLING's over the other's, in words
     notes: list[str] = field(default_factory=list)  # why something is not decided
+    seeds: str = ""  # " of seed 0" where the two are compared by fewer seeds than they have
 
 
 def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]]:
     """Each line of depths in the chart against every 4-bit quantized run, then against every other pruned run.
 
-    Seeds of a recipe count as their mean. Those of SAPLING alone come first, then those that were quantized afterwards.
-    Against quantized runs they have two comparisons, at equal size and at equal accuracy, of which a share of
-    ``equal_within`` may be lost; against pruned runs one, with the last depth of that run.
+    Seeds of a recipe count as their mean, over those of phase 1 that both have. Those of SAPLING alone come first, then
+    those that were quantized afterwards. Against quantized runs they have two comparisons, at equal size and at equal
+    accuracy, of which a share of ``equal_within`` may be lost; against pruned runs one, with their last depth.
     """
     sized = [row for row in section.means if row.size_gb is not None]
     families: dict[tuple[str, str], list[Row]] = {}
@@ -152,7 +153,8 @@ def at_equal_accuracy(rival: Row, checkpoints: list[Row], equal_within: float) -
             lost = [name for name, won in taken.winners.items() if won == OTHER and smaller.winners[name] != OTHER]
             taken.winners |= dict.fromkeys(lost, OPEN)
         return taken
-    best.equal, best.winners, best.notes = UNSHOWN, {"accuracy": winner}, [note]
+    best.equal, best.winners = UNSHOWN, {"accuracy": winner}
+    best.notes = [note, *(said for said in best.notes if said != note)]
     return best
 
 
@@ -160,6 +162,11 @@ def compare(sapling: Row, rival: Row, equal: str, confidence: float) -> Comparis
     """Execution accuracy on the same questions, and the ratio of bytes."""
     difference = compare_rows(sapling, rival, confidence)
     comparison = Comparison(sapling, rival, equal, difference)
+    shared = shared_seeds(sapling, rival)
+    if sum(map(len, shared)) < sum(len(row.seeds or [row]) for row in (sapling, rival)):
+        numbers = [str(row.seed[-1]) for row in shared[0]]
+        comparison.seeds = f" of seed{'s' * (len(numbers) > 1)} {' and '.join(numbers)}"
+        comparison.notes.append(f"points{comparison.seeds}, which both have")
     comparison.ratios["bytes"] = f"{sapling.size_gb / rival.size_gb:.2f}"
     comparison.winners["accuracy"] = OPEN
     if difference is None:
@@ -271,8 +278,9 @@ def answers(pairs: list[list[Comparison]]) -> list[str]:
     """The verdict, then a sentence for "at equal size", "at equal accuracy" and, where measured, "time per question".
 
     Those are of SAPLING alone where there are such pairs. One pair speaks for the others: of those of one size, else of
-    those that have a speed the nearest in bytes, then the rival of most seeds, the most accurate rival, and the most
-    accurate of SAPLING's; and of the same rival one with a depth shown to be as accurate, else the most accurate.
+    those that have a speed the nearest in bytes, then a rival of several seeds, the most accurate rival, and the most
+    accurate of SAPLING's; and of the same rival one with a depth shown to be as accurate, of several seeds if there is
+    one, else the most accurate.
     """
     pairs = [pair for pair in pairs if pair[0].other.quantizer]
     if not pairs:
@@ -289,13 +297,14 @@ def distance(pair: list[Comparison]) -> float:
 def answer(pairs: list[list[Comparison]]) -> list[str]:
     """``answers`` of pairs of one kind."""
 
-    def closeness(pair: list[Comparison]) -> tuple[bool, float]:
-        return pair[1].equal == ACCURACY, pair[1].difference["difference"] if pair[1].difference else -math.inf
+    def closeness(pair: list[Comparison]) -> tuple[bool, bool, float]:
+        points = pair[1].difference["difference"] if pair[1].difference else -math.inf
+        return pair[1].equal == ACCURACY, len(pair[1].sapling.seeds) > 1, points
 
-    def order(pair: list[Comparison]) -> tuple[bool, bool, float, int, float, float]:
+    def order(pair: list[Comparison]) -> tuple[bool, bool, float, bool, float, float]:
         sapling, rival = pair[0].sapling, pair[0].other
         unequal, unmeasured = distance(pair) > TOLERANCE, "seconds" not in pair[0].ratios
-        luck = -len(rival.seeds), -rival.execution_accuracy, -sapling.execution_accuracy
+        luck = len(rival.seeds) < 2, -rival.execution_accuracy, -sapling.execution_accuracy
         return unequal, unmeasured, round(distance(pair), 2), *luck
 
     chosen = min(pairs, key=order)
@@ -314,8 +323,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
         counted = f"{ours} is smaller, so this decides nothing."
     said = [
         f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
-        f"answers {right[0]} and {name} ({rival.title}) {right[1]}: {size.ratios.get('accuracy', '?')} points. "
-        f"{counted}"
+        f"answers {right[0]} and {name} ({rival.title}) {right[1]}: {size.ratios.get('accuracy', '?')} points"
+        f"{size.seeds}. {counted}"
     ]
     count = sum(pair[1].equal == ACCURACY for pair in pairs)
     shown = f"A depth is shown to be as accurate in {count} of {len(pairs)} comparisons."
@@ -326,7 +335,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
         )
     else:
         cost = " and ".join(f"{equal.ratios[x]} times the {x}" for x in ("bytes", "memory") if x in equal.ratios)
-        said.append(f"**At equal accuracy** ({equal.ratios['accuracy']} points) {ours} takes {cost} of {name}. {shown}")
+        points = f"{equal.ratios['accuracy']} points{equal.seeds}"
+        said.append(f"**At equal accuracy** ({points}) {ours} ({equal.sapling.title}) takes {cost} of {name}. {shown}")
     times = [row.seconds_per_question for row in (sapling, equal.sapling, rival)]
     if None not in times:
         tokens = f"{rival.prompt_tokens} tokens in, {rival.answer_tokens} out"

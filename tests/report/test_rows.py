@@ -458,7 +458,7 @@ def test_seeds_of_a_recipe_are_one_row_with_their_mean(tmp_path):
     assert (mean.title, mean.chart_label, len(section.rows)) == ("s0/20, 3 seeds", "SAPLING with a teacher", 3)
     assert mean.execution_accuracy == pytest.approx(7 / 20) == mean.program_accuracy
     assert mean.execution_accuracy_low < 7 / 20 < mean.execution_accuracy_high
-    assert sorted(set(rows.read_verdicts(mean).values())) == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert sorted(set(rows.read_verdicts(mean.seeds).values())) == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert sum(score["of"] for score in mean.steps.values()) == 60
     assert sum(score["correct"] for score in mean.steps.values()) == 21
 
@@ -469,8 +469,10 @@ def test_a_mean_has_the_name_and_the_costs_of_the_seed_that_was_measured(tmp_pat
     assert means(tmp_path) == {"s1/20": ["s0/20", "s1/20", "s2/20"]}
 
 
-def test_what_is_lost_is_lost_to_the_mean_of_the_seeds(tmp_path):
-    """Of one seed, chosen by NLLs that may be of other questions, it would be luck."""
+def test_what_is_lost_is_lost_to_phase_1_of_the_same_seeds(tmp_path):
+    """Phase 1 of another seed is another model; of one seed, chosen by NLLs that may be of other questions, a mean's
+    loss would be luck.
+    """
     seeds(tmp_path)
     for seed, nll in enumerate((0.3, 0.1, 0.2)):
         made.evaluation(tmp_path, f"q{seed}", np.arange(20) < 10 + seed, 0.5)
@@ -481,16 +483,31 @@ def test_what_is_lost_is_lost_to_the_mean_of_the_seeds(tmp_path):
     longest = SAPLING | {"SEED": 0, "START_FROM": "l0/60"}  # one seed, whatever it has seen
     pruned(tmp_path, "longest/60", longest, dropped=[], tokens_seen=9)
     (section,) = sections(tmp_path)
-    for row in [*section.rows, *section.means]:
-        assert (row.reference_run, row.longer_run) == ("q0, q1, q2", "l0/60, l1/60, l2/60")
-        known = 0 if row.kind == "qlora" else 11 - (7 if row.seeds else row.correct) if row.kind == "sapling" else None
-        if known is not None:
-            assert (row.lost or {"difference": 0})["difference"] == pytest.approx(known / 20)
+    for row in section.means:
+        shared = "l0/60" if row.run == "longest/60" else "l0/60, l1/60, l2/60"
+        assert (row.reference_run, row.longer_run) == ("q0" if row.run == "longest/60" else "q0, q1, q2", shared)
+    single = {row.run: row.lost and round(20 * row.lost["difference"]) for row in section.rows if row.kind == "sapling"}
+    assert single == {"s0/20": 10 - 5, "s1/20": 11 - 7, "s2/20": 12 - 9}
+    (mean,) = (row.lost for row in section.means if row.kind == "sapling")
+    assert mean["difference"] == pytest.approx((11 - 7) / 20)
     lost = {row.run: row.lost_to_longer and row.lost_to_longer["difference"] for row in section.means}
     assert lost.pop("longest/60") is not None
     assert lost == {"q0": pytest.approx(3 / 20), "s0/20": pytest.approx(7 / 20), "l0/60": None}
     shown = [line[7] for line in tables.results_table(section.rows, tables.FULL).lines]
     assert shown.count("reference") == 3 == sum(row.kind == "longer" for row in section.rows) - 1
+
+
+def test_two_means_are_compared_by_the_seeds_of_phase_1_that_both_have(tmp_path):
+    seeds(tmp_path)
+    values = SAPLING | {"SEED": 2, "START_FROM": "q2", "TEACHER": "q2", "KL": 1.0, "UPDATE": "qlora"}
+    pruned(tmp_path, "adapters/20", values, dropped=["block.3"])
+    made.evaluation(tmp_path, "adapters/20", np.arange(20) < 8, 0.5)
+    ours, theirs = (row for row in sections(tmp_path)[0].means if row.kind == "sapling")
+    ours, theirs = (ours, theirs) if ours.seeds else (theirs, ours)
+    assert rows.compare_rows(ours, theirs)["difference"] == pytest.approx((9 - 8) / 20)  # and not the mean's, 7 - 8
+    assert [row.run for row in rows.shared_seeds(ours, theirs)[0]] == ["s2/20"]
+    theirs.seed = (0, 7)  # none in common
+    assert rows.compare_rows(ours, theirs)["difference"] == pytest.approx((7 - 8) / 20)
 
 
 @pytest.mark.parametrize(
@@ -609,4 +626,4 @@ def test_a_line_separator_in_an_id_ends_no_line(tmp_path):
     (row,) = read(tmp_path).values()
     row.correct = 0
     (tmp_path / "a" / "predictions_dev.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n")
-    assert rows.read_verdicts(row) == {"a\u2028b": False}
+    assert rows.read_verdicts([row]) == {"a\u2028b": False}

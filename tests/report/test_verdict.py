@@ -131,7 +131,9 @@ def test_answers_are_three_sentences(tmp_path):
     assert size.startswith(
         "**At equal size** (50.0 % of the bytes against 50.0 %) SAPLING answers 22.7 % and GPTQ 4-bit (gptq_4bit) 34.0"
     )
-    assert accuracy.startswith("**At equal accuracy** (+0.0 [+0.0, +0.0] points) SAPLING takes 1.80 times the bytes")
+    assert accuracy.startswith(
+        "**At equal accuracy** (+0.0 [+0.0, +0.0] points) SAPLING (sapling/50) takes 1.80 times the bytes"
+    )
     assert accuracy.endswith("of GPTQ 4-bit. A depth is shown to be as accurate in 1 of 1 comparisons.")
     assert (
         time.startswith("**Time per question** (186 tokens in, 18 out): SAPLING takes 0.") and "GPTQ 4-bit 2." in time
@@ -155,7 +157,10 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     size, accuracy, _ = verdict.answer([quantized])
     assert size.startswith("**Nearest in size** (38.0 % of the bytes against 43.0 %) SAPLING + ")
     assert size.endswith("It is shown to be less accurate in 0 of 1 comparisons.")  # as accurate
-    assert "SAPLING + GPTQ 4-bit takes 0.88 times the bytes and 0.80 times the memory of GPTQ 4-bit" in accuracy
+    assert (
+        "SAPLING + GPTQ 4-bit (sapling_gptq/50) takes 0.88 times the bytes and 0.80 times the memory of GPTQ 4-bit"
+        in accuracy
+    )
     made.evaluation(tmp_path, "sapling_gptq/50", N < 100, 0.38)
     size, *_ = verdict.answer(verdict.judge(read(tmp_path))[1:])
     assert size.endswith("points. SAPLING + GPTQ 4-bit is smaller, so this decides nothing.")
@@ -221,14 +226,35 @@ def test_of_rivals_of_one_size_the_most_accurate_is_named(tmp_path):
     assert "SAPLING answers 32.8 % and GPTQ 4-bit (longer_gptq) 36.2 %" in size
 
 
-def test_of_rivals_of_one_size_that_of_most_seeds_is_named_first(tmp_path):
+def quantized_seeds(tmp_path, name, count, correct):
+    """GPTQ of so many seeds of phase 1, which has as many passes as ``name`` has letters."""
+    for seed in range(count):
+        values = {"SEED": seed, "EPOCHS": len(name)}
+        made.settings(tmp_path / f"{name}{seed}", "train_qlora_4bit.py", values, precision="nf4")
+        made.settings(tmp_path / f"{name}{seed}_gptq", "quantize_gptq.py", {"SOURCE_RUN": f"{name}{seed}"})
+        made.evaluation(tmp_path, f"{name}{seed}_gptq", correct + 2 * seed > N, 0.43)
+        made.throughput(tmp_path, f"{name}{seed}_gptq", 20.0, prefill=100.0, memory=0.5)
+
+
+def test_of_rivals_of_one_size_the_most_accurate_of_several_seeds_is_named(tmp_path):
     beside_a_longer_one(tmp_path, {50: (N < 290, 0.9)}, 0.43)
-    for seed in range(2):
-        made.settings(tmp_path / f"q{seed}", "train_qlora_4bit.py", {"SEED": seed}, precision="nf4")
-        made.settings(tmp_path / f"g{seed}", "quantize_gptq.py", {"SOURCE_RUN": f"q{seed}"})
-        made.evaluation(tmp_path, f"g{seed}", N < 250, 0.43)
-        made.throughput(tmp_path, f"g{seed}", 20.0, prefill=100.0, memory=0.5)
-    assert "GPTQ 4-bit (g0, 2 seeds) 28.3 %" in verdict.answers(verdict.judge(read(tmp_path)))[1]
+    quantized_seeds(tmp_path, "q", 3, 240)
+    quantized_seeds(tmp_path, "qq", 2, 249)
+    assert "GPTQ 4-bit (qq0_gptq, 2 seeds) 28.3 %" in verdict.answers(verdict.judge(read(tmp_path)))[1]
+
+
+def test_a_comparison_by_fewer_seeds_than_a_run_has_says_which(tmp_path):
+    quantized_seeds(tmp_path, "q", 3, 300)
+    values = SAPLING | {"SEED": 1, "START_FROM": "q1"}
+    made.settings(tmp_path / "s/20", "sapling_train.py", values)
+    runs.write_json(tmp_path / "s/20" / "train_metrics.json", {"dropped": ["block.3"], "units_left": 20})
+    made.evaluation(tmp_path, "s/20", N < 101, 0.43)
+    pairs = verdict.judge(read(tmp_path))
+    assert pairs[0][0].difference["difference"] == pytest.approx((101 - 302) / QUESTIONS)
+    assert " points of seed 1. " in verdict.answers(pairs)[1]
+    assert "points of seed 1, which both have" in notes(pairs[0][0])
+    made.settings(tmp_path / "s/20", "sapling_train.py", values | {"START_FROM": None})
+    assert "which both have" in notes(verdict.judge(read(tmp_path))[0][0])  # seed 1 of its own
 
 
 def test_a_pair_is_one_of_those_with_a_speed_only_where_a_nearer_one_has_none(tmp_path):
