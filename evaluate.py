@@ -143,10 +143,14 @@ def score_run(run: str) -> None:
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     rows = dataset.remove_columns("input_ids")
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
+    asked = provenance.fingerprint(record, decoding, prepared, read, shown, BATCH_SIZE)
+    kept = generation.KeptOutputs(directory, f"decoded_{SPLIT}", asked)
+    if kept.rows:
+        print(f"resuming behind {len(kept.rows)} questions")
     clock = runs.Stopwatch()
     outputs = generation.generate(
         model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS,
-        lambda place, text: executes_on_shown(text, questions[place]["prompt"], questions[place]["table"]),
+        lambda place, text: executes_on_shown(text, questions[place]["prompt"], questions[place]["table"]), kept,
     )  # fmt: skip
     seconds = clock.seconds()
     if not distributed.is_main():
@@ -170,11 +174,12 @@ def score_run(run: str) -> None:
         "decoding": decoding,
         "batch_size": BATCH_SIZE,  # in 16 bits it changes a few answers in a hundred
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
-        "seconds": round(seconds, 1),
+        "seconds": None if kept.rows else round(seconds, 1),  # of all, unless it resumed
         "peak_memory_gb": memory.peak_memory_gb(),
     }
     print(f"{facts['ended_by_themselves']} of {len(verdicts)} outputs ended by themselves")
     write_and_show(directory, facts, verdicts, questions)
+    kept.remove()
 
 
 def load_split(run: str, record: dict) -> tuple:

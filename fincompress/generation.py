@@ -1,8 +1,10 @@
 """Batched decoding, and the one place that times prefill and decoding."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import datasets
 import torch
@@ -17,16 +19,18 @@ STAGE = 16  # tokens after which sequences that have ended leave a batch; the me
 @torch.inference_mode()
 def generate(
     model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int, beams: int = 1,
-    accept: Callable[[int, str], bool] | None = None,
+    accept: Callable[[int, str], bool] | None = None, kept: "KeptOutputs | None" = None,
 ) -> list[dict]:  # fmt: skip
     """Continuations of every prompt, in the order of the dataset: greedy ones, or by beam search.
 
     One ``{"output": str, "ended": bool, "new_tokens": int}`` an example; ``ended`` says that the model wrote EOS by
     itself. Of several beams it is the likeliest that ``accept`` takes, given the example's place and the text, or the
     likeliest of all. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at
-    once. Several processes take batches in turn, the same ones as one process, and all get all continuations.
+    once. Several processes take batches in turn, the same ones as one process, and all get all continuations. Batches
+    that ``kept`` has are not decoded again.
     """
-    results: list[dict | None] = [None] * len(dataset)
+    before = kept.rows if kept else {}
+    results: list[dict | None] = [before.get(i) for i in range(len(dataset))]
     lengths = list(dataset["prompt_tokens"])
     longest_first = sorted(range(len(dataset)), key=lambda i: -lengths[i])
     eos = tokenizer.eos_token_id
@@ -47,7 +51,7 @@ def generate(
     with tqdm(total=len(dataset), desc="decoding", unit="question", disable=not distributed.is_main()) as bar:
         for number, start in enumerate(range(0, len(dataset), batch_size)):
             indices = longest_first[start : start + batch_size]
-            if number % distributed.size() != distributed.rank():
+            if number % distributed.size() != distributed.rank() or all(results[i] for i in indices):
                 bar.update(len(indices))
                 continue
             prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
@@ -57,9 +61,43 @@ def generate(
                 candidates = rows[place * beams : (place + 1) * beams]
                 accepted = (row for row in candidates if accept is None or accept(i, row["output"]))
                 results[i] = next(accepted, candidates[0])
+            if kept:
+                kept.add({i: results[i] for i in indices})
             bar.update(len(indices))
     gathered = distributed.gather(results)
     return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
+
+
+class KeptOutputs:
+    """Outputs of ``generate`` as they come, in a file a process, so that what was killed goes on behind them.
+
+    ``rows`` are those that files in ``folder`` have, by their place in the dataset. Only those of this ``key`` count,
+    which says that the same model was asked the same in the same batches.
+    """
+
+    def __init__(self, folder: Path, name: str, key: str):
+        self.folder, self.name, self.key = folder, name, key
+        self.rows: dict[int, dict] = {}
+        for path in self.files():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    record = json.loads(line)
+                except ValueError:  # torn by the kill, or empty
+                    continue
+                if record["key"] == key:
+                    self.rows[record["place"]] = record["row"]
+
+    def files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.name}_*.jsonl"))
+
+    def add(self, rows: dict[int, dict]) -> None:
+        lines = (json.dumps({"key": self.key, "place": place, "row": row}) for place, row in rows.items())
+        with open(self.folder / f"{self.name}_{distributed.rank()}.jsonl", "a", encoding="utf-8") as file:
+            file.write("\n" + "\n".join(lines) + "\n")  # begins a line of its own behind a torn one
+
+    def remove(self) -> None:
+        for path in self.files():
+            path.unlink()
 
 
 def continued(model, batch: dict, max_new_tokens: int, stage: int, options: dict) -> list[list[int]]:

@@ -192,6 +192,37 @@ def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):
     assert_same_training(results / "qlora_4bit", results / "killed")
 
 
+def test_a_killed_evaluation_goes_on_behind_what_it_has_decoded(pipeline):
+    results, environment = pipeline
+    continued, batches = generation.continued, []
+
+    def dying(*arguments):
+        batches.append(1)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return continued(*arguments)
+
+    ask = ("--SPLIT=test", "--MAX_NEW_TOKENS=8", "--BATCH_SIZE=2")
+    run_in_process("evaluate.py", "--RUN=base_unbroken", *ask, **environment)
+    with mock.patch.object(generation, "continued", dying):
+        run_in_process("evaluate.py", "--RUN=base_killed", *ask, **environment)
+        kept = results / "base_killed" / "decoded_test_0.jsonl"
+        with open(kept, "a") as file:
+            file.write('{"key": "to')  # torn
+        done = run_in_process("evaluate.py", "--RUN=base_killed", *ask, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "resuming behind 4 questions" in done.stdout and len(batches) == 3 + 2  # of 8 questions
+    assert not kept.exists()
+    written = [(results / run / "predictions_test.jsonl").read_text() for run in ("base_unbroken", "base_killed")]
+    assert written[0] == written[1]
+
+
+def test_what_another_model_decoded_is_not_taken(tmp_path):
+    generation.KeptOutputs(tmp_path, "decoded_dev", "one").add({3: {"output": "x"}})
+    assert generation.KeptOutputs(tmp_path, "decoded_dev", "one").rows == {3: {"output": "x"}}
+    assert generation.KeptOutputs(tmp_path, "decoded_dev", "another").rows == {}
+
+
 def assert_same_training(unbroken, broken):
     metrics = [read(run / "train_metrics.json") for run in (unbroken, broken)]
     for name in ("steps", "train_loss", "tokens_seen", "trainable_parameters"):
