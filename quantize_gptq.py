@@ -170,6 +170,8 @@ def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: to
 
     Raises UserError where the checkpoint is not whole, or computes no numbers.
     """
+    if device.type == "cuda":
+        print("trying it out; the first time a kernel is compiled, for up to 25 minutes", flush=True)
     try:
         model = models.load_base(str(checkpoint), "auto", device, dtype, packed=True)
     except NoKernel as error:

@@ -47,8 +47,10 @@ def fit_patches(model: torch.nn.Module, units: list[Unit], batches: list[dict[st
     """What ``absorb`` would add to a weight for each of ``units``; nothing is changed. Some have no patch."""
     patches, at_once = {}, units_at_once(model.config)
     for begin in range(0, len(units), at_once):
-        for unit, (before, gram, cross) in _sums(model, units[begin : begin + at_once], batches).items():
-            patches[unit] = Patch(before, _solved(gram.cpu().double(), cross.cpu().double()).to(model.dtype))
+        patches |= {  # no name outlives it: the next pass's sums would lie beside the last unit's
+            unit: Patch(before, _solved(gram.cpu().double(), cross.cpu().double()).to(model.dtype))
+            for unit, (before, gram, cross) in _sums(model, units[begin : begin + at_once], batches).items()
+        }
     return patches
 
 

@@ -157,7 +157,7 @@ class Student:
             }
             yield copy.deepcopy(self.model, shared)
         else:
-            with autocast(self.device, self.dtype):
+            with autocast(self.device, self.dtype, cache=False):
                 yield self.model.eval()
 
 

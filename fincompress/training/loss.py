@@ -11,9 +11,12 @@ from fincompress import distributed, runs
 IGNORE = -100  # label of a position that carries no loss
 
 
-def autocast(device: torch.device | str, dtype: torch.dtype):
-    """Compute products in ``dtype``, whatever type the weights are kept in."""
-    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32)
+def autocast(device: torch.device | str, dtype: torch.dtype, cache: bool | None = None):
+    """Compute products in ``dtype``, whatever type the weights are kept in.
+
+    Trainable weights that were cast stay in memory to the end of it, unless ``cache`` is False; None: as around it.
+    """
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype != torch.float32, cache_enabled=cache)
 
 
 class TargetCollator:

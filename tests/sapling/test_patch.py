@@ -1,6 +1,7 @@
 """The patch in closed form: the projection before a dropped unit takes up what the unit did."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -56,6 +57,23 @@ def test_a_unit_is_scored_as_it_is_dropped(monkeypatch, drop_unit, packable, cac
         assert torch.allclose(score.nll, whole.nll, atol=1e-4)
         assert torch.equal(score.exact, whole.exact)
         assert torch.equal(score.nll, plain.nll) == (score.unit == units[0])
+
+
+def test_sums_of_a_pass_are_gone_before_the_next(monkeypatch):
+    """Of a large model they are gigabytes."""
+    alive, sums = [], patch._sums
+
+    def watched(*arguments):
+        assert not [one for one in alive if one() is not None]
+        made = sums(*arguments)
+        alive.extend(weakref.ref(tensor) for _, *both in made.values() for tensor in both)
+        return made
+
+    monkeypatch.setattr(patch, "_sums", watched)
+    monkeypatch.setattr(patch, "units_at_once", lambda config: 2)
+    model = make_model()
+    patch.fit_patches(model, sub.units(model, "block", False), make_batches()[:1])
+    assert len(alive) > 2
 
 
 def test_a_unit_that_adds_what_the_projection_could_add_is_taken_up_whole(monkeypatch):
