@@ -33,6 +33,7 @@ RECORDS = ("settings.json", "data_report.json", "*_metrics.json", "eval_*.json",
            "trajectory.csv", "layer_scores.csv", "layer_importance.png", "quant_log.csv")  # fmt: skip
 MEASURED = ("eval_*.json", "throughput_*.json")
 FINISHED = ("*_metrics.json", "data_report.json", "eval_*.json")
+TRAINED = ("settings.json", "train_metrics.json", "quantize_metrics.json")
 PREDICTIONS = "predictions_*.jsonl"
 VERDICTS = ("id", "execution_correct", "program_correct")
 
@@ -52,6 +53,7 @@ def main() -> None:
         for path in (Path(TO) / run).rglob("*"):
             if path.is_file() and not any(map(path.match, (*RECORDS, PREDICTIONS))):
                 raise UserError(f"TO holds what is no record, and would be removed: {path}")
+    refuse_another_origin(folders, list(sources))
     for run in sources:  # all before the first: what another came from may lie in one of them
         shutil.rmtree(Path(TO) / run, ignore_errors=True)  # what a run left before is no part of it now
     for folder in folders:
@@ -63,6 +65,31 @@ def main() -> None:
             runs.write_jsonl(target / path.name, verdicts[path])
         print(f"{folder}: {len(copied) + len(kept)} files")
     tables.write_quantization_report(TO)
+
+
+def refuse_another_origin(folders: list[Path], published: list[str]) -> None:
+    """Raise UserError where a run that stays in TO came from another training of a run that one of ``folders`` holds.
+
+    Its accuracy would be compared with that of a model that it was not made of.
+    """
+    targets = {Path(TO) / folder.relative_to(RESULTS_DIR): folder for folder in folders}
+    replaced = [target for target, folder in targets.items() if is_another(folder, target)]
+    for path in runs.records(TO, "settings.json"):
+        run = path.parent.relative_to(TO)
+        if path.parent in targets or any(run.is_relative_to(name) for name in published):
+            continue
+        for origin in [record["folder"] for record in methods.lineage(path.parent, Path(TO))]:
+            if origin in replaced:
+                raise UserError(
+                    f"{path.parent} came from another training of {origin.name} than lies in {RESULTS_DIR}/: "
+                    "publish it too, or into another folder"
+                )
+
+
+def is_another(folder: Path, published: Path) -> bool:
+    """Whether what is published of a run is of another training or quantization than the run in ``folder``."""
+    paths = [folder / name for name in TRAINED if (folder / name).exists() and (published / name).exists()]
+    return any(path.read_bytes() != (published / path.name).read_bytes() for path in paths)
 
 
 def with_origins(source: Path) -> list[Path]:

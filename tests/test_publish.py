@@ -103,3 +103,27 @@ def test_every_finished_run_is_published_where_none_is_named(tmp_path):
     assert done.returncode == 0, done.stderr
     there = {path.parent.relative_to(tmp_path / "to").as_posix() for path in (tmp_path / "to").rglob("settings.json")}
     assert there == {"qlora", "qlora/merged", "base", "sapling_gptq/20"}
+
+
+def test_a_published_run_keeps_the_phase_1_that_it_was_made_of(tmp_path):
+    def train(seconds):
+        runs.write_json(tmp_path / "qlora" / "train_metrics.json", {"training_seconds": seconds})
+
+    for run, script, values in (
+        ("qlora", "train_qlora_4bit.py", {}),
+        ("first", "sapling_train.py", {"START_FROM": "qlora"}),
+        ("second", "quantize_gptq.py", {"SOURCE_RUN": "qlora"}),
+    ):
+        made.settings(tmp_path / run, script, values)
+        made.evaluation(tmp_path, run, [True, False])
+    train(1)
+    assert publish(tmp_path, "first").returncode == 0
+    assert publish(tmp_path, "second").returncode == 0  # of the same phase 1
+    before = (tmp_path / "to" / "qlora" / "train_metrics.json").read_text()
+    train(2)
+    done = publish(tmp_path, "second")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "to/first came from another training of qlora" in done.stderr
+    assert (tmp_path / "to" / "qlora" / "train_metrics.json").read_text() == before
+    assert publish(tmp_path, "first", "second").returncode == 0
+    assert (tmp_path / "to" / "qlora" / "train_metrics.json").read_text() != before
