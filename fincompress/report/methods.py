@@ -119,7 +119,7 @@ def family(chain: list[dict], root: Path) -> str | None:
 
 
 def recipe(chain: list[dict]) -> list[dict]:
-    """Script and constants of a model and of each run that it came from, without the seed and the names of runs.
+    """Script, constants and data of a model and of each run that it came from, without the seed and the names of runs.
 
     Where nothing was dropped, what would have been at a time decides nothing.
     """
@@ -131,7 +131,9 @@ def recipe(chain: list[dict]) -> list[dict]:
         part = {name: record["settings"][name] for name in kept}
         teacher = part.get("TEACHER") or record["source"]
         part["TEACHER"] = sources.index(teacher) if teacher in sources else teacher
-        parts.append(part | {"script": record["script"]})
+        data = {"data": (record.get("data") or {}).get("fingerprint"), "prepared": record.get("prepared")}
+        known = {name: value for name, value in data.items() if value is not None}  # older runs do not say
+        parts.append(part | known | {"script": record["script"]})
     return parts
 
 

@@ -551,6 +551,17 @@ def test_each_seed_must_be_like_all_others(tmp_path):
     assert means(tmp_path) == {"s0/20": ["s0/20", "s1/20"], "s2/20": []}
 
 
+@pytest.mark.parametrize("run", ["q1", "s1/20"])
+@pytest.mark.parametrize("other", [{"prepared": "b"}, {"data": {"source": "FinQA", "fingerprint": "b"}}])
+def test_runs_that_were_trained_on_other_data_are_no_seeds(tmp_path, run, other):
+    seeds(tmp_path)
+    for path in runs.records(str(tmp_path), "settings.json"):
+        runs.write_json(
+            path, runs.read_json(path) | {"prepared": "a"} | (other if path.parent == tmp_path / run else {})
+        )
+    assert means(tmp_path) == {"s0/20": ["s0/20", "s2/20"], "s1/20": []}
+
+
 def test_a_mean_without_program_accuracies_has_none(tmp_path):
     seeds(tmp_path)
     path = tmp_path / "s1" / "20" / "eval_dev.json"
