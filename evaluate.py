@@ -138,7 +138,8 @@ def score_run(run: str) -> None:
             show_table()
         return
     print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
-    options = models.offload_if_needed(path, device, BATCH_SIZE, max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS)
+    tokens = max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS
+    options = models.offload_if_needed(path, device, BATCH_SIZE * BEAMS, tokens)
     memory.reset_peak()  # that of the depth before
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     rows = dataset.remove_columns("input_ids")
@@ -219,7 +220,7 @@ def answer(run: str) -> None:
         data_run = runs.read_json(Path(path) / "settings.json")["settings"]["DATA_RUN"]
     data = runs.read_json(runs.finished_run(RESULTS_DIR, data_run, "data_report.json") / "settings.json")
     page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(data_run, data)
-    options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
+    options = models.offload_if_needed(path, device, BEAMS, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompts.check_fit([page], data["settings"], tokenizer)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)

@@ -94,7 +94,7 @@ def quantize_run(source: str, run: str) -> None:
         for log in said:
             kept = log.replace(directory.with_name(f"{directory.name}.log"))
             print(f"what was said before it failed is in {kept}")
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)  # a thread of gptqmodel may still write there
         raise
 
 
@@ -135,6 +135,7 @@ def write_quantized(
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
     models.write_model_card(partial, record["base_model"], text)
     kernel = try_out(partial, texts[0], device, dtype)
+    runs.sync(partial)
     for path in partial.iterdir():
         os.replace(path, directory / path.name)
     partial.rmdir()

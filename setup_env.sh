@@ -4,13 +4,18 @@
 setting() { # setting NAME default: of the environment, else of .env, as the scripts find it
     python -c 'import os, sys, dotenv
 _, name, default = sys.argv
-print(os.environ.get(name) or dotenv.dotenv_values(".env").get(name) or default)' "$@"
+value = os.environ.get(name) or dotenv.dotenv_values(".env").get(name) or default
+print(os.path.expanduser(value) if value.startswith("~/") else value)' "$@"
 }
 
 _version() { "$1" -c 'import sys; print(sys.version_info[:2])' 2>/dev/null </dev/null; }
 
 _install_venv() {
     local python=${PYTHON:-python3} stamp
+    if [ ! -e setup_env.sh ] || [ ! -e requirements.txt ]; then # a .venv here would be another project's
+        echo "error: source setup_env.sh in the folder that it lies in" >&2
+        return 2
+    fi
     case "$(_version "$python")" in
         "(3, 10)" | "(3, 11)" | "(3, 12)" | "(3, 13)") ;;
         *)

@@ -12,6 +12,8 @@ _NO_ACCESS = (
 
 _NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "PytorchStreamWriter failed")
 _NO_MEMORY = os.strerror(errno.ENOMEM), "DefaultCPUAllocator: can't allocate memory"
+# Of a GPU that is nearly full when CUDA or cuBLAS takes its own part.
+_NO_GPU_MEMORY = "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 
 
 class UserError(Exception):
@@ -40,7 +42,7 @@ def run_script(main, resumes: bool = False) -> None:
     except BaseException as error:
         if "RANK" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
-        if resumes and type(error).__name__ == "OutOfMemoryError":  # lower constants must not be refused
+        if resumes and gpu_is_full(error):  # lower constants must not be refused
             from fincompress import runs
 
             runs.mark_failed("the GPU's memory was not enough")
@@ -124,6 +126,14 @@ def _speaks_first() -> bool:
         return True
 
 
+def gpu_is_full(error: BaseException) -> bool:
+    return type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_GPU_MEMORY)
+
+
+def memory_is_full(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
+
+
 def _one_line(error: Exception) -> str | None:
     """What to tell the person who can mend an error; None for a bug."""
     if isinstance(error, UserError):
@@ -131,12 +141,12 @@ def _one_line(error: Exception) -> str | None:
     # Safetensors' error has no number, and torch.save says no more than that its writer failed.
     if any(said in str(error) for said in _NO_ROOM):
         return "no space left on the disk, or in a quota of it: free some and run it again"
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
+    if gpu_is_full(error):
         lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike; in SAPLING also SCAN_BATCH_SIZE)"
         return (
             f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py, under another RUN"
         )
-    if isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY):
+    if memory_is_full(error):
         return "the main memory is not enough: end other programs, or lower BATCH_SIZE, under another RUN"
     if getattr(error, "errno", None) in _NO_ACCESS:
         place = error.filename or "a file"

@@ -37,7 +37,7 @@ NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at t
 def atomic_path(path: Path):
     """A path beside ``path`` to write to; renamed onto ``path`` when the block ends well, removed when it does not.
 
-    Works for a file or a folder. A file is synced before it is renamed, so a crash leaves the old one or the new one.
+    Works for a file or a folder, synced before it is renamed: a crash leaves the old one or the new one.
     Raises UserError where the folder that it lies in cannot be made.
     """
     make_folder(path.parent)
@@ -45,14 +45,20 @@ def atomic_path(path: Path):
     partial = path.with_name(f".{path.name}.{NODE}.{os.getpid()}.partial")
     try:
         yield partial
+        sync(partial)
         if partial.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        else:
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         remove(partial)
+
+
+def sync(path: Path) -> None:
+    """Have a file, or all in a folder, on the disk before what says that it is whole."""
+    for place in [path, *path.rglob("*")]:
+        if place.is_file():
+            with open(place, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:

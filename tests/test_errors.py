@@ -59,6 +59,8 @@ def failing(error):
             2,
             "error: the GPU's memory is not enough: lower",
         ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `x`"), 2, "error: the GPU's memory is not"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), 2, "error: the GPU's memory is not"),
         (RuntimeError("[enforce fail] PytorchStreamWriter failed writing"), 2, "error: no space left on the disk"),
     ],
 )

@@ -55,6 +55,20 @@ def test_a_failed_write_leaves_the_old_folder_and_no_partial(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.parametrize("names", [["adapter"], ["adapter/config.json", "adapter/parts/weights"]])
+def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, names):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda *paths: (done.append("renamed"), replace(*paths)))
+    with runs.atomic_path(tmp_path / "adapter") as partial:
+        files = [partial / Path(*Path(name).parts[1:]) for name in names]
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("x")
+    assert sorted(done[:-1]) == sorted(map(str, files)) and done[-1] == "renamed"
+
+
 def test_a_reader_sees_only_whole_files(tmp_path):
     path = tmp_path / "new" / "metrics.json"
     with runs.atomic_path(path) as partial:

@@ -339,6 +339,21 @@ def test_a_folder_for_results_set_in_dotenv_is_used(phases, copy, arguments, res
     assert {folder for _, folder in calls} == {f"RESULTS_DIR={results}"}
 
 
+def test_a_folder_for_results_under_home_is_the_one_that_the_scripts_use(phases, copy):
+    (copy / ".env").write_text("RESULTS_DIR=~/elsewhere\n")
+    done, calls = phases(HOME=str(copy / "home"))
+    assert (done.returncode, done.stderr) == (0, "") and not (copy / "~").exists()
+    assert {folder for _, folder in calls} == {f"RESULTS_DIR={copy / 'home' / 'elsewhere'}"}
+
+
+def test_sourced_in_another_folder_the_environment_there_is_left_alone(copy, tmp_path):
+    other = tmp_path / "other" / ".venv"
+    other.mkdir(parents=True)
+    done = shell(other.parent, "bash", "-c", "source ../setup_env.sh")
+    assert done.returncode == 2 and done.stderr == "error: source setup_env.sh in the folder that it lies in\n"
+    assert list(other.iterdir()) == []
+
+
 def test_a_phase_that_fails_ends_the_main_job(phases):
     done, calls = phases(FAIL="preprocess_data.py")
     assert (done.returncode, len(calls)) == (3, 1)

@@ -17,7 +17,7 @@ from huggingface_hub.serialization import _torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from fincompress import memory, provenance, quantization, runs
+from fincompress import errors, memory, provenance, quantization, runs
 from fincompress.errors import UserError
 from fincompress.models import save
 
@@ -252,9 +252,11 @@ def explain_loading(path: str):
         raise UserError(f"{pickles[0]} is a pickle, which can run code as it is loaded: convert it to safetensors")
     try:
         yield
-    except (UserError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:  # a config, a tokenizer or weights of any content
+        if errors.gpu_is_full(error) or errors.memory_is_full(error):
+            raise
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GatedRepoError):
             cause = cause.__cause__ or cause.__context__

@@ -134,7 +134,9 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     # accelerate fills the GPU from the embeddings on, and keeps room for the largest block, to be read into.
     embeddings = 2 * config.vocab_size * config.hidden_size / 1e9
     if room < embeddings + 2 * (memory.weights_gb(config, "bf16") - embeddings) / config.num_hidden_layers:
-        raise UserError(f"{batch} sequences at once leave {free:.1f} GB of a GPU no room for weights: lower BATCH_SIZE")
+        raise UserError(
+            f"{batch} sequences at once leave {free:.1f} GB of a GPU no room for weights: lower BATCH_SIZE or BEAMS"
+        )
     print(
         f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
     )

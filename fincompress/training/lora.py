@@ -241,6 +241,7 @@ def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch
         # What a run has, so that merged weights can be evaluated, quantized and started from by name.
         runs.write_json(folders[kept] / "settings.json", record | {"base_precision": "auto"})
         runs.write_json(folders[kept] / "train_metrics.json", merged)
+        runs.sync(folders[kept])
         shutil.rmtree(directory / "merged", ignore_errors=True)
         folders[kept].rename(directory / "merged")
     finally:

@@ -266,5 +266,7 @@ def training_arguments(
         report_to="none",  # Report hands on what is logged, over all stages of a run
         **options,
     )
+    # accelerate's launcher says so by its own config, which would train in another type than is recorded.
+    arguments.mixed_precision = "fp16" if arguments.fp16 else "no"
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process that sees several GPUs would split each batch among them
     return arguments

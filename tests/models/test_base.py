@@ -62,6 +62,13 @@ def test_weights_that_cannot_be_quantized_are_not_said_to_be_missing_on_the_hub(
         raise RuntimeError("no kernel image is available")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_memory_that_is_not_enough_is_no_damaged_checkpoint(tmp_path, error):
+    with pytest.raises(type(error)) as raised, models.explain_loading(str(tmp_path)):
+        raise error
+    assert raised.value is error
+
+
 def test_an_unknown_shape_names_the_known_ones(results_dir):
     with pytest.raises(UserError, match="llama-2-7b"):
         models.base_model_path("shape:llama-3", str(results_dir))

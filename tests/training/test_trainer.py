@@ -3,6 +3,7 @@
 import datasets
 import pytest
 import torch
+from scripts import script_globals
 from training_rows import CPU, make_rows
 from transformers import Trainer, TrainingArguments
 
@@ -131,6 +132,14 @@ def test_attention_is_plain_products_while_a_cpu_trains_and_as_it_was_afterwards
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     trainer.TargetTrainer(model=model, args=arguments).train()
     assert before == "sdpa" and seen == ["eager"] and model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize(("dtype", "scaled"), [(torch.float32, "no"), (torch.bfloat16, "no"), (torch.float16, "fp16")])
+def test_a_launchers_config_chooses_no_other_type_than_is_recorded(tmp_path, monkeypatch, dtype, scaled):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    arguments = trainer.training_arguments(script_globals("train_qlora_4bit.py"), tmp_path, CPU, dtype)
+    used = Trainer(torch.nn.Linear(1, 1), arguments).accelerator.mixed_precision
+    assert arguments.mixed_precision == used == scaled
 
 
 @pytest.mark.parametrize("name", ["galore_adamw", "lomo", "adamw_apex_fused"])
