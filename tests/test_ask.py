@@ -12,7 +12,7 @@ from training_rows import write_adapter
 
 from fincompress import generation, runs
 from fincompress.errors import UserError
-from fincompress.finqa import examples
+from fincompress.finqa import evidence, examples
 
 DATA = ("preprocess_data.py", "--RUN=ask_data", "--TRAIN_EXAMPLES=8", "--CALIBRATION_EXAMPLES=8", "--EVAL_EXAMPLES=4",
         "--EVIDENCE_TOKENS=40", "--MAX_PROMPT_TOKENS=90")  # fmt: skip
@@ -165,11 +165,21 @@ def test_a_table_from_a_spreadsheet_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("title", ["Acme,,\n", "Acme\n"])
-def test_the_title_above_a_table_is_no_header(tmp_path, title):
+@pytest.mark.parametrize("years", [["2023", "2022"], ["december 31, 2023", "december 31, 2022"]])
+def test_the_title_above_a_table_is_no_header(tmp_path, title, years):
     path = tmp_path / "page.csv"
-    path.write_text(title + 'in millions,2023,2022\n"earnings (cents per share) (1,2)",5.2,"1,100 (2)"\n')
+    header = ",".join(f'"{year}"' for year in years)
+    path.write_text(f'{title}in millions,{header}\n"earnings (cents per share) (1,2)",5.2,"1,100 (2)"\n')
     page = examples.read_page(path, "?")
-    assert page.pre_text == ["acme"] and page.table[0] == ["in millions", "2023", "2022"] and len(page.table) == 2
+    assert page.pre_text == ["acme"] and page.table[0] == ["in millions", *years] and len(page.table) == 2
+
+
+@pytest.mark.parametrize(("name", "shown"), [("AES/2010/page_9.pdf", "-"), (None, "2014")])
+def test_dashes_that_finqa_turned_into_years_are_dashes_in_a_record_of_it_too(tmp_path, name, shown):
+    table = [["in millions", "2010"], ["sales", "2014"], ["costs", "5.5"]]
+    (tmp_path / "page.json").write_text(json.dumps({"filename": name, "table": table}))
+    lines = evidence.page_lines(examples.read_page(tmp_path / "page.json", "?"))
+    assert [line.text for line in lines] == ["in millions|2010", f"sales|{shown}", "costs|5.5"]
 
 
 @pytest.mark.parametrize("text", ["in millions,\nsales,5\n", "only,,\nnames,,\n", "floors,2023\na,2 300 square feet\n"])

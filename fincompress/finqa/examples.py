@@ -205,7 +205,9 @@ def read_page(path: Path, question: str) -> Example:
     fields = ("pre_text", "post_text", "table")
     if not isinstance(page, dict) or not any(page.get(name) for name in fields):
         raise UserError(f"PAGE = {path} holds no page: expected a table, or one JSON object with {', '.join(fields)}")
-    page = {name: page.get(name, []) for name in fields}
+    name = page.get("filename")  # FinQA's own: what it turned into years is a dash again
+    name = name if isinstance(name, str) else str(path)
+    page = {field: page.get(field, []) for field in fields}
     for holds, reason in _page_checks(page):
         if not holds:
             raise UserError(f"PAGE = {path}: {reason}; docs/own-data.md shows a page")
@@ -218,15 +220,15 @@ def read_page(path: Path, question: str) -> Example:
         "table": [[numbers.release_cell(cell) for cell in row] for row in page["table"]]
     }
     question = numbers.release_text(question)
-    return Example(str(path), str(path), **page, question=question, program="", exe_ans=0.0, gold_inds={})
+    return Example(name, name, **page, question=question, program="", exe_ans=0.0, gold_inds={})
 
 
 def title_rows(rows: list[list[str]]) -> list[list[str]]:
     """First rows of a table with the first cell alone filled, where a header without amounts follows them."""
     titles = list(itertools.takewhile(lambda row: not any(map(str.strip, row[1:])), rows))
     header = rows[len(titles) :][:1]
-    figures = {value for row in header for value, _ in numbers.numbers_in("|".join(row[1:]))}
-    return titles if header and figures <= {*numbers.YEARS} else []
+    amounts = any(numbers.is_amount(numbers.release_cell(cell)) for row in header for cell in row[1:])
+    return titles if header and not amounts else []
 
 
 def _is_texts(value: object) -> bool:

@@ -76,6 +76,11 @@ def release_cell(text: str) -> str:
 # --- as a model is shown them ---------------------------------------------------------------------------------------
 
 
+def is_amount(cell: str) -> bool:
+    """Whether a cell of the release is a number that is no year."""
+    return bool(re.fullmatch(r"(\$ )?-?[\d.]+ ?%?( \( [\d.]+%? \))?", cell)) and not re.fullmatch(r"(19|20)\d\d", cell)
+
+
 def clean_sentence(text: str) -> str:
     """Undo the release's tokenisation: ``a loss of $ 5 , or 8% ( 8 % ) .`` becomes ``a loss of $5, or 8%.``"""
     text = _once(" ".join(text.split()))

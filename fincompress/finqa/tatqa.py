@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fincompress.errors import UserError
 from fincompress.finqa import examples, program
-from fincompress.finqa.numbers import numbers_in, release_cell, release_text
+from fincompress.finqa.numbers import is_amount, numbers_in, release_cell, release_text
 
 OPERATIONS = {ast.Add: "add", ast.Sub: "subtract", ast.Mult: "multiply", ast.Div: "divide", ast.Pow: "exp"}
 COUNTS = range(1, 11)  # what a sum is divided by, which stands on no page: const_2
@@ -105,11 +105,6 @@ def make_table(rows: list[list[str]]) -> list[list[str]]:
         " ".join(dict.fromkeys(filter(None, column))) for column in itertools.zip_longest(*table[:header], fillvalue="")
     ]
     return [joined, *table[header:]]
-
-
-def is_amount(cell: str) -> bool:
-    """Whether a cell is a number that is no year."""
-    return bool(re.fullmatch(r"(\$ )?-?[\d.]+ ?%?( \( [\d.]+%? \))?", cell)) and not re.fullmatch(r"(19|20)\d\d", cell)
 
 
 # --- programs --------------------------------------------------------------------------------------------------------
