@@ -32,6 +32,10 @@ class TrainingRows(torch.utils.data.Dataset):
         self.passes, self.first_pass, self.epoch = passes or [len(rows)], first_pass + bool(start_from), 0
         self.ends = list(itertools.accumulate(self.passes))
 
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate in each epoch: of several processes, resumed in one, it does not reach the sampler."""
+        self.epoch = epoch
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each row as it was prepared; new figures have as many digits, so about as many tokens."""

@@ -89,7 +89,7 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the Trainer at the start of each epoch, also of a resumed one."""
-        self.rows.epoch = epoch
+        self.rows.set_epoch(epoch)
 
     def __len__(self) -> int:
         return math.ceil(len(self.lengths) / self.fill) * self.fill

@@ -3,6 +3,8 @@
 import datasets
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from accelerate.state import PartialState
 from scripts import script_globals
 from training_rows import CPU, make_rows
 from transformers import Trainer, TrainingArguments
@@ -30,6 +32,20 @@ def test_sampler_visits_each_example_once_and_depends_on_seed_and_epoch_alone():
     resumed = sampler_of(lengths, seed=1)
     resumed.set_epoch(1)
     assert list(resumed) == second
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_pass_that_is_resumed_goes_on_in_its_own_order(processes):
+    PartialState()
+    sampler = sampler_of([1 + i % 7 for i in range(32)], seed=0, fill=processes)
+    loader = torch.utils.data.DataLoader(sampler.rows, 4 // processes, sampler=sampler, collate_fn=list)
+    loader = prepare_data_loader(loader, num_processes=processes, process_index=0, put_on_device=False)
+    resumed = skip_first_batches(loader, 3)  # as the Trainer goes on behind a checkpoint
+    resumed.set_epoch(2)
+    rest = list(resumed.batch_sampler)
+    assert sampler.rows.epoch == 2
+    loader.set_epoch(2)
+    assert list(loader.batch_sampler)[3:] == rest
 
 
 def test_processes_that_share_batches_get_whole_ones_and_otherwise_the_same_order():
