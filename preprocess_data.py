@@ -39,7 +39,7 @@ import datasets
 import numpy as np
 from tqdm import tqdm
 
-from fincompress import models, runs, training
+from fincompress import models, provenance, runs, training
 from fincompress.errors import UserError, run_script
 from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa
 
@@ -61,6 +61,8 @@ def main() -> None:
     made = from_pages.make(train, PAGE_QUESTIONS, SEED, list(itertools.chain(calibration, *held_out.values())))
     splits = {"train": train + made, "calibration": calibration}
     splits |= {name: split[:EVAL_EXAMPLES] for name, split in held_out.items()}
+    if made:  # pages of held-out splits are left out, so that other ones leave other questions
+        facts["page_questions"] = provenance.fingerprint(*([example.question, example.program] for example in made))
     examples.check_pages_disjoint(splits)
     prompts.check_fit([example for split in splits.values() for example in split], SETTINGS, tokenizer)
     directory = runs.start_run(

@@ -30,6 +30,7 @@ RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
 HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
 NODE = platform.node().replace(".", "-")  # another machine that shares the disk has process numbers of its own
+LATER_FACTS = ("prepared", "base", "page_questions")  # that older records lack
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
@@ -350,7 +351,7 @@ def _differing(directory: Path, record: dict) -> list[str]:
     ways = read_json(merged) if merged.exists() else {}
     if not ways or now.get("MERGE_INTO") in [ways.get("merged_into"), *["better"] * bool(ways.get("scores"))]:
         deciding.discard("MERGE_INTO")  # an adapter may be merged later, in any way
-    facts = [name for name in record if name != "settings" and (name not in ("prepared", "base") or name in before)]
+    facts = [name for name in record if name != "settings" and (name not in LATER_FACTS or name in before)]
     return [
         f"{name} {earlier.get(name)!r} -> {now.get(name)!r}"
         for name in [*facts, *sorted(deciding)]
@@ -361,7 +362,7 @@ def _differing(directory: Path, record: dict) -> list[str]:
 def prepared(data_record: dict) -> str:
     """Fingerprint of how a data run was made, from its ``settings.json``: constants, and what was added to train."""
     settings = {name: value for name, value in data_record["settings"].items() if value != NEW_AND_OFF.get(name, ...)}
-    return provenance.fingerprint(settings, *([data_record["extra"]] if data_record.get("extra") else []))
+    return provenance.fingerprint(settings, *filter(None, map(data_record.get, ("extra", "page_questions"))))
 
 
 def is_untuned(run: str) -> bool:

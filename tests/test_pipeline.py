@@ -460,6 +460,16 @@ def test_page_questions_are_made_beside_all_pages_that_are_held_out(pipeline, mo
         assert {*datasets.load_from_disk(str(pipeline[0] / "beside" / split))["id"]} <= ids
 
 
+def test_a_run_with_other_page_questions_is_another_one(pipeline, monkeypatch):
+    script = (*DATA, "--RUN=asked", "--PAGE_QUESTIONS=4")
+    assert run_in_process(*script, **pipeline[1]).returncode == 0
+    assert "finished already" in run_in_process(*script, **pipeline[1]).stdout
+    make = from_pages.make
+    monkeypatch.setattr(from_pages, "make", lambda *arguments: make(*arguments)[1:])  # as where a page is held out now
+    done = run_in_process(*script, **pipeline[1])
+    assert done.returncode == 2 and "other settings (page_questions " in done.stderr
+
+
 def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, monkeypatch):
     results, environment = pipeline
     begun = []  # the pass that the figures of each training begin with

@@ -496,8 +496,10 @@ def test_data_is_prepared_alike_where_a_new_constant_is_off_and_not_where_train_
         {"settings": old["settings"] | {"PAGE_QUESTIONS": 5}},
         old | {"extra": extra},
         old | {"extra": extra | {"fingerprint": "b"}},
+        old | {"extra": extra, "page_questions": "a"},
+        old | {"extra": extra, "page_questions": "b"},
     ]
-    assert len({runs.prepared(record) for record in (old, *changed)}) == 5
+    assert len({runs.prepared(record) for record in (old, *changed)}) == 7
 
 
 def test_a_finished_run_of_older_code_that_noted_less_is_skipped(tmp_path, capsys):
