@@ -30,7 +30,8 @@ RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
 FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
 HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
 NODE = platform.node().replace(".", "-")  # another machine that shares the disk has process numbers of its own
-LATER_FACTS = ("prepared", "base", "page_questions")  # that older records lack
+LATER_FACTS = ("prepared", "base", "page_questions", "optimizer")  # that older records lack
+OF_THE_MACHINE = ("dtype", "optimizer")  # facts that a run must keep while it is trained
 NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
 
 
@@ -316,8 +317,8 @@ def start_run(
     names = [path.name for path in directory.iterdir()]
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
     if "settings.json" in names and len(names) > 1:
-        # The compute type is the machine's: only what is trained on must keep it.
-        differing = _differing(directory, {k: v for k, v in record.items() if k != "dtype" or done not in names})
+        free = OF_THE_MACHINE if done in names else ()
+        differing = _differing(directory, {name: value for name, value in record.items() if name not in free})
         if not differing:
             remove(directory / FAILED)
             if done in names:

@@ -342,13 +342,16 @@ def test_what_is_no_longer_added_to_the_training_data_is_another_setting(tmp_pat
         start(tmp_path, facts={"extra": None})
 
 
-def test_only_a_run_that_is_finished_may_have_another_machines_compute_type(tmp_path):
-    directory = start(tmp_path, facts={"dtype": "bfloat16"})
+@pytest.mark.parametrize(
+    ("fact", "here", "there"), [("dtype", "bfloat16", "float32"), ("optimizer", "adamw_bnb_8bit", "adamw_torch_fused")]
+)
+def test_only_a_run_that_is_finished_may_have_another_machines_compute_type_or_optimizer(tmp_path, fact, here, there):
+    directory = start(tmp_path, facts={fact: here})
     (directory / "checkpoint.txt").write_text("")
-    with pytest.raises(UserError, match="dtype 'bfloat16' -> 'float32'"):
-        start(tmp_path, facts={"dtype": "float32"})
+    with pytest.raises(UserError, match=f"{fact} '{here}' -> '{there}'"):
+        start(tmp_path, facts={fact: there})
     (directory / "done.json").write_text("{}")
-    assert start(tmp_path, facts={"dtype": "float32"}) is None
+    assert start(tmp_path, facts={fact: there}) is None
 
 
 def test_record_keeping_and_constants_that_one_of_two_runs_does_not_have_are_no_other_settings(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         )
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    facts = training.run_facts(s["BASE_MODEL"], "nf4" if s["UPDATE"] == "qlora" else "auto", record, dtype)
+    facts = training.run_facts(s, "nf4" if s["UPDATE"] == "qlora" else "auto", record, device, dtype)
     if s["START_FROM"] and find_adapter(s) is None:
         source = str(models.dense_checkpoint(s["START_FROM"], s["RESULTS_DIR"]))
     else:  # the base model, with phase 1's own adapter where it starts from that

@@ -53,7 +53,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    facts = training.run_facts(s["BASE_MODEL"], base_precision, data_record, dtype)
+    facts = training.run_facts(s, base_precision, data_record, device, dtype)
     if s["START_FROM"]:
         facts["source"] = check_start(s, base_precision, data_record)
     distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once

@@ -224,15 +224,19 @@ def check_optimizer(name: str | None) -> None:
         raise UserError(f"OPTIMIZER = {name!r} does not work here: {why}; choose another, or None") from None
 
 
-def run_facts(base_model: str, base_precision: str, data_record: dict, dtype: torch.dtype) -> dict:
-    """What decides the result of a training beside its constants; ``data_record`` is that of the data run."""
-    made = models.base_fingerprint(base_model)
+def run_facts(
+    s: dict, base_precision: str, data_record: dict, device: torch.device, dtype: torch.dtype
+) -> dict[str, object]:
+    """What decides the result of a training beside its constants ``s``; ``data_record`` is that of the data run."""
+    made = models.base_fingerprint(s["BASE_MODEL"])
     return ({"base": made} if made else {}) | {
-        "base_model": base_model,
+        "base_model": s["BASE_MODEL"],
         "base_precision": base_precision,
         "data": data_record["data"],
         "prepared": runs.prepared(data_record),
-        "dtype": str(dtype).removeprefix("torch."),  # a run must not be resumed in another one on another machine
+        # A run must not be resumed with another one of these on another machine.
+        "dtype": str(dtype).removeprefix("torch."),
+        "optimizer": s["OPTIMIZER"] or default_optimizer(device.type),
     }
 
 

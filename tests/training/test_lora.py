@@ -70,7 +70,9 @@ def test_an_adapter_is_put_on_no_other_model_than_it_was_trained_on(tiny_base, t
     base = shutil.copytree(tiny_base, tmp_path / "base")
     write_adapter(tmp_path / "run", str(base), "nf4", "nf4")
     record = runs.read_json(tmp_path / "run" / "settings.json")
-    facts = training.run_facts(str(base), "nf4", {"data": {}, "settings": {}}, torch.bfloat16)
+    facts = training.run_facts(
+        {"BASE_MODEL": str(base), "OPTIMIZER": None}, "nf4", {"data": {}, "settings": {}}, CPU, torch.bfloat16
+    )
     runs.write_json(tmp_path / "run" / "settings.json", record | facts)
     models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
     model = models.load_base(str(base), "auto", CPU, torch.bfloat16)
