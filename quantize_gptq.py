@@ -130,7 +130,7 @@ def write_quantized(
     partial = directory / ".checkpoint.partial"
     method.quantize(source, partial, texts, recipe, device, directory / "gptqmodel.log")
     seconds, peak = clock.seconds(), memory.peak_memory_gb()
-    models.write_rope_theta(partial)
+    models.write_rope(partial)
     models.save_tokenizer(models.load_tokenizer(str(source)), partial)
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
     models.write_model_card(partial, record["base_model"], text)

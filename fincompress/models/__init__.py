@@ -28,4 +28,4 @@ from fincompress.models.load import (
     run_path,
     size_gb,
 )
-from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_rope_theta
+from fincompress.models.save import save_tokenizer, write_checkpoint, write_model_card, write_rope

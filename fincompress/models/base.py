@@ -117,7 +117,7 @@ def base_model_path(base_model: str, results_dir: str) -> str:
         model, tokenizer, text = make(base_model)
         with runs.atomic_path(folder) as partial:
             model.save_pretrained(partial)
-            save.write_rope_theta(partial)
+            save.write_rope(partial)
             save.save_tokenizer(tokenizer, partial)
             save.write_model_card(partial, base_model, text)
     return str(folder)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,22 +27,25 @@ def write_checkpoint(directory: Path, model: torch.nn.Module, tokenizer, dtype: 
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.save_pretrained(directory)
-    write_rope_theta(directory)
+    write_rope(directory)
     # Not what the base says of sampling and of penalties on repetition: figures are copied.
     ends = {name: getattr(base.generation_config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     GenerationConfig(**ends).save_pretrained(directory)
     save_tokenizer(tokenizer, directory)
 
 
-def write_rope_theta(directory: Path) -> None:
-    """Write a config's ``rope_theta`` where tools older than transformers 5 look for it.
+def write_rope(directory: Path) -> None:
+    """Write a config's ``rope_theta`` and ``rope_scaling`` where tools older than transformers 5 look for them.
 
-    They would take 10,000 for it without a word: such a model answers, and worse.
+    They would take 10,000 and none without a word: such a model answers, and worse.
     """
     config = runs.read_json(directory / "config.json")
-    theta = (config.get("rope_parameters") or {}).get("rope_theta")
-    if theta is not None:
-        runs.write_json(directory / "config.json", config | {"rope_theta": theta})
+    scaling = dict(config.get("rope_parameters") or {})
+    if "rope_theta" in scaling:
+        older = {"rope_theta": scaling.pop("rope_theta")}
+        if scaling.get("rope_type", "default") != "default":
+            older["rope_scaling"] = scaling
+        runs.write_json(directory / "config.json", config | older)
 
 
 @torch.no_grad()
@@ -91,8 +95,15 @@ def dense_weight(module: torch.nn.Module, base: torch.nn.Module) -> torch.Tensor
 
 
 def save_tokenizer(tokenizer, directory: Path) -> None:
-    """Save a tokenizer under a class name that every version of transformers, vLLM and llama.cpp knows."""
+    """Save a tokenizer under a class name that every version of transformers, vLLM and llama.cpp knows.
+
+    Where it was loaded beside SentencePiece's file, as Llama-2's is, that goes with it: llama.cpp merges by its scores,
+    and without them reads a text as other tokens.
+    """
     tokenizer.save_pretrained(directory)
+    pieces = Path(getattr(tokenizer, "vocab_file", None) or "")
+    if pieces.suffix == ".model" and pieces.is_file():
+        shutil.copyfile(pieces, Path(directory) / pieces.name)
     path = Path(directory) / "tokenizer_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     if settings.get("tokenizer_class") == "TokenizersBackend":  # transformers 5's internal name

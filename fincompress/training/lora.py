@@ -200,7 +200,7 @@ def finish(directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype) -> 
     trainer.model.peft_config["default"].base_model_name_or_path = s["BASE_MODEL"]  # and not where it lies here
     with runs.atomic_path(directory / "adapter") as partial:
         trainer.model.save_pretrained(partial, state_dict=weights, save_embedding_layers=False)
-        tokenizer.save_pretrained(partial)
+        models.save_tokenizer(tokenizer, partial)
         models.write_model_card(
             partial, s["BASE_MODEL"], f"LoRA adapter for FinQA programs, run `{s['RUN']}`.",
             train_loss=metrics["train_loss"], rank=s["LORA_RANK"],

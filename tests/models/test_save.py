@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -32,11 +33,16 @@ def test_a_checkpoint_says_where_text_ends_and_nothing_of_sampling_or_penalties(
     assert {name: getattr(written, name) for name in options} == dict.fromkeys(options)
 
 
-def test_a_rotary_base_stands_where_older_tools_look_for_it_too(tiny_base, tmp_path):
+@pytest.mark.parametrize(
+    "scaling", [None, {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                       "original_max_position_embeddings": 64}]
+)  # fmt: skip
+def test_a_rotary_base_and_its_scaling_stand_where_older_tools_look_for_them_too(tiny_base, tmp_path, scaling):
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    model.config.rope_parameters["rope_theta"] = 100000.0
+    model.config.rope_parameters |= {"rope_theta": 100000.0} | (scaling or {})
     models.write_checkpoint(tmp_path, model, models.load_tokenizer(tiny_base), torch.bfloat16)
-    assert json.loads((tmp_path / "config.json").read_text())["rope_theta"] == 100000.0
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["rope_theta"] == 100000.0 and written.get("rope_scaling") == scaling
     again = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert again.config.rope_parameters == model.config.rope_parameters
     assert json.loads((Path(tiny_base) / "config.json").read_text())["rope_theta"] == 10000.0

@@ -3,7 +3,9 @@
 Trained here on the synthetic set; its files have the form of those on Llama-2's Hub page.
 """
 
+import itertools
 import json
+import shutil
 
 import pytest
 from scripts import run_in_process
@@ -80,6 +82,17 @@ def test_a_saved_tokenizer_reads_as_the_one_that_was_loaded(base, tmp_path):
     assert again(prompts).input_ids == tokenizer(prompts).input_ids
     assert again.batch_decode(again(prompts).input_ids) == tokenizer.batch_decode(tokenizer(prompts).input_ids)
     assert runs.read_json(tmp_path / "tokenizer_config.json")["tokenizer_class"] == "LlamaTokenizer"
+    assert not (tmp_path / "tokenizer.model").exists()
+
+
+def test_the_file_of_pieces_and_scores_goes_from_checkpoint_to_checkpoint(base, tmp_path):
+    folders = [shutil.copytree(base[0], tmp_path / "base"), tmp_path / "adapter", tmp_path / "merged"]
+    (folders[0] / "tokenizer.model").write_bytes(b"pieces")
+    for before, after in itertools.pairwise(folders):
+        models.save_tokenizer(models.load_tokenizer(str(before)), after)
+        assert (after / "tokenizer.model").read_bytes() == b"pieces"
+    text = base[1][0]
+    assert models.load_tokenizer(str(folders[2]))(text).input_ids == models.load_tokenizer(str(base[0]))(text).input_ids
 
 
 def test_a_data_run_keeps_prompts_within_their_limit_and_programs_whole(base, tmp_path):
