@@ -120,6 +120,11 @@ def test_a_model_answers_where_nothing_stands_in_for_it(asked):
         (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1.234.567\n", "'1.234.567' would be misread"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1 234\n", "'1 234' would be misread"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1'234\n", "would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,\u20ac 1 234\n", "would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,1 234 \u20ac\n", "would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), "in millions,2023\npumps,CHF 1'234\n", "would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), 'in millions,2023\npumps,"1 234,5"\n', "would be misread"),
+        (("--ASK=a?", "--PAGE={}/page.csv"), 'in millions,2023\npumps,"\u20b91,23,456"\n', "would be misread"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "millions|2023\npumps|84\n", "its header is one cell: separate"),
         (("--ASK=a?", "--PAGE={}/page.csv"), "millions,2023\npumps,1,234\n", "the first, the header (pumps,1,234)"),
         (("--ASK=a?", "--RUN=nothing"), None, "'nothing' does not exist"),
@@ -172,6 +177,40 @@ def test_the_title_above_a_table_is_no_header(tmp_path, title, years):
     path.write_text(f'{title}in millions,{header}\n"earnings (cents per share) (1,2)",5.2,"1,100 (2)"\n')
     page = examples.read_page(path, "?")
     assert page.pre_text == ["acme"] and page.table[0] == ["in millions", *years] and len(page.table) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        (",Year ended December 31,,Change,\nin millions,2023,2022,amount,%\npumps,5,4,1,25\n",
+         ["in millions", "year ended december 31 2023", "2022", "change amount", "%"]),
+        (",Year ended\nin millions,2023,2022\npumps,5,4\n", ["in millions", "year ended 2023", "2022"]),
+        ("in millions,As of December 31,\n,2023,2022\npumps,5,4\n", ["in millions as of december 31", "2023", "2022"]),
+        ("Acme,,\nin millions,31.12.2023,31.12.2022\npumps,5,4\n", ["in millions", "31.12.2023", "31.12.2022"]),
+        ("in millions,2023,2022\nassets,,\npumps,5,4\n", ["in millions", "2023", "2022"]),
+        ("company,Acme,Beta\nfounded,1998,2003\nsales,5,4\n", ["company", "acme", "beta"]),
+        (",Q1,Q2\nsales,5,4\nfounded,1998,2003\n", ["", "q1", "q2"]),
+        ("in millions,2023,2022\npumps,5,4,\nvalves,3,2,,\n", ["in millions", "2023", "2022"]),
+    ],
+)  # fmt: skip
+def test_the_header_of_a_table_goes_down_to_its_years(tmp_path, text, header):
+    path = tmp_path / "page.csv"
+    path.write_text(text)
+    table = examples.read_page(path, "?").table
+    assert table[0] == header and all(len(row) <= len(header) for row in table[1:])
+    assert table[-1][0] in ("pumps", "sales", "founded", "valves")
+
+
+def test_a_page_that_is_not_written_as_finqa_is_read_so(tmp_path):
+    path = tmp_path / "page.json"
+    path.write_text(json.dumps({"pre_text": ["Sales were \u00a384.2m. They were $1,079.5bn; Costs 3M, see note 5b."]}))
+    page = examples.read_page(path, "Was it 84.2m?")
+    assert page.pre_text == [
+        "sales were \u00a384.2 million.",
+        "they were $1079.5 billion;",
+        "costs 3 million, see note 5b.",
+    ]
+    assert page.question == "was it 84.2 million?"
 
 
 @pytest.mark.parametrize(("name", "shown"), [("AES/2010/page_9.pdf", "-"), (None, "2014")])

@@ -218,7 +218,9 @@ def _words(text: str) -> list[str]:
 # --- selection -------------------------------------------------------------------------------------------------------
 
 
-def select(example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]]) -> list[Line]:
+def select(
+    example: Example, mode: str, budget: int, count_tokens: Callable[[list[str]], list[int]], room: int = 0
+) -> list[Line]:
     """Return the lines to show, in reading order.
 
     ``mode`` says what may be shown: ``"page"`` and ``"retrieved"`` all lines of the page, so that they differ by the
@@ -227,7 +229,8 @@ def select(example: Example, mode: str, budget: int, count_tokens: Callable[[lis
 
     ``budget`` is the most tokens that the lines may have, each with its newline. Over it, lines are taken from the best
     of ``rank`` down; one that does not fit is passed over for the next that does, never cut. The header always stays,
-    even where it alone is over the budget. ``count_tokens`` maps texts to their token counts, special tokens left out.
+    even where it alone is over the budget. Where no line fits, the best one that ``room`` tokens hold is shown.
+    ``count_tokens`` maps texts to their token counts, special tokens left out.
     """
     page = lines = page_lines(example)
     if mode == "gold":
@@ -239,15 +242,22 @@ def select(example: Example, mode: str, budget: int, count_tokens: Callable[[lis
     if sum(costs) <= budget:
         return lines
     scores = {line.key: score for line, score in zip(page, rank(example, page), strict=True)}
-    return [lines[i] for i in fill_budget(lines, [scores[line.key] for line in lines], costs, budget)]
+    return [lines[i] for i in fill_budget(lines, [scores[line.key] for line in lines], costs, budget, room)]
 
 
-def fill_budget(lines: Sequence[Line], scores: Sequence[float], costs: Sequence[int], budget: int) -> list[int]:
-    """Return the indices, in order, of the header and of as many of the best ``lines`` as ``budget`` tokens hold."""
-    shown = [i for i, line in enumerate(lines) if line.key == HEADER]
-    left = budget - sum(costs[i] for i in shown)
-    for i in sorted(range(len(lines)), key=lambda i: (-scores[i], i)):
-        if lines[i].key != HEADER and costs[i] <= left:
+def fill_budget(
+    lines: Sequence[Line], scores: Sequence[float], costs: Sequence[int], budget: int, room: int = 0
+) -> list[int]:
+    """Return the indices, in order, of the header and of as many of the best ``lines`` as ``budget`` tokens hold, or of
+    the best that ``room`` tokens hold.
+    """
+    header = [i for i, line in enumerate(lines) if line.key == HEADER]
+    ranked = sorted({*range(len(lines))} - {*header}, key=lambda i: (-scores[i], i))
+    left = budget - sum(costs[i] for i in header)
+    shown = []
+    for i in ranked:
+        if costs[i] <= left:
             shown.append(i)
             left -= costs[i]
-    return sorted(shown)
+    left += room - budget
+    return sorted(header + (shown or [i for i in ranked if costs[i] <= left][:1]))

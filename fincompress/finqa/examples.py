@@ -9,6 +9,7 @@ import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,10 +172,14 @@ def _page_checks(page: dict) -> list[tuple[bool, str]]:
     ]
 
 
-# Decimal commas, and thousands parted by points, or, where nothing else stands in the cell, by spaces or apostrophes.
+# Decimal commas, hundreds parted by commas, and thousands by points, or, where nothing but a currency stands beside
+# them, by spaces or apostrophes.
 _MISREAD = re.compile(
-    r"^\D*\d+,\d{1,2}\D*$|\d\.\d{3},\d|\d\.\d{3}\.\d{3}|^[\s($-]*\d{1,3}(?:['\u2019\s]\d{3})+[\s)%]*$"
+    r"^\D*\d+,\d{1,2}\D*$|\d\.\d{3},\d|\d\.\d{3}\.\d{3}|\d,\d\d,\d{3}"
+    r"|^\W*(?:[A-Z]{1,3}\W*)?\d{1,3}(?:['\u2019\s]\d{3})+(?:,\d+)?\W*(?:[A-Z]{1,3}\W*)?$"
 )
+_YEAR = re.compile(r"(?<!\d)(?:19|20)\d\d(?!\d)")
+_SENTENCE_END = re.compile(r"(?<=[.;]) +(?=[A-Z])")
 
 
 def read_page(path: Path, question: str) -> Example:
@@ -185,18 +190,7 @@ def read_page(path: Path, question: str) -> Example:
     """
     try:
         if path.suffix.lower() == ".csv":
-            text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
-            rows = csv.reader(io.StringIO(text), strict=True)
-            rows = [row for row in rows if any(map(str.strip, row))]
-            if rows and len(rows[0]) == 1 and all(re.search("[;|\t]", row[0]) for row in rows[:2]):
-                raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
-            page = {"pre_text": [row[0] for row in title_rows(rows)]}
-            page["table"] = rows[len(page["pre_text"]) :]
-            if longer := [row for row in page["table"] if len(row) > len(page["table"][0])]:
-                raise UserError(
-                    f"PAGE = {path}: a row has more cells than the first, the header ({','.join(longer[0])[:60]}): put "
-                    "numbers with commas in quotes"
-                )
+            page = read_csv(path)
         else:
             page = json.loads(path.read_bytes())
             json.dumps(page, ensure_ascii=False).encode()  # half a surrogate pair is a ValueError
@@ -216,19 +210,71 @@ def read_page(path: Path, question: str) -> Example:
             raise UserError(
                 f"PAGE = {path}: {cell!r} would be misread: write a decimal point, and thousands with commas or without"
             )
-    page = {name: [numbers.release_text(text) for text in page[name]] for name in ("pre_text", "post_text")} | {
-        "table": [[numbers.release_cell(cell) for cell in row] for row in page["table"]]
+
+    def released(texts: list[str], write: Callable[[str], str] = numbers.release_text) -> list[str]:
+        return [write(numbers.part_units(text)) for text in texts]
+
+    page = {name: released(sentences(page[name])) for name in ("pre_text", "post_text")} | {
+        "table": [released(row, numbers.release_cell) for row in page["table"]]
     }
-    question = numbers.release_text(question)
+    (question,) = released([question])
     return Example(name, name, **page, question=question, program="", exe_ans=0.0, gold_inds={})
+
+
+def read_csv(path: Path) -> dict[str, list]:
+    """The page of a CSV file: titles above its table are sentences, and the rows of its header are one."""
+    text = path.read_text(encoding="utf-8-sig")  # spreadsheets begin their CSV with a byte order mark
+    rows = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text), strict=True)]
+    rows = [row for row in rows if any(row)]
+    if rows and len(rows[0]) == 1 and all(re.search("[;|\t]", row[0]) for row in rows[:2]):
+        raise UserError(f"PAGE = {path}: its header is one cell: separate cells by commas")
+    titles = title_rows(rows)
+    rows = rows[len(titles) :]
+    count = header_rows(rows)
+    table = [join_header(rows[:count]), *rows[count:]]
+    for row in table[1:]:
+        while len(row) > len(table[0]) and not row[-1]:
+            row.pop()
+        if len(row) > len(table[0]):
+            raise UserError(
+                f"PAGE = {path}: a row has more cells than the first, the header ({','.join(row)[:60]}): put numbers "
+                "with commas in quotes"
+            )
+    return {"pre_text": [row[0] for row in titles], "table": table if rows else []}
 
 
 def title_rows(rows: list[list[str]]) -> list[list[str]]:
     """First rows of a table with the first cell alone filled, where a header without amounts follows them."""
-    titles = list(itertools.takewhile(lambda row: not any(map(str.strip, row[1:])), rows))
+    titles = list(itertools.takewhile(lambda row: not any(row[1:]), rows))
     header = rows[len(titles) :][:1]
-    amounts = any(numbers.is_amount(numbers.release_cell(cell)) for row in header for cell in row[1:])
-    return titles if header and not amounts else []
+    return titles if header and not _has_amounts(header[0]) else []
+
+
+def header_rows(rows: list[list[str]]) -> int:
+    """How many first rows of a table are its header: down to the one with the years, where one of them names rows."""
+    for count, row in enumerate(rows, start=1):
+        if _has_amounts(row) or sum(bool(row[0]) for row in rows[:count]) > 1:
+            break
+        if any(_YEAR.search(cell) for cell in row[1:]):
+            return count
+    return 1
+
+
+def join_header(rows: list[list[str]]) -> list[str]:
+    """The rows of a header as one, column by column; what stands over all columns is said once, in the first."""
+    if len(rows) > 1:
+        whole = [len(row) > 2 and sum(map(bool, row[1:])) == 1 for row in rows]
+        rows = [[" ".join(filter(None, row))] if once else row for row, once in zip(rows, whole, strict=True)]
+    return [" ".join(dict.fromkeys(filter(None, column))) for column in itertools.zip_longest(*rows, fillvalue="")]
+
+
+def _has_amounts(row: list[str]) -> bool:
+    return any(numbers.is_amount(numbers.release_cell(cell)) for cell in row[1:])
+
+
+def sentences(paragraphs: list[str]) -> list[str]:
+    """Texts as FinQA has them, a sentence each."""
+    return [text for paragraph in paragraphs for text in _SENTENCE_END.split(paragraph)]
 
 
 def _is_texts(value: object) -> bool:

@@ -19,6 +19,7 @@ _GLUED_DATE = re.compile(
     r"\b((?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?"
     r"|nov(?:ember)?|dec(?:ember)?)\.? ?)([1-9]|[12]\d|3[01])((?:19|20)\d\d)\b"
 )
+_GLUED_UNIT = re.compile(r"(?<![\w.,])(\d[\d,]*(?:\.\d+)?)(mn?|bn)\b", re.IGNORECASE)
 # Before the amount of a cell.
 _CURRENCY = re.compile(
     r"^(- ?|\( ?|)(?:(?:us|a|ca?|hk|nz)\$|[\u20ac\u00a3\u00a5]|(?:usd|eur|gbp)\b) *(?=[-.\d(])(?!000)"
@@ -63,6 +64,11 @@ def release_text(text: str) -> str:
     return re.sub(r"[\u2013\u2014\u2212]", "-", text).replace("\u2019", "'")
 
 
+def part_units(text: str) -> str:
+    """``84.2m`` and ``84.2bn``, which no reader here takes for figures, with the unit as a word, as FinQA has it."""
+    return _GLUED_UNIT.sub(lambda match: f"{match[1]} {match[2][0].lower()}illion", text)
+
+
 def release_cell(text: str) -> str:
     """A cell of another source as FinQA has it: ``($1,234)`` is ``-1234 ( 1234 )``, a dash alone stays one.
 
@@ -78,7 +84,8 @@ def release_cell(text: str) -> str:
 
 def is_amount(cell: str) -> bool:
     """Whether a cell of the release is a number that is no year."""
-    return bool(re.fullmatch(r"(\$ )?-?[\d.]+ ?%?( \( [\d.]+%? \))?", cell)) and not re.fullmatch(r"(19|20)\d\d", cell)
+    number = re.fullmatch(r"(\$ )?-?\d*\.?\d+ ?%?( \( [\d.]+%? \))?", cell)
+    return bool(number) and not re.fullmatch(r"(19|20)\d\d", cell)
 
 
 def clean_sentence(text: str) -> str:

@@ -9,16 +9,17 @@ def build_prompt(example: Example, settings: dict, tokenizer) -> tuple[str, list
     """The prompt of an example by the constants of a data run, and the lines of evidence that it shows.
 
     The gold program follows on a new line. EVIDENCE_TOKENS bounds what is retrieved (None: MAX_PROMPT_TOKENS alone
-    does). The least relevant lines go first; the question and the table's header are never cut.
+    does); where no line is that short, one that MAX_PROMPT_TOKENS allows is shown. The least relevant lines go first;
+    the question and the table's header are never cut.
     """
 
     def count_tokens(texts: list[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
 
-    budget = max(0, settings["MAX_PROMPT_TOKENS"] - len(tokenizer(end(example)).input_ids))
+    budget = room = max(0, settings["MAX_PROMPT_TOKENS"] - len(tokenizer(end(example)).input_ids))
     if settings["EVIDENCE"] == "retrieved" and settings["EVIDENCE_TOKENS"] is not None:
         budget = min(budget, settings["EVIDENCE_TOKENS"])
-    lines = evidence.select(example, settings["EVIDENCE"], budget, count_tokens)
+    lines = evidence.select(example, settings["EVIDENCE"], budget, count_tokens, room)
     return _prompt(lines, example), lines
 
 

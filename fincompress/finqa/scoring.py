@@ -77,7 +77,7 @@ def read_predictions(path: Path) -> dict[str, list[str]]:
         record = record if isinstance(record, dict) else {}
         name, tokens = record.get("id"), record.get("predicted")
         if tokens is None and isinstance(record.get("program"), str):
-            tokens = program.tokenize(record["program"])
+            tokens = program.tokenize(program.extract_program(record["program"]))
         if not isinstance(name, str) or not isinstance(tokens, list) or not all(isinstance(x, str) for x in tokens):
             raise UserError(
                 f'{path}, record {number}: expected {{"id", "predicted": [tokens]}} or {{"id", "program": text}}'

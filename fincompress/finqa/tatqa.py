@@ -6,7 +6,6 @@ out, so that a percentage is a fraction, as in FinQA; a difference of percentage
 """
 
 import ast
-import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -56,7 +55,7 @@ def load(folder: str) -> tuple[list[examples.Example], dict]:
 def convert_question(page: dict, question: dict) -> dict:
     """One record; raises ValueError with the reason it cannot be had."""
     paragraphs = sorted(page["paragraphs"], key=lambda paragraph: paragraph["order"])
-    texts = [text for paragraph in paragraphs for text in re.split(r"(?<=[.;]) +(?=[A-Z])", paragraph["text"])]
+    texts = examples.sentences([paragraph["text"] for paragraph in paragraphs])
     sentences = [release_text(text) for text in texts]
     table = make_table(page["table"]["table"])
     shown = {value for text in [*sentences, *(cell for row in table for cell in row)] for value, _ in numbers_in(text)}
@@ -98,13 +97,7 @@ def make_table(rows: list[list[str]]) -> list[list[str]]:
     while header < len(table) - 1 and not any(is_amount(cell) for cell in table[header][1:]):
         header += 1
     header = max(1, header)
-    for row in table[:header]:  # what stands over all columns is said once
-        if sum(map(bool, row[1:])) == 1 and len(row) > 2 and header > 1:
-            row[:] = [" ".join(filter(None, row)), *[""] * (len(row) - 1)]
-    joined = [
-        " ".join(dict.fromkeys(filter(None, column))) for column in itertools.zip_longest(*table[:header], fillvalue="")
-    ]
-    return [joined, *table[header:]]
+    return [examples.join_header(table[:header]), *table[header:]]
 
 
 # --- programs --------------------------------------------------------------------------------------------------------

@@ -318,6 +318,18 @@ def test_any_page_keeps_order_header_and_budget(table, pre, post, gold, question
     assert select(example, mode, budget, words) == shown
 
 
+def test_a_line_is_shown_where_the_budget_has_room_for_none():
+    """As where the header of a wide table takes it all, or a paragraph is no sentence."""
+    example = make(table=[["in millions", *["three months ended march 31"] * 4], ["pumps", *"5432"], ["valves", "1"]],
+                   pre_text=[], post_text=[])  # fmt: skip
+    header, _, valves = page_lines(example)
+    alone = tokens([header])
+    assert select(example, "retrieved", alone, words) == [header]
+    assert len(select(example, "retrieved", alone, words, room=400)) == 2
+    assert select(example, "retrieved", alone, words, room=tokens([header, valves])) == [header, valves]
+    assert select(example, "retrieved", tokens([header, valves]), words, room=400) == [header, valves]  # and no more
+
+
 def test_finqa_needs_no_torch():
     code = "import sys; from fincompress.finqa import evidence; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -131,6 +131,7 @@ TOKENS = ["divide(", "30", "20", ")", "EOF"]
         json.dumps([{"id": "a", "predicted": TOKENS}, {"id": "b", "predicted": ["EOF"]}]),
         "\n " + json.dumps([{"id": "a", "predicted": TOKENS}, {"id": "b", "predicted": ["EOF"]}], indent=1),
         '{"id": "a", "program": "divide(30, 20)"}\n{"id": "b", "program": ""}\n',
+        '{"id": "a", "program": " \\n divide(30, 20)\\nor so"}\n{"id": "b", "program": "\\n"}\n',  # as it was decoded
         '\n{"id": "a", "program": "divide(30, 20)", "value": 1.5}\r\n\n{"id": "b", "predicted": ["EOF"]}',
         '[{"id": "a", "program": "divide(30, 20)"}, {"id": "b", "program": ""}]',
         '\ufeff[{"id": "a", "program": "divide(30, 20)"}, {"id": "b", "program": ""}]',  # a byte order mark
@@ -145,8 +146,8 @@ def test_predictions_are_read_from_either_format(tmp_path, text):
 def test_own_predictions_are_read_back(tmp_path):
     path = tmp_path / "predictions_dev.jsonl"
     junk = "a\u2028b\x85c\x1cd\n\re"  # what a model may write, and str.splitlines() takes for ends of lines
-    write_jsonl(path, [{"id": "a", "output": junk, "program": junk}, {"id": "b", "output": None, "program": ""}])
-    assert scoring.read_predictions(path) == {"a": [junk, "EOF"], "b": ["EOF"]}
+    write_jsonl(path, [{"id": "a", "output": junk, "program": "a"}, {"id": "b", "output": None, "program": ""}])
+    assert scoring.read_predictions(path) == {"a": ["a", "EOF"], "b": ["EOF"]}
 
 
 @pytest.mark.parametrize(
