@@ -8,7 +8,7 @@ minute a phase, or a quarter of an hour with LARGEST.
     python predict.py --BASE_MODEL=smollm2-135m --BATCH_SIZE=4 --LORA_RANK=32
 """
 
-from fincompress.settings import check_choice, configure
+from fincompress.settings import configure
 
 # -----------------------------------------------------------------------------
 BASE_MODEL: str = "shape:llama-2-7b"  # or smollm2-135m, a folder, a hub id
@@ -20,7 +20,6 @@ LORA_RANK: int = 16  # of the adapters
 PATCH_RANK: int = 128  # of SAPLING's on o_proj and down_proj
 SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
 GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens
-DEVICES: list[str] = ["cuda", "cpu"]  # a GPU with bf16 and its 8-bit optimizer; a CPU that dequantizes the base
 CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
     "RTX 3080": [10, 59.5, 760],
     "RTX 4090": [24, 165.2, 1008],
@@ -35,11 +34,15 @@ SETTINGS = configure(globals())
 
 import json
 
+import torch
+
 from fincompress import memory, models, simulation
 from fincompress.depth import repack
 from fincompress.errors import UserError, run_script
 from fincompress.sapling import start
 
+DEVICES = ("cuda", "cpu")
+CPU_DTYPE, REASON = models.pick_dtype(torch.device("cpu"))  # as the scripts compute on this machine
 TRAINING = ("QLoRA", "8-bit LoRA", "SAPLING, UPDATE = qlora, with its teacher", "SAPLING, UPDATE = full")
 
 
@@ -55,8 +58,6 @@ def main() -> None:
 
 
 def check_settings() -> None:
-    for device in DEVICES:
-        check_choice("DEVICES", device, ("cuda", "cpu"))
     for card, numbers in CARDS.items():
         if len(numbers) != 3 or min(numbers) <= 0:
             raise UserError(f"CARDS has GB, TFLOP/s and GB/s of each card, above 0, not {numbers} of {card!r}")
@@ -66,7 +67,7 @@ def print_memory(config) -> list[dict]:
     print(
         f"{BASE_MODEL}: batch {BATCH_SIZE}, {TOKENS} tokens, {TARGET_TOKENS} of them target, LoRA rank {LORA_RANK}\n"
         f"GPU: 8-bit AdamW, activations recomputed; with {memory.FRAGMENTATION:.0%} for pieces too small to use and "
-        f"{memory.CUDA_CONTEXT_GB} GB of CUDA context\n"
+        f"{memory.CUDA_CONTEXT_GB} GB of CUDA context\nCPU: the base dequantized where that fits, {REASON}\n"
     )
     print(f"{'peak memory':<46}" + "".join(f"{device + ', GB':>10}" for device in DEVICES))
     rows = []
@@ -105,7 +106,8 @@ def print_largest(config) -> list[dict]:
         tokens_at = simulation.straight_line({tokens: peak(BATCH_SIZE, tokens) for tokens in (512, 2048)})
         batch_at = simulation.straight_line({batch: peak(batch, TOKENS) for batch in (2, 8)})
         for card, (room, *_) in CARDS.items():
-            row = {"phase": phase, "card": card, "tokens": tokens_at(room), "batch": batch_at(room)}
+            longest = min(tokens_at(room), config.max_position_embeddings)
+            row = {"phase": phase, "card": card, "tokens": longest, "batch": batch_at(room)}
             print(f"{phase:<46}{card:>10}{row['tokens'] or '-':>10}{row['batch'] or '-':>10}", flush=True)
             rows.append(row)
     return rows
@@ -120,16 +122,20 @@ def phases(config, batch: int, tokens: int) -> dict:
     """Costs of a training step by phase, each a function of the device."""
     shape = (config, batch, tokens, min(TARGET_TOKENS, tokens - 2))
 
-    def on(device: str) -> dict:
-        return {"recompute": device == "cuda", "device": device}
+    def options(device: str) -> dict:
+        return place(device) | {"recompute": device == "cuda"}
 
     qlora, int8, taught, full = TRAINING
     return {
-        qlora: lambda device: simulation.training(*shape, "nf4", LORA_RANK, **on(device)),
-        int8: lambda device: simulation.training(*shape, "int8", LORA_RANK, reentrant=True, **on(device)),
-        taught: lambda device: start.simulate(*shape, LORA_RANK, patch_rank=PATCH_RANK, **on(device)),
-        full: lambda device: start.simulate(*shape, **on(device)),
+        qlora: lambda device: simulation.training(*shape, "nf4", LORA_RANK, **options(device)),
+        int8: lambda device: simulation.training(*shape, "int8", LORA_RANK, reentrant=True, **options(device)),
+        taught: lambda device: start.simulate(*shape, LORA_RANK, patch_rank=PATCH_RANK, **options(device)),
+        full: lambda device: start.simulate(*shape, **options(device)),
     }
+
+
+def place(device: str) -> dict:
+    return {"device": device, "dtype": CPU_DTYPE if device == "cpu" else torch.bfloat16}
 
 
 def others(config) -> dict:
@@ -138,11 +144,11 @@ def others(config) -> dict:
     half = repack.shortened_config(config, max(1, config.num_hidden_layers // 2))
 
     def decoding(config, precision: str = "auto", rank: int | None = None):
-        return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, device)
+        return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, **place(device))
 
     return {
         "scan of SAPLING, UPDATE = qlora": lambda device: start.simulate_scan(
-            config, SCAN_BATCH_SIZE, TOKENS, targets, LORA_RANK, PATCH_RANK, device=device
+            config, SCAN_BATCH_SIZE, TOKENS, targets, LORA_RANK, PATCH_RANK, **place(device)
         ),
         "GPTQ": lambda device: simulation.quantizing(config, TOKENS, GPTQ_TEXTS),
         "decoding in 16 bits": decoding(config),

@@ -49,7 +49,7 @@ def main() -> None:
         f"{'run':<28}{'ratio to the base model':<26}" + "".join(f"{f'call {n + 1}':>9}" for n in range(CALLS)), end=""
     )
     print(f"{'apart':>9}")
-    furthest = 0.0
+    distances = []
     for run in RUNS:
         for name in ("decode_ratio", "prefill_ratio"):
             ratios = [call.get(run, {}).get(name) for call in calls]
@@ -58,9 +58,10 @@ def main() -> None:
                 continue
             shown = "".join(f"{ratio:>9.3f}" for ratio in ratios)
             apart = max(ratios) / min(ratios) - 1
-            furthest = max(furthest, apart)
+            distances.append(apart)
             print(f"{run:<28}{name:<26}{shown}{apart:>9.1%}")
-    print(f"furthest apart: {furthest:.1%}; minutes of each call, {1 + len(RUNS)} models: {', '.join(minutes)}")
+    furthest = f"{max(distances):.1%}" if distances else "nothing was measured twice: end other programs"
+    print(f"furthest apart: {furthest}; minutes of each call, {1 + len(RUNS)} models: {', '.join(minutes)}")
     print(f"memory, GB/s at the start of each call: {', '.join(bandwidths)}")
 
 

@@ -29,7 +29,18 @@ from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
 from fincompress.training.loss import autocast, target_logits, target_loss
 
-FLOPS = flop_registry | {torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm]}
+
+def _half(count: Callable) -> Callable:
+    return lambda *arguments, **options: count(*arguments, **options) // 2
+
+
+_FLASH = "_scaled_dot_product_flash_attention"
+FLOPS = flop_registry | {
+    torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm],
+    # The CPU's flash attention stands for a GPU's, which computes the half of the square that a causal mask leaves.
+    **{getattr(torch.ops.aten, f"{_FLASH}_for_cpu{end}"): _half(flop_registry[getattr(torch.ops.aten, _FLASH + end)])
+       for end in ("", "_backward")},
+}  # fmt: skip
 
 
 class Packed(nn.Linear):

@@ -193,12 +193,12 @@ def compare_cost(comparison: Comparison) -> None:
     for name in ("decode", "prefill"):
         rounds = paired_rounds(sapling.speed, rival.speed, f"{name}_tokens_per_s")
         if rounds is None:
-            comparison.notes.append(f"{name}: no rounds of one benchmark call to take an interval from")
+            comparison.notes.append(f"{name}: not two rounds of one benchmark call on an idle machine")
             continue
         centre, low, high = statistics.ratio_interval(*rounds, CONFIDENCE)
         ratios[name] = f"{centre:.2f} [{low:.2f}, {high:.2f}]"
-        if not_the_models((sapling, rival), name):
-            comparison.notes.append(f"{name} decides nothing: on a GPU it was not the model's bytes that took the time")
+        if why := not_the_models((sapling, rival), name):
+            comparison.notes.append(f"{name} decides nothing: {why}")
         elif not low <= 1 <= high:
             won[name] = lower(1 / centre, 1)
 
@@ -210,12 +210,16 @@ def lower(sapling: float, rival: float) -> str:
     return SAPLING if sapling < rival else OTHER
 
 
-def not_the_models(pair: tuple[Row, Row], name: str) -> bool:
-    """Whether a throughput on a GPU says little of the two models: a slow kernel, or Python's launches."""
+def not_the_models(pair: tuple[Row, Row], name: str) -> str | None:
+    """Why a throughput says little of two models: other runtimes, or on a GPU a slow kernel or Python's launches."""
+    if len({(row.speed["kernel"] or "").startswith("llama.cpp") for row in pair}) > 1:
+        return "llama.cpp ran one of the two, PyTorch the other"
     shares = [row.speed["share_of_bandwidth"] or 1 for row in pair]
     slow_kernel = any(row.quantizer and FAST_KERNEL not in (row.speed["kernel"] or FAST_KERNEL) for row in pair)
     on_gpu = pair[0].speed["device"].startswith("cuda")
-    return on_gpu and (slow_kernel or (name == "decode" and min(shares) < LAUNCH_BOUND))
+    if on_gpu and (slow_kernel or (name == "decode" and min(shares) < LAUNCH_BOUND)):
+        return "on a GPU it was not the model's bytes that took the time"
+    return None
 
 
 # --- in words -------------------------------------------------------------------------------------------------------

@@ -408,7 +408,7 @@ def test_throughput_without_common_rounds_or_device_is_not_decided(tmp_path):
     made.throughput(tmp_path, "sapling/30", 40.0, base=23.0)
     made.throughput(tmp_path, "gptq_4bit", 20.0, base=24.0)  # another call
     comparison = equal_size(read(tmp_path))
-    assert comparison.winners["decode"] == OPEN and "decode: no rounds of one benchmark call" in notes(comparison)
+    assert comparison.winners["decode"] == OPEN and "decode: not two rounds of one benchmark call" in notes(comparison)
 
 
 def test_a_difference_within_the_noise_of_throughput_is_not_decided(tmp_path):
@@ -444,6 +444,16 @@ def test_speed_not_owed_to_the_model_on_a_gpu_decides_nothing(tmp_path, device, 
     made.throughput(tmp_path, "gptq_4bit", 20.0, prefill=100.0, kernel=kernel, bandwidth=bandwidth, **common)
     winners = equal_size(read(tmp_path)).winners
     assert (winners["decode"], winners["prefill"], winners["memory"]) == (decode, prefill, "SAPLING")
+
+
+@pytest.mark.parametrize("runtimes", [("TorchAtenLinear", "llama.cpp Q4_0"), ("llama.cpp bf16", None)])
+def test_the_speed_of_two_runtimes_decides_nothing(tmp_path, runtimes):
+    section(tmp_path, (N < 200, 0.50), {30: (N < 300, 0.50)}, speed=False)
+    for run, speed, kernel in zip(("sapling/30", "gptq_4bit"), (10.0, 50.0), runtimes, strict=True):
+        made.throughput(tmp_path, run, speed, prefill=speed, kernel=kernel)
+    comparison = equal_size(read(tmp_path))
+    assert (comparison.winners["decode"], comparison.winners["prefill"]) == (OPEN, OPEN)
+    assert "decode decides nothing: llama.cpp ran one" in notes(comparison)
 
 
 def test_a_slow_kernel_of_a_quantized_sapling_decides_nothing_either(tmp_path):
