@@ -461,7 +461,7 @@ def test_page_questions_are_made_beside_all_pages_that_are_held_out(pipeline, mo
 
 
 def test_a_run_with_other_page_questions_is_another_one(pipeline, monkeypatch):
-    script = (*DATA, "--RUN=asked", "--PAGE_QUESTIONS=4")
+    script = (*DATA, "--RUN=few_made", "--PAGE_QUESTIONS=4")
     assert run_in_process(*script, **pipeline[1]).returncode == 0
     assert "finished already" in run_in_process(*script, **pipeline[1]).stdout
     make = from_pages.make
