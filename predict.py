@@ -135,6 +135,7 @@ def phases(config, batch: int, tokens: int) -> dict:
 
 
 def place(device: str) -> dict:
+    """Where a phase is simulated, and its compute type there."""
     return {"device": device, "dtype": CPU_DTYPE if device == "cpu" else torch.bfloat16}
 
 
