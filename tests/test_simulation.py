@@ -1,5 +1,6 @@
 """Simulated memory against what the same steps allocate on real tensors, and against torch's own tracker."""
 
+import copy
 import json
 
 import pytest
@@ -26,7 +27,8 @@ SHAPE = (3, 96, 16)  # sequences, tokens, target tokens
 
 def real_model(config=TINY):
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).requires_grad_(False)
+    # A copy: the attention that is set on a model is set on its config, which is every other test's.
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.bfloat16).requires_grad_(False)
 
 
 def allocated(make, precision=torch.bfloat16):
@@ -143,7 +145,7 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
         optimizer.step()
 
     def made():
-        model = AutoModelForCausalLM.from_config(TINY, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(TINY), attn_implementation="eager")
         return model, torch.optim.AdamW(model.parameters())
 
     with FakeTensorMode():
