@@ -6,7 +6,8 @@
 #
 #   DATA_DIR=path/to/finqa EXTRA_DATA_DIR=path/to/tatqa recipes/finqa_smollm2.sh
 #
-# EXTRA_DATA_DIR holds TAT-QA's dev and test files; its train file as well gives other numbers.
+# EXTRA_DATA_DIR holds TAT-QA's tatqa_dataset_dev.json and tatqa_dataset_test_gold.json; its train file as well gives other
+# numbers.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source ./setup_env.sh

@@ -24,7 +24,7 @@ def load(folder: str) -> tuple[list[examples.Example], dict]:
     """The usable arithmetic questions of every JSON file in a folder, and a report of them.
 
     The report has ``source``, ``fingerprint`` of the files, ``usable`` and ``left_out``, the number of questions by
-    reason. Raises UserError where the folder holds no TAT-QA.
+    reason. Raises UserError where the folder holds no TAT-QA, or a file of it without answers.
     """
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
@@ -33,13 +33,15 @@ def load(folder: str) -> tuple[list[examples.Example], dict]:
     records, left_out = [], Counter()
     for name, pages in files.items():
         try:
-            for page in pages:
-                for question in page["questions"]:
-                    if question.get("answer_type") == "arithmetic":
-                        try:
-                            records.append(convert_question(page, question))
-                        except ValueError as error:
-                            left_out[str(error)] += 1
+            questions = [(page, question) for page in pages for question in page["questions"]]
+            if questions and not any("answer_type" in question for _, question in questions):
+                raise UserError(f"{Path(folder) / name} holds no answers: remove it (TAT-QA's test_gold file has them)")
+            for page, question in questions:
+                if question.get("answer_type") == "arithmetic":
+                    try:
+                        records.append(convert_question(page, question))
+                    except ValueError as error:
+                        left_out[str(error)] += 1
         except (KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{Path(folder) / name} is not TAT-QA: expected pages with table, paragraphs, questions"

@@ -114,6 +114,7 @@ def test_questions_of_other_kinds_are_passed_over_and_reasons_are_counted(tmp_pa
         ("[", "is not JSON"),
         ('[{"id": 1}]', "is not TAT-QA"),
         ('[{"questions": []}]', "no arithmetic"),
+        ('[{"questions": [{"question": "how many?"}]}]', "train.json holds no answers"),
     ],
 )
 def test_a_folder_that_holds_no_tatqa_is_one_line(tmp_path, content, says):
