@@ -19,14 +19,14 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=6)  # the others wait while rank 0 saves, or while a slower one decodes
 
 
-def _alone() -> bool:
+def alone() -> bool:
     """Whether no launcher started this process: a job scheduler may set one of the two."""
     return "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1"
 
 
 def is_main() -> bool:
     """Whether this process writes and prints: it is rank 0, or alone."""
-    return _alone() or os.environ["RANK"] == "0"
+    return alone() or os.environ["RANK"] == "0"
 
 
 def join() -> None:
@@ -34,7 +34,7 @@ def join() -> None:
 
     Raises UserError where there are more processes than GPUs, and for a launch that splits the model itself.
     """
-    if _alone() or _group():
+    if alone() or _group():
         return
     for name in ("FSDP", "DEEPSPEED"):  # scoring, dropping and saving need the whole model in each process
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
@@ -60,7 +60,7 @@ def continue_alone() -> bool:
 
 def _group():
     """``torch.distributed`` where this process is one of several, else None: accelerate joins one that is alone too."""
-    if _alone():
+    if alone():
         return None
     import torch.distributed
 

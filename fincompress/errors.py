@@ -112,7 +112,9 @@ def _speaks_first() -> bool:
 
     One that has to end says it once, not once a process, and what the others meet for that reason is not news.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    from fincompress import distributed  # which imports this module
+
+    if distributed.alone():
         return True
     try:
         from datetime import timedelta
