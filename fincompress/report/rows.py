@@ -120,13 +120,8 @@ def answer_tokens(root: Path, data_run: str | None) -> int | None:
 
 
 def key(row: Row) -> tuple:
-    """What two rows must share to be compared in accuracy, beside ``same_prompts``."""
-    return row.base_model, row.data, row.data_fingerprint, row.split, row.questions, row.prepared
-
-
-def same_prompts(rows: list[Row]) -> bool:
-    """Whether the prompts of some rows are the same, as far as their records say: older ones have no hash of them."""
-    return len({row.prompts for row in rows} - {None}) < 2
+    """What two rows must share to be compared in accuracy. Older rows have no hash of their prompts."""
+    return row.base_model, row.data, row.data_fingerprint, row.split, row.questions, row.prepared, row.prompts
 
 
 def make_sections(rows: list[Row]) -> list[Section]:
@@ -138,11 +133,6 @@ def make_sections(rows: list[Row]) -> list[Section]:
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
-    for asked, members in list(groups.items()):
-        if not same_prompts(members) and None not in [row.prompts for row in members]:
-            del groups[asked]
-            for row in members:
-                groups.setdefault((*asked, row.prompts), []).append(row)
     sections = []
     for members in groups.values():
         devices = {(speed["device"], speed["hardware"]) for row in members for speed in row.speeds}

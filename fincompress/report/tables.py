@@ -8,7 +8,7 @@ import pandas as pd
 from fincompress import runs
 from fincompress.errors import UserError
 from fincompress.report.methods import record_of
-from fincompress.report.rows import Row, Section, accuracy_lost, compare_rows, key, read_rows, same_prompts
+from fincompress.report.rows import Row, Section, accuracy_lost, compare_rows, key, read_rows
 
 SHORT = ("Run", "Method", "Sub-layers left", "% of bytes", "Execution accuracy %", "s per question", "Memory GB")
 FULL = (*SHORT[:5], "Program accuracy %", "Accuracy lost, points", "lost to the longer phase 1", "GB",
@@ -163,7 +163,6 @@ def quantization_report(results_dir: str) -> list[dict]:
         }
         ends = [[row for row in rows if row.run == common[name]] for name in ("source_run", "run")]
         pairs = [(source, quantized) for source in ends[0] for quantized in ends[1] if key(source) == key(quantized)]
-        pairs = [pair for pair in pairs if same_prompts(pair)]
         for source, quantized in pairs or [(None, None)]:
             scores = {
                 **{name: getattr(quantized, name, None) for name in ("data", "split", "questions")},
