@@ -90,6 +90,8 @@ def quantize_run(source: str, run: str) -> None:
     try:
         write_quantized(directory, recipe, folder, record, texts)
     except BaseException as error:  # nothing can be resumed, and what is left would refuse a corrected constant
+        if (directory / done).exists() and not isinstance(error, Exception):  # interrupted while it was tried out
+            raise
         said = [log for log in directory.glob("*.log") if log.stat().st_size and isinstance(error, Exception)]
         for log in said:
             kept = log.replace(directory.with_name(f"{directory.name}.log"))
@@ -134,7 +136,6 @@ def write_quantized(
     models.save_tokenizer(models.load_tokenizer(str(source)), partial)
     text = f"Run `{name}`, quantized by {METHOD.upper()} to {BITS} bits in groups of {recipe.group_size}."
     models.write_model_card(partial, record["base_model"], text)
-    kernel = try_out(partial, texts[0], device, dtype)
     runs.sync(partial)
     for path in partial.iterdir():
         os.replace(path, directory / path.name)
@@ -143,7 +144,7 @@ def write_quantized(
         "source_run": name,
         "data": record["data"],
         "group_size": recipe.group_size,
-        "kernel": kernel,
+        "kernel": None,  # until it is tried out
         "quantization_seconds": round(seconds, 1),
         "calibration_tokens": sum(map(len, texts)) if method.calibrates else 0,
         "peak_memory_gb": peak,
@@ -153,7 +154,10 @@ def write_quantized(
         metrics[f"size_{when}_gb"] = round(sum(parts.values()) / 1e9, 6)
         metrics[f"blocks_{when}_gb"] = round(parts["blocks"] / 1e9, 6)
     runs.remove_partials(directory, held=True)
+    # It is finished before it is tried out: whoever will not wait for a kernel's compiler keeps it.
     runs.write_json(directory / "quantize_metrics.json", metrics)
+    kernel = try_out(directory, texts[0], device, dtype)
+    runs.write_json(directory / "quantize_metrics.json", metrics | {"kernel": kernel})
     sizes = f"{metrics['size_before_gb']:.3f} -> {metrics['size_after_gb']:.3f} GB"
     print(f"quantized in {seconds / 60:.1f} min: {sizes}; kernel here {kernel or 'none'}; wrote {directory}/")
 
@@ -172,7 +176,8 @@ def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: to
     Raises UserError where the checkpoint is not whole, or computes no numbers.
     """
     if device.type == "cuda":
-        print("trying it out; the first time a kernel is compiled, for up to 25 minutes", flush=True)
+        wait = "the first time a kernel is compiled, for up to 25 minutes (Ctrl-C keeps the model)"
+        print(f"trying it out; {wait}", flush=True)
     try:
         model = models.load_base(str(checkpoint), "auto", device, dtype, packed=True)
     except NoKernel as error:

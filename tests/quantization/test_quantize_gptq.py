@@ -2,6 +2,7 @@
 
 import errno
 import os
+from unittest.mock import Mock
 
 import datasets
 import llama_cpp
@@ -172,6 +173,23 @@ def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results,
         quantize(RUN="bad")
     assert not (results / "bad").exists()
     assert (results / "bad.log").read_text() == "what led to it"
+
+
+def test_a_model_whose_trying_out_is_interrupted_is_kept_and_one_that_computes_nothing_is_not(
+    results, quantize, monkeypatch, capsys
+):
+    constants = {"RUN": "tried", "METHOD": "rtn", "BLOCKS": 1}
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="computes no numbers"):
+        patch.setattr(quantization.Method, "computes", lambda *arguments: False)
+        quantize(**constants)
+    assert not (results / "tried").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(quantization.Method, "computes", Mock(side_effect=KeyboardInterrupt))
+        quantize(**constants)
+    assert load_file(results / "tried" / "model.safetensors")
+    capsys.readouterr()
+    quantize(**constants)
+    assert "finished already, skipped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"{}"])
