@@ -74,9 +74,6 @@ for seed in 0 1 2; do
     heal_and_quantize ${s}_blocks_20 ${s}_qlora 0.74 4
     heal_and_quantize ${s}_blocks_15 ${s}_blocks_20/20 0.83 3
     heal_and_quantize ${s}_blocks_11 ${s}_blocks_20/20 0.69 3
-done
-for seed in 0 1; do
-    s=seed_$seed
     # Phase 1 trained on, whole, itself as teacher, for as many examples as 20 blocks learn from
     heal_and_quantize ${s}_longer_30 ${s}_qlora 1 4
 done
@@ -85,7 +82,6 @@ seed=0 s=seed_0 # all else once
 heal_and_quantize ${s}_blocks_25 ${s}_qlora 0.87 4
 heal_and_quantize ${s}_blocks_8 ${s}_blocks_20/20 0.58 3 # the bytes of GPTQ's checkpoint (43 %)
 heal ${s}_untaught_30 ${s}_qlora 1 4 --TEACHER=None --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
-heal_and_quantize ${s}_longest_30 ${s}_longer_30/30 1 3 # as many passes as 15, 11 and 8 blocks have had
 # Both sides at their best: 20 blocks made of the longer phase 1, which is their teacher
 heal_and_quantize ${s}_longer_20 ${s}_longer_30/30 0.74 4 --TEACHER=${s}_longer_30/30
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from

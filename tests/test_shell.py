@@ -155,13 +155,12 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
 
     # Depths, and what is compared with them, learn from as many examples of FinQA, with new figures in most passes.
     learned = {run: passes(run) for run in trained if run != "seed_0_paper"}
-    seeds = [*(f"seed_{seed}_longer_30" for seed in range(2)), *(f"seed_{seed}_blocks_20" for seed in range(3))]
+    seeds = [f"seed_{seed}_{run}" for seed in range(3) for run in ("longer_30", "blocks_20")]
     beside = {"seed_0_blocks_25", "seed_0_untaught_30", "seed_0_adapters_20"}
     assert {run for run, count in learned.items() if count == 4} == {*seeds, *beside}
     rivals = [f"seed_0_{criterion}_15" for criterion in ("block_influence", "taylor")]
     fewer = [f"seed_{seed}_blocks_{left}" for seed in range(3) for left in (15, 11)]
-    once = {"seed_0_blocks_8", "seed_0_longest_30"}
-    assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals, *once}
+    assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals, "seed_0_blocks_8"}
     assert [run for run, count in learned.items() if count == 8] == ["seed_0_longer_20"]
     assert len(learned) == 8 + 11 and {constants["AUGMENT"] for constants in trained.values()} == {"figures"}
     for script, constants in calls:  # a seed is one from phase 1 on
@@ -174,7 +173,7 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     quantized = {
         constants["RUN"]: constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"
     }
-    sources = [*seeds, *fewer, *(f"seed_0_{run}" for run in ("blocks_25", "blocks_8", "longest_30", "longer_20"))]
+    sources = [*seeds, *fewer, *(f"seed_0_{run}" for run in ("blocks_25", "blocks_8", "longer_20"))]
     assert quantized == {f"seed_{seed}_gptq": f"seed_{seed}_qlora/merged" for seed in range(3)} | {
         f"{run}_gptq": f"{run}/{run.rpartition('_')[2]}" for run in sources
     }
