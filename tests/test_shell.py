@@ -161,19 +161,20 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     rivals = [f"seed_0_{criterion}_15" for criterion in ("block_influence", "taylor")]
     fewer = [f"seed_{seed}_blocks_{left}" for seed in range(3) for left in (15, 11)]
     assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals, "seed_0_blocks_8"}
-    assert [run for run, count in learned.items() if count == 8] == ["seed_0_longer_20"]
-    assert len(learned) == 8 + 11 and {constants["AUGMENT"] for constants in trained.values()} == {"figures"}
+    best = [f"seed_{seed}_longer_20" for seed in range(3)]
+    assert [run for run, count in learned.items() if count == 8] == best
+    assert len(learned) == 9 + 9 + 3 and {constants["AUGMENT"] for constants in trained.values()} == {"figures"}
     for script, constants in calls:  # a seed is one from phase 1 on
         if script in ("sapling_train.py", "train_qlora_4bit.py") and constants["RUN"] in learned:
             assert constants["RUN"].startswith(f"seed_{constants['SEED']}_")
-            others = {"seed_0_untaught_30": None, "seed_0_longer_20": "seed_0_longer_30/30"}
+            others = {"seed_0_untaught_30": None} | {run: run.replace("20", "30/30") for run in best}
             assert constants["TEACHER"] == others.get(constants["RUN"], f"seed_{constants['SEED']}_qlora")
             assert constants["START_FROM"].startswith(f"seed_{constants['SEED']}_")
     assert {"base", *trained} <= set(evaluated)
     quantized = {
         constants["RUN"]: constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"
     }
-    sources = [*seeds, *fewer, *(f"seed_0_{run}" for run in ("blocks_25", "blocks_8", "longer_20"))]
+    sources = [*seeds, *fewer, *best, "seed_0_blocks_25", "seed_0_blocks_8"]
     assert quantized == {f"seed_{seed}_gptq": f"seed_{seed}_qlora/merged" for seed in range(3)} | {
         f"{run}_gptq": f"{run}/{run.rpartition('_')[2]}" for run in sources
     }
