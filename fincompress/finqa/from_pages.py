@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
-from fincompress.finqa import evidence, numbers
+from fincompress.finqa import evidence, numbers, program
 from fincompress.finqa.examples import Example
 from fincompress.finqa.questions import Asker, Figure, Grid, next_ask, program_kind, unlike
 
@@ -40,15 +40,17 @@ def make(examples: list[Example], count: int, seed: int, held_out: list[Example]
     """``count`` further examples about the pages of ``examples``, fewer where these do not allow so many.
 
     Their programs have the mix of those of ``examples``, brought to the published shares of steps, as far as the pages
-    allow. None takes figures that all stand on a page of ``held_out`` too, as a report repeats those of the years
-    before. The same arguments give the same examples.
+    allow. None ``leaks`` a page of ``held_out``, as a report repeats figures of the years before. The same arguments
+    give the same examples.
     """
     if not count:
         return []
     pages = list({example.page: example for example in examples}.values())
     places = figure_places(held_out)
-    asks = {page.page: page_asks(page, random.Random(f"questions {seed} {page.page}")) for page in pages}
-    asks = {page: [ask for ask in of_page if not leaks(ask, places)] for page, of_page in asks.items()}
+    asks: dict[str, list[dict]] = {}
+    for page in pages:
+        of_page = page_asks(page, random.Random(f"questions {seed} {page.page}"))
+        asks[page.page] = [ask for ask in of_page if not leaks(ask, page.table, places)]
     rng, seen, shares = random.Random(f"questions {seed}"), Counter(), program_shares(examples)
     known = {(example.page, example.question) for example in examples}
     made: list[Example] = []
@@ -82,9 +84,16 @@ def figure_places(examples: list[Example]) -> dict[float, set[str]]:
     return places
 
 
-def leaks(ask: dict, places: dict[float, set[str]]) -> bool:
-    """Whether one page holds all figures of a program, two of them of three digits or more, which is no chance."""
-    values = [value for value, _ in evidence.numbers_needed(ask["qa"]["program"])]
+def leaks(ask: dict, table: list[list[str]], places: dict[float, set[str]]) -> bool:
+    """Whether one page holds all figures of a program, two of them of three digits or more, which is no chance.
+
+    A table operation takes those of its row.
+    """
+    text = ask["qa"]["program"]
+    figures = evidence.numbers_needed(text)
+    for name in program.operands(text)[1]:
+        figures |= numbers.numbers_in("|".join(cell for row in table if row[0] == name for cell in row[1:]))
+    values = [value for value, _ in figures]
     telling = sum(len(f"{value:g}".replace(".", "")) > 2 for value in values)
     return telling > 1 and bool(set.intersection(*(places.get(value, set()) for value in values)))
 

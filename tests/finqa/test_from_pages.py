@@ -94,6 +94,12 @@ def test_no_question_takes_figures_that_a_held_out_page_has_too():
     assert any(
         "15" in question.program and "16" in question.program for question in beside
     )  # small ones meet by chance
+    made = [
+        {one.program for seed in range(8) for one in from_pages.make([page], 100, seed, held)} for held in ([], [later])
+    ]
+    alone, beside = ({program for program in programs if "table_" in program} for programs in made)
+    assert "table_average(sales, none)" in alone and "table_average(profit, none)" in beside
+    assert not any("sales" in program for program in beside)
 
 
 def test_rows_of_years_and_names_that_stand_twice_are_left_out():
