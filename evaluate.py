@@ -252,7 +252,7 @@ def first_page(data_run: str, data: dict) -> examples.Example:
         raise UserError(
             f"{directory}/{name}.json lacks question {first}: set DATA_DIR to the data of this run, or PAGE"
         )
-    question = numbers.release_text(ASK)
+    question = numbers.release_text(numbers.part_units(ASK))
     return dataclasses.replace(page, question=question, gold_inds={})  # what answers this question is not known
 
 

@@ -39,7 +39,8 @@ NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at t
 def atomic_path(path: Path):
     """A path beside ``path`` to write to; renamed onto ``path`` when the block ends well, removed when it does not.
 
-    Works for a file or a folder, synced before it is renamed: a crash leaves the old one or the new one.
+    Works for a file or a folder, synced before it is renamed: a crash leaves the old one or the new one, of a folder
+    perhaps none.
     Raises UserError where the folder that it lies in cannot be made.
     """
     make_folder(path.parent)
@@ -306,7 +307,7 @@ def start_run(
     ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that holds a run
     with other settings is refused with a UserError: results of two recipes are never mixed in one folder. So is one
     that another process holds. A resumed run keeps its ``settings.json``; one that was killed and cannot be resumed
-    (``resumes``) makes way for other settings.
+    (``resumes``) makes way for other settings, unless it left depths, each of which is a model.
     """
     if is_untuned(run) and script != "evaluate.py":
         raise UserError(f"RUN = {run!r}: names that start with base_ are those of untuned models; choose another RUN")
@@ -325,7 +326,7 @@ def start_run(
                 print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
                 return None
             return directory
-        lost = done not in names and (FAILED in names or not resumes)
+        lost = done not in names and (FAILED in names or not resumes) and not any(map(str.isdigit, names))
         if not lost or differing[0].startswith("script "):
             raise UserError(
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "

@@ -257,6 +257,10 @@ def test_a_run_that_failed_for_good_gives_way_to_a_corrected_one_and_to_no_other
         runs.fail("again")
     with pytest.raises(UserError, match="holds a run with other settings"):
         runs.start_run(str(tmp_path), "lora", "quantize_gptq.py", SETTINGS, FACTS)
+    (directory / "20").mkdir()  # a depth that was healed is a model
+    with pytest.raises(UserError, match="holds a run with other settings"):
+        start(tmp_path, {"RANK": 8})
+    (directory / "20").rmdir()
     assert start(tmp_path, {"RANK": 8}) == directory
     assert "lora: starts again in the folder of a run that did not end" in capsys.readouterr().out
     assert [path.name for path in directory.iterdir()] == ["settings.json"]

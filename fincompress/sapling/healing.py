@@ -55,6 +55,8 @@ def heal(run: Run, last: bool = False) -> None:
             setattr(state, name, getattr(state, name) + row[name])
     write_depth(run, row)
     state.healed.append(row)
+    if row["kept"]:
+        run.make_trainable()  # a killed run reads all that is trained between drops
     run.save_state(trained=True, weights=row["kept"])
     if distributed.is_main():
         shutil.rmtree(run.directory / folder, ignore_errors=True)
@@ -63,9 +65,7 @@ def heal(run: Run, last: bool = False) -> None:
         f"{row['training_seconds'] / 60:.1f} min: calibration exact match {row['calibration_exact']:.1%}, NLL "
         f"{row['calibration_nll']:.3f}"
     )
-    if row["kept"]:
-        run.make_trainable()
-    elif count and not last:
+    if count and not last and not row["kept"]:
         trainer = None  # which holds the model that was healed
         run.return_to_state()
 

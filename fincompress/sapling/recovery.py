@@ -69,7 +69,7 @@ class RecoveryTrainer(training.TargetTrainer):
     def create_optimizer(self, *arguments, **options):
         optimizer = super().create_optimizer(*arguments, **options)
         for name, parameter in self.model.named_parameters():
-            if self.moments and name in self.moments:
+            if parameter.requires_grad and self.moments and name in self.moments:
                 optimizer.state[parameter] = self.moments[name]
         return optimizer
 

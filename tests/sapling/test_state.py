@@ -34,6 +34,19 @@ def kill_within(stage, *command, **environment):
         run_in_process(*command, **environment)
 
 
+def kill_after_healing(*command, **environment):
+    """Run until the first depth is healed, saved, and in the state."""
+    heal = method.heal
+
+    def heal_and_die(run, *arguments, **options):
+        heal(run, *arguments, **options)
+        if run.state.healed:
+            raise Killed
+
+    with mock.patch.object(method, "heal", heal_and_die), pytest.raises(Killed):
+        run_in_process(*command, **environment)
+
+
 def test_a_killed_run_resumes_with_the_same_drops_and_ends_the_same(sapling, six):
     directory, environment, _ = sapling
     broken = six[0] / "broken"
@@ -121,26 +134,24 @@ def test_a_run_killed_while_it_trains_and_while_it_heals_resumes_in_the_middle_o
         if state["patched"]:  # the weights are those after the last drop
             assert state["weights"].endswith(f"-{len(state['trajectory'])}.safetensors")
     assert bool(state["patched"]) == ("qlora" in broken.name)
-    heal = method.heal
-
-    def heal_and_die(run, *arguments, **options):
-        heal(run, *arguments, **options)
-        if run.state.healed:
-            raise Killed
-
-    with mock.patch.object(method, "heal", heal_and_die), pytest.raises(Killed):
-        run_in_process(*command, **six[1])
+    kill_after_healing(*command, **six[1])
     weights = (broken / "10" / "model.safetensors").stat().st_mtime_ns
     done(*command, **six[1])
     assert (broken / "10" / "model.safetensors").stat().st_mtime_ns == weights  # not healed a second time
     assert_same_run(directory, broken)
 
 
+def test_a_kill_after_a_kept_healing_loses_nothing_that_is_trained_between_drops_alone(six, phase_1):
+    command = (*SAPLING, *TAUGHT, "--KEEP_HEALED=True", "--TRAIN_RATIO=1", "--HEALING_TRAIN_RATIO=0.25", "--RUN=fewer")
+    kill_after_healing(*command, **six[1])
+    assert "resuming with" in done(*command, **six[1])
+
+
 def test_a_run_that_keeps_what_it_healed_goes_on_from_it_also_after_a_kill(six, phase_1):
     results, environment = six
     command = (*SAPLING, *TAUGHT, "--KEEP_HEALED=True", "--TRAIN_RATIO=0.25", "--PATCH_EXAMPLES=8")
     done(*command, "--RUN=kept", **environment)
-    metrics, heal = read(results / "kept" / "train_metrics.json"), method.heal
+    metrics = read(results / "kept" / "train_metrics.json")
     first, last = metrics["healed"]
     assert (first["kept"], last["kept"]) == (True, False)
     after = pd.read_csv(results / "kept" / "trajectory.csv")["nll_after_training"]
@@ -148,14 +159,7 @@ def test_a_run_that_keeps_what_it_healed_goes_on_from_it_also_after_a_kill(six, 
     assert after[0] == pytest.approx(first["calibration_nll"], abs=2e-4)
     seen = [read(results / "kept" / depth / "train_metrics.json")["examples_seen"] for depth in ("10", "8")]
     assert seen == [32 + 16, 32 + 16 + 32 + 16] and metrics["examples_seen"] == seen[1]
-
-    def heal_and_die(run, *arguments, **options):
-        heal(run, *arguments, **options)
-        if run.state.healed:
-            raise Killed
-
-    with mock.patch.object(method, "heal", heal_and_die), pytest.raises(Killed):
-        run_in_process(*command, "--RUN=kept_broken", **environment)
+    kill_after_healing(*command, "--RUN=kept_broken", **environment)
     done(*command, "--RUN=kept_broken", **environment)
     assert_same_run(results / "kept", results / "kept_broken")
 
