@@ -6,7 +6,7 @@ of the recipes, as far as two or three seeds can say (they say too little: such 
 runs of both, in their order, came from phase 1 of the same seeds, these stay paired.
 
     python benchmarks/seeds.py --RESULTS_DIR=results/published/finqa-smollm2-135m \\
-        --ONE="['sapling_blocks_20_gptq', 'seed_1_20_gptq']" --OTHER="['longer_taught_60_gptq', 'seed_1_30_gptq']"
+        --ONE="['seed_0_gptq', 'seed_1_gptq']" --OTHER="['seed_0_longer_30_gptq', 'seed_1_longer_30_gptq']"
 """
 
 import sys

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of SmolLM2-135M on real FinQA: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate 37 hours on two cores that multiply bf16, with a train.json of 1,964
+# skipped, a killed run resumes. By estimate 33 hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
 #
@@ -72,16 +72,17 @@ for seed in 0 1 2; do
     # FinQA with redrawn numbers. Fewer blocks are made of the 20 healed, which costs less than as many passes for each:
     # docs/recovery.md
     heal_and_quantize ${s}_blocks_20 ${s}_qlora 0.74 4
-    heal_and_quantize ${s}_blocks_15 ${s}_blocks_20/20 0.83 3
-    heal_and_quantize ${s}_blocks_11 ${s}_blocks_20/20 0.69 3
+    heal ${s}_blocks_15 ${s}_blocks_20/20 0.83 3
     # Phase 1 trained on, whole, itself as teacher, for as many examples as 20 blocks learn from
     heal_and_quantize ${s}_longer_30 ${s}_qlora 1 4
-    # Both sides at their best: 20 blocks made of the longer phase 1, which is their teacher
-    heal_and_quantize ${s}_longer_20 ${s}_longer_30/30 0.74 4 --TEACHER=${s}_longer_30/30
 done
 
 seed=0 s=seed_0 # all else once
+quantize ${s}_blocks_15_gptq ${s}_blocks_15/15
+# Both sides at their best: 20 blocks made of the longer phase 1, which is their teacher
+heal_and_quantize ${s}_longer_20 ${s}_longer_30/30 0.74 4 --TEACHER=${s}_longer_30/30
 heal_and_quantize ${s}_blocks_25 ${s}_qlora 0.87 4
+heal_and_quantize ${s}_blocks_11 ${s}_blocks_20/20 0.69 3
 heal_and_quantize ${s}_blocks_8 ${s}_blocks_20/20 0.58 3 # the bytes of GPTQ's checkpoint (43 %)
 heal ${s}_untaught_30 ${s}_qlora 1 4 --TEACHER=None --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from

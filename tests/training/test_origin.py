@@ -16,15 +16,15 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "published" / "finqa-smollm2
 @pytest.fixture
 def published(tmp_path):
     """Published runs that phase 1 was made of, and the constants and data of a run that starts from the first."""
-    for run in ("mixed_qlora", "mixed_data", "finqa_data"):
+    for run in ("seed_0_mixed", "mixed_data", "finqa_data"):
         shutil.copytree(PUBLISHED / run, tmp_path / run)
     settings = {"RESULTS_DIR": str(tmp_path), "BASE_MODEL": "smollm2-135m", "DATA_RUN": "finqa_data"}
-    return tmp_path, settings | {"START_FROM": "mixed_qlora"}, runs.read_json(tmp_path / "finqa_data/settings.json")
+    return tmp_path, settings | {"START_FROM": "seed_0_mixed"}, runs.read_json(tmp_path / "finqa_data/settings.json")
 
 
 def test_the_published_phase_1_can_be_made_again_from_the_published_run_before_it(published):
     folder, settings, record = published
-    recorded = runs.read_json(PUBLISHED / "finqa_qlora" / "settings.json")["source"]
+    recorded = runs.read_json(PUBLISHED / "seed_0_qlora" / "settings.json")["source"]
     assert check_origin("START_FROM", settings, record) == recorded
 
 
