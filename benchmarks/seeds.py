@@ -48,8 +48,8 @@ def main() -> None:
     sides = [np.array([[verdicts[run][question] for question in questions] for run in runs]) for runs in (ONE, OTHER)]
     for name, runs, right in zip(("one", "other"), (ONE, OTHER), sides, strict=True):
         for run, share in zip(runs, right.mean(axis=1), strict=True):
-            print(f"{name:<8}{run:<28}{100 * share:.1f}")
-        print(f"{name:<8}{'mean':<28}{100 * right.mean():.1f}")
+            print(f"{name:<8}{run:<32}{100 * share:.1f}")
+        print(f"{name:<8}{'mean':<32}{100 * right.mean():.1f}")
     apart = sides[0].mean(axis=0) - sides[1].mean(axis=0)
     for confidence in (0.95, 0.99):
         shown = percent(apart.mean(), bootstrap_mean(apart, confidence), "+")
