@@ -93,7 +93,8 @@ def new_readme(judged: list) -> str | None:
     chart = os.path.relpath(Path(RESULTS_DIR, figure("pareto", wholes[0])).resolve(), Path(README).resolve().parent)
     parts = [] if chart.startswith("..") else [f"![Accuracy against size, time and memory]({Path(chart).as_posix()})"]
     table = tables.results_table(tables.headline_rows(section, 8), tables.SHORT).markdown()
-    parts += [table, f"{section.title}. Brackets: 95 % intervals in the table, 99 % or wider below; behind them seeds."]
+    said = "Brackets: 95 % intervals in the table, 99 % or wider below; in parentheses each seed."
+    parts += [table, f"{section.title}. {said}"]
     parts.append("\n".join(f"- {line}" for line in verdict.answers(pairs)))
     content = "\n\n".join(part.strip() for part in parts)
     try:

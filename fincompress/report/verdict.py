@@ -262,7 +262,7 @@ def sentence(pairs: list[list[Comparison]]) -> str:
         counts = {
             "{} lost": decided["no"], "{} of them in accuracy": inaccurate, "{} not decided": decided[OPEN],
             "less accurate in {}": worse, "as accurate and ahead in every cost in {}": ahead,
-            "sizes differ in {}, which SAPLING cannot win": unequal,
+            "sizes over 5 % apart in {}, which SAPLING cannot win": unequal,
         }  # fmt: skip
         notes = [note.format(len(counted)) for note, counted in counts.items() if counted]
         text = f"{rival} in {len(decided['yes'])} of {len(theirs)} comparisons"
@@ -317,7 +317,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     ours, name = sapling_name(sapling), rival_name(rival)
     losses = sum(pair[0].winners["accuracy"] == OTHER for pair in pairs)
     shares = [f"{100 * row.share_of_bytes:.1f} %" for row in (sapling, rival)]
-    right = [f"{100 * row.execution_accuracy:.1f} %" for row in (sapling, rival)]
+    both = [[row.execution_accuracy for row in seeds] for seeds in shared_seeds(sapling, rival)]
+    right = [f"{100 * sum(shares) / len(shares):.1f} %" for shares in both]
     near = distance(chosen) <= TOLERANCE
     label = "At equal size" if near else "Nearest in size"
     if any(distance(pair) < distance(chosen) and "seconds" not in pair[0].ratios for pair in pairs):
@@ -327,8 +328,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
         counted = f"{ours} is smaller, so this decides nothing."
     said = [
         f"**{label}** ({shares[0]} of the bytes against {shares[1]}) {ours} "
-        f"answers {right[0]} and {name} ({rival.title}) {right[1]}: {size.ratios.get('accuracy', '?')} points"
-        f"{size.seeds}. {counted}"
+        f"answers {right[0]} and {name} ({rival.title}) {right[1]}{size.seeds}: {size.ratios.get('accuracy', '?')} "
+        f"points. {counted}"
     ]
     count = sum(pair[1].equal == ACCURACY for pair in pairs)
     shown = f"A depth is shown to be as accurate in {count} of {len(pairs)} comparisons."

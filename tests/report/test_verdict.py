@@ -149,9 +149,9 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     assert [pair[0].sapling.run for pair in pairs] == ["sapling/50", "sapling_gptq/50"]
     assert quantized[1].equal == "accuracy" and verdict.decision(quantized) != "no" == verdict.decision(alone)
     assert verdict.sentence(pairs) == (
-        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes differ in 1, which SAPLING cannot win). "
+        "SAPLING beats GPTQ 4-bit in 0 of 1 comparisons (1 lost; sizes over 5 % apart in 1, which SAPLING cannot win). "
         "SAPLING + GPTQ 4-bit beats GPTQ 4-bit in 0 of 1 comparisons (1 not decided; as accurate and ahead in every "
-        "cost in 1; sizes differ in 1, which SAPLING cannot win)."
+        "cost in 1; sizes over 5 % apart in 1, which SAPLING cannot win)."
     )
     assert verdict.answers(pairs) == [f"**{verdict.sentence(pairs)}**", *verdict.answer([alone])]
     size, accuracy, _ = verdict.answer([quantized])
@@ -164,7 +164,7 @@ def test_saplings_depths_that_were_quantized_are_set_against_quantization_alone(
     made.evaluation(tmp_path, "sapling_gptq/50", N < 100, 0.38)
     size, *_ = verdict.answer(verdict.judge(read(tmp_path))[1:])
     assert size.endswith("points. SAPLING + GPTQ 4-bit is smaller, so this decides nothing.")
-    assert "(1 not decided; less accurate in 1; sizes differ" in verdict.sentence(verdict.judge(read(tmp_path)))
+    assert "(1 not decided; less accurate in 1; sizes over 5 % apart" in verdict.sentence(verdict.judge(read(tmp_path)))
 
 
 def test_seeds_are_judged_by_their_mean_and_depths_made_of_one_another_together(tmp_path):
@@ -251,7 +251,7 @@ def test_a_comparison_by_fewer_seeds_than_a_run_has_says_which(tmp_path):
     made.evaluation(tmp_path, "s/20", N < 101, 0.43)
     pairs = verdict.judge(read(tmp_path))
     assert pairs[0][0].difference["difference"] == pytest.approx((101 - 302) / QUESTIONS)
-    assert " points of seed 1. " in verdict.answers(pairs)[1]
+    assert f"GPTQ 4-bit (q0_gptq, 3 seeds) {100 * 302 / QUESTIONS:.1f} % of seed 1: -" in verdict.answers(pairs)[1]
     assert "points of seed 1, which both have" in notes(pairs[0][0])
     made.settings(tmp_path / "s/20", "sapling_train.py", values | {"START_FROM": None})
     assert "which both have" in notes(verdict.judge(read(tmp_path))[0][0])  # seed 1 of its own
