@@ -90,7 +90,8 @@ def quantize_run(source: str, run: str) -> None:
     try:
         write_quantized(directory, recipe, folder, record, texts)
     except BaseException as error:  # nothing can be resumed, and what is left would refuse a corrected constant
-        if (directory / done).exists() and not isinstance(error, Exception):  # interrupted while it was tried out
+        # Interrupted while it was tried out, or beside another program on the GPU: only a wrong result is thrown away.
+        if (directory / done).exists() and not isinstance(error, UserError):
             raise
         said = [log for log in directory.glob("*.log") if log.stat().st_size and isinstance(error, Exception)]
         for log in said:

@@ -33,11 +33,11 @@ FIRST_SCAN_EXAMPLES: int = 16  # of these in the scan before training that picks
 SCAN_BATCH_SIZE: int = 8  # questions at once in a scan; bounds its memory
 # When to stop, whichever comes first
 TARGET_SIZE: float = 0.5  # share of the bytes of the checkpoint at the start, embeddings and head included
-ACCURACY_FLOOR: float | None = None  # share of this run's own accuracy before any drop, on the calibration split
+ACCURACY_FLOOR: float | None = None  # share of the calibration accuracy before any drop; judged before healing
 TARGET_MEMORY_GB: float | None = None  # weights and a KV cache of 1,024 tokens at batch 1, as a checkpoint in 16 bits
 TARGET_LATENCY_MS: float | None = None  # measured milliseconds per token, decoding at batch 1 on this device
 # How what a drop costs is learned back
-RECOVERY: str = "teacher"  # "teacher": by the constants below; "paper": trained as in Algorithm 1, whatever they say
+RECOVERY: str = "teacher"  # "teacher": by the constants below; "paper": as in Algorithm 1 (it prints what it sets)
 TEACHER: str | None = None  # the finished run to learn from; None: START_FROM
 KL: float = 1.0  # weight of KL(teacher || model) on the target tokens
 TEMPERATURE: float = 2.0  # of both distributions in that KL
@@ -57,7 +57,7 @@ HEALING_TRAIN_RATIO: float = 1.0  # the same in healing
 TRAIN_ENDS: bool = False  # also train embeddings, final norm and head (the paper does; only with UPDATE = "full")
 LORA_RANK: int = 32  # only with UPDATE = "qlora"
 LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
-PATCH_RANK: int = 128  # of the adapters that take up patches, those on o_proj and down_proj; at least LORA_RANK
+PATCH_RANK: int = 128  # of adapters on o_proj and down_proj, which take up patches; at least LORA_RANK
 FIRST_EPOCHS: float = 0.0  # passes over the training set before the first drop (with "one_shot": right after it)
 CYCLE_EPOCHS: float = 0.0  # passes between two drops (the paper: 1); a few steps cost more than they give
 # Optimizer

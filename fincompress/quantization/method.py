@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,7 +188,8 @@ class Method:
 
 def load_with_kernel(path: str, options: dict, compiles: bool) -> tuple:
     """``(model, loading info)``; where a kernel ``compiles``, after its first product, which may fail."""
-    with quiet(), torch.no_grad():
+    with quiet(), torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You passed `quantization_config`")  # of a kernel, which is used
         model, info = AutoModelForCausalLM.from_pretrained(path, **options)
         if compiles:
             model(torch.zeros(1, 1, dtype=torch.long, device=model.device))

@@ -46,7 +46,7 @@ def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
     """Training loss by step, with the calibration split's loss after each epoch; drops of layers are marked.
 
     ``curve`` has ``step`` and ``loss``, of SAPLING ``units_left`` too; ``calibration`` has ``step`` and
-    ``calibration_nll``; either may be empty.
+    ``calibration_nll``; either may be empty. With a teacher the loss is a weighted sum, which has no unit.
     """
     figure, axes = plt.subplots(figsize=(7, 3.5))
     training = pd.DataFrame(curve, columns=["step", "loss", "units_left"])
@@ -58,14 +58,14 @@ def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
     for step in drops:
         axes.axvline(step, color=GREEN, linewidth=0.8, linestyle="--")
     name = "optimizer step" + " (dashed: layers dropped)" * bool(len(drops))
-    axes.set(yscale="log", xlabel=name, ylabel="loss (nats per target token)")
+    axes.set(yscale="log", xlabel=name, ylabel="loss" + " (nats per target token)" * bool(calibration))
     axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 4)), major_formatter="{x:g}", minor_formatter="")
     axes.legend(frameon=False, fontsize=8)
     save(figure, path)
 
 
 def layer_importance(path: Path, scores: list[dict]) -> None:
-    """Heat map of sub-layer against scan: how much worse the calibration NLL is without it; white once it was dropped.
+    """Heat map of sub-layer against scan: how much calibration NLL (or KL) rises without it; white once it was dropped.
 
     ``scores`` are the rows of layer_scores.csv. A sub-layer has the value of the best of the units that it belongs to.
     There is no figure of a criterion without a scan.
@@ -83,7 +83,7 @@ def layer_importance(path: Path, scores: list[dict]) -> None:
     axes.set_yticks(range(len(table)), table.index, fontsize=5)
     axes.set_xticks(range(table.shape[1]), table.columns, fontsize=6)
     axes.set_xlabel("scan", fontsize=8)
-    figure.colorbar(image, label="rise in NLL without it (nats per token)")
+    figure.colorbar(image, label="rise in NLL or KL without it (nats per token)")
     save(figure, path)
 
 

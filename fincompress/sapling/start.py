@@ -145,8 +145,10 @@ def simulate_scan(
 
 
 def apply_recovery(s: dict) -> None:
-    """Set what RECOVERY = "paper" stands for, and say so."""
+    """Set what RECOVERY = "paper" stands for, and say so; without patches adapters have no rank for them either."""
     check_choice("RECOVERY", s["RECOVERY"], ("teacher", "paper"))
     if s["RECOVERY"] == "paper":
         print("RECOVERY = 'paper' sets " + ", ".join(f"{name} = {value!r}" for name, value in PAPER.items()))
         s.update(PAPER)
+    if s["UPDATE"] == "qlora" and not s["PATCH_EXAMPLES"]:
+        s["PATCH_RANK"] = s["LORA_RANK"]

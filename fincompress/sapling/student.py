@@ -2,12 +2,10 @@
 
 import contextlib
 import copy
-import gc
 import math
 from pathlib import Path
 
 import torch
-from bitsandbytes.optim import GlobalOptimManager
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
@@ -41,8 +39,7 @@ class Student:
         s = self.settings
         self.removed: sub.Parts = {}  # what a teacher needs back that shares this model
         self.model = None
-        GlobalOptimManager.get_instance().module_weight_config_triple.clear()  # would keep its embeddings
-        gc.collect()  # never two models at once
+        training.release_model()  # never two models at once
         if self.adapter:
             self.model = models.load_adapter(self.adapter, s["RESULTS_DIR"], self.device, self.dtype)[0].eval()
         else:

@@ -9,6 +9,7 @@ from fincompress.training.trainer import (
     check_settings,
     last_checkpoint,
     print_prediction,
+    release_model,
     run_facts,
     shuffled_stream,
     training_arguments,

@@ -75,9 +75,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
     if not distributed.continue_alone():
         return
-    # accelerate's wrapper of forward is a reference cycle: without this the trained model stays beside the merged one.
-    memory.release_unused()
-    torch.cuda.empty_cache()
+    training.release_model()  # or it would stay beside the merged one
     metrics["data"] = data_record["data"]
     runs.write_json(directory / "train_metrics.json", metrics)  # the run is finished: a merge that fails is done again
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from bitsandbytes.optim import GlobalOptimManager
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from fincompress import distributed, models, runs
+from fincompress import distributed, memory, models, runs
 from fincompress.errors import UserError
 from fincompress.settings import check_choice
 from fincompress.training.loss import target_logits, target_loss
@@ -202,6 +203,16 @@ def check_settings(s: dict) -> None:
         )
     check_report_to(s["REPORT_TO"])
     check_optimizer(s["OPTIMIZER"])
+
+
+def release_model() -> None:
+    """Give back what a trained model held, once nothing refers to it.
+
+    accelerate's wrapper of forward is a reference cycle, and an 8-bit optimizer registers the embeddings for good.
+    """
+    GlobalOptimManager.get_instance().module_weight_config_triple.clear()
+    memory.release_unused()
+    torch.cuda.empty_cache()
 
 
 def default_optimizer(device: str) -> str:

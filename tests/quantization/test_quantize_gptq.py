@@ -175,18 +175,19 @@ def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results,
     assert (results / "bad.log").read_text() == "what led to it"
 
 
-def test_a_model_whose_trying_out_is_interrupted_is_kept_and_one_that_computes_nothing_is_not(
-    results, quantize, monkeypatch, capsys
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_model_that_could_not_be_tried_out_is_kept_and_one_that_computes_nothing_is_not(
+    results, quantize, monkeypatch, capsys, failure
 ):
-    constants = {"RUN": "tried", "METHOD": "rtn", "BLOCKS": 1}
+    constants = {"RUN": f"tried_{failure.__name__}", "METHOD": "rtn", "BLOCKS": 1}
     with monkeypatch.context() as patch, pytest.raises(UserError, match="computes no numbers"):
         patch.setattr(quantization.Method, "computes", lambda *arguments: False)
         quantize(**constants)
-    assert not (results / "tried").exists()
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(quantization.Method, "computes", Mock(side_effect=KeyboardInterrupt))
+    assert not (results / constants["RUN"]).exists()
+    with monkeypatch.context() as patch, pytest.raises(failure):
+        patch.setattr(quantization.Method, "computes", Mock(side_effect=failure))
         quantize(**constants)
-    assert load_file(results / "tried" / "model.safetensors")
+    assert load_file(results / constants["RUN"] / "model.safetensors")
     capsys.readouterr()
     quantize(**constants)
     assert "finished already, skipped" in capsys.readouterr().out

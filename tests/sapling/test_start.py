@@ -9,7 +9,7 @@ from sapling_runs import QLORA, SAPLING, TAUGHT, read, settings_of
 from scripts import run_in_process
 
 from fincompress import memory, models
-from fincompress.sapling.start import room_gb
+from fincompress.sapling.start import apply_recovery, room_gb
 from fincompress.sapling.student import Student
 
 
@@ -118,3 +118,10 @@ def test_a_depth_takes_the_room_of_the_layers_that_it_keeps(six):
     assert whole == pytest.approx(memory.weights_gb(config, "bf16"))
     assert room(1.0) == pytest.approx(2 * whole) and room(0.25) == pytest.approx(1.25 * whole)
     assert room(12) == pytest.approx(2 * whole) and 1.5 * whole < room(6) < 1.9 * whole  # 12 units, and both ends
+
+
+@pytest.mark.parametrize(("update", "patches", "rank"), [("qlora", 0, 8), ("qlora", 64, 128), ("full", 0, 128)])
+def test_adapters_have_no_rank_for_patches_where_there_are_none(update, patches, rank):
+    constants = {"RECOVERY": "teacher", "UPDATE": update, "PATCH_EXAMPLES": patches, "PATCH_RANK": 128, "LORA_RANK": 8}
+    apply_recovery(constants)
+    assert constants["PATCH_RANK"] == rank
