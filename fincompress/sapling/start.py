@@ -74,8 +74,8 @@ def open_run(settings: dict, script: str) -> Run | None:
 def room_gb(student: Student) -> float:
     """GB of disk that a run takes beside what its teacher says.
 
-    Those are the depths that it heals, the last counted whole; and in float32 weights and moments, in two states and
-    two checkpoints while one takes the place of the other.
+    Those are the depths that it heals, the last counted whole, but not those of SAVE_EVERY; and in float32 weights and
+    moments, in two states and two checkpoints while one takes the place of the other.
     """
     s, weights = student.settings, memory.weights_gb(student.config, "bf16")
     ends = student.sizes["ends"] / student.full_size
