@@ -89,6 +89,7 @@ heal ${s}_untaught_30 ${s}_qlora 1 4 --TEACHER=None --KL=0 --HIDDEN_STATES=0 --C
 for criterion in block_influence taylor; do
     heal ${s}_${criterion}_15 ${s}_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
 done
+quantize ${s}_taylor_15_gptq ${s}_taylor_15/15
 # Adapters on an NF4 base, which teacher and model share, as for a 7B model; as many passes as the 20 above
 heal ${s}_adapters_20 ${s}_qlora 0.74 4 --UPDATE=qlora --LEARNING_RATE=6e-4
 # As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch. The figures are redrawn,
