@@ -174,7 +174,7 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     quantized = {
         constants["RUN"]: constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"
     }
-    once = [f"seed_0_blocks_{left}" for left in (25, 15, 11, 8)]
+    once = [f"seed_0_blocks_{left}" for left in (25, 15, 11, 8)] + ["seed_0_taylor_15"]
     sources = [*seeds, *best, *once]
     assert quantized == {f"seed_{seed}_gptq": f"seed_{seed}_qlora/merged" for seed in range(3)} | {
         f"{run}_gptq": f"{run}/{run.rpartition('_')[2]}" for run in sources
