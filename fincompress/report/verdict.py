@@ -317,8 +317,8 @@ def answer(pairs: list[list[Comparison]]) -> list[str]:
     ours, name = sapling_name(sapling), rival_name(rival)
     losses = sum(pair[0].winners["accuracy"] == OTHER for pair in pairs)
     shares = [f"{100 * row.share_of_bytes:.1f} %" for row in (sapling, rival)]
-    both = [[row.execution_accuracy for row in seeds] for seeds in shared_seeds(sapling, rival)]
-    right = [f"{100 * sum(shares) / len(shares):.1f} %" for shares in both]
+    compared = shared_seeds(sapling, rival)
+    right = [f"{100 * sum(row.execution_accuracy for row in seeds) / len(seeds):.1f} %" for seeds in compared]
     near = distance(chosen) <= TOLERANCE
     label = "At equal size" if near else "Nearest in size"
     if any(distance(pair) < distance(chosen) and "seconds" not in pair[0].ratios for pair in pairs):
