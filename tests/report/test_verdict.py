@@ -245,16 +245,16 @@ def test_of_rivals_of_one_size_the_most_accurate_of_several_seeds_is_named(tmp_p
 
 def test_a_comparison_by_fewer_seeds_than_a_run_has_says_which(tmp_path):
     quantized_seeds(tmp_path, "q", 3, 300)
-    values = SAPLING | {"SEED": 1, "START_FROM": "q1"}
+    values = SAPLING | {"SEED": 2, "START_FROM": "q2"}
     made.settings(tmp_path / "s/20", "sapling_train.py", values)
     runs.write_json(tmp_path / "s/20" / "train_metrics.json", {"dropped": ["block.3"], "units_left": 20})
     made.evaluation(tmp_path, "s/20", N < 101, 0.43)
     pairs = verdict.judge(read(tmp_path))
-    assert pairs[0][0].difference["difference"] == pytest.approx((101 - 302) / QUESTIONS)
-    assert f"GPTQ 4-bit (q0_gptq, 3 seeds) {100 * 302 / QUESTIONS:.1f} % of seed 1: -" in verdict.answers(pairs)[1]
-    assert "points of seed 1, which both have" in notes(pairs[0][0])
+    assert pairs[0][0].difference["difference"] == pytest.approx((101 - 304) / QUESTIONS)
+    assert f"GPTQ 4-bit (q0_gptq, 3 seeds) {100 * 304 / QUESTIONS:.1f} % of seed 2: -" in verdict.answers(pairs)[1]
+    assert "points of seed 2, which both have" in notes(pairs[0][0])
     made.settings(tmp_path / "s/20", "sapling_train.py", values | {"START_FROM": None})
-    assert "which both have" in notes(verdict.judge(read(tmp_path))[0][0])  # seed 1 of its own
+    assert "which both have" in notes(verdict.judge(read(tmp_path))[0][0])  # seed 2 of its own
 
 
 def test_a_pair_is_one_of_those_with_a_speed_only_where_a_nearer_one_has_none(tmp_path):
