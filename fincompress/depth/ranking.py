@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fincompress.depth.sublayers import SubLayer
+from fincompress.depth.sublayers import SubLayer, unit_name
+from fincompress.errors import UserError
 
 WORST = 1e4  # nats per token that stand for what is no number
 Unit = tuple[SubLayer, ...]
@@ -54,7 +55,10 @@ class Ranking:
 
     @classmethod
     def lowest_first(cls, values: dict[Unit, float]) -> Ranking:
-        """Units by a number, the lowest first."""
+        """Units by a number, the lowest first. Raises UserError where one is none: it would win or lose by chance."""
+        for unit, value in values.items():
+            if not math.isfinite(value):
+                raise UserError(f"the criterion's score of {unit_name(unit)} is {value}: choose another CRITERION")
         return cls([Score(unit, value=value) for unit, value in sorted(values.items(), key=lambda pair: pair[1])])
 
     def next(self, allowed: list[Unit]) -> tuple[Score | None, str]:

@@ -8,6 +8,7 @@ import torch
 from fincompress.depth import ranking
 from fincompress.depth.ranking import Ranking, Score
 from fincompress.depth.sublayers import SubLayer
+from fincompress.errors import UserError
 
 
 def score(kind, exact, nll, norm=1.0, block=0):
@@ -110,3 +111,10 @@ def test_a_ranking_gives_the_next_allowed_unit_and_what_decided():
     scanned = Ranking(scores, Score((), torch.zeros(10), torch.ones(10)), by="nll")
     assert scanned.next(units) == (scores[1], "nll") and scanned.next(units[2:]) == (scores[2], "only")
     assert scanned.next(units[:1]) == (None, "nll")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_score_that_is_no_number_ranks_nothing(value):
+    units = [(SubLayer(block, "attention"), SubLayer(block, "mlp")) for block in range(2)]
+    with pytest.raises(UserError, match=f"score of block.1 is {value}"):
+        Ranking.lowest_first({units[0]: 1.0, units[1]: value})
