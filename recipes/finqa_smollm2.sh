@@ -90,6 +90,9 @@ for criterion in block_influence taylor; do
     heal ${s}_${criterion}_15 ${s}_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
 done
 quantize ${s}_taylor_15_gptq ${s}_taylor_15/15
+heal ${s}_taylor_15_again ${s}_qlora 0.61 7 --CRITERION=taylor --SCHEDULE=one_shot --SEED=1 # phase 1 as above, another healing
+heal_and_quantize ${s}_taylor_20 ${s}_qlora 0.74 4 --CRITERION=taylor --SCHEDULE=one_shot
+heal ${s}_taylor_11 ${s}_taylor_20/20 0.69 3 --CRITERION=taylor --SCHEDULE=one_shot
 # Adapters on an NF4 base, which teacher and model share, as for a 7B model; as many passes as the 20 above
 heal ${s}_adapters_20 ${s}_qlora 0.74 4 --UPDATE=qlora --LEARNING_RATE=6e-4
 # As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch. The figures are redrawn,
