@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of SmolLM2-135M on real FinQA: every run, evaluated on all of dev once, and measured. Finished runs are
-# skipped, a killed run resumes. By estimate 33 hours on two cores that multiply bf16, with a train.json of 1,964
+# skipped, a killed run resumes. By estimate 37 hours on two cores that multiply bf16, with a train.json of 1,964
 # examples; all 6,251 of the release take three times as long and give other numbers. Speeds are ratios of one idle
 # machine: nothing else should run during the last step.
 #
