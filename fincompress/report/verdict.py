@@ -45,7 +45,7 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
 
     Seeds of a recipe count as their mean, over those of phase 1 that both have. Those of SAPLING alone come first, then
     those that were quantized afterwards. Against quantized runs they have two comparisons, at equal size and at equal
-    accuracy, of which a share of ``equal_within`` may be lost; against pruned runs one, with their last depth.
+    accuracy, of which a share of ``equal_within`` may be lost; against pruned runs one with each depth that was healed.
     """
     sized = [row for row in section.means if row.size_gb is not None]
     families: dict[tuple[str, str], list[Row]] = {}
@@ -55,10 +55,11 @@ def judge(section: Section, equal_within: float = 0.03) -> list[list[Comparison]
         if row.kind == "pruning" or (row.kind in SAPLINGS and row.share_of_bytes <= 0.99):  # something was dropped
             families.setdefault((row.kind, row.chart_label), []).append(row)
     against = [
-        (depths, rows[0])
+        (depths, rival)
         for (sapling, _), depths in families.items()
         for (kind, _), rows in families.items()
         if (sapling, kind) == ("sapling", "pruning")
+        for rival in healed(rows)
     ]
     confidence = among(len(against))
     return [
@@ -93,12 +94,16 @@ def at_equal_size(rival: Row, checkpoints: list[Row]) -> Comparison:
 
 def against_pruning(rival: Row, checkpoints: list[Row], confidence: float) -> Comparison:
     """Accuracy of two ways to drop layers."""
-    healed = [row for row in checkpoints if row.healed is not False] or checkpoints  # as the rival's last depth is
-    comparison = compare(nearest(rival, healed), rival, SIZE, confidence)
+    comparison = compare(nearest(rival, healed(checkpoints)), rival, SIZE, confidence)
     discount_size(comparison)
     unhealed = [row.run for row in (comparison.sapling, rival) if row.healed is False]
     comparison.notes += [f"{run} was not healed as a last depth is" for run in unhealed]
     return comparison
+
+
+def healed(rows: list[Row]) -> list[Row]:
+    """Those that were not just saved on the way down; all where there are no others."""
+    return [row for row in rows if row.healed is not False] or rows
 
 
 def nearest(rival: Row, checkpoints: list[Row]) -> Row:

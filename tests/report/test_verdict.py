@@ -503,22 +503,22 @@ def against(tmp_path):
     return {pair[0].other.run: (verdict.decision(pair), pair[0]) for pair in pairs if len(pair) == 1}
 
 
-def test_another_way_to_drop_layers_is_compared_at_its_last_depth(tmp_path):
+def test_another_way_to_drop_layers_is_compared_at_each_depth_also_where_only_a_larger_one_is_ahead(tmp_path):
     section(tmp_path, (N < 200, 0.43), {30: (N < 300, 0.60), 20: (N < 250, 0.43)}, speed=False)
-    drop_layers(tmp_path, "last", "last", N < 150, 0.60, left=15)
+    drop_layers(tmp_path, "last", "last", N < 400, 0.60, left=15)
     drop_layers(tmp_path, "last", "last", N < 100, 0.43, left=10)
     drop_layers(tmp_path, "random", "random", N < 249, 0.43)
     drop_layers(tmp_path, "angular", "angular", N < 400, 0.43)
     by_run = against(tmp_path)
     assert {run: decision for run, (decision, _) in by_run.items()} == {
-        "last/10": "yes", "random/20": OPEN, "angular/20": "no"
+        "last/15": "no", "last/10": "yes", "random/20": OPEN, "angular/20": "no"
     }  # fmt: skip
     comparison = by_run["last/10"][1]
     assert comparison.sapling.run == "sapling/20" and comparison.ratios["accuracy"].startswith("+17.0 [")
     assert comparison.difference["confidence"] == 0.99
     for run in ("taylor", "norm", "other"):
         drop_layers(tmp_path, run, "last", N < 150, 0.43)
-    assert against(tmp_path)["last/10"][1].difference["confidence"] == pytest.approx(1 - 0.05 / 6)
+    assert against(tmp_path)["last/10"][1].difference["confidence"] == pytest.approx(1 - 0.05 / 7)
 
 
 def test_a_depth_that_was_not_healed_does_not_speak_where_one_was(tmp_path):
