@@ -1,4 +1,4 @@
-"""Phase 1, the other road: LoRA adapters on an 8-bit base (LLM.int8, Dettmers et al. 2022).
+"""Fine-tune with LoRA adapters on an 8-bit base (LLM.int8, Dettmers et al. 2022).
 
 The same data, recipe and records as train_qlora_4bit.py; only the base's precision differs. An int8 base of 7B takes
 6.7 GB where NF4 takes 3.5, which leaves a 10 GB GPU room for a batch of one.
@@ -16,31 +16,23 @@ RESULTS_DIR: str = "results"  # every run gets a folder in here
 DATA_RUN: str = "data"  # the run of preprocess_data.py to train on, tokenised for the same BASE_MODEL
 RUN: str = "lora_8bit"  # name of this run
 START_FROM: str | None = None  # an earlier run of this script: its adapter is trained further
-# LoRA, on all linear layers of every block
-LORA_RANK: int = 32  # rank of the adapters; more learns more and costs little at this size
-LORA_ALPHA: int = 64  # adapters are scaled by LORA_ALPHA / LORA_RANK
-LORA_DROPOUT: float = 0.0  # on the input of the adapters
-# Optimizer
+# What is trained
+LORA_RANK: int = 32  # rank of the adapters on all linear layers; more learns more and costs little at this size
 AUGMENT: str | None = None  # "figures": new ones in page, question and program after a pass, with START_FROM at once
-EPOCHS: float = 1.0  # passes over the training set; on FinQA 1 over more data, then 3: docs/recipe.md
+EPOCHS: float = 1.0  # passes over the training set; on FinQA 1 over more data, then 3: docs/method.md
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
 LEARNING_RATE: float = 8e-4  # peak; 2e-4 suits 7B
-LR_SCHEDULE: str = "cosine"  # after the warm-up: "cosine", "linear" or "constant_with_warmup"
-WARMUP: float = 0.05  # share of all steps over which the learning rate rises
-WEIGHT_DECAY: float = 0.0  # on the adapters
-MAX_GRAD_NORM: float = 1.0  # gradients are clipped to this norm; 0: not clipped
-OPTIMIZER: str | None = None  # None: 8-bit AdamW on a GPU, fused AdamW in float32 on a CPU
 # Batches
 BATCH_SIZE: int = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION: int = 1  # batches per optimizer step; the step sees BATCH_SIZE times this many sequences
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations: less memory, a third slower; None: on a GPU only
 # Afterwards
-MERGE_INTO: str | None = "dequantized"  # weights to merge it into: these, "original", the "better"; None: not merged
+MERGE_INTO: str | None = "dequantized"  # the 16-bit weights it is merged into: these, or "original"; None: not merged
 # Records
 SAVE_STEPS: int = 100  # optimizer steps between checkpoints, a multiple of LOGGING_STEPS; a kill loses at most so many
 LOGGING_STEPS: int = 10  # optimizer steps per point of the loss curve
 REPORT_TO: str | None = None  # "tensorboard" (into the run's logs/) or "wandb": curves while it trains; no result
-SEED: int = 0  # of the adapters' initial weights, dropout and the order of examples
+SEED: int = 0  # of the adapters' initial weights and the order of examples
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 

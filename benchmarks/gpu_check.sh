@@ -29,7 +29,7 @@ run() {
     python "$@"
 }
 # Batches and ranks are those of recipes/llama2_7b_10gb.sh; prompts are whole synthetic pages, many of them below its 640 tokens
-lora=(--LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=4 --MAX_STEPS=8 --LOGGING_STEPS=1 --SAVE_STEPS=1000)
+lora=(--LORA_RANK=16 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=4 --MAX_STEPS=8 --LOGGING_STEPS=1 --SAVE_STEPS=1000)
 
 run preprocess_data.py --EVIDENCE=page --MAX_PROMPT_TOKENS=640 --TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=8 --EVAL_EXAMPLES=8
 run train_qlora_4bit.py "${lora[@]}" --MERGE_INTO=dequantized

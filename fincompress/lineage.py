@@ -1,4 +1,4 @@
-"""How a model was made: its step, and the steps of the runs before it. Each script writes this into ``settings.json``."""
+"""How a model was made: its own step and those before it. Each script writes them into ``settings.json``."""
 
 from fincompress import provenance, runs
 
@@ -7,8 +7,8 @@ def facts(step: str, results_dir: str, source: str | None = None) -> dict[str, o
     """``step`` and ``lineage`` for the ``settings.json`` of a run that was made from the finished run ``source``.
 
     ``step`` is what this run does, in words for a table: "QLoRA fine-tuned", "SAPLING, 20 of 30 layers", "GPTQ 4-bit".
-    ``lineage`` holds the steps before it, oldest first, each with its run, a fingerprint of that run, and the tokens and
-    seconds of its training. It is copied rather than looked up later: a folder may be renamed, or trained again.
+    ``lineage`` holds the steps before it, oldest first, each with its run, a fingerprint of that run, and the tokens
+    and seconds of its training. It is copied, not looked up later: a folder may be renamed, or trained again.
     Raises UserError where ``source`` has no readable record.
     """
     return {"step": step, "lineage": [] if source is None else steps(results_dir, source)}

@@ -46,7 +46,7 @@ run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA
 evaluate base
 
 first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE_INTO=None)
-second=(--DATA_RUN=finqa_data --LEARNING_RATE=3e-4 --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=better)
+second=(--DATA_RUN=finqa_data --LEARNING_RATE=3e-4 --EPOCHS=3 --AUGMENT=figures)
 learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128 --DROPS_EARLY=2 --DROPS_LATE=2)
 quantize() { # quantize run source: in 4 bits, and answer dev
     run quantize_gptq.py --RUN="$1" --SOURCE_RUN="$2" --CALIBRATION_EXAMPLES=256

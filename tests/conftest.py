@@ -90,12 +90,7 @@ def synthetic_set_made_once():
 @pytest.fixture(scope="session", autouse=True)
 def memory_is_not_simulated():
     """By scripts within this process, most of a second each time; tests/test_simulation.py asks for it itself."""
-    with (
-        mock.patch(
-            "fincompress.training.lora.simulation", mock.Mock(training=lambda *shape, **options: mock.Mock(gb=0.1))
-        ),
-        mock.patch("fincompress.sapling.start.predict", lambda *run: 0.1),
-    ):
+    with mock.patch("fincompress.sapling.start.predict", lambda *run: 0.1):
         yield
 
 

@@ -75,7 +75,7 @@ def sapling(six):
 def phase_1(six):
     """A QLoRA run on the same data; what its adapter learns is small beside the weights, as it is of a real model."""
     results, environment = six
-    done("train_qlora_4bit.py", "--DATA_RUN=six_data", "--RUN=six_qlora", "--LORA_RANK=4", "--LORA_ALPHA=8",
+    done("train_qlora_4bit.py", "--DATA_RUN=six_data", "--RUN=six_qlora", "--LORA_RANK=4",
          "--LEARNING_RATE=2e-3", "--EPOCHS=1", **environment)  # fmt: skip
     return results / "six_qlora"
 

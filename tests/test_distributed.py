@@ -14,9 +14,8 @@ from fincompress import distributed
 
 pytestmark = pytest.mark.real  # two processes import torch again for every command
 
-QLORA = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--LORA_RANK=4", "--LORA_ALPHA=8", "--LEARNING_RATE=2e-3",
-         "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--MAX_STEPS=7", "--GRADIENT_ACCUMULATION=2",
-         "--LR_SCHEDULE=linear")  # fmt: skip
+QLORA = ("train_qlora_4bit.py", "--DATA_RUN=six_data", "--LORA_RANK=4", "--LEARNING_RATE=2e-3",
+         "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--MAX_STEPS=7", "--GRADIENT_ACCUMULATION=2")  # fmt: skip
 
 
 def in_two(*arguments, **environment):
@@ -50,7 +49,7 @@ def test_an_error_is_said_once_and_the_corrected_command_trains_as_one_process_d
     results, environment = six
     command, run = (*QLORA, "--RUN=by_two"), results / "by_two"
     broken_loss = ("fincompress.training.trainer", "target_loss", 7, math.nan)  # of 14, in the fourth step
-    broken = run_ranks(*command, "--LR_SCHEDULE=cosine", kill=broken_loss, **environment)
+    broken = run_ranks(*command, "--LEARNING_RATE=1e-2", kill=broken_loss, **environment)
     assert [process.returncode for process in broken] == [2, 2]
     (error,) = errors(*broken)
     assert error.startswith("error: the loss is nan at step 4: lower LEARNING_RATE") and (run / "failed.txt").exists()

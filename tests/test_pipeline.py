@@ -148,18 +148,15 @@ def test_a_merge_that_fails_costs_no_training(pipeline, monkeypatch):
     shutil.rmtree(directory)
 
 
-@pytest.mark.parametrize("way", ["original", "better"])
-def test_an_adapter_may_be_merged_later_and_then_in_no_other_way(pipeline, way):
+def test_an_adapter_may_be_merged_later_and_then_in_no_other_way(pipeline):
     directory, again = pipeline[0] / "merged_later", (*TRAIN, "--RUN=merged_later")
     assert run_in_process(*again, "--MERGE_INTO=None", **pipeline[1]).returncode == 0
     trained = (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
-    done, twice = (run_in_process(*again, f"--MERGE_INTO={way}", **pipeline[1]) for _ in range(2))
+    done, twice = (run_in_process(*again, "--MERGE_INTO=original", **pipeline[1]) for _ in range(2))
     assert done.returncode == 0 and "into the original weights" in done.stdout, done.stderr
     assert twice.returncode == 0 and "finished already" in twice.stdout and "merged into" not in twice.stdout
     assert (directory / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == trained
-    kept = read(directory / "merged" / "train_metrics.json")["merged_into"]
-    other = next(name for name in lora.MERGE_INTO if name != kept)
-    refused = run_in_process(*again, f"--MERGE_INTO={other}", **pipeline[1])
+    refused = run_in_process(*again, "--MERGE_INTO=dequantized", **pipeline[1])
     assert refused.returncode == 2 and "MERGE_INTO" in refused.stderr
     shutil.rmtree(directory)
 
@@ -262,7 +259,7 @@ def test_a_beam_is_taken_where_it_executes_on_what_is_shown(text, good):
 def test_a_run_stopped_after_its_last_step_ends_as_an_unbroken_one(pipeline, monkeypatch):
     """That step, in the middle of an epoch, left no checkpoint: from one the Trainer would take a step too many."""
     results, environment = pipeline
-    part = (*TRAIN, "--EPOCHS=0.6", "--SAVE_STEPS=1", "--LR_SCHEDULE=constant_with_warmup")
+    part = (*TRAIN, "--EPOCHS=0.6", "--SAVE_STEPS=1")
     assert run_in_process(*part, "--RUN=part", **environment).returncode == 0
     unbroken, broken = results / "part", results / "part_stopped"
     with monkeypatch.context() as patch:
@@ -303,7 +300,7 @@ def test_after_a_loss_that_is_no_number_the_corrected_command_works_under_the_sa
         done = run_in_process(*TRAIN, "--EPOCHS=1", f"--RUN={run}", *(["--MAX_STEPS=1"] if broken == "weights" else []),
                               **environment)  # fmt: skip
     why = "the loss is nan at step 7" if broken == "loss" else "the model computes no numbers on the calibration split"
-    assert done.returncode == 2 and f"error: {why}: lower LEARNING_RATE, or raise WARMUP\n" in done.stderr
+    assert done.returncode == 2 and f"error: {why}: lower LEARNING_RATE\n" in done.stderr
     assert (results / run / "failed.txt").read_text().startswith(why)
     corrected = run_in_process(*TRAIN, "--MAX_STEPS=1", f"--RUN={run}", "--LEARNING_RATE=1e-5", **environment)
     assert corrected.returncode == 0, corrected.stderr
@@ -484,14 +481,13 @@ def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, m
     assert done.returncode == 0 and "20 questions made from" in done.stdout
     assert read(results / "made" / "data_report.json")["splits"]["train"]["examples"] == 68
     script = (*TRAIN, "--DATA_RUN=made", "--RUN=longer", "--START_FROM=qlora_4bit", "--LEARNING_RATE=1e-30",
-              "--MERGE_INTO=None", "--LORA_DROPOUT=0.1")  # fmt: skip
+              "--MERGE_INTO=None")  # fmt: skip
     done = run_in_process(*script, **environment)
     assert done.returncode == 0 and "merged" not in done.stdout, done.stderr
     assert not (results / "longer" / "merged").exists()
     before, after = (
         load_file(results / run / "adapter" / "adapter_model.safetensors") for run in ("qlora_4bit", "longer")
     )
-    assert read(results / "longer" / "adapter" / "adapter_config.json")["lora_dropout"] == 0.1
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert read(results / "longer" / "settings.json")["source"]
     assert begun == [1]  # the other has seen the examples' own figures
@@ -521,7 +517,6 @@ def test_a_run_goes_on_from_the_adapter_of_another_also_on_more_data(pipeline, m
         (("train_qlora_4bit.py", "--RUN=a", "--SAVE_STEPS=7"), "multiple of LOGGING_STEPS"),
         (("train_qlora_4bit.py", "--RUN=a", "--BASE_MODEL=smollm2-135m"), "tokenised for shape:tiny"),
         (("train_qlora_4bit.py", "--RUN=../a"), "no run name"),
-        (("train_qlora_4bit.py", "--RUN=a", "--OPTIMIZER=adamw_troch"), "did you mean 'adamw_torch'"),
         (("preprocess_data.py", "--RUN=a", "--EVIDENCE=papge"), "did you mean 'page'"),
         ((*DATA, "--RUN=a", "--MAX_PROMPT_TOKENS=20"), "which are never cut, have "),
         (("preprocess_data.py", "--RUN=a", "--DATA_DIR=/nothing/here"), "is no folder"),

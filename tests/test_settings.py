@@ -211,7 +211,7 @@ def test_an_edited_constant_of_another_type_is_one_line(run, script, capsys, edi
             '"no"',
             "GRADIENT_CHECKPOINTING takes bool or None, not 'no'",
         ),
-        ("train_qlora_4bit.py", "LORA_ALPHA", "0", "LORA_ALPHA = 0: must be above 0"),
+        ("train_qlora_4bit.py", "LORA_RANK", "0", "LORA_RANK = 0: must be above 0"),
         ("train_qlora_4bit.py", "WEIGHT_DECAY", "-1", "WEIGHT_DECAY = -1.0: must be 0 or more"),
         ("train_qlora_4bit.py", "MAX_GRAD_NORM", "-1", "MAX_GRAD_NORM = -1.0: must be 0 or more"),
         ("train_qlora_4bit.py", "SEED", "1" + 30 * "0", "SEED is too large: it must be below 2^32"),

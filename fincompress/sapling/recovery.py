@@ -103,7 +103,8 @@ def train_stage(
         state.examples_seen // len(run.train_set), s["START_FROM"],
     )  # fmt: skip
     arguments = training.training_arguments(
-        s | {"LR_SCHEDULE": schedule}, checkpoints, student.device, student.dtype, num_train_epochs=1,
+        s, checkpoints, student.device, student.dtype, lr_scheduler_type=schedule,
+        warmup_steps=s["WARMUP"], num_train_epochs=1,
         save_steps=s["SAVE_STEPS"], save_total_limit=1, gradient_checkpointing=student.recomputes,
     )  # fmt: skip
     progress = training.Progress(name)

@@ -65,7 +65,6 @@ def open_run(settings: dict, script: str) -> Run | None:
     if not (directory / STATE).exists():
         runs.check_room(directory, room_gb(student))
     predicted_gb = predict(student, train_set)
-    training.print_prediction(predicted_gb, device)
     run = Run(student, directory, tokenizer, train_set, calibration, facts, predicted_gb)
     distributed.barrier()  # all have read the state before rank 0 writes a newer one
     return run

@@ -8,7 +8,6 @@ from fincompress.training.trainer import (
     TargetTrainer,
     check_settings,
     last_checkpoint,
-    print_prediction,
     release_model,
     run_facts,
     shuffled_stream,

@@ -4,12 +4,11 @@ import hashlib
 import shutil
 from pathlib import Path
 
-import datasets
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import set_seed
 
-from fincompress import distributed, memory, models, quantization, runs, simulation, training
+from fincompress import distributed, lineage, memory, models, quantization, runs, training
 from fincompress.errors import UserError
 from fincompress.report import charts
 from fincompress.settings import check_choice
@@ -17,7 +16,8 @@ from fincompress.training.loss import TargetCollator, calibration_means, score_t
 from fincompress.training.trainer import Progress, TargetTrainer
 
 MERGE_INTO = ("dequantized", "original")  # the base as the adapter was trained against it, or as it was before
-BETTER = "better"  # of the two, by the calibration split
+LORA_SCALE = 2  # alpha / rank: an adapter's output is scaled by it, which keeps one learning rate good for every rank
+STEPS = {"nf4": "QLoRA fine-tuned", "int8": "8-bit LoRA fine-tuned"}  # what a table calls them
 
 
 class ProgressAndCalibration(Progress):
@@ -47,29 +47,30 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     s = settings
     distributed.join()
     if s["MERGE_INTO"] is not None:
-        check_choice("MERGE_INTO", s["MERGE_INTO"], (BETTER, *MERGE_INTO))
+        check_choice("MERGE_INTO", s["MERGE_INTO"], MERGE_INTO)
     training.check_settings(s)
     train_set, data_record = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "train", s["BASE_MODEL"])
     calibration, _ = runs.load_processed(s["RESULTS_DIR"], s["DATA_RUN"], "calibration")
     device = models.pick_device()
     dtype, reason = models.pick_dtype(device)
-    facts = training.run_facts(s, base_precision, data_record, device, dtype)
+    identity = training.run_facts(s, base_precision, data_record, device, dtype)
     if s["START_FROM"]:
-        facts["source"] = check_start(s, base_precision, data_record)
+        identity["source"] = check_start(s, base_precision, data_record)
+    identity |= lineage.facts(STEPS[base_precision], s["RESULTS_DIR"], s["START_FROM"])
     distributed.from_main(lambda: models.base_model_path(s["BASE_MODEL"], s["RESULTS_DIR"]))  # made once
     directory = runs.run_directory(s["RESULTS_DIR"], s["RUN"])
     unmerged = s["MERGE_INTO"] is not None and not (directory / "merged").exists()
     if unmerged or not (directory / "adapter").exists():
         runs.check_room(directory, room_gb(models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s))
     started = distributed.from_main(
-        lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
+        lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, identity, done="train_metrics.json")
     )
     models.quiet_libraries()
     if started is None:
         if distributed.continue_alone():
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # where a kill came before that
             if unmerged:  # an adapter is published without it
-                merge(directory, s, calibration, device, dtype)
+                merge(directory, s, dtype)
         return
     print(f"{device.type}, {reason}")
     metrics = train_adapter(directory, s, base_precision, train_set, calibration, device, dtype)
@@ -80,7 +81,7 @@ def train(settings: dict, base_precision: str, script: str) -> None:
     runs.write_json(directory / "train_metrics.json", metrics)  # the run is finished: a merge that fails is done again
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     if s["MERGE_INTO"] is not None:
-        merge(directory, s, calibration, device, dtype)
+        merge(directory, s, dtype)
     print(
         f"trained {metrics['steps']} steps in {metrics['training_seconds'] / 60:.1f} min, "
         f"{metrics['tokens_per_second']:.0f} tokens/s, loss {metrics['train_loss']:.3f}; wrote {directory}/adapter, "
@@ -89,8 +90,8 @@ def train(settings: dict, base_precision: str, script: str) -> None:
 
 
 def room_gb(config, s: dict) -> float:
-    """GB of disk that a run takes: merged weights, of which MERGE_INTO may make two or none, and two checkpoints."""
-    merged = memory.weights_gb(config, "bf16") * {BETTER: 2, None: 0}.get(s["MERGE_INTO"], 1)
+    """GB of disk that a run takes: merged weights, of where there are any, and two checkpoints."""
+    merged = memory.weights_gb(config, "bf16") if s["MERGE_INTO"] else 0
     adapter = memory.adapter_parameters(config, s["LORA_RANK"])
     return merged + 2 * adapter * 12 / 1e9  # a weight and two moments in float32
 
@@ -120,26 +121,20 @@ def train_adapter(
     tokenizer = models.load_tokenizer(path)
     checkpointing = s["GRADIENT_CHECKPOINTING"] if s["GRADIENT_CHECKPOINTING"] is not None else device.type == "cuda"
     reentrant = base_precision == "int8"  # its product keeps its input where the other kind cannot discard it
-    predicted_gb = simulation.training(
-        models.base_config(s["BASE_MODEL"], s["RESULTS_DIR"]), s["BATCH_SIZE"] // distributed.size(),
-        max(train_set["length"]), max(train_set["target_tokens"]), base_precision, s["LORA_RANK"],
-        recompute=checkpointing, reentrant=reentrant, device=device.type, dtype=dtype,
-    ).gb  # fmt: skip
-    training.print_prediction(predicted_gb, device)
     model = models.load_base(path, base_precision, device, dtype)
     with quantization.quiet():  # peft imports gptqmodel, which greets
         if s["START_FROM"]:
             start = runs.run_directory(s["RESULTS_DIR"], s["START_FROM"]) / "adapter"
-            config = LoraConfig.from_pretrained(start)
-            config.lora_dropout = s["LORA_DROPOUT"]
-            model = PeftModel.from_pretrained(model, start, is_trainable=True, config=config)
+            model = PeftModel.from_pretrained(model, start, is_trainable=True)
             # As a new adapter has it: from a bare name peft would look for the base on the hub at every checkpoint.
             model.peft_config["default"].base_model_name_or_path = path
         else:
             adapters = LoraConfig(
-                r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], lora_dropout=s["LORA_DROPOUT"],
-                target_modules="all-linear", task_type="CAUSAL_LM",
-            )  # fmt: skip
+                r=s["LORA_RANK"],
+                lora_alpha=LORA_SCALE * s["LORA_RANK"],
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
             model = get_peft_model(model, adapters)
     models.compute_in_model_dtype(model)
     print(f"{len(train_set)} examples, {sum(train_set['length'])} tokens an epoch")
@@ -167,7 +162,6 @@ def train_adapter(
         "training_seconds": round(seconds, 1),
         "tokens_per_second": round(trainer.state.num_input_tokens_seen / seconds, 1),
         "peak_memory_gb": memory.peak_memory_gb(),
-        "predicted_memory_gb": round(predicted_gb, 3),
     }
     return (finish(directory, trainer, tokenizer, s, dtype) if distributed.is_main() else {}) | measured
 
@@ -206,45 +200,22 @@ def finish(directory: Path, trainer, tokenizer, s: dict, dtype: torch.dtype) -> 
     return metrics
 
 
-def merge(directory: Path, s: dict, calibration: datasets.Dataset, device: torch.device, dtype: torch.dtype) -> None:
+def merge(directory: Path, s: dict, dtype: torch.dtype) -> None:
     """Merge a run's adapter into 16-bit weights: ``merged/``, a standard checkpoint and a run that can be named.
 
     ``MERGE_INTO`` says which weights: ``"dequantized"``, the quantized base as the adapter was trained against it, or
     ``"original"``, the base before it was quantized, whose rounding error the adapter may have learnt to undo.
-    ``"better"`` makes both and keeps the one of more exact matches on the calibration split, then of lower NLL: NLL
-    alone has chosen one that answers 4 points less. What does not fit the device is offloaded.
     """
     record = runs.read_json(directory / "settings.json")
     dtype = getattr(torch, record.get("dtype", str(dtype).removeprefix("torch.")))  # that of the training
-    ways = MERGE_INTO if s["MERGE_INTO"] == BETTER else (s["MERGE_INTO"],)
-    collator = TargetCollator(models.load_tokenizer(str(directory / "adapter")).pad_token_id)
-    folders = {way: directory / f".merged-{way}.partial" for way in ways}
-    scores: dict[str, dict[str, float]] = {}
-    try:
-        for way, folder in folders.items():
-            merge_adapter(directory, s["RESULTS_DIR"], way == "original", folder, dtype)
-            if len(ways) > 1:
-                batch, scored_in = 2 * s["BATCH_SIZE"], models.pick_dtype(device, str(folder))[0]
-                options = models.offload_if_needed(str(folder), device, batch, max(calibration["length"]))
-                model = models.load_base(str(folder), "auto", device, scored_in, **options).eval()
-                scores[way] = calibration_means(*score_targets(model, calibration, collator, batch, scored_in))
-                print(f"merged into the {way} weights: {scores[way]}")
-                del model  # or it would stay beside the next
-        kept = ways[0]
-        if scores:
-            kept = min(ways, key=lambda way: (-scores[way]["calibration_exact"], scores[way]["calibration_nll"]))
-        adapter = hashlib.sha256((directory / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
-        # The adapter's hash tells one training from another of the same settings.
-        merged = {"merged_into": kept, "scores": scores, "adapter": adapter}
+    # The adapter's hash tells one training from another of the same settings.
+    adapter = hashlib.sha256((directory / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+    with runs.atomic_path(directory / "merged") as partial:
+        merge_adapter(directory, s["RESULTS_DIR"], s["MERGE_INTO"] == "original", partial, dtype)
         # What a run has, so that merged weights can be evaluated, quantized and started from by name.
-        runs.write_json(folders[kept] / "settings.json", record | {"base_precision": "auto"})
-        runs.write_json(folders[kept] / "train_metrics.json", merged)
-        runs.sync(folders[kept])
-        shutil.rmtree(directory / "merged", ignore_errors=True)
-        folders[kept].rename(directory / "merged")
-    finally:
-        runs.remove_partials(directory, held=True)
-    print(f"kept the adapter merged into the {kept} weights")
+        runs.write_json(partial / "settings.json", record | {"base_precision": "auto"})
+        runs.write_json(partial / "train_metrics.json", {"merged_into": s["MERGE_INTO"], "adapter": adapter})
+    print(f"merged the adapter into the {s['MERGE_INTO']} weights")
 
 
 def merge_adapter(directory: Path, results_dir: str, original: bool, target: Path, dtype: torch.dtype) -> None:

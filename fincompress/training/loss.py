@@ -135,7 +135,7 @@ def score_targets(
     model.train(training)
     nll, exact = distributed.total(nll), distributed.total(exact.int()).bool()
     if not torch.isfinite(nll).all():
-        runs.fail("the model computes no numbers on the calibration split: lower LEARNING_RATE, or raise WARMUP")
+        runs.fail("the model computes no numbers on the calibration split: lower LEARNING_RATE")
     return nll, exact
 
 

@@ -37,11 +37,10 @@ def check_origin(name: str, s: dict, record: dict) -> str:
 
 
 def check_adapter(run: str, directory: Path, s: dict) -> None:
-    """Raise UserError where the adapter of ``run`` has another shape or scale than the constants say."""
+    """Raise UserError where the adapter of ``run`` has another rank than the constant says."""
     from peft import LoraConfig
 
     with models.explain_loading(str(directory / "adapter")):
         config = LoraConfig.from_pretrained(directory / "adapter")
-    for name, value in (("LORA_RANK", config.r), ("LORA_ALPHA", config.lora_alpha)):
-        if value != s[name]:
-            raise UserError(f"{run!r} was trained with {name} = {value}: set it so, not to {s[name]}")
+    if config.r != s["LORA_RANK"]:
+        raise UserError(f"{run!r} was trained with LORA_RANK = {config.r}: set it so, not to {s['LORA_RANK']}")

@@ -10,7 +10,6 @@ import torch
 from bitsandbytes.optim import GlobalOptimManager
 from tqdm import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.training_args import OptimizerNames
 
 from fincompress import distributed, memory, models, runs
 from fincompress.errors import UserError
@@ -19,8 +18,8 @@ from fincompress.training.loss import target_logits, target_loss
 from fincompress.training.report import check_report_to
 from fincompress.training.rows import FIGURES, TrainingRows
 
-LR_SCHEDULES = ("cosine", "linear", "constant_with_warmup")
 WINDOW = 50  # batches that are sorted by length together
+WARMUP = 0.05  # share of all steps over which the learning rate rises: adapters start at zero and take little harm
 
 
 class TargetTrainer(Trainer):
@@ -60,7 +59,7 @@ class TargetTrainer(Trainer):
         whole = distributed.total(loss) / distributed.size()
         if not torch.isfinite(whole):
             step = self.state.global_step + 1
-            runs.fail(f"the loss is {whole.item()} at step {step}: lower LEARNING_RATE, or raise WARMUP")
+            runs.fail(f"the loss is {whole.item()} at step {step}: lower LEARNING_RATE")
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -173,12 +172,6 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def print_prediction(predicted_gb: float, device: torch.device) -> None:
-    """One line with the predicted peak memory, beside what there is of it."""
-    free = models.free_memory(device) / 1e9
-    print(f"predicted peak: {predicted_gb:.1f} GB and what libraries take; {free:.1f} GB are free")
-
-
 def last_checkpoint(directory: Path) -> Path | None:
     """The newest checkpoint that was written to its end; half-written ones, left by a kill, are removed."""
     for path in directory.glob("checkpoint-*"):
@@ -191,9 +184,7 @@ def last_checkpoint(directory: Path) -> Path | None:
 
 def check_settings(s: dict) -> None:
     """Raise UserError for a constant that every training script has and that makes no sense."""
-    check_choice("LR_SCHEDULE", s["LR_SCHEDULE"], LR_SCHEDULES)
     check_choice("AUGMENT", s["AUGMENT"] or FIGURES, (FIGURES,))
-    check_choice("OPTIMIZER", s["OPTIMIZER"] or "adamw_torch", tuple(name.value for name in OptimizerNames))
     if s["SAVE_STEPS"] % s["LOGGING_STEPS"]:
         raise UserError("SAVE_STEPS must be a multiple of LOGGING_STEPS, or a restart loses part of the loss curve")
     if s["BATCH_SIZE"] % distributed.size():
@@ -202,7 +193,6 @@ def check_settings(s: dict) -> None:
             f"{distributed.size()}, and GRADIENT_ACCUMULATION as much smaller as it gets larger"
         )
     check_report_to(s["REPORT_TO"])
-    check_optimizer(s["OPTIMIZER"])
 
 
 def release_model() -> None:
@@ -219,22 +209,6 @@ def default_optimizer(device: str) -> str:
     return "adamw_bnb_8bit" if device == "cuda" else "adamw_torch_fused"
 
 
-def check_optimizer(name: str | None) -> None:
-    """Raise UserError where an optimizer's package is missing or it does not work on this device: the default one too,
-    for a bitsandbytes that does not fit the GPU's driver would fail after the model is loaded, and say less.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = name or default_optimizer(device)
-    parameter = torch.nn.Parameter(torch.zeros(64, 128, device=device))
-    parameter.grad = torch.ones_like(parameter)
-    try:
-        make, options = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=name, use_cpu=device == "cpu"))
-        make([parameter], **options).step()
-    except Exception as error:  # of any package
-        why = str(error).strip().partition("\n")[0]
-        raise UserError(f"OPTIMIZER = {name!r} does not work here: {why}; choose another, or None") from None
-
-
 def run_facts(
     s: dict, base_precision: str, data_record: dict, device: torch.device, dtype: torch.dtype
 ) -> dict[str, object]:
@@ -247,7 +221,7 @@ def run_facts(
         "prepared": runs.prepared(data_record),
         # A run must not be resumed with another one of these on another machine.
         "dtype": str(dtype).removeprefix("torch."),
-        "optimizer": s["OPTIMIZER"] or default_optimizer(device.type),
+        "optimizer": default_optimizer(device.type),
     }
 
 
@@ -256,19 +230,18 @@ def training_arguments(
 ) -> TrainingArguments:
     """The Trainer's arguments from a script's constants ``s``; ``options`` is what the scripts do differently.
 
-    Of several processes each takes its share of BATCH_SIZE: a step sees as many examples as with one.
+    The learning rate rises over WARMUP and falls as a cosine. There is no weight decay, and gradients are clipped to
+    norm 1, as the Trainer does by default. Of several processes each takes its share of BATCH_SIZE: a step sees as many
+    examples as with one.
     """
+    schedule = {"lr_scheduler_type": "cosine", "warmup_steps": WARMUP}
     arguments = TrainingArguments(
         output_dir=str(directory),
         learning_rate=s["LEARNING_RATE"],
-        lr_scheduler_type=s["LR_SCHEDULE"],
-        warmup_steps=s["WARMUP"],
-        weight_decay=s["WEIGHT_DECAY"],
-        max_grad_norm=s["MAX_GRAD_NORM"],
         per_device_train_batch_size=s["BATCH_SIZE"] // distributed.size(),
         gradient_accumulation_steps=s["GRADIENT_ACCUMULATION"],
         gradient_checkpointing_kwargs={"use_reentrant": reentrant},
-        optim=s["OPTIMIZER"] or default_optimizer(device.type),
+        optim=default_optimizer(device.type),
         fp16=dtype == torch.float16,  # which scales gradients; bf16 is TargetTrainer's
         use_cpu=device.type == "cpu",
         logging_steps=s["LOGGING_STEPS"],
@@ -279,7 +252,7 @@ def training_arguments(
         ddp_find_unused_parameters=False,  # all that is trained is used; reentrant recomputation allows no search
         seed=s["SEED"],
         report_to="none",  # Report hands on what is logged, over all stages of a run
-        **options,
+        **schedule | options,
     )
     # accelerate's launcher says so by its own config, which would train in another type than is recorded.
     arguments.mixed_precision = "fp16" if arguments.fp16 else "no"

@@ -40,39 +40,11 @@ def test_a_base_is_quantized_for_the_merge_as_it_was_for_the_training(tiny_base,
     assert torch.equal(merged.weight, (trained_on.weight + delta).to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("better", lora.MERGE_INTO)
-@pytest.mark.parametrize("decides", ["calibration_exact", "calibration_nll"])
-def test_the_merge_of_more_exact_matches_is_kept_then_that_of_lower_nll(
-    decides, better, tiny_base, tmp_path, monkeypatch
-):
-    write_adapter(tmp_path / "run", tiny_base, "nf4", "nf4")
-    scored = []
-
-    def score(model, *arguments):  # of the two in turn
-        scored.append(model.get_decoder().layers[0].mlp.up_proj.weight.clone())
-        is_better = lora.MERGE_INTO[len(scored) - 1] == better
-        if decides == "calibration_exact":
-            return torch.tensor([2.0 if is_better else 1.0]), torch.tensor([is_better])
-        return torch.tensor([1.0 if is_better else 2.0]), torch.tensor([True])
-
-    monkeypatch.setattr(lora, "score_targets", score)
-    settings = {"MERGE_INTO": "better", "BASE_MODEL": tiny_base, "RESULTS_DIR": str(tmp_path), "BATCH_SIZE": 4}
-    lora.merge(tmp_path / "run", settings, {"length": [40]}, CPU, torch.bfloat16)
-    metrics = runs.read_json(tmp_path / "run" / "merged" / "train_metrics.json")
-    assert metrics["merged_into"] == better and len(metrics["scores"]) == 2
-    merged = models.load_base(str(tmp_path / "run" / "merged"), "auto", CPU, torch.bfloat16)
-    weight = merged.get_decoder().layers[0].mlp.up_proj.weight
-    assert [torch.equal(weight, candidate) for candidate in scored] == [way == better for way in lora.MERGE_INTO]
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["adapter", "merged", "settings.json"]
-
-
 def test_an_adapter_is_put_on_no_other_model_than_it_was_trained_on(tiny_base, tmp_path):
     base = shutil.copytree(tiny_base, tmp_path / "base")
     write_adapter(tmp_path / "run", str(base), "nf4", "nf4")
     record = runs.read_json(tmp_path / "run" / "settings.json")
-    facts = training.run_facts(
-        {"BASE_MODEL": str(base), "OPTIMIZER": None}, "nf4", {"data": {}, "settings": {}}, CPU, torch.bfloat16
-    )
+    facts = training.run_facts({"BASE_MODEL": str(base)}, "nf4", {"data": {}, "settings": {}}, CPU, torch.bfloat16)
     runs.write_json(tmp_path / "run" / "settings.json", record | facts)
     models.load_run(tmp_path / "run", str(tmp_path), CPU, torch.bfloat16)
     model = models.load_base(str(base), "auto", CPU, torch.bfloat16)

@@ -7,7 +7,7 @@ from transformers.integrations import integration_utils
 
 from fincompress import runs, training
 
-FEW = ("--LORA_RANK=4", "--LORA_ALPHA=8", "--LOGGING_STEPS=1", "--EPOCHS=1")
+FEW = ("--LORA_RANK=4", "--LOGGING_STEPS=1", "--EPOCHS=1")
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_processes_that_share_batches_get_whole_ones_and_otherwise_the_same_orde
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(monkeypatch):
     monkeypatch.setattr(trainer.distributed, "size", lambda: 4)
-    wanted = {"LR_SCHEDULE": "cosine", "AUGMENT": None, "OPTIMIZER": None, "REPORT_TO": None}
+    wanted = {"AUGMENT": None, "REPORT_TO": None}
     constants = wanted | {"SAVE_STEPS": 1, "LOGGING_STEPS": 1, "BATCH_SIZE": 6}
     with pytest.raises(UserError, match="^BATCH_SIZE = 6 cannot be shared by 4 processes: make it a multiple of 4"):
         trainer.check_settings(constants)
@@ -156,26 +156,3 @@ def test_a_launchers_config_chooses_no_other_type_than_is_recorded(tmp_path, mon
     arguments = trainer.training_arguments(script_globals("train_qlora_4bit.py"), tmp_path, CPU, dtype)
     used = Trainer(torch.nn.Linear(1, 1), arguments).accelerator.mixed_precision
     assert arguments.mixed_precision == used == scaled
-
-
-@pytest.mark.parametrize("name", ["galore_adamw", "lomo", "adamw_apex_fused"])
-def test_an_optimizer_whose_package_is_missing_is_refused_before_anything_is_trained(name):
-    with pytest.raises(
-        UserError, match=f"OPTIMIZER = '{name}' does not work here: .*; choose another, or None"
-    ) as raised:
-        trainer.check_optimizer(name)
-    assert "\n" not in str(raised.value)
-
-
-def test_the_default_of_a_gpu_is_tried_before_a_model_is_loaded(monkeypatch):
-    tried = []
-    monkeypatch.setattr(trainer.Trainer, "get_optimizer_cls_and_kwargs", lambda args: tried.append(args.optim))
-    monkeypatch.setattr(trainer, "default_optimizer", lambda device: "adamw_bnb_8bit")
-    with pytest.raises(UserError, match="^OPTIMIZER = 'adamw_bnb_8bit' does not work here"):
-        trainer.check_optimizer(None)
-    assert tried == ["adamw_bnb_8bit"]
-
-
-@pytest.mark.parametrize("name", [None, "adamw_torch", "adamw_torch_fused", "sgd", "adafactor"])
-def test_an_optimizer_that_is_here_is_taken(name):
-    trainer.check_optimizer(name)
