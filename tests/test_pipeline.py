@@ -185,7 +185,7 @@ def test_a_killed_run_resumes_and_ends_as_an_unbroken_one(pipeline):
     assert not (results / "killed" / "train_metrics.json").exists()
     resumed = run_in_process(*TRAIN, "--RUN=killed", **environment)
     assert resumed.returncode == 0, resumed.stderr
-    assert "resuming from checkpoint-" in resumed.stdout and "predicted peak: " in resumed.stdout
+    assert "resuming from checkpoint-" in resumed.stdout
     assert_same_training(results / "qlora_4bit", results / "killed")
 
 
