@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the embedded default (SmolLM2-135M, synthetic FinQA): preprocess, fine-tune with QLoRA and with 8-bit
 # LoRA, quantize with GPTQ, shrink with SAPLING, shrink and quantize; evaluate every model on the way, measure its speed
-# and memory, and end with the table, the charts and the verdict.
+# and memory, and end with the table, the charts and advice.
 #
 #   ./reproduce.sh           the recipe: the constants at the top of the scripts
 #   ./reproduce.sh --quick   the same pipeline on a sliver of the data: a smoke test, its numbers mean nothing
@@ -45,17 +45,24 @@ phases=(preprocess
     "base model: evaluate" "QLoRA: train" "QLoRA: evaluate on its 4-bit base"
     "8-bit LoRA: train" "8-bit LoRA: evaluate"
     "GPTQ: quantize" "GPTQ: evaluate, and the merged model it is made of"
-    "SAPLING: train and shrink" "SAPLING: evaluate every depth" "SAPLING + GPTQ: quantize every depth"
-    "SAPLING + GPTQ: evaluate" "speed and memory" "table, charts, verdict")
-phase=0
+    "SAPLING: remove layers and train" "SAPLING: evaluate every depth" "SAPLING + GPTQ: quantize every depth"
+    "SAPLING + GPTQ: evaluate" "speed and memory" "table, charts, advice")
+shares=(1 2 14 2 12 2 13 2 28 2 20 2 7 1) # of the whole time, to tell how much is left
+phase=0 spent=0 share=0
 run() { # run command...: the next phase, one line before and one after with its minutes and what is left
-    local began=$SECONDS name=${phases[phase]} left=
-    phase=$((phase + 1))
-    printf '\n[%d of %d] %s\n' "$phase" ${#phases[@]} "$name"
+    local began=$SECONDS name=${phases[phase]} seconds left=
+    printf '\n[%d of %d] %s\n' $((phase + 1)) ${#phases[@]} "$name"
     "$@"
-    if [ "$phase" -lt ${#phases[@]} ]; then left="; left: $(printf '%s; ' "${phases[@]:phase}")"; fi
-    printf '[%d of %d] %s took %dm%02ds, all so far %dm%02ds%s\n' "$phase" ${#phases[@]} "$name" \
-        $(((SECONDS - began) / 60)) $(((SECONDS - began) % 60)) $((SECONDS / 60)) $((SECONDS % 60)) "${left%; }"
+    seconds=$((SECONDS - began))
+    if [ $seconds -ge 15 ]; then # one that was finished before says nothing about the speed
+        spent=$((spent + seconds)) share=$((share + shares[phase]))
+    fi
+    phase=$((phase + 1))
+    if [ $share -gt 0 ] && [ $phase -lt ${#phases[@]} ]; then
+        left=", about $((spent * ($(IFS=+; echo "${shares[*]:phase}")) / share / 60 + 1)) min left"
+    fi
+    printf '[%d of %d] %s took %dm%02ds, all so far %dm%02ds%s\n' $phase ${#phases[@]} "$name" \
+        $((seconds / 60)) $((seconds % 60)) $((SECONDS / 60)) $((SECONDS % 60)) "$left"
 }
 evaluate() { # evaluate run...
     local name
@@ -98,7 +105,10 @@ run evaluate sapling_gptq
 run measure
 run python plot_pareto.py
 
-printf '\nfinished in %dm%02ds; results are in %s/\n' $((SECONDS / 60)) $((SECONDS % 60)) "$RESULTS_DIR"
+printf '\nfinished in %dm%02ds; table: %s/results.md, chart: %s/pareto.png\n' $((SECONDS / 60)) $((SECONDS % 60)) \
+    "$RESULTS_DIR" "$RESULTS_DIR"
 if [ "$quick" = yes ]; then
     echo "QUICK RUN: a sliver of the data and of the training. Its numbers mean nothing."
+else
+    echo "next: ask a model a question (README, \"Use a checkpoint\"), or use your own data (README, \"Use your own data\")"
 fi

@@ -307,8 +307,7 @@ def test_a_file_of_constraints_is_installed_into_an_environment_that_is_there(ph
 def test_a_quick_run_is_smaller_and_says_what_it_is(phases):
     done, quick = phases("--quick")
     assert overrides(quick[0][0])["TRAIN_EXAMPLES"] < 100
-    assert "[14 of 14] table, charts, verdict took 0m" in done.stdout
-    assert "left: speed and memory; table, charts, verdict\n" in done.stdout
+    assert "[14 of 14] table, charts, advice took 0m" in done.stdout
     assert "QUICK RUN" in done.stdout
 
 
