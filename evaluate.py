@@ -38,10 +38,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fincompress import distributed, provenance, runs
+from fincompress import distributed, lineage, provenance, runs
 from fincompress.errors import UserError, run_script
 from fincompress.finqa import evidence, examples, numbers, program, prompts, scoring
-from fincompress.report import tables
 
 SPLITS = ("train", "calibration", "dev", "test")
 
@@ -108,6 +107,7 @@ def score_run(run: str) -> None:
         _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
+        facts |= lineage.facts("untuned", RESULTS_DIR)
         if made := models.base_fingerprint(BASE_MODEL):
             facts["source"] = made
         settings = {"BASE_MODEL": BASE_MODEL, "DATA_RUN": DATA_RUN}
@@ -270,8 +270,6 @@ def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions
         verdict_word = "right" if verdict["execution_correct"] else "WRONG"
         print(f"  gold      {question['program']}  ->  {question['exe_ans']}   {verdict_word}")
     show_table()
-    if (directory / "quantize_metrics.json").exists():
-        tables.write_quantization_report(RESULTS_DIR)
     print(f"wrote {directory}/eval_{SPLIT}.json and predictions_{SPLIT}.jsonl, {RESULTS_DIR}/accuracy.csv")
 
 

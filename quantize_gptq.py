@@ -2,7 +2,7 @@
 
 Reads the 16-bit weights of results/<SOURCE_RUN>/ and, for calibration, training prompts with their targets. Writes
 results/<RUN>/: a standard checkpoint, which transformers and vLLM read, quant_log.csv (the error of every layer) and
-quantize_metrics.json. Rebuilds results/quantization_report.csv, as evaluate.py does later.
+quantize_metrics.json.
 
     python quantize_gptq.py                                            the merged QLoRA model, on a CPU or a GPU
     python quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq    every depth of SAPLING
@@ -41,10 +41,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from fincompress import memory, models, provenance, quantization, runs
+from fincompress import lineage, memory, models, provenance, quantization, runs
 from fincompress.depth import repack
 from fincompress.errors import NoKernel, UserError, run_script
-from fincompress.report import tables
 
 
 def main() -> None:
@@ -54,7 +53,6 @@ def main() -> None:
     models.quiet_libraries()
     for source in runs.with_depths(RESULTS_DIR, SOURCE_RUN):
         quantize_run(source, RUN if source == SOURCE_RUN else f"{RUN}/{source.rpartition('/')[2]}")
-    tables.write_quantization_report(RESULTS_DIR)
 
 
 def quantize_run(source: str, run: str) -> None:
@@ -79,6 +77,7 @@ def quantize_run(source: str, run: str) -> None:
         "source": provenance.fingerprint(
             record["settings"], record.get("prepared"), runs.read_json(folder / "train_metrics.json")
         ),
+        **lineage.facts(f"{METHOD.upper()} {BITS}-bit", RESULTS_DIR, folder.relative_to(RESULTS_DIR).as_posix()),
     }
     settings = SETTINGS | {"SOURCE_RUN": source, "DATA_RUN": record["settings"]["DATA_RUN"]}
     done = "quantize_metrics.json"

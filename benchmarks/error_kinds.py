@@ -23,12 +23,12 @@ configure(globals())
 import json
 
 import pandas as pd
+from fincompress.report.tables import percent
 
 from fincompress import runs
 from fincompress.errors import UserError, run_script
 from fincompress.finqa import evidence, program
 from fincompress.report import statistics
-from fincompress.report.tables import percent
 
 # In the order in which they are asked: a wrong answer is of the first kind that fits.
 RIGHT, *WRONG = KINDS = (

@@ -80,49 +80,12 @@ def data_report(root):
     runs.write_json(root / "data" / "data_report.json", {"splits": {"dev": {"target_tokens": {"p50": 18}}}})
 
 
-def everything(root, data=DATA, questions=883, split="dev"):
-    """One run of each method; SAPLING down to half the bytes is a little less accurate than GPTQ at 43 %."""
-    common = {"data": data, "split": split}
-    data_report(root)
-
-    def run(name, script, values, accuracy, share, decode=None, seconds=None, precision="auto", **speed):
-        settings(root / name, script, values, data=data, precision=precision)
-        evaluation(root, name, answers(accuracy, questions), share, precision=precision, **common)
-        if decode:
-            throughput(root, name, decode, **speed)
-        if seconds:
-            runs.write_json(root / name / "train_metrics.json", {"training_seconds": seconds})
-
-    run("base", "evaluate.py", {}, 0.01, 1.0, 23)
-    run("qlora_4bit", "train_qlora_4bit.py", {"LORA_RANK": 32}, 0.30, 0.52, 22, 4000, precision="nf4", memory=0.4)
-    evaluation(root, "qlora_4bit/merged", answers(0.295, questions), 1.0, **common)
-    throughput(root, "qlora_4bit/merged", 24)
-    run("lora_8bit", "train_lora_8bit.py", {"LORA_RANK": 32}, 0.31, 0.68, 12, 5000, precision="int8")
-    run("gptq_4bit", "quantize_gptq.py", {"SOURCE_RUN": "qlora_4bit", "BITS": 4}, 0.27, 0.43, 20, prefill=120.0,
-        memory=0.35)  # fmt: skip
-    runs.write_json(root / "gptq_4bit" / "quantize_metrics.json", {"quantization_seconds": 150.0})
-    families = {
-        "sapling": ({"CRITERION": "calibration", "SCHEDULE": "successive"}, 0.30),
-        "last": ({"CRITERION": "last", "SCHEDULE": "one_shot", "DROP_UNIT": "block"}, 0.15),
-        "shortgpt": ({"CRITERION": "block_influence", "SCHEDULE": "one_shot", "DROP_UNIT": "block"}, 0.17),
-    }
-    for family, (values, start) in families.items():
-        values = {"DROP_UNIT": "sublayer", "START_FROM": "qlora_4bit"} | values
-        settings(root / family, "sapling_train.py", values, data=data)
-        runs.write_json(root / family / "train_metrics.json", {"training_seconds": 3000.0, "scanning_seconds": 900.0})
-        depths = range(60, 19, -4) if family == "sapling" else (12,)
-        for left in depths:
-            share = round(0.21 + 0.79 * (left / 60 if family == "sapling" else 0.36), 4)
-            name = f"{family}/{left}"
-            settings(root / name, "sapling_train.py", values, data=data)
-            accuracy = start - 0.22 * (1 - share) ** 2 if family == "sapling" else start
-            evaluation(root, name, answers(accuracy, questions, seed=left), share, **common)
-            throughput(root, name, 23 / share, memory=0.5 * share)
-            metrics = {"units_left": left, "training_seconds": 1000.0 + 50 * (60 - left), "scanning_seconds": 300.0}
-            if left < 60:
-                metrics["dropped"] = [f"block.{number}" for number in range((60 - left) // 2 if left > 12 else 18)]
-            runs.write_json(root / name / "train_metrics.json", metrics)
-    run("sapling_gptq", "quantize_gptq.py", {"SOURCE_RUN": "sapling/24", "BITS": 4}, 0.2, 0.26, 40, 100)
+def model(root, run, step, lineage, accuracy, share, seed, data=DATA):
+    """An evaluated run: its step, the steps before it, and answers of which about ``accuracy`` are right."""
+    settings(root / run, "made_up.py", {"SEED": seed}, data=data)
+    record = runs.read_json(root / run / "settings.json")
+    runs.write_json(root / run / "settings.json", record | {"step": step, "lineage": lineage})
+    evaluation(root, run, answers(accuracy, seed=seed), share, data=data)
 
 
 def drawn(path):

@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-from fincompress import runs
-from fincompress.report.methods import depth, describe, lineage, record_of
-from fincompress.report.tables import percent
+from fincompress import lineage, runs
+from fincompress.report import table
 
 # Hub id and licence of the base models that this project is written for; others say theirs on their own page.
 EMBEDDED = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -30,24 +29,21 @@ print(tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_toke
 
 def model_card(folder: Path, results_dir: Path, repository: str) -> str:
     """The card, in Markdown with the Hub's metadata, of the checkpoint in a run's folder; no path of this machine."""
-    chain = lineage(folder, results_dir)
-    record = chain[0]
-    kind, method = describe(chain)
+    record = runs.read_json(folder / "settings.json")
+    steps = lineage.steps(str(results_dir), folder.relative_to(results_dir).as_posix())
+    names = [entry["step"] or "unknown" for entry in steps]
     base, licence = base_model(record["base_model"])
-    rows = {"base model": base, "method": method}
-    if "sapling" in kind or "pruning" in kind:
-        left, total = depth(chain)
-        rows["sub-layers"] = f"{left} of {total}"
-    prepared = record_of(results_dir / record["settings"]["DATA_RUN"], "settings.json").get("settings", {})
-    if tokens := prepared.get("EVIDENCE_TOKENS"):
+    rows = {"base model": base, "method": table.method(names, "auto")}
+    if tokens := data_record(results_dir, record).get("settings", {}).get("EVIDENCE_TOKENS"):
         rows["evidence in a prompt"] = f"the {tokens} tokens that are ranked best"
-    rows["trained on"] = ", ".join(sources(chain, results_dir))
+    rows["trained on"] = ", ".join(sources(steps, record, results_dir))
     rows["weights"] = f"{sum(path.stat().st_size for path in folder.glob('*.safetensors')) / 1e9:.2f} GB"
     rows["licence"] = licence or "that of the base model"
     hub_id = [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else []
     quantized = (folder / "quantize_metrics.json").exists()
+    kind = table.series(names).lower().replace("+", "").replace("  ", " ").strip().replace(" ", "-")
     lines = ["---", "library_name: transformers", "pipeline_tag: text-generation", *hub_id,
-             f"license: {licence or 'other'}", f"tags: [finqa, finance, {kind.replace('_', '-')}]", "---", "",
+             f"license: {licence or 'other'}", f"tags: [finqa, finance, {kind}]", "---", "",
              f"# {repository.rpartition('/')[2]}", "",
              WHAT, "",
              "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items()), "",
@@ -63,13 +59,21 @@ def base_model(name: str) -> tuple[str, str | None]:
     return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name, LICENCES.get(name)
 
 
-def sources(chain: list[dict], results_dir: Path) -> list[str]:
-    """The data sets that a run and those it came from were trained on."""
-    names = []
-    for record in reversed(chain):
-        data = record_of(results_dir / record["settings"]["DATA_RUN"], "settings.json")
-        names += [part["source"] for part in (record["data"], data.get("extra")) if part]
-    return list(dict.fromkeys(names))
+def data_record(results_dir: Path, record: dict) -> dict:
+    """``settings.json`` of the data run that a run was trained on; empty where it is not here."""
+    path = results_dir / record["settings"].get("DATA_RUN", "") / "settings.json"
+    return runs.read_json(path) if path.exists() and path.parent != results_dir else {}
+
+
+def sources(steps: list[dict], own: dict, results_dir: Path) -> list[str]:
+    """The data sets that a run and those it came from were trained on, as far as their folders are here."""
+    paths = [results_dir / entry["run"] / "settings.json" for entry in steps[:-1]]
+    records = [runs.read_json(path) for path in paths if path.exists()] + [own]
+    parts = [own["data"]]
+    for record in records:
+        data = data_record(results_dir, record)
+        parts += [data.get("data"), data.get("extra")]
+    return list(dict.fromkeys(part["source"] for part in parts if part))
 
 
 def accuracy(folder: Path) -> list[str]:
@@ -82,3 +86,8 @@ def accuracy(folder: Path) -> list[str]:
         cells = (evaluation["data"]["source"], evaluation["split"], evaluation["questions"], *scores)
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return [*lines, "", "Brackets: 95 % Wilson intervals."] if lines[2:] else ["Not evaluated."]
+
+
+def percent(value: float, interval: list[float]) -> str:
+    """``"28.3 [25.4, 31.4]"``, of shares."""
+    return "{} [{}, {}]".format(*(f"{100 * share:.1f}" for share in (value, *interval)))

@@ -1,6 +1,5 @@
-"""Every figure of the project: one hue for each method, one marker and line style for each of its runs."""
+"""Every figure of the project: loss curves, which layers can go, and accuracy against what a model costs."""
 
-from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -11,27 +10,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.colors import LogNorm
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator
+from matplotlib.transforms import Bbox
 
 from fincompress import runs
-from fincompress.report.statistics import frontier
 
 # Okabe and Ito's palette: told apart by colour-blind people, and in print.
-BLUE, ORANGE, SKY, GREEN, YELLOW, PURPLE, GREY = (
-    "#0072B2", "#D55E00", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#4D4D4D"
-)  # fmt: skip
-# Hue of each kind of run (methods.KINDS), and the markers of its runs in turn.
-STYLES = {
-    "base": (GREY, "X"), "qlora": (BLUE, "s"), "merged": (BLUE, "Dd"), "lora_8bit": (PURPLE, "P"),
-    "longer": (BLUE, "pv8"), "quantized": (ORANGE, "^<>"), "sapling": (GREEN, "odsXP*h"),
-    "sapling_quantized": (YELLOW, "v^<>ph8"),
-    "pruning": (SKY, "dsh^"), "pruning_quantized": (SKY, "v^<>"), "other": (GREY, "*hp"),
-}  # fmt: skip
-LINES = ("-", "--", ":", "-.")
-PANELS = {"share_of_bytes": "size (% of the base model's bytes)",
-          "seconds_per_question": "time per question (s, batch 1)",
-          "inference_memory_gb": "peak memory of inference (GB)"}  # fmt: skip
-STEPS = ("1", "2", "3+")  # columns of accuracy_by_steps
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#4D4D4D"
+# Colour and marker of each series: markers differ too, for prints in grey.
+SERIES = {"fine-tuned": (GREY, "s"), "+ GPTQ": (ORANGE, "^"), "SAPLING": (GREEN, "o"), "SAPLING + GPTQ": (BLUE, "D")}
 plt.rcParams |= {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
 
 
@@ -87,90 +74,73 @@ def layer_importance(path: Path, scores: list[dict]) -> None:
     save(figure, path)
 
 
-def styles(rows: list) -> dict[str, dict]:
-    """Colour, marker and line style of each ``chart_label`` of some rows."""
-    looks: dict[str, dict] = {}
-    turns: Counter = Counter()
-    for row in rows:
-        if row.chart_label not in looks:
-            (color, markers), turn = STYLES[row.kind], turns[row.kind]
-            marker, line = markers[turn % len(markers)], LINES[turn % len(LINES)]
-            looks[row.chart_label] = {"color": color, "marker": marker, "linestyle": line}
-            turns[row.kind] += 1
-    return looks
+def scatter(path: Path, rows: pd.DataFrame, cost: str, name: str, label: str) -> None:
+    """Accuracy of models against one cost, one marker for each of four series, with labels on the points.
 
-
-def pareto(path: Path, rows: list, title: str) -> None:
-    """Execution accuracy of rows (rows.Row) against size, seconds per question and memory.
-
-    Depths of one label are joined; of a mean over seeds these are dots. Rows without a panel's measure are not in it.
+    ``rows`` have ``series``, ``label`` (text beside the point), ``execution_accuracy`` with its interval, and ``cost``,
+    a column of which less is better, or more where ``name`` is a speed. Rows without that cost are left out; the thin
+    line joins those that no other beats in both.
     """
-    figure, all_axes = plt.subplots(1, len(PANELS), figsize=(13, 6), sharey=True)
-    looks, handles = styles(rows), {}
-    for axes, (cost, name) in zip(all_axes, PANELS.items(), strict=True):
-        axes.set_xlabel(f"← better      {name}")
-        axes.yaxis.set_tick_params(labelleft=True)
-        measured = pd.DataFrame([vars(row) for row in rows if getattr(row, cost) is not None])
-        if measured.empty:
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
-            axes.set_xticks([])
+    rows = rows[rows[cost].notna() & rows["series"].isin(SERIES)].sort_values(cost)
+    figure, axes = plt.subplots(figsize=(7, 4.6))
+    accuracy = 100 * rows["execution_accuracy"]
+    better = -rows[cost] if "tokens/s" in name else rows[cost]
+    best = rows[frontier(better, accuracy)]
+    axes.plot(best[cost], 100 * best["execution_accuracy"], color="#B0B0B0", linewidth=0.9, zorder=1)
+    for series, (color, marker) in SERIES.items():
+        members = rows[rows["series"] == series]
+        if members.empty:
             continue
-        measured = measured.sort_values(cost)
-        best = measured[frontier(measured[cost], measured["execution_accuracy"])]
-        axes.step(best[cost], best["execution_accuracy"], where="post", color="#B8B8B8", linewidth=3, zorder=1)
-        for label, members in measured.groupby("chart_label", sort=False):
-            accuracy, look = members["execution_accuracy"], looks[label]
-            bars = accuracy - members["execution_accuracy_low"], members["execution_accuracy_high"] - accuracy
-            drawn = axes.errorbar(
-                members[cost], accuracy, yerr=bars, **look, linewidth=1.2 if len(members) > 1 else 0, elinewidth=0.6,
-                markersize=6, markeredgecolor="white", markeredgewidth=0.5, zorder=3,
+        high = 100 * members["execution_accuracy"]
+        bars = [high - 100 * members["execution_accuracy_low"], 100 * members["execution_accuracy_high"] - high]
+        axes.errorbar(
+            members[cost], high, yerr=bars, color=color, marker=marker, linestyle="none", elinewidth=0.8, capsize=2,
+            markersize=8, markeredgecolor="white", markeredgewidth=0.6, zorder=3, label=series,
+        )  # fmt: skip
+    axes.set(xlabel=name, ylabel="execution accuracy (%)")
+    axes.margins(x=0.14, y=0.1)
+    axes.grid(color="#EEEEEE", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(SERIES))
+    colors = [SERIES[series][0] for series in rows["series"]]
+    ends = {end: 100 * rows[f"execution_accuracy_{end}"] for end in ("low", "high")}
+    place_labels(axes, pd.DataFrame({"x": rows[cost], "y": accuracy, "text": rows[label], "color": colors} | ends))
+    save(figure, path)
+
+
+def place_labels(axes, points: pd.DataFrame) -> None:
+    """Write ``text`` in ``color`` beside each point: ``x``, ``y``, with a bar from ``low`` to ``high``."""
+    figure = axes.get_figure()
+    figure.canvas.draw()
+    renderer, taken = figure.canvas.get_renderer(), []
+    for point in points.itertuples():
+        (x, low), (_, high) = axes.transData.transform([(point.x, point.low), (point.x, point.high)])
+        y = axes.transData.transform((point.x, point.y))[1]
+        taken += [Bbox.from_bounds(x - 1, low, 2, high - low), Bbox.from_bounds(x - 9, y - 9, 18, 18)]
+    sides = ((12, "left"), (-12, "right"))
+    places = [(dx, dy, side) for dy in (0, 14, -14, 28, -28) for dx, side in sides]
+    for point in points.itertuples():
+
+        def write(dx, dy, side, point=point):
+            return axes.annotate(
+                point.text, (point.x, point.y), xytext=(dx, dy), textcoords="offset points", ha=side, va="center",
+                fontsize=9, color=point.color, zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
             )  # fmt: skip
-            handles.setdefault(label, drawn)  # the first panel has all points
-            for row in members.itertuples():
-                accuracies = [seed.execution_accuracy for seed in row.seeds]
-                axes.scatter([getattr(row, cost)] * len(accuracies), accuracies, s=5, color=look["color"], zorder=2)
-                if row.depth:
-                    axes.annotate(
-                        f"{row.sublayers_left:.0f}", (getattr(row, cost), row.execution_accuracy), xytext=(6, -8),
-                        textcoords="offset points", fontsize=7, zorder=4, color=look["color"],
-                        path_effects=[withStroke(linewidth=2, foreground="white")],
-                    )  # fmt: skip
-        axes.set_xlim(left=0)
-    for axis in (all_axes[0].xaxis, all_axes[0].yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=""))
-    all_axes[0].set_ylabel("execution accuracy (%)      better →")
-    figure.suptitle(title, fontsize=10)
-    named = [label for label in looks if label in handles]
-    figure.legend(
-        [handles[label] for label in named], named, loc="outside lower center", ncol=3, frameon=False, fontsize=8,
-        title="Bars: 95 % intervals. Grey line: Pareto frontier. Small numbers: sub-layers left, two a block. "
-        "Where a recipe has several seeds, their mean; dots: each.",
-        title_fontsize=8,
-    )  # fmt: skip
-    save(figure, path)
+
+        boxes = []
+        for place in places:
+            note = write(*place)
+            boxes.append(note.get_window_extent(renderer))
+            note.remove()
+        inside = axes.get_window_extent(renderer)
+        covered = [sum(map(box.overlaps, taken)) + 3 * (box.x0 < inside.x0 or box.x1 > inside.x1) for box in boxes]
+        best = covered.index(min(covered))
+        write(*places[best])
+        taken.append(boxes[best])
 
 
-def accuracy_by_steps(path: Path, rows: list, title: str) -> None:
-    """Execution accuracy of rows by number of steps of the gold program, as shades with the numbers in them.
-
-    Programs of three steps or more are counted together: FinQA has few of them. Seeds of a recipe are added up.
-    """
-    counts = np.zeros((len(rows), len(STEPS), 2), dtype=int)
-    for place, row in enumerate(rows):
-        for steps, score in row.steps.items():
-            counts[place, min(int(steps), len(STEPS)) - 1] += score["correct"], score["of"]
-    shares = counts[:, :, 0] / np.maximum(counts[:, :, 1], 1)
-    figure, axes = plt.subplots(figsize=(7, 1.4 + 0.4 * len(rows)))
-    axes.imshow(shares, aspect="auto", cmap="cividis", vmin=0, vmax=max(0.01, shares.max()))
-    for line, column in np.ndindex(shares.shape):
-        correct, of = counts[line, column]
-        text = f"{100 * shares[line, column]:.0f} %  ({correct} of {of})" if of else "none"
-        color = "black" if shares[line, column] > 0.6 * shares.max() else "white"
-        axes.text(column, line, text, ha="center", va="center", fontsize=8, color=color)
-    axes.set_yticks(range(len(rows)), [f"{row.description}\n{row.title}" for row in rows], fontsize=7)
-    axes.set_xticks(range(len(STEPS)), STEPS)
-    axes.set_xlabel("steps of the gold program")
-    axes.set_title(f"Execution accuracy (brighter is better)\n{title}", fontsize=8.5)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    save(figure, path)
+def frontier(costs, gains) -> list[bool]:
+    """Which points no other dominates: none costs at most as much and gains at least as much, one of them strictly."""
+    x, y = np.asarray(costs, dtype=float), np.asarray(gains, dtype=float)
+    as_good = (x <= x[:, None]) & (y >= y[:, None])
+    better = (x < x[:, None]) | (y > y[:, None])
+    return list(~(as_good & better).any(axis=1) & ~np.isnan(x))

@@ -11,6 +11,7 @@ from fincompress import distributed, memory, models, runs
 from fincompress.depth import repack
 from fincompress.report import charts
 from fincompress.sapling.losses import matched_blocks
+from fincompress.sapling.teacher import needs_teacher
 from fincompress.training.loss import autocast
 
 if TYPE_CHECKING:
@@ -61,8 +62,19 @@ def write_depth(run: Run, healed: dict | None = None) -> None:
             **shares,
         )  # fmt: skip
         record = runs.read_json(run.directory / "settings.json")
-        runs.write_json(partial / "settings.json", record | {"base_precision": "auto"})
+        runs.write_json(partial / "settings.json", record | {"base_precision": "auto", "step": step(run)})
         runs.write_json(partial / "train_metrics.json", facts)
+
+
+def step(run: Run) -> str:
+    """What a table calls what this run has done to the model so far."""
+    s, student = run.settings, run.student
+    units = "layers" if s["DROP_UNIT"] == "block" else "sub-layers"
+    words = ["recovery training" if not run.state.trajectory else f"SAPLING, {student.left} of {student.full} {units}"]
+    if run.state.trajectory and s["CRITERION"] not in ("calibration", "kl"):
+        words.append(s["CRITERION"].replace("_", " "))
+    words += ["no teacher"] * (not needs_teacher(s)) + ["adapters"] * (s["UPDATE"] == "qlora")
+    return ", ".join(words)
 
 
 def training_so_far(run: Run, healed: list[dict]) -> dict[str, float]:

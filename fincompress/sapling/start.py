@@ -5,7 +5,7 @@ import functools
 import torch
 from transformers import set_seed
 
-from fincompress import distributed, memory, models, runs, simulation, training
+from fincompress import distributed, lineage, memory, models, runs, simulation, training
 from fincompress.errors import UserError
 from fincompress.sapling import patch
 from fincompress.sapling.checkpoints import remove_what_a_kill_left
@@ -47,6 +47,7 @@ def open_run(settings: dict, script: str) -> Run | None:
         if s["UPDATE"] == "full":
             models.dense_checkpoint(s["TEACHER"], s["RESULTS_DIR"])
         facts["teacher"] = training.check_origin("TEACHER", s, record)
+    facts |= lineage.facts("SAPLING", s["RESULTS_DIR"], s["START_FROM"])
     directory = distributed.from_main(
         lambda: runs.start_run(s["RESULTS_DIR"], s["RUN"], script, settings, facts, done="train_metrics.json")
     )
