@@ -22,15 +22,10 @@ LLAMA_CPP: str | None = None  # folder of llama.cpp's sources, whose tools write
 METHOD: str = "gptq"  # or "rtn" (no calibration), "awq" (by activations); of llama.cpp "q4_0", "q4_k_m", "q8_0", "gguf"
 BITS: int = 4  # 2, 3, 4 or 8 a weight; "awq", "q4_0", "q4_k_m": 4; "q8_0": 8; "gguf", not quantized: 16 or 32
 GROUP_SIZE: int = 128  # weights that share a scale (-1: a whole row); the largest up to this that divides all widths
-DESC_ACT: bool = False  # "gptq": quantize columns in the order of their activations: more accurate, slower to run
-DAMPING: float = 0.05  # "gptq": what is added to the Hessian's diagonal, as a share of its mean
-ERROR_POWER: float = 2.4  # "gptq": a group's range is that of the least |error| to this power; 0: of its largest weight
 # Calibration
-CALIBRATION_EXAMPLES: int = 128  # training prompts with their targets, at least so many for a result that counts
+CALIBRATION_EXAMPLES: int = 128  # training prompts with their targets; fewer where the data has fewer
 BATCH_SIZE: int = 8  # texts at once; lower it when memory is short
 SEED: int = 0  # of the choice of texts
-# Rehearsal
-BLOCKS: int | None = None  # quantize a model of only the first so many blocks: how long, how much memory; None: all
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
 
@@ -39,10 +34,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from fincompress import lineage, memory, models, provenance, quantization, runs
-from fincompress.depth import repack
 from fincompress.errors import NoKernel, UserError, run_script
 
 
@@ -62,13 +55,10 @@ def quantize_run(source: str, run: str) -> None:
     with models.explain_loading(str(folder)):
         size = sum(memory.checkpoint_bytes(folder).values())  # reads what a torn file lacks
     models.load_tokenizer(str(folder))  # gptqmodel reads it too, and would not say in a line what is wrong
-    recipe = quantization.Recipe(BITS, GROUP_SIZE, DESC_ACT, DAMPING, ERROR_POWER, BATCH_SIZE, LLAMA_CPP)
-    config = models.read_config(str(folder))
-    recipe = quantization.METHODS[METHOD].fit(recipe, config)
-    if (BLOCKS or 0) > config.num_hidden_layers:
-        raise UserError(f"BLOCKS = {BLOCKS}: {source} has {config.num_hidden_layers}")
+    recipe = quantization.Recipe(BITS, GROUP_SIZE, BATCH_SIZE, LLAMA_CPP)
+    recipe = quantization.METHODS[METHOD].fit(recipe, models.read_config(str(folder)))
     texts = calibration_texts(record, source)
-    facts = {
+    identity = {
         "base_model": record["base_model"],
         "base_precision": f"{METHOD}-{BITS}bit",
         "data": record["data"],
@@ -83,7 +73,7 @@ def quantize_run(source: str, run: str) -> None:
     done = "quantize_metrics.json"
     if not (runs.run_directory(RESULTS_DIR, run) / done).exists():
         runs.check_room(runs.run_directory(RESULTS_DIR, run), 1.5 * size / 1e9)  # gptqmodel puts blocks on the disk
-    directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, facts, done=done, resumes=False)
+    directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, identity, done=done, resumes=False)
     if directory is None:
         return
     try:
@@ -108,7 +98,7 @@ def calibration_texts(record: dict, source: str) -> list[list[int]]:
         raise UserError(f"data run {data_run!r} holds other data than {source} was trained on: preprocess it as it was")
     wanted = CALIBRATION_EXAMPLES if quantization.METHODS[METHOD].calibrates else 1  # to try out the result
     if len(rows) < wanted:
-        raise UserError(f"CALIBRATION_EXAMPLES = {wanted}, but there are {len(rows)} texts to calibrate on: lower it")
+        print(f"CALIBRATION_EXAMPLES = {wanted}: {data_run} has {len(rows)} training texts, all of which are taken")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(SEED))
     return [list(rows[i]["input_ids"]) for i in order[:wanted].tolist()]
 
@@ -125,8 +115,6 @@ def write_quantized(
     read = f"{len(texts)} texts" if method.calibrates else "no calibration"
     print(f"{device.type}, {reason}; {METHOD}, {BITS} bits, groups of {recipe.group_size}{asked}, {read}")
     name = source.relative_to(RESULTS_DIR).as_posix()
-    if BLOCKS:
-        source = first_blocks(source, directory / ".source.partial")
     memory.reset_peak()  # that of the depth before
     clock = runs.Stopwatch()
     partial = directory / ".checkpoint.partial"
@@ -162,14 +150,6 @@ def write_quantized(
     print(f"quantized in {seconds / 60:.1f} min: {sizes}; kernel here {kernel or 'none'}; wrote {directory}/")
 
 
-def first_blocks(source: Path, target: Path) -> Path:
-    """Write a model of the first BLOCKS blocks of another to the folder ``target``, and return that."""
-    config = repack.shortened_config(models.read_config(str(source)), BLOCKS)
-    model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype="auto")
-    models.write_checkpoint(target, model, models.load_tokenizer(str(source)), model.dtype)
-    return target
-
-
 def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: torch.dtype) -> str | None:
     """The kernel that runs the quantized model here; None, which is said, where none does: another machine may.
 
@@ -185,7 +165,7 @@ def try_out(checkpoint: Path, tokens: list[int], device: torch.device, dtype: to
         return None
     method = quantization.METHODS[METHOD]
     if not method.computes(model, tokens):
-        raise UserError("the quantized model computes no numbers: raise DAMPING or CALIBRATION_EXAMPLES")
+        raise UserError("the quantized model computes no numbers: raise CALIBRATION_EXAMPLES")
     return method.kernel(model)
 
 

@@ -30,11 +30,11 @@ run() {
 # What is measured together: more does not fit, nor do 22 and more blocks in 16 bits, nor the last two beside a desktop.
 measured=("'qlora_4bit'" "'lora_8bit'" "'gptq_4bit'" "'sapling_gptq/28'" "'sapling_gptq/22'" "'sapling_gptq/16'"
     "'sapling/16'" "'sapling/8'" "'gptq_4bit', 'sapling_gptq/8'")
-sliver=() steps=() two_blocks=() one_scan=() healing=() short=() quick=() # what a rehearsal overrides
+sliver=() steps=() few_texts=() one_scan=() healing=() short=() quick=() # what a rehearsal overrides
 if [ -n "${REHEARSE:-}" ]; then
     sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
     steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
-    two_blocks=(--BLOCKS=2 --CALIBRATION_EXAMPLES=8)
+    few_texts=(--CALIBRATION_EXAMPLES=8)
     one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]")
     healing=(--HEALING_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
     short=(--MAX_NEW_TOKENS=8)
@@ -54,14 +54,14 @@ run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGME
 run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE_INTO=None "${steps[@]}"
 run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=None \
     "${steps[@]}"
-run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
+run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 # Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped
 sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}")
 run sapling_train.py "${sapling[@]}" --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --HEALING_EPOCHS=1 \
     --DROPS_EARLY=2 --DROPS_LATE=2 "${healing[@]}" "${one_scan[@]}"
 run sapling_train.py "${sapling[@]}" --RUN=longer --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=2 "${healing[@]}"
 for name in sapling longer; do
-    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${two_blocks[@]}"
+    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 done
 
 for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq longer_gptq; do # without a kernel the others still are

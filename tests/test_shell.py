@@ -226,7 +226,7 @@ def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phas
     ]
     settings = [overrides(call) for call in small]
     assert [values["MAX_STEPS"] for values in settings if "EPOCHS" in values] == [2] * 4
-    assert [values["BLOCKS"] for values in settings if "BATCH_SIZE" in values and "SOURCE_RUN" in values] == [2, 2]
+    assert {values["CALIBRATION_EXAMPLES"] for values in settings if "SOURCE_RUN" in values} == {8}
     assert [values["HEALING_EPOCHS"] for values in settings if "HEALING_EPOCHS" in values] == [0.2, 0.2]
 
 

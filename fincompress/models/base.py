@@ -1,6 +1,7 @@
 """What a base model is: a hub id, a folder, the embedded SmolLM2, or a named shape with random weights."""
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -124,9 +125,19 @@ def base_model_path(base_model: str, results_dir: str) -> str:
 
 
 def base_fingerprint(base_model: str) -> str | None:
-    """That of the weights in the folder that is a base model, which may be others by now; None for any other one."""
+    """A hash of the weight files in the folder that is a base model: names, sizes, last 64 KiB; None for no folder.
+
+    Reading all of a large model takes minutes. Training and merging change weights everywhere, the last ones too.
+    """
     files = sorted(Path(base_model).glob("*.safetensors"))
-    return provenance.fingerprint([provenance.sample(path) for path in files]) if files else None
+    return provenance.fingerprint([(path.name, path.stat().st_size, _tail(path)) for path in files]) if files else None
+
+
+def _tail(path: Path, length: int = 2**16) -> str:
+    """A hash of the last ``length`` bytes of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - length))
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def base_config(base_model: str, results_dir: str):

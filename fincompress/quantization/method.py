@@ -29,9 +29,6 @@ class Recipe:
 
     bits: int = 4
     group_size: int = 128  # weights that share a scale; -1: a whole row
-    desc_act: bool = False
-    damping: float = 0.05
-    error_power: float = 2.4
     batch_size: int = 8  # calibration texts at once
     llama_cpp: str | None = None  # folder of llama.cpp's sources
 
@@ -48,7 +45,6 @@ class Method:
     bits: tuple[int, ...] = (2, 3, 4, 8)
     group_sizes: tuple[int, ...] = (1024, 512, 256, 128, 64, 32, 16)
     calibrates = True  # whether it reads calibration texts
-    orders_columns = False  # whether DESC_ACT is an option
     # Kernels of a GPU, best first. The first is compiled with nvcc, and is left out where that fails.
     gpu_kernels: tuple[str, ...] = ("gptq_marlin", "gptq_triton", "gptq_torch")
     kernel_config: type = GPTQConfig  # transformers' config that names the kernel to load with
@@ -73,8 +69,6 @@ class Method:
         takes = f"METHOD = {self.name!r} takes "
         if recipe.bits not in self.bits:
             raise UserError(f"BITS = {recipe.bits}: {takes}{', '.join(map(str, self.bits))}")
-        if recipe.desc_act and not self.orders_columns:
-            raise UserError(f"DESC_ACT = True: {takes}False")
         if recipe.group_size == -1:
             return recipe
         if recipe.group_size not in self.group_sizes:

@@ -170,11 +170,11 @@ def test_awq_predicts_closer_to_its_source_than_rtn(base, quantized, texts):
     assert (logits["awq"] - logits["base"]).norm() < (logits["rtn"] - logits["base"]).norm()
 
 
-def test_eight_bits_in_the_order_of_activations_are_nearer_to_the_source_than_four(base, quantized, texts, tmp_path):
-    recipe = replace(RECIPE, bits=8, desc_act=True)
+def test_eight_bits_are_nearer_to_the_source_than_four(base, quantized, texts, tmp_path):
+    recipe = replace(RECIPE, bits=8)
     METHODS["gptq"].quantize(base, tmp_path / "out", texts, recipe, CPU, tmp_path / "log")
     config = runs.read_json(tmp_path / "out" / "config.json")["quantization_config"]
-    assert (config["bits"], config["desc_act"]) == (8, True)
+    assert config["bits"] == 8
     paths = (base, quantized["gptq"], tmp_path / "out")
     with torch.no_grad():
         logits = [dense(path)(torch.tensor(texts[:4])).logits.float() for path in paths]
@@ -304,7 +304,6 @@ def test_the_largest_group_that_divides_every_width_is_taken(asked, fitting):
         ("rtn", Recipe(group_size=16), "no size up to it divides the input widths [24, 40]"),
         ("gptq", Recipe(bits=5), "BITS = 5: METHOD = 'gptq' takes 2, 3, 4, 8"),
         ("awq", Recipe(bits=3), "BITS = 3: METHOD = 'awq' takes 4"),
-        ("rtn", Recipe(desc_act=True), "DESC_ACT = True: METHOD = 'rtn' takes False"),
     ],
 )
 def test_a_recipe_that_a_method_cannot_follow_is_one_line(name, recipe, message):

@@ -79,6 +79,7 @@ def test_a_run_is_quantized_evaluated_and_reported(results, q4):
     assert (folder / "quant_log.csv").read_text().count("\n") == 15  # 14 layers
     record = runs.read_json(folder / "settings.json")
     assert (record["settings"]["METHOD"], record["base_precision"]) == ("gptq", "gptq-4bit")
+    assert record["step"] == "GPTQ 4-bit" and [step["run"] for step in record["lineage"]] == ["source/merged"]
     for run in ("source/merged", "q4"):
         run_main(evaluate, RESULTS_DIR=str(results), BASE_MODEL="shape:tiny", RUN=run, MAX_NEW_TOKENS=8)
     row = next(row for row in tables.quantization_report(str(results)) if row["run"] == "q4")
@@ -124,16 +125,6 @@ def test_recomputing_activations_trains_the_same(results, script, precision):
     assert any(value.abs().max() > 0 for name, value in adapters[1].items() if "lora_B" in name)
 
 
-def test_a_rehearsal_quantizes_the_first_blocks_alone(results, quantize):
-    with pytest.raises(UserError, match="BLOCKS = 3: .* has 2"):
-        quantize(RUN="one_block", METHOD="rtn", BLOCKS=3)
-    quantize(RUN="one_block", METHOD="rtn", BLOCKS=1)
-    config = runs.read_json(results / "one_block" / "config.json")
-    assert config["num_hidden_layers"] == 1 and not list((results / "one_block").glob(".*"))
-    whole, part = (runs.read_json(results / run / "quantize_metrics.json") for run in ("q4_rtn", "one_block"))
-    assert part["blocks_before_gb"] == pytest.approx(whole["blocks_before_gb"] / 2)
-
-
 def test_what_gptqmodel_still_writes_at_the_end_costs_no_quantized_model(results, quantize, monkeypatch):
     busy, rmdir = [], os.rmdir
 
@@ -144,7 +135,7 @@ def test_what_gptqmodel_still_writes_at_the_end_costs_no_quantized_model(results
         rmdir(path, **options)
 
     monkeypatch.setattr(os, "rmdir", not_empty)
-    quantize(RUN="busy", METHOD="rtn", BLOCKS=1)
+    quantize(RUN="busy", METHOD="rtn")
     assert busy and (results / "busy" / "quantize_metrics.json").exists() and not list((results / "busy").glob(".*"))
 
 
@@ -179,7 +170,7 @@ def test_a_failure_leaves_nothing_that_would_refuse_corrected_constants(results,
 def test_a_model_that_could_not_be_tried_out_is_kept_and_one_that_computes_nothing_is_not(
     results, quantize, monkeypatch, capsys, failure
 ):
-    constants = {"RUN": f"tried_{failure.__name__}", "METHOD": "rtn", "BLOCKS": 1}
+    constants = {"RUN": f"tried_{failure.__name__}", "METHOD": "rtn"}
     with monkeypatch.context() as patch, pytest.raises(UserError, match="computes no numbers"):
         patch.setattr(quantization.Method, "computes", lambda *arguments: False)
         quantize(**constants)
@@ -215,10 +206,8 @@ def test_a_damaged_source_is_one_line_and_begins_nothing(results, quantize, file
         ({"SOURCE_RUN": "unmerged"}, "no weights in 16 bits"),
         ({"SOURCE_RUN": "already"}, "quantized already"),
         ({"METHOD": "gptx"}, "METHOD is one of 'awq', .*'gptq', 'rtn', not 'gptx'; did you mean 'gptq'"),
-        ({"METHOD": "rtn", "DESC_ACT": True}, "DESC_ACT"),
         ({"BITS": 5}, "BITS = 5: METHOD = 'gptq' takes 2, 3, 4, 8"),
         ({"GROUP_SIZE": 7}, "GROUP_SIZE = 7: METHOD = 'gptq' takes -1, 1024"),
-        ({"CALIBRATION_EXAMPLES": 49}, "there are 48 texts"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(results, quantize, constants, message):
@@ -236,12 +225,14 @@ def split_texts(results, split):
     return {tuple(ids) for ids in rows["input_ids"]}
 
 
-def test_calibration_texts_are_training_prompts_with_their_targets(results, monkeypatch):
+@pytest.mark.parametrize(("asked", "taken"), [(40, 40), (49, 48)])  # of 48
+def test_calibration_texts_are_training_prompts_with_their_targets(results, monkeypatch, capsys, asked, taken):
     monkeypatch.setattr(quantize_gptq, "RESULTS_DIR", str(results))
-    monkeypatch.setattr(quantize_gptq, "CALIBRATION_EXAMPLES", 40)
+    monkeypatch.setattr(quantize_gptq, "CALIBRATION_EXAMPLES", asked)
     record = runs.read_json(results / "source" / "settings.json")
     texts = {tuple(ids) for ids in quantize_gptq.calibration_texts(record, "source")}
-    assert len(texts) == 40 and texts <= split_texts(results, "train")
+    assert len(texts) == taken and texts <= split_texts(results, "train")
+    assert ("has 48 training texts" in capsys.readouterr().out) == (asked > 48)
     assert not any(texts & split_texts(results, split) for split in ("calibration", "dev", "test"))
 
 
