@@ -42,7 +42,7 @@ def main() -> None:
 def trained(run: str, name: str) -> dict:
     metrics = runs.read_json(runs.finished_run(RESULTS_DIR, run, "train_metrics.json") / "train_metrics.json")
     rate, peak = metrics["tokens_seen"] / metrics["training_seconds"], metrics["peak_memory_gb"]
-    row = took(f"train {name}", metrics["predicted_memory_gb"], peak)
+    row = took(f"train {name}", predicted(run, settings).gb, peak)
     # The cap bounds what is reserved; only the card itself says what CUDA's context takes beside it.
     used = peak.get("vram_used", 0.0) - USED_BEFORE_MIB * 2**20 / 1e9
     return row | {"measured GB": max(row["measured GB"], used), "tokens/s": rate}

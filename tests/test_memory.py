@@ -99,31 +99,3 @@ def test_releasing_files_keeps_every_value(tiny_base):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert not places & {parameter.data_ptr() for parameter in model.parameters()}
     assert model.packed._base is None and "packed" in dict(model.named_buffers())
-
-
-@pytest.mark.real
-def test_predicted_memory_is_what_a_process_takes(tiny_base, tmp_path):
-    """benchmarks/predicted_memory.py on a random model just large enough to stand out from a process's own noise."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16384, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2,
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-    models.write_checkpoint(tmp_path / "model", model, models.load_tokenizer(tiny_base), torch.bfloat16)
-    script = ("benchmarks/predicted_memory.py", f"--BASE_MODEL={tmp_path / 'model'}", f"--RESULTS_DIR={tmp_path}")
-    forked = ["qlora", "sapling", "sapling_qlora", "scan", "gptq"]
-    fresh = [sys.executable, *script, "--CASES=['decode']"]  # its process starts from the constants of the file
-    rows = {}
-    for done in (
-        run_script(*script, "--BATCH_SIZE=16", f"--CASES={forked}"),
-        subprocess.run(fresh, cwd=REPOSITORY, capture_output=True, text=True),
-    ):
-        assert done.returncode == 0, done.stderr
-        rows |= {row["case"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
-    assert set(rows) == {"qlora", "sapling", "sapling_qlora", "scan", "decode", "gptq"}
-    assert rows["decode"]["predicted_gb"] < 0.2  # of this model, not of the script's own
-    for case, row in rows.items():
-        # A small model: what a process happens to take beside it is a larger part than in SmolLM2.
-        error = row["predicted_gb"] - row["measured_gb"]
-        assert abs(error) < 0.1 * row["measured_gb"] + 0.03, (case, row)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from scripts import run_in_process
 
-from fincompress import runs
+from fincompress import lineage, runs
 
 
 @pytest.fixture
@@ -45,20 +45,20 @@ def pushed(tmp_path, tiny_base):
     made.settings(tmp_path / "mixed_data", "preprocess_data.py")
     mixed = tmp_path / "mixed_data" / "settings.json"
     runs.write_json(mixed, runs.read_json(mixed) | {"extra": {"source": "TAT-QA", "fingerprint": "f1"}})
-    made.settings(tmp_path / "qlora", "train_qlora_4bit.py", {"DATA_RUN": "mixed_data"}, precision="nf4")
-    runs.write_json(tmp_path / "qlora" / "train_metrics.json", {})
-    dropped = ["mlp.0+attention.1"]
-    for run, script, metrics in (
-        ("qlora/merged", "train_qlora_4bit.py", {"merged_into": "original"}),
-        ("sapling/2", "sapling_train.py", {"units_left": 2, "dropped": dropped}),
-        ("gptq", "quantize_gptq.py", {}),
+    source = None
+    for run, step, data_run, precision in (
+        ("qlora", "QLoRA fine-tuned", "mixed_data", "nf4"),
+        ("sapling/2", "SAPLING, 2 of 4 layers", "data", "auto"),
+        ("gptq", "GPTQ 4-bit", "data", "auto"),
     ):
-        shutil.copytree(tiny_base, tmp_path / run)
-        came_from = {"quantize_gptq.py": {"SOURCE_RUN": "sapling/2"}, "sapling_train.py": {"START_FROM": "qlora"}}
-        sapling = {"CRITERION": "calibration", "SCHEDULE": "successive", "KL": 1.0, "DATA_RUN": "data"}
-        made.settings(tmp_path / run, script, sapling | came_from.get(script, {}))
-        kind = "quantize" if run == "gptq" else "train"
-        runs.write_json(tmp_path / run / f"{kind}_metrics.json", metrics)
+        made.settings(tmp_path / run, "made_up.py", {"DATA_RUN": data_run}, precision=precision)
+        record = tmp_path / run / "settings.json"
+        runs.write_json(record, runs.read_json(record) | lineage.facts(step, str(tmp_path), source))
+        runs.write_json(tmp_path / run / f"{'quantize' if run == 'gptq' else 'train'}_metrics.json", {})
+        shutil.copytree(tiny_base, tmp_path / run / "merged" if run == "qlora" else tmp_path / run, dirs_exist_ok=True)
+        source = run
+    shutil.copy(tmp_path / "qlora" / "settings.json", tmp_path / "qlora" / "merged" / "settings.json")
+    runs.write_json(tmp_path / "qlora" / "merged" / "train_metrics.json", {"merged_into": "original"})
     made.evaluation(tmp_path, "sapling/2", [True, False, False, False])
     made.evaluation(tmp_path, "gptq", [True, False], split="test")
     return tmp_path
@@ -88,8 +88,7 @@ def test_the_card_says_base_data_method_numbers_licence_and_how_to_load(pushed, 
         "tags": ["finqa", "finance", "sapling"],
     }
     for line in (
-        "| method | SAPLING with a teacher |",
-        "| sub-layers | 2 of 4 |",
+        "| method | QLoRA fine-tuned + SAPLING, 2 of 4 layers |",
         "| evidence in a prompt | the 160 tokens that are ranked best |",
         "| trained on | FinQA, TAT-QA |",
         "| licence | apache-2.0 |",
@@ -103,8 +102,8 @@ def test_the_card_says_base_data_method_numbers_licence_and_how_to_load(pushed, 
 def test_the_card_of_a_quantized_run_names_what_loads_it_and_its_whole_method(pushed, hub):
     assert push(pushed, "gptq").returncode == 0
     text = hub[0]["user/name"]["README.md"].decode()
-    assert "| method | SAPLING with a teacher + GPTQ 4-bit |" in text and "pip install gptqmodel optimum" in text
-    assert "| FinQA | test | 2 | 50.0" in text and "| sub-layers | 2 of 4 |" in text
+    assert "| method | QLoRA fine-tuned + SAPLING, 2 of 4 layers + GPTQ 4-bit |" in text and "pip install gptqmodel optimum" in text
+    assert "| FinQA | test | 2 | 50.0" in text
 
 
 def test_a_base_model_of_ones_own_is_named_without_its_path_and_without_a_licence(pushed, hub):

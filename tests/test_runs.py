@@ -14,7 +14,6 @@ from scripts import release_runs
 
 from fincompress import runs
 from fincompress.errors import UserError, run_script
-from fincompress.report import tables
 
 SETTINGS = {"LEARNING_RATE": 1e-3, "RUN": "lora", "RESULTS_DIR": "results", "DATA_DIR": "data", "RANK": None}
 FACTS = {"base_model": "smollm2-135m", "data": {"source": "FinQA", "fingerprint": "f0"}}
@@ -471,7 +470,6 @@ def test_a_damaged_record_of_another_run_is_named_and_left_out(tmp_path, capsys,
     assert [row["run"] for row in runs.accuracy_table(str(tmp_path))] == ["a"]
     error = capsys.readouterr().err
     assert says in error and "b/eval_dev.json" in error and error.count("\n") == 1
-    tables.write_quantization_report(str(tmp_path))  # there is no quantized run, and nothing stops
 
 
 def test_what_a_record_lacks_is_said_where_it_is_read(tmp_path):

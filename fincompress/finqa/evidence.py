@@ -136,8 +136,7 @@ def evidence_location(example: Example) -> str:
 
 # --- ranking ---------------------------------------------------------------------------------------------------------
 
-# A logistic regression of "the gold program needs a number of this line, or this row", fitted on the training split:
-# `python benchmarks/evidence_recall.py --FIT=True` prints these numbers again.
+# A logistic regression of "the gold program needs a number of this line, or this row", fitted on the training split.
 WEIGHTS = {
     "bias": -9.38,
     "bm25": 4.36,  # BM25 of the line, a row counting with its header, as a share of the page's best

@@ -20,7 +20,7 @@ from fincompress import quantization, runs
 from fincompress.benchmark import subjects
 from fincompress.errors import UserError
 from fincompress.quantization import gguf
-from fincompress.report import methods, tables
+from fincompress.report import table
 
 LORA = {"BASE_MODEL": "shape:tiny", "DATA_RUN": "quantization_data", "BATCH_SIZE": 4, "LOGGING_STEPS": 1,
         "SAVE_STEPS": 1, "LORA_RANK": 4, "MAX_STEPS": 4}  # fmt: skip
@@ -82,11 +82,9 @@ def test_a_run_is_quantized_evaluated_and_reported(results, q4):
     assert record["step"] == "GPTQ 4-bit" and [step["run"] for step in record["lineage"]] == ["source/merged"]
     for run in ("source/merged", "q4"):
         run_main(evaluate, RESULTS_DIR=str(results), BASE_MODEL="shape:tiny", RUN=run, MAX_NEW_TOKENS=8)
-    row = next(row for row in tables.quantization_report(str(results)) if row["run"] == "q4")
-    assert row["source_run"] == "source/merged" and row["split"] == "dev" and row["questions"] == 8
-    before, after = (row[f"execution_accuracy_{side}"] for side in ("before", "after"))
-    assert row["accuracy_lost"] == pytest.approx(before - after, abs=1e-4)
-    assert (results / "quantization_report.csv").exists()
+    rows = table.read(str(results), ["dev"]).set_index("run")
+    assert rows.loc["q4", "method"] == "8-bit LoRA fine-tuned + GPTQ 4-bit" and rows.loc["q4", "series"] == "+ GPTQ"
+    assert rows.loc["q4", "size_gb"] < rows.loc["source/merged", "size_gb"] and (rows["questions"] == 8).all()
 
 
 def test_a_finished_run_that_does_not_know_METHOD_is_one_of_gptq(q4, quantize, capsys):
@@ -109,8 +107,7 @@ def test_rounding_to_nearest_reads_no_texts_and_is_reported_as_such(results, qua
     assert (record["settings"]["METHOD"], record["base_precision"]) == ("rtn", "rtn-4bit")
     metrics = runs.read_json(results / "q4_rtn" / "quantize_metrics.json")
     assert metrics["calibration_tokens"] == 0 and metrics["kernel"]
-    kind, method = methods.describe(methods.lineage(results / "q4_rtn", results))
-    assert kind == "quantized" and method.endswith(" + RTN 4-bit")
+    assert record["step"] == "RTN 4-bit"
 
 
 @pytest.mark.parametrize(("script", "precision"), [(train_lora_8bit, "8bit"), (train_qlora_4bit, "4bit")])
@@ -249,8 +246,7 @@ def test_a_file_of_llama_cpp_is_a_quantized_run_that_asks_for_its_binding(result
     assert metrics["size_after_gb"] == pytest.approx(2 * metrics["size_before_gb"], rel=0.01)  # 32 bits of 16
     assert metrics["kernel"] is None
     assert record["base_precision"] == "q4_k_m-4bit" and "LLAMA_CPP" not in record["settings"]
-    kind, name = methods.describe(methods.lineage(results / "file", results))
-    assert (kind, name) == ("quantized", "8-bit LoRA, merged + Q4_K_M 4-bit")
+    assert "Q4_K_M" in record["step"] and [step["run"] for step in record["lineage"]] == ["source/merged"]
     subject = subjects.run_subject(str(results), "file")
     assert subject.precision == "q4_k_m-4bit"
     assert subject.size_gb > metrics["size_after_gb"]  # the vocabulary lies in it too

@@ -21,7 +21,6 @@ CPU = torch.device("cpu")
 
 def test_a_run_leaves_its_tables_and_a_checkpoint_per_depth(sapling):
     directory, _, printed = sapling
-    assert "predicted peak: " in printed
     trajectory = pd.read_csv(directory / "trajectory.csv")
     metrics = read(directory / "train_metrics.json")
     assert metrics["share_of_bytes"] <= 0.52 < trajectory["share_of_bytes"].iloc[-2]
