@@ -31,6 +31,9 @@ run() {
 # Batches and ranks are those of recipes/llama2_7b_10gb.sh; prompts are whole synthetic pages, many of them below its 640 tokens
 lora=(--LORA_RANK=16 --BATCH_SIZE=1 --GRADIENT_ACCUMULATION=4 --MAX_STEPS=8 --LOGGING_STEPS=1 --SAVE_STEPS=1000)
 
+mkdir -p "$RESULTS_DIR"
+run predict.py | tee "$RESULTS_DIR/predicted.txt"
+tail -n 1 "$RESULTS_DIR/predicted.txt" >"$RESULTS_DIR/predicted.json"
 run preprocess_data.py --EVIDENCE=page --MAX_PROMPT_TOKENS=640 --TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=8 --EVAL_EXAMPLES=8
 run train_qlora_4bit.py "${lora[@]}" --MERGE_INTO=dequantized
 run train_lora_8bit.py "${lora[@]}" --MERGE_INTO=None

@@ -361,8 +361,6 @@ def test_a_choice_that_is_none_is_refused_and_the_nearest_named():
         ("SEED", [0, 2**32 - 1], [-1, 2**32]),
         ("GROUP_SIZE", [-1, 128], [0, -2]),
         ("TARGET_SIZE", [0.1, 1.0], [0.0, 1.1, -0.1]),
-        ("DAMPING", [0.1], [0.0, 1.0]),
-        ("LORA_DROPOUT", [0.0, 0.9], [1.0, -0.1]),
         ("WARMUP", [0.0, 0.9], [1, 1.0]),  # from 1 on the Trainer would count steps
     ],
 )

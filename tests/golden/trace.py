@@ -3,10 +3,11 @@
     python tests/golden/trace.py            compares with trace.json and says what differs
     python tests/golden/trace.py --record   writes trace.json
 
-Takes about five minutes on two cores. A change of the code that should change no result leaves the trace as it is. Another
+Takes about ten minutes on two cores. A change of the code that should change no result leaves the trace as it is. Another
 processor rounds otherwise and trains other models: record on the machine that you compare on.
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -49,11 +50,11 @@ def collect(root: Path) -> dict:
     """What a rewrite must not change, by the run and the name of what it is."""
     trace = {}
     for path in sorted(root.rglob("loss_curve.csv")):
-        header, *rows = (line.split(",") for line in path.read_text().split())
-        trace[f"{path.parent.relative_to(root)} losses"] = [float(row[header.index("loss")]) for row in rows]
+        rows = csv.DictReader(path.read_text().splitlines())
+        trace[f"{path.parent.relative_to(root)} losses"] = [float(row["loss"]) for row in rows]
     for path in sorted(root.rglob("trajectory.csv")):
-        header, *rows = (line.split(",") for line in path.read_text().split())
-        trace[f"{path.parent.relative_to(root)} drops"] = [row[header.index("dropped")] for row in rows]
+        rows = csv.DictReader(path.read_text().splitlines())
+        trace[f"{path.parent.relative_to(root)} drops"] = [row["dropped"] for row in rows]
     for path in sorted(root.rglob("predictions_dev.jsonl")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         trace[f"{path.parent.relative_to(root)} programs"] = [row["output"] for row in rows]
