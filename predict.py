@@ -17,8 +17,6 @@ BATCH_SIZE: int = 1  # sequences at once, in training
 TOKENS: int = 736  # of the longest example: MAX_PROMPT_TOKENS and its target
 TARGET_TOKENS: int = 96  # of the longest target
 LORA_RANK: int = 16  # of the adapters
-PATCH_RANK: int = 128  # of SAPLING's on o_proj and down_proj
-SCAN_BATCH_SIZE: int = 1  # questions at once in SAPLING's scan
 GPTQ_TEXTS: int = 256  # calibration texts of GPTQ, each of TOKENS tokens
 CARDS: dict[str, list[float]] = {  # name: GB, dense TFLOP/s in 16 bits with sums in float32, GB/s
     "RTX 3080": [10, 59.5, 760],
@@ -39,7 +37,7 @@ import torch
 from fincompress import memory, models, simulation
 from fincompress.depth import repack
 from fincompress.errors import UserError, run_script
-from fincompress.sapling import start
+from fincompress.sapling import simulated
 
 DEVICES = ("cuda", "cpu")
 CPU_DTYPE, REASON = models.pick_dtype(torch.device("cpu"))  # as the scripts compute on this machine
@@ -129,8 +127,8 @@ def phases(config, batch: int, tokens: int) -> dict:
     return {
         qlora: lambda device: simulation.training(*shape, "nf4", LORA_RANK, **options(device)),
         int8: lambda device: simulation.training(*shape, "int8", LORA_RANK, reentrant=True, **options(device)),
-        taught: lambda device: start.simulate(*shape, LORA_RANK, patch_rank=PATCH_RANK, **options(device)),
-        full: lambda device: start.simulate(*shape, **options(device)),
+        taught: lambda device: simulated.recovering(*shape, LORA_RANK, **options(device)),
+        full: lambda device: simulated.recovering(*shape, **options(device)),
     }
 
 
@@ -148,8 +146,8 @@ def others(config) -> dict:
         return lambda device: simulation.decoding(config, 1, TOKENS, precision, rank, **place(device))
 
     return {
-        "scan of SAPLING, UPDATE = qlora": lambda device: start.simulate_scan(
-            config, SCAN_BATCH_SIZE, TOKENS, targets, LORA_RANK, PATCH_RANK, **place(device)
+        "scan of SAPLING, UPDATE = qlora": lambda device: simulated.scanning(
+            config, 2 * BATCH_SIZE, TOKENS, targets, LORA_RANK, **place(device)
         ),
         "GPTQ": lambda device: simulation.quantizing(config, TOKENS, GPTQ_TEXTS),
         "decoding in 16 bits": decoding(config),

@@ -87,13 +87,6 @@ def synthetic_set_made_once():
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def memory_is_not_simulated():
-    """By scripts within this process, most of a second each time; tests/test_simulation.py asks for it itself."""
-    with mock.patch("fincompress.sapling.start.predict", lambda *run: 0.1):
-        yield
-
-
 @pytest.fixture(scope="module", autouse=True)
 def only_tests_of_charts_draw_them(request):
     """A quarter of a second each."""

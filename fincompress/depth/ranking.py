@@ -21,37 +21,28 @@ class Score:
     unit: Unit
     nll: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), nats per target token, or KL
     exact: torch.Tensor = field(default_factory=lambda: torch.zeros(0))  # (questions,), 1 where the program is exact
-    squares: float = 0.0  # sum of squares of what the unit adds to the stream
     value: float | None = None  # of a criterion that asks no questions
 
     @property
     def questions(self) -> int:
         return len(self.nll)
 
-    @property
-    def norm(self) -> float:
-        """Frobenius norm of what the unit adds to the stream, over the questions seen."""
-        return math.sqrt(self.squares)
-
-    def add(self, nll: torch.Tensor, exact: torch.Tensor, squares: float = 0.0) -> None:
+    def add(self, nll: torch.Tensor, exact: torch.Tensor) -> None:
         # What overflows without a unit is as bad as can be, and must not win because nothing compares with it.
         self.nll = torch.cat([self.nll, nll.float().cpu().nan_to_num(nan=WORST, posinf=WORST)])
         self.exact = torch.cat([self.exact, exact.float().cpu()])
-        self.squares += squares
 
 
 @dataclass
 class Ranking:
     """Scores of the units that may be dropped, and of the whole model under an empty unit (None: not scored yet).
 
-    ``by`` says which unit goes first: "order" the first one, "accuracy" and "nll" as ``choose`` decides, by norms too
-    with ``norms``.
+    ``by`` says which unit goes first: "order" the first one, "accuracy" and "nll" as ``choose`` decides.
     """
 
     scores: list[Score]
     whole: Score | None = None
     by: str = "order"
-    norms: bool = False
 
     @classmethod
     def lowest_first(cls, values: dict[Unit, float]) -> Ranking:
@@ -70,24 +61,16 @@ class Ranking:
         if self.by == "order":
             return (left[0] if left else None), self.by
         left = [score for score in left if score.questions == self.whole.questions]
-        return choose(left, self.by == "accuracy", self.norms) if left else (None, self.by)
-
-    def order(self) -> list[Unit]:
-        """All units in the order in which they would go."""
-        left, order = [score.unit for score in self.scores], []
-        while left:
-            order.append(self.next(left)[0].unit)
-            left.remove(order[-1])
-        return order
+        return choose(left, self.by == "accuracy") if left else (None, self.by)
 
 
-def choose(scores: list[Score], by_accuracy: bool = True, norms: bool = False) -> tuple[Score, str]:
-    """The unit to drop, and what decided: ``accuracy``, ``nll``, ``norm``, or ``only`` where there is one candidate.
+def choose(scores: list[Score], by_accuracy: bool = True) -> tuple[Score, str]:
+    """The unit to drop, and what decided: ``accuracy``, ``nll``, or ``only`` where there is one candidate.
 
     The one whose absence leaves the highest accuracy. Units within one standard error of it, of the difference on
-    the same questions, tie; among those the lowest NLL decides. With ``norms`` units within one standard error of that
-    tie too, and the largest Frobenius norm decides (TrimLLM's tie-breaker). Attention and MLP are compared alike. Only
-    units that saw every question take part. Without ``by_accuracy`` the NLL decides first, or the KL in its place.
+    the same questions, tie; among those the lowest NLL decides. (TrimLLM takes the largest output norm, which is a poor
+    criterion by itself.) Attention and MLP are compared alike. Only units that saw every question take part. Without
+    ``by_accuracy`` the NLL decides alone, or the KL in its place.
     """
     most = max(score.questions for score in scores)
     scores = [score for score in scores if score.questions == most]
@@ -97,11 +80,7 @@ def choose(scores: list[Score], by_accuracy: bool = True, norms: bool = False) -
     tied = [score for score in scores if not by_accuracy or not behind(-score.exact, -best.exact, errors=1)]
     if len(tied) == 1:
         return best, "accuracy"
-    best = min(tied, key=lambda score: score.nll.mean())
-    tied = [score for score in tied if not behind(score.nll, best.nll, errors=1)]
-    if len(tied) == 1 or not norms:
-        return best, "nll"
-    return max(tied, key=lambda score: score.norm), "norm"
+    return min(tied, key=lambda score: score.nll.mean()), "nll"
 
 
 def behind(nll: torch.Tensor, leader: torch.Tensor, errors: float) -> bool:

@@ -216,26 +216,26 @@ def scan(
     bar = tqdm(batches, desc="scan", unit="batch", delay=5, leave=False, disable=not distributed.is_main())
     for batch in bar:
         batch_scores = _score_batch(model, race.alive, distributed.share(batch), cached, teacher, patches or {})
-        for score, (nll, exact, squares) in zip(
+        for score, (nll, exact) in zip(
             [whole, *(scores[unit] for unit in race.alive)], _joined(batch_scores), strict=True
         ):
-            score.add(nll, exact, squares)
+            score.add(nll, exact)
         if drops < math.inf:
             race.eliminate(scores)
     return list(scores.values()), whole
 
 
-Scores = tuple[torch.Tensor, torch.Tensor, float]  # of a model on some questions: what ``Score.add`` takes
+Scores = tuple[torch.Tensor, torch.Tensor]  # of a model on some questions: what ``Score.add`` takes
 
 
 def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cached, teacher, patches) -> list[Scores]:
     """Scores of the model as it is, and without each unit, on the questions of a batch."""
     if not len(batch["labels"]):  # fewer questions than processes
         nothing = torch.zeros(0)
-        return [(nothing, nothing, 0.0)] * (1 + len(units))
+        return [(nothing, nothing)] * (1 + len(units))
     seen = trace(model, batch, {patch.before for patch in patches.values()})
     seen.teacher = teacher(batch) if teacher else None
-    scores = [(*question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher), 0.0)]
+    scores = [question_scores(at_targets(seen.logits, seen.labels), seen.labels, seen.teacher)]
     for unit in units:
         if cached:
             nll, exact = scores_without(model, unit, seen, patches.get(unit))
@@ -243,14 +243,14 @@ def _score_batch(model, units: list[Unit], batch: dict[str, torch.Tensor], cache
             with dropped(model, unit, patches.get(unit)), torch.no_grad():
                 logits = at_targets(target_logits(model, batch)[0], seen.labels)
             nll, exact = question_scores(logits, seen.labels, seen.teacher)
-        scores.append((nll, exact, seen.squares(unit)))
+        scores.append((nll, exact))
     return scores
 
 
 def _joined(scores: list[Scores]) -> list[Scores]:
     """What all processes found on their questions of a batch, in the order of the questions."""
-    parts = distributed.gather([(nll.float().cpu(), exact.float().cpu(), squares) for nll, exact, squares in scores])
+    parts = distributed.gather([(nll.float().cpu(), exact.float().cpu()) for nll, exact in scores])
     return [
-        (torch.cat(nll), torch.cat(exact), sum(squares))
-        for nll, exact, squares in (zip(*shares, strict=True) for shares in zip(*parts, strict=True))
+        (torch.cat(nll), torch.cat(exact))
+        for nll, exact in (zip(*shares, strict=True) for shares in zip(*parts, strict=True))
     ]

@@ -32,16 +32,16 @@ def save(figure, path: Path) -> None:
 def loss_curve(path: Path, curve: list[dict], calibration: list[dict]) -> None:
     """Training loss by step, with the calibration split's loss after each epoch; drops of layers are marked.
 
-    ``curve`` has ``step`` and ``loss``, of SAPLING ``units_left`` too; ``calibration`` has ``step`` and
+    ``curve`` has ``step`` and ``loss``, of SAPLING ``layers`` too; ``calibration`` has ``step`` and
     ``calibration_nll``; either may be empty. With a teacher the loss is a weighted sum, which has no unit.
     """
     figure, axes = plt.subplots(figsize=(7, 3.5))
-    training = pd.DataFrame(curve, columns=["step", "loss", "units_left"])
+    training = pd.DataFrame(curve, columns=["step", "loss", "layers"])
     axes.plot(training["step"], training["loss"], color=BLUE, linewidth=1.2, label="training")
     if calibration:
         scores = pd.DataFrame(calibration)
         axes.plot(scores["step"], scores["calibration_nll"], "o-", color=ORANGE, label="calibration split")
-    drops = training.groupby("units_left", sort=False)["step"].max()[:-1]
+    drops = training.groupby("layers", sort=False)["step"].max()[:-1]
     for step in drops:
         axes.axvline(step, color=GREEN, linewidth=0.8, linestyle="--")
     name = "optimizer step" + " (dashed: layers dropped)" * bool(len(drops))

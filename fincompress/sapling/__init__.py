@@ -1,8 +1,3 @@
-"""SAPLING: a run that shrinks a model (``run``), and how what a drop costs is learned back (``recovery``)."""
+"""SAPLING: the run that removes layers (``algorithm``) of a model (``student``) that learns from another (``teacher``)."""
 
-from fincompress.sapling.checkpoints import finish, save_on_the_way
-from fincompress.sapling.healing import heal
-from fincompress.sapling.run import Run
-from fincompress.sapling.start import apply_recovery, open_run
-from fincompress.sapling.stop import return_above_floor, stop_reason
-from fincompress.sapling.teacher import needs_teacher
+from fincompress.sapling.algorithm import open_run

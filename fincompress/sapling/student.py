@@ -13,8 +13,10 @@ from fincompress import memory, models, quantization, runs, training
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
-from fincompress.sapling.teacher import ADAPTER, needs_teacher, original_blocks
+from fincompress.sapling.teacher import ADAPTER, original_blocks, teacher_run
 from fincompress.training.loss import autocast
+
+PATCH_RANK = 128  # of adapters on o_proj and down_proj, which take up patches; at least LORA_RANK
 
 
 class Student:
@@ -25,10 +27,10 @@ class Student:
         self.config = models.read_config(source)
         self.sizes = memory.parameter_sizes(self.config)
         self.adapter = find_adapter(settings)
-        self.blocks = original_blocks(settings["RESULTS_DIR"], settings["START_FROM"], self.config)
-        blocks = len(self.blocks)
-        self.full = blocks if settings["DROP_UNIT"] == "block" else 2 * blocks  # units at the start
-        self.full_size = self.sizes["ends"] + blocks * self.block_size  # parameters at the start
+        self.blocks, self.original = original_blocks(settings["RESULTS_DIR"], settings["START_FROM"], self.config)
+        self.full = self.config.num_hidden_layers  # layers at the start
+        self.layer_size = self.sizes["attention"] + self.sizes["mlp"]  # parameters
+        self.full_size = self.sizes["ends"] + self.full * self.layer_size
 
     def load(self) -> None:
         """The model that the run starts from.
@@ -47,13 +49,13 @@ class Student:
         if s["UPDATE"] == "full":
             return
         if not self.adapter:
-            new = LoraConfig(
-                r=s["LORA_RANK"], lora_alpha=s["LORA_ALPHA"], target_modules="all-linear", task_type="CAUSAL_LM"
-            )
+            rank = s["LORA_RANK"]
+            new = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
             with quantization.quiet():  # peft imports gptqmodel, which greets
                 self.model = get_peft_model(self.model, new)
-        widen(self.model, s["PATCH_RANK"])
-        if self.adapter and needs_teacher(s):
+        if s["PATCH_EXAMPLES"]:
+            widen(self.model, PATCH_RANK)
+        if self.adapter and teacher_run(s):
             self.model.load_adapter(str(self.adapter / "adapter"), adapter_name=ADAPTER)
         for config in self.model.peft_config.values():  # from a bare name peft would look for the base on the hub
             config.base_model_name_or_path = self.source
@@ -65,54 +67,44 @@ class Student:
         asked = self.settings["GRADIENT_CHECKPOINTING"]
         return self.device.type == "cuda" if asked is None else asked
 
+    def room_gb(self, depths: list[int]) -> float:
+        """GB of disk that a run takes: a checkpoint of each depth, and in float32 the weights and moments that are
+        trained, in two states and two checkpoints of the Trainer while one takes the place of the other."""
+        s, weights = self.settings, memory.weights_gb(self.config, "bf16")
+        saved = sum(self.sizes["ends"] + depth * self.layer_size for depth in depths) / self.full_size
+        trained = 2 * weights * s["TRAIN_SHARE"]
+        if s["UPDATE"] == "qlora":
+            trained = 4 * memory.adapter_parameters(self.config, s["LORA_RANK"], PATCH_RANK) / 1e9
+        return weights * saved + trained * 4 * 2
+
     # ------------------------------------------------------------ what is left
 
     @property
     def left(self) -> int:
-        """Sub-layers that are left, or blocks where blocks are dropped."""
-        return len(self.every_unit())
-
-    @property
-    def block_size(self) -> int:
-        """Parameters of one block."""
-        return self.sizes["attention"] + self.sizes["mlp"]
+        """Layers that are left: an attention and the MLP after it are one, whichever layers they come from."""
+        return len(sub.sublayers(self.model)) // 2
 
     @property
     def share(self) -> float:
-        """Share of the bytes of the checkpoint at the start, embeddings, head and zero-filled slots included."""
-        return repack.checkpoint_parameters(self.model, self.sizes) / self.full_size
-
-    def shares(self) -> dict[str, float]:
-        """What is left, for a record; a zero-filled slot counts in bytes, not in parameters."""
-        parameters = self.sizes["ends"] + sum(self.sizes[sublayer.kind] for sublayer in sub.sublayers(self.model))
-        share = round(parameters / self.full_size, 5)
-        return {"share_of_bytes": round(self.share, 5), "share_of_parameters": share}
-
-    def blocks_above(self, share: float) -> int:
-        """Whole blocks that must go to come down to a share of the bytes."""
-        return math.ceil((self.share - share) / (self.block_size / self.full_size))
+        """Share of the bytes of the checkpoint at the start, embeddings and head included."""
+        return round((self.sizes["ends"] + self.left * self.layer_size) / self.full_size, 5)
 
     def every_unit(self) -> list[Unit]:
-        """What is left, one by one: sub-layers or blocks."""
+        """What is trained or not, one by one: sub-layers or whole layers."""
         return sub.units(self.model, self.settings["DROP_UNIT"])
 
     def units(self) -> list[Unit]:
-        """What a criterion scores: pairs of neighbours with PACKABLE_ONLY, the ends left out with PROTECT."""
-        units = sub.units(self.model, self.settings["DROP_UNIT"], self.settings["PACKABLE_ONLY"])
-        if not self.settings["PROTECT"]:
-            return units
-        ends = (0, len(sub.decoder(self.model).layers) - 1)
-        return [unit for unit in units if not any(sublayer.block in ends for sublayer in unit)]
+        """What may be dropped: whole layers, or pairs of neighbours, so that what is left is a sequence of layers."""
+        return sub.units(self.model, self.settings["DROP_UNIT"], packable=True)
 
     def allowed(self) -> list[Unit]:
-        """Units that may go next: at least one attention and one MLP stay."""
-        left = sub.sublayers(self.model)
-        return [u for u in self.units() if {sublayer.kind for sublayer in left if sublayer not in u} == set(sub.KINDS)]
+        """Units that may go next: one layer stays."""
+        return self.units() if self.left > 1 else []
 
     def remove(self, name: str) -> None:
         """Take a unit out; a teacher that shares the model keeps its parts."""
         parts = sub.remove(self.model, *sub.parse_unit(name))
-        if self.settings["UPDATE"] == "qlora" and needs_teacher(self.settings):
+        if self.settings["UPDATE"] == "qlora" and teacher_run(self.settings):
             self.removed |= parts
 
     # --------------------------------------------------------- what is trained
@@ -120,28 +112,28 @@ class Student:
     def trained_parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def make_trainable(self, names: list[str], healing: bool = False) -> None:
+    def is_own_adapter(self, name: str) -> bool:
+        """Whether a parameter of this name belongs to the adapter that is trained, not to the teacher's."""
+        return "lora_" in name and f".{ADAPTER}." not in name
+
+    def make_trainable(self, names: list[str]) -> None:
         """Let gradients reach the units ``names`` alone; what is trained is held in float32."""
-        s = self.settings
         chosen = [sublayer for name in names for sublayer in sub.parse_unit(name)]
         self.model.requires_grad_(False)
-        if s["UPDATE"] == "qlora":
+        if self.settings["UPDATE"] == "qlora":
             modules = [sub.module(self.model, sublayer) for sublayer in chosen]
             for name, parameter in [p for module in modules for p in module.named_parameters()]:
-                parameter.requires_grad_("lora_" in name and f".{ADAPTER}." not in name)
-        else:
+                parameter.requires_grad_(self.is_own_adapter(name))
+            return
+        parameters = [p for sublayer in chosen for p in sub.parameters(self.model, sublayer)]
+        if self.settings["TRAIN_SHARE"] < 1:  # as the paper, whose few layers are trained with both ends
             decoder = sub.decoder(self.model)
-            ends = [*decoder.embed_tokens.parameters(), *decoder.norm.parameters()]
-            ends += self.model.get_output_embeddings().parameters()
-            parameters = [p for sublayer in chosen for p in sub.parameters(self.model, sublayer)]
-            for parameter in parameters + ends * s["TRAIN_ENDS"]:
-                parameter.requires_grad_(True)
-                parameter.data = parameter.data.float()
-            if not healing:
-                memory.release_files(self.model)
-        if healing or s["CYCLE_EPOCHS"] or s["FIRST_EPOCHS"]:
-            trained = sum(p.numel() for p in self.trained_parameters().values())
-            print(f"{trained / 1e6:.1f} M parameters are trained, of {self.full_size / 1e6:.1f} M at the start")
+            for module in (decoder.embed_tokens, decoder.norm, self.model.get_output_embeddings()):
+                parameters += module.parameters()
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
+        memory.release_files(self.model)
 
     @contextlib.contextmanager
     def scoring_model(self):

@@ -1,5 +1,6 @@
 """Training: ``loss`` on target tokens, the ``trainer`` of every phase (its names are also here), and ``lora``."""
 
+from fincompress.training.loss import TargetCollator
 from fincompress.training.origin import check_adapter, check_origin
 from fincompress.training.report import LOGS, Report
 from fincompress.training.rows import TrainingRows, encode

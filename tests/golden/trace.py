@@ -22,7 +22,7 @@ COMMANDS = [
     ["train_qlora_4bit.py", *LORA],
     ["train_lora_8bit.py", "--MAX_STEPS=10", *LORA[1:]],
     ["quantize_gptq.py", "--CALIBRATION_EXAMPLES=16"],
-    ["sapling_train.py", "--TARGET_SIZE=0.739", "--HEAL_AT=[25,20]", "--HEALING_EPOCHS=0.4", "--CALIBRATION_EXAMPLES=32",
+    ["sapling_train.py", "--DEPTHS=[25,20]", "--RECOVERY_EPOCHS=0.4", "--CALIBRATION_EXAMPLES=32",
      "--PATCH_EXAMPLES=16", "--LOGGING_STEPS=5"],
     *(["evaluate.py", f"--RUN={run}", "--SPLIT=dev"] for run in ("qlora_4bit/merged", "gptq_4bit", "sapling")),
 ]  # fmt: skip

@@ -12,7 +12,6 @@ and returns a ``Ranking``, mostly ``Ranking.lowest_first({unit: number})``.
 """
 
 import importlib
-import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,11 +27,9 @@ class Context:
     """What a run tells its criterion."""
 
     seed: int = 0
-    drops: float = math.inf  # units that go before the next training; all that must in one shot, which needs all scores
-    blocks: int = 1  # whole blocks that must go to reach the target size
+    drops: int = 1  # units that go by this ranking
     earlier: dict[Unit, float] | None = None  # NLL lost without each unit, as the last scan found it
     teacher: Callable[[dict], torch.Tensor] | None = None  # logits of a batch's target tokens, of the unpruned model
-    norms: bool = False  # whether among units that tie the largest norm goes first
     patches: dict[Unit, Patch] = field(default_factory=dict)  # with which units would be dropped
 
 

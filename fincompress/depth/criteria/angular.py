@@ -14,10 +14,10 @@ from fincompress.depth.scan import trace
 def angular(model, units, batches, context):
     """arccos(cosine) / pi of the stream before and after the block, at the last token, mean over questions.
 
-    In one shot neighbouring blocks go: those over which the stream turns least stand in front.
+    Of several that go together, neighbours go: those over which the stream turns least stand in front.
     """
     totals, questions = dict.fromkeys(units, 0.0), 0
-    width = context.blocks if context.drops == math.inf else 1
+    width = min(context.drops, len(units))
     windows = torch.zeros(len(units) - width + 1)
     for batch in batches:
         seen = trace(model, batch)
@@ -27,9 +27,8 @@ def angular(model, units, batches, context):
         for start in range(len(windows)):
             windows[start] += _turn(*seen.around(units[start][0], units[start + width - 1][-1])).cpu()
     ranking = Ranking.lowest_first({unit: total / questions for unit, total in totals.items()})
-    if context.drops == math.inf:
-        start = int(windows.argmin())
-        ranking.scores.sort(key=lambda score: score.unit not in units[start : start + width])
+    start = int(windows.argmin())
+    ranking.scores.sort(key=lambda score: score.unit not in units[start : start + width])
     return ranking
 
 

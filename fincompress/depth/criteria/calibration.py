@@ -9,4 +9,4 @@ from fincompress.depth.scan import scan
 def calibration(model, units, batches, context):
     """First goes the unit without which most programs stay exact; ties fall to the NLL."""
     scores, whole = scan(model, units, batches, context.drops, context.earlier, patches=context.patches)
-    return Ranking(scores, whole, by="accuracy", norms=context.norms)
+    return Ranking(scores, whole, by="accuracy")

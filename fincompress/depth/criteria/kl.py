@@ -11,4 +11,4 @@ def kl(model, units, batches, context):
     scores, whole = scan(
         model, units, batches, context.drops, context.earlier, teacher=context.teacher, patches=context.patches
     )
-    return Ranking(scores, whole, by="nll", norms=context.norms)
+    return Ranking(scores, whole, by="nll")
