@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from fincompress import models, quantization, simulation
 from fincompress.depth import scan
 from fincompress.depth import sublayers as sub
-from fincompress.sapling import patch, start
-from fincompress.sapling.recovery import Recovery
-from fincompress.sapling.start import predict  # before conftest.py puts a number in its place
-from fincompress.sapling.student import Student
+from fincompress.sapling import patch, simulated
+from fincompress.sapling.losses import RecoveryLoss
+from fincompress.sapling.student import PATCH_RANK
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
 
 TINY = models.shape_config("shape:tiny")
@@ -65,24 +64,23 @@ def test_what_is_simulated_is_what_the_same_steps_allocate():
 
     def whole():
         model, teacher = blocks_trained(real_model()), Teacher(real_model())
-        return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
+        return model, RecoveryLoss(teacher)
 
     options = {"device": "cpu"}
     predicted = simulation.training(TINY, *SHAPE, "nf4", 8, **options).gb
     assert predicted == pytest.approx(allocated(adapters), rel=0.02)
-    assert start.simulate(TINY, *SHAPE, **options).gb == pytest.approx(allocated(whole), rel=0.02)
+    assert simulated.recovering(TINY, *SHAPE, **options).gb == pytest.approx(allocated(whole), rel=0.02)
 
 
 def test_a_teacher_that_shares_the_base_is_simulated_as_it_allocates():
     def shared():
-        model = simulation.with_adapters(real_model(), 8, ("default", ADAPTER), 64).to_empty(device="cpu")
+        model = simulation.with_adapters(real_model(), 8, ("default", ADAPTER), PATCH_RANK).to_empty(device="cpu")
         model.set_attn_implementation("eager")
-        teacher = SharedTeacher(model, {}, ADAPTER)
-        return model, Recovery(1, 0.3, 1, 2, lambda batch: teacher.teach(batch, 2, True)).loss
+        teacher = SharedTeacher(model, {}, True)
+        return model, RecoveryLoss(teacher)
 
-    predicted = start.simulate(TINY, *SHAPE, rank=8, patch_rank=64, device="cpu").gb
+    predicted = simulated.recovering(TINY, *SHAPE, rank=8, device="cpu").gb
     assert predicted == pytest.approx(allocated(shared), rel=0.02)
-    assert predicted > 1.05 * start.simulate(TINY, *SHAPE, rank=8, device="cpu").gb
 
 
 def test_a_scan_is_simulated_as_it_allocates():
@@ -97,16 +95,15 @@ def test_a_scan_is_simulated_as_it_allocates():
 def test_fitting_patches_is_simulated_as_it_allocates():
     deep, shape = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 6}), (1, 48, 16)
     with simulation.Costs() as costs, torch.autocast("cpu", torch.bfloat16):
-        model = simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), 64).to_empty(device="cpu").eval()
+        model = simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), PATCH_RANK).to_empty(device="cpu").eval()
         batch = simulation.batch_of(*shape)
         for weight in model.parameters():
             weight.data.fill_(0.01)
         costs.peak = costs.now  # without what making the model took
         sums = patch._sums(model, sub.units(model, "block"), [batch, batch])
     assert len(sums) == 5  # the first has no projection before it
-    predicted = start.simulate_scan(deep, *shape, rank=8, patch_rank=64, device="cpu").gb
+    predicted = simulated.scanning(deep, *shape, rank=8, device="cpu").gb
     assert predicted - patch.sums_bytes(deep) / 1e9 == pytest.approx(costs.gb, rel=0.05)
-    assert predicted > 1.5 * start.simulate_scan(deep, *shape, rank=8, patch_rank=64, patched=False, device="cpu").gb
 
 
 def test_gptq_of_a_layer_holds_three_hessians_at_once():

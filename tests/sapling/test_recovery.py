@@ -1,33 +1,20 @@
 """Recovery on small random models: teachers, losses and moments do what they say, to the bit."""
 
-from functools import partial
-
 import pytest
 import torch
 import torch.nn.functional as F
 from depth_models import make_batches, make_model
 from recovery_models import make_trainer, training_steps
-from safetensors.torch import load_file, save_file
 
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.sublayers import SubLayer
-from fincompress.errors import UserError
 from fincompress.sapling import losses
-from fincompress.sapling.recovery import Recovery
-from fincompress.sapling.state import moments_from_tensors, moments_to_tensors
-from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher, TeachingCache
+from fincompress.sapling.losses import TEMPERATURE, RecoveryLoss
+from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
 from fincompress.training.loss import IGNORE, target_outputs
 
 GONE = (SubLayer(2, "mlp"), SubLayer(3, "attention"))
-TEMPERATURE = 2.0
-
-
-def taught_by(teacher, hidden=1.0):
-    """The default recovery, its teacher asked at every step."""
-    return Recovery(
-        1.0, 0.3, hidden, TEMPERATURE, partial(teacher.teach, temperature=TEMPERATURE, hidden_states=hidden > 0)
-    )
 
 
 def logits_of(model, batch):
@@ -85,12 +72,12 @@ def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
     student, teacher = make_model(), Teacher(make_model())
     before = teacher(batches[0])[0]
     sub.remove(student, *GONE)
-    training_steps(student, taught_by(teacher), batches)
+    training_steps(student, RecoveryLoss(teacher), batches)
     assert torch.equal(teacher(batches[0])[0], before)
     assert all(p.grad is None for p in teacher.model.parameters())
 
 
-@pytest.mark.parametrize("adapter", [ADAPTER, None])
+@pytest.mark.parametrize("adapter", [True, False])
 def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(adapter):
     batches, model = make_batches(), with_adapters()
     trained = [n for n, p in model.named_parameters() if "lora_" in n and f".{ADAPTER}." not in n and ".1." not in n]
@@ -103,9 +90,9 @@ def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(
     teacher = SharedTeacher(model, removed, adapter)
     before = teacher(batches[0])[0]
     labels = batches[0]["labels"][:, 1:].ne(IGNORE)
-    assert torch.equal(before, unpruned[labels]) == (adapter is not None)
+    assert torch.equal(before, unpruned[labels]) == adapter
     assert torch.equal(logits_of(model, batches[0]), pruned)  # what was removed is out again
-    training_steps(model, taught_by(teacher), batches)
+    training_steps(model, RecoveryLoss(teacher), batches)
     assert torch.equal(teacher(batches[0])[0], before)
     assert not torch.equal(logits_of(model, batches[0]), pruned)  # the student did learn
     left = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -116,7 +103,7 @@ def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(
 def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
     (batch,) = make_batches(1)
     student, teacher = make_model(), Teacher(make_model())
-    theirs = teacher.teach(batch, TEMPERATURE, hidden_states=True).hidden
+    theirs = teacher.teach(batch).hidden
 
     def distance():
         states, blocks = target_outputs(student, batch, hidden_states=True)[2], losses.matched_blocks(student)
@@ -130,7 +117,7 @@ def test_hidden_states_of_the_unpruned_student_are_the_teacher_s():
     assert losses.matched_blocks(student) == [0, 1, 3, 4, 5]  # attention 2 and MLP 3 are one block now
     pruned_distance = distance()
     assert float(pruned_distance) > 1e-3
-    assert float(losses.with_hidden_states(torch.tensor(0.7), pruned_distance, 0.5)) == pytest.approx(1.05)
+    assert float(losses.with_hidden_states(torch.tensor(0.7), pruned_distance)) == pytest.approx(1.4)
 
 
 def test_a_repacked_student_is_matched_with_the_blocks_that_it_is_made_of():
@@ -143,7 +130,7 @@ def test_a_repacked_student_is_matched_with_the_blocks_that_it_is_made_of():
     def distance(model, teacher):
         states, own = target_outputs(model, batch, hidden_states=True)[2], losses.matched_blocks(model)
         ours = losses.at_positions(states, own, batch["attention_mask"])
-        return losses.hidden_distance(ours, teacher.teach(batch, TEMPERATURE, True).hidden[:, own])
+        return losses.hidden_distance(ours, teacher.teach(batch).hidden[:, own])
 
     assert losses.matched_blocks(repacked) == list(range(5))
     expected = distance(student, Teacher(whole))
@@ -160,7 +147,7 @@ def test_a_repacked_student_that_lacks_the_last_blocks_alone_is_no_distance_away
     ours = losses.at_positions(
         target_outputs(repacked, batch, hidden_states=True)[2], range(4), batch["attention_mask"]
     )
-    theirs = Teacher(whole, list(range(4))).teach(batch, TEMPERATURE, True).hidden
+    theirs = Teacher(whole, list(range(4))).teach(batch).hidden
     assert losses.hidden_distance(ours, theirs) < 1e-6
 
 
@@ -172,13 +159,13 @@ def test_recomputed_activations_give_the_same_gradients(shared):
     for recompute in (False, True):
         model = with_adapters() if shared else make_model()
         removed = sub.remove(model, *GONE)
-        teacher = SharedTeacher(model, removed, ADAPTER) if shared else Teacher(make_model())
+        teacher = SharedTeacher(model, removed, True) if shared else Teacher(make_model())
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             if shared:
                 model.enable_input_require_grads()
         model.train()
-        taught_by(teacher).loss(model, batch).backward()
+        RecoveryLoss(teacher)(model, batch).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
     assert all(torch.allclose(gradients[1][name], grad, atol=1e-6) for name, grad in gradients[0].items())
@@ -200,10 +187,10 @@ def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_
     ours, theirs = torch.randn(5, 40), 3 * torch.randn(5, 40)
     log_ours, log_theirs = (F.log_softmax(logits / TEMPERATURE, -1) for logits in (ours, theirs))
     whole = TEMPERATURE**2 * F.kl_div(log_ours, log_theirs, log_target=True, reduction="none").sum(-1)
-    kl = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    kl = losses.kl(ours, losses.Teaching.from_logits(theirs))
     assert torch.allclose(kl, whole, atol=1e-5)
     monkeypatch.setattr(losses, "TOP_K", 3)
-    lumped = losses.kl(ours, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    lumped = losses.kl(ours, losses.Teaching.from_logits(theirs))
     assert (lumped < whole).all() and (lumped >= 0).all()
     top = theirs.topk(3).indices
 
@@ -213,53 +200,5 @@ def test_kl_is_the_whole_one_where_all_tokens_are_kept_and_lumps_the_rest_where_
 
     p, q = lump(theirs), lump(ours)
     assert torch.allclose(lumped, TEMPERATURE**2 * (p * (p / q).log()).sum(-1), atol=1e-4)
-    same = losses.kl(theirs, losses.Teaching.from_logits(theirs, TEMPERATURE), TEMPERATURE)
+    same = losses.kl(theirs, losses.Teaching.from_logits(theirs))
     assert torch.allclose(same, torch.zeros(5), atol=1e-5)
-
-
-@pytest.mark.parametrize("hidden", [0.0, 1.0])
-def test_a_cached_teacher_gives_the_loss_of_a_live_one(tmp_path, hidden):
-    asked = []
-
-    class Counted(Teacher):
-        def __call__(self, batch, hidden_states=False):
-            asked.append(batch)
-            return super().__call__(batch, hidden_states)
-
-    batches, teacher, student = make_batches(), Counted(make_model()), make_model("qwen3")
-    for number, batch in enumerate(batches):
-        batch["rows"] = torch.tensor([4 * number + i for i in (2, 0, 3, 1)])
-    cache = TeachingCache(tmp_path / "teaching", teacher, TEMPERATURE, torch.float32 if hidden else None)
-    recovery = Recovery(1.0, 0.3, hidden, TEMPERATURE, cache)
-    live = [taught_by(teacher, hidden).loss(student, batch) for batch in batches]
-    asked.clear()
-    for _ in range(2):
-        assert all(map(torch.equal, [recovery.loss(student, batch) for batch in batches], live)) and len(asked) == 3
-    (tmp_path / "teaching" / "3.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(UserError, match="teaching/ holds a damaged file"):
-        recovery.loss(student, batches[0])
-
-
-@pytest.mark.parametrize("optimizer", ["adamw_torch_fused", "adamw_bnb_8bit"])
-def test_moments_of_what_stays_survive_a_drop_and_a_file(tmp_path, optimizer):
-    def equal(a, b):
-        return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-    model = make_model()
-    first = make_trainer(model, tmp_path, optimizer=optimizer)
-    first.train()
-    moments = first.moments_by_name()
-    assert set(moments) == {name for name, _ in model.named_parameters()}
-    save_file(moments_to_tensors(moments), tmp_path / "state.safetensors")
-    before = moments_from_tensors(load_file(tmp_path / "state.safetensors"), torch.device("cpu"))
-    assert all(equal(value, before[name][key]) for name, kept in moments.items() for key, value in kept.items())
-    sub.remove(model, *GONE)
-    second = make_trainer(model, tmp_path, moments, optimizer=optimizer)
-    state = second.create_optimizer().state
-    for name, parameter in model.named_parameters():
-        assert all(equal(state[parameter][key], value) for key, value in before[name].items()), name
-        assert int(state[parameter]["step"]) == 3
-    second.train()
-    after = second.moments_by_name()
-    assert set(after) == {name for name, _ in model.named_parameters()} < set(before)
-    assert all(int(kept["step"]) == 6 for kept in after.values())
