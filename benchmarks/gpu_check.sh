@@ -38,8 +38,8 @@ run preprocess_data.py --EVIDENCE=page --MAX_PROMPT_TOKENS=640 --TRAIN_EXAMPLES=
 run train_qlora_4bit.py "${lora[@]}" --MERGE_INTO=dequantized
 run train_lora_8bit.py "${lora[@]}" --MERGE_INTO=None
 run quantize_gptq.py --CALIBRATION_EXAMPLES=16 --BATCH_SIZE=1
-run sapling_train.py --UPDATE=qlora --TARGET_SIZE=0.98 "--HEAL_AT=[]" --DROPS_EARLY=2 --FIRST_EPOCHS=0 --HEALING_EPOCHS=0.5 \
-    --CALIBRATION_EXAMPLES=4 --FIRST_SCAN_EXAMPLES=4 --SCAN_BATCH_SIZE=1 --LORA_RANK=16 --LORA_ALPHA=32 --BATCH_SIZE=1 \
+run sapling_train.py --UPDATE=qlora "--DEPTHS=[30]" --DROPS_PER_CYCLE=2 --RECOVERY_EPOCHS=0.5 \
+    --CALIBRATION_EXAMPLES=4 --LORA_RANK=16 --BATCH_SIZE=1 \
     --GRADIENT_ACCUMULATION=4 --LOGGING_STEPS=1
 run evaluate.py --RUN=qlora_4bit --SPLIT=test --BATCH_SIZE=2 --MAX_NEW_TOKENS=16
 run benchmark_throughput.py "--RUNS=['qlora_4bit', 'gptq_4bit']" --ROUNDS=2 --VRAM_LIMIT_GB="$VRAM_CAP_GB"

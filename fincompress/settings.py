@@ -30,16 +30,15 @@ LIMIT = 2**32  # numbers are below it: numpy's seeds must be
 RANGES = {
     "0 or more": (
         lambda x: x >= 0,
-        "CACHE_GB CROSS_ENTROPY CYCLE_EPOCHS FIRST_EPOCHS HEALING_EPOCHS HIDDEN_STATES KL MAX_GRAD_NORM "
-        "PAGE_QUESTIONS PATCH_EXAMPLES SEED USED_BEFORE_MIB WEIGHT_DECAY",
+        "CYCLE_EPOCHS RECOVERY_EPOCHS "
+        "PAGE_QUESTIONS PATCH_EXAMPLES SEED USED_BEFORE_MIB",
     ),
     "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),
     "a share, above 0 and at most 1": (
         lambda x: 0 < x <= 1,
-        "ACCURACY_FLOOR HEALING_TRAIN_RATIO SHARE TARGET_SIZE TRAIN_RATIO",
+        "ACCURACY_FLOOR SHARE TRAIN_SHARE",
     ),
     "a share, above 0 and below 1": (lambda x: 0 < x < 1, "EQUAL_WITHIN"),
-    "a share, from 0 to below 1": (lambda x: 0 <= x < 1, "WARMUP"),
 }
 # The running script's constants as they stand in its source, before any override.
 DEFAULTS: dict[str, object] = {}

@@ -47,18 +47,18 @@ evaluate base
 
 first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE_INTO=None)
 second=(--DATA_RUN=finqa_data --LEARNING_RATE=3e-4 --EPOCHS=3 --AUGMENT=figures)
-learn=(--DATA_RUN=finqa_data --AUGMENT=figures "--HEAL_AT=[]" --CALIBRATION_EXAMPLES=128 --DROPS_EARLY=2 --DROPS_LATE=2)
+learn=(--DATA_RUN=finqa_data --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --DROPS_PER_CYCLE=2)
 quantize() { # quantize run source: in 4 bits, and answer dev
     run quantize_gptq.py --RUN="$1" --SOURCE_RUN="$2" --CALIBRATION_EXAMPLES=256
     evaluate "$1"
 }
-heal() { # heal run start share passes [constants]: drop to this share of the start's bytes, learn, and answer dev
-    run sapling_train.py --RUN="$1" --START_FROM="$2" --TARGET_SIZE="$3" --HEALING_EPOCHS="$4" --TEACHER="${s}_qlora" \
+recover() { # recover run start layers passes [constants]: drop to so many layers, learn, and answer dev
+    run sapling_train.py --RUN="$1" --START_FROM="$2" "--DEPTHS=[$3]" --RECOVERY_EPOCHS="$4" --TEACHER="${s}_qlora" \
         --SEED="$seed" "${learn[@]}" "${@:5}"
     evaluate "$1"
 }
-heal_and_quantize() {
-    heal "$@"
+recover_and_quantize() {
+    recover "$@"
     quantize "${1}_gptq" "$1/${1##*_}"
 }
 for seed in 0 1 2; do
@@ -71,35 +71,35 @@ for seed in 0 1 2; do
     # Phase 3. Blocks are dropped and patched, two at a time, without training in between; what is left then learns from
     # FinQA with redrawn numbers. Fewer blocks are made of the 20 healed, which costs less than as many passes for each:
     # docs/recovery.md
-    heal_and_quantize ${s}_blocks_20 ${s}_qlora 0.74 4
-    heal ${s}_blocks_15 ${s}_blocks_20/20 0.83 3
+    recover_and_quantize ${s}_layers_20 ${s}_qlora 20 4
+    recover ${s}_layers_15 ${s}_layers_20/20 15 3
     # Phase 1 trained on, whole, itself as teacher, for as many examples as 20 blocks learn from
-    heal_and_quantize ${s}_longer_30 ${s}_qlora 1 4
+    recover_and_quantize ${s}_layers_30 ${s}_qlora 30 4
 done
 
 seed=0 s=seed_0 # all else once
-quantize ${s}_blocks_15_gptq ${s}_blocks_15/15
+quantize ${s}_layers_15_gptq ${s}_layers_15/15
 # Both sides at their best: 20 blocks made of the longer phase 1, which is their teacher
-heal_and_quantize ${s}_longer_20 ${s}_longer_30/30 0.74 4 --TEACHER=${s}_longer_30/30
-heal_and_quantize ${s}_blocks_25 ${s}_qlora 0.87 4
-heal_and_quantize ${s}_blocks_11 ${s}_blocks_20/20 0.69 3
-heal_and_quantize ${s}_blocks_8 ${s}_blocks_20/20 0.58 3 # the bytes of GPTQ's checkpoint (43 %)
-heal ${s}_untaught_30 ${s}_qlora 1 4 --TEACHER=None --KL=0 --HIDDEN_STATES=0 --CROSS_ENTROPY=1
+recover_and_quantize ${s}_both_20 ${s}_layers_30/30 20 4 --TEACHER=${s}_layers_30/30
+recover_and_quantize ${s}_layers_25 ${s}_qlora 25 4
+recover_and_quantize ${s}_layers_11 ${s}_layers_20/20 11 3
+recover_and_quantize ${s}_layers_8 ${s}_layers_20/20 8 3 # the bytes of GPTQ's checkpoint (43 %)
+recover ${s}_no_teacher_30 ${s}_qlora 30 4 --TEACHER=None
 # Other ways to drop half of the layers, at once, with the same teacher and as many examples as 20 and then 15 learn from
 for criterion in block_influence taylor; do
-    heal ${s}_${criterion}_15 ${s}_qlora 0.61 7 --CRITERION=$criterion --SCHEDULE=one_shot
+    recover ${s}_${criterion}_15 ${s}_qlora 15 7 --CRITERION=$criterion --DROPS_PER_CYCLE=None
 done
 quantize ${s}_taylor_15_gptq ${s}_taylor_15/15
-heal ${s}_taylor_15_again ${s}_qlora 0.61 7 --CRITERION=taylor --SCHEDULE=one_shot --SEED=1 # phase 1 as above, another healing
-heal_and_quantize ${s}_taylor_20 ${s}_qlora 0.74 4 --CRITERION=taylor --SCHEDULE=one_shot
-heal ${s}_taylor_11 ${s}_taylor_20/20 0.69 3 --CRITERION=taylor --SCHEDULE=one_shot
+recover ${s}_taylor_15_again ${s}_qlora 15 7 --CRITERION=taylor --DROPS_PER_CYCLE=None --SEED=1 # phase 1 as above, another healing
+recover_and_quantize ${s}_taylor_20 ${s}_qlora 20 4 --CRITERION=taylor --DROPS_PER_CYCLE=None
+recover ${s}_taylor_11 ${s}_taylor_20/20 11 3 --CRITERION=taylor --DROPS_PER_CYCLE=None
 # Adapters on an NF4 base, which teacher and model share, as for a 7B model; as many passes as the 20 above
-heal ${s}_adapters_20 ${s}_qlora 0.74 4 --UPDATE=qlora --LEARNING_RATE=6e-4
+recover ${s}_adapters_20 ${s}_qlora 20 4 --UPDATE=qlora --LEARNING_RATE=6e-4
 # As the paper trains: no teacher, a quarter of the layers; phase 1 stands for its first epoch. The figures are redrawn,
 # as for all others
 run sapling_train.py --RUN=${s}_paper --START_FROM=${s}_qlora --DATA_RUN=finqa_data --CALIBRATION_EXAMPLES=128 \
-    --RECOVERY=paper --DROP_UNIT=sublayer --FIRST_SCAN_EXAMPLES=16 --TARGET_SIZE=0.43 --CYCLE_EPOCHS=1 --DROPS_LATE=4 \
-    --HEALING_EPOCHS=2.5 --AUGMENT=figures --SAVE_EVERY=1
+    --TEACHER=None --DROP_UNIT=sublayer --DEPTHS=[15] --CYCLE_EPOCHS=1 --DROPS_PER_CYCLE=4 \
+    --PATCH_EXAMPLES=0 --TRAIN_SHARE=0.25 --RECOVERY_EPOCHS=2.5 --AUGMENT=figures
 evaluate ${s}_paper
 run train_lora_8bit.py --RUN=${s}_mixed_8bit "${first[@]}"
 run train_lora_8bit.py --RUN=${s}_lora_8bit --START_FROM=${s}_mixed_8bit "${second[@]}"
@@ -108,7 +108,7 @@ evaluate ${s}_qlora ${s}_lora_8bit
 # The benchmark twice, to see whether it agrees with itself; the records are those of the second call. Most other runs have
 # the shapes of these, so their speeds; with them not all models would fit into 24 GB at once, as turns at every measure need.
 measured=(${s}_qlora ${s}_qlora/merged ${s}_lora_8bit ${s}_gptq)
-for left in 25 20 15 11 8; do measured+=(${s}_blocks_$left/$left ${s}_blocks_${left}_gptq); done
-run benchmarks/throughput_repeats.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
-    "--BATCH_SIZES=[]" | tee "$RESULTS_DIR/throughput_repeats.txt"
+for left in 25 20 15 11 8; do measured+=(${s}_layers_$left/$left ${s}_layers_${left}_gptq); done
+run benchmark_throughput.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \
+    "--BATCH_SIZES=[]"
 run plot_pareto.py

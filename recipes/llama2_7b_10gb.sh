@@ -35,8 +35,8 @@ if [ -n "${REHEARSE:-}" ]; then
     sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
     steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
     few_texts=(--CALIBRATION_EXAMPLES=8)
-    one_scan=(--TARGET_SIZE=0.93 "--HEAL_AT=[]")
-    healing=(--HEALING_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
+    one_scan=("--DEPTHS=[30]")
+    healing=(--RECOVERY_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
     short=(--MAX_NEW_TOKENS=8)
     measured=("'gptq_4bit'")
     quick=(--ROUNDS=1 --NEW_TOKENS=4 "--BATCH_SIZES=[2]")
@@ -56,10 +56,10 @@ run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AU
     "${steps[@]}"
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 # Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped
-sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --SCAN_BATCH_SIZE=1 "${lora[@]}")
-run sapling_train.py "${sapling[@]}" --TARGET_SIZE=0.29 "--HEAL_AT=[28,22,16]" --HEALING_EPOCHS=1 \
-    --DROPS_EARLY=2 --DROPS_LATE=2 "${healing[@]}" "${one_scan[@]}"
-run sapling_train.py "${sapling[@]}" --RUN=longer --TARGET_SIZE=1 "--HEAL_AT=[]" --HEALING_EPOCHS=2 "${healing[@]}"
+sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 "${lora[@]}")
+run sapling_train.py "${sapling[@]}" "--DEPTHS=[28,22,16,8]" --RECOVERY_EPOCHS=1 \
+    --DROPS_PER_CYCLE=2 "${healing[@]}" "${one_scan[@]}"
+run sapling_train.py "${sapling[@]}" --RUN=longer "--DEPTHS=[1.0]" --RECOVERY_EPOCHS=2 "${healing[@]}"
 for name in sapling longer; do
     run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 done
