@@ -22,11 +22,15 @@ DATA_RUN: str = "data"  # the run of preprocess_data.py to train on, tokenised f
 RUN: str = "sapling"  # name of this run
 # Which layers are removed
 DEPTHS: list[float] = [0.67, 0.5]  # layers left in each checkpoint: a number, or a share of all, at most 1.0
-DROP_UNIT: str = "block"  # "block": attention and MLP of one layer; "sublayer": a neighbouring pair, maybe of two layers
+DROP_UNIT: str = (
+    "block"  # "block": attention and MLP of one layer; "sublayer": a neighbouring pair, maybe of two layers
+)
 CRITERION: str = "calibration"  # or "taylor", "kl", "block_influence", ...: a file of fincompress/depth/criteria/
 DROPS_PER_CYCLE: int | None = 5  # layers removed by one scoring; None: as many as the next depth asks for
 CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that layers are scored on; more choose better
-ACCURACY_FLOOR: float | None = None  # stop at a depth with less than this share of the calibration accuracy of the start
+ACCURACY_FLOOR: float | None = (
+    None  # stop at a depth with less than this share of the calibration accuracy of the start
+)
 TARGET_MEMORY_GB: float | None = None  # go down to what fits: weights in 16 bits and a KV cache of 1,024 tokens
 # How the model learns back what that cost
 TEACHER: str | None = "start"  # the run to learn from; "start": START_FROM; None: only the gold programs, as the paper

@@ -42,8 +42,8 @@ from fincompress.settings import ENVIRONMENT, constant_types
 
 TRAIN = ("--BATCH_SIZE=4", "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--LORA_RANK=4", "--EPOCHS=1")
 SAPLING = (
-    "sapling_train.py", "--START_FROM=qlora_4bit", "--CALIBRATION_EXAMPLES=8", "--DROPS_EARLY=1", "--DROPS_LATE=1",
-    "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--TARGET_SIZE=0.97", "--HEAL_AT=[]", "--HEALING_EPOCHS=1", "--BATCH_SIZE=4",
+    "sapling_train.py", "--START_FROM=qlora_4bit", "--CALIBRATION_EXAMPLES=8", "--DROPS_PER_CYCLE=1",
+    "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--DEPTHS=[29]", "--RECOVERY_EPOCHS=1", "--BATCH_SIZE=4",
 )  # fmt: skip
 # Each phase as it is run once before anything is tried, and the run that it makes.
 PHASES = {
@@ -61,7 +61,7 @@ LAST = {"predict.py": ("predict.py", "--LARGEST=False"), "plot_pareto.py": ("plo
 COMMANDS = {command[0]: command for command in PHASES.values()} | LAST
 KILLED = PHASES | {"benchmark": LAST["benchmark_throughput.py"], "report": LAST["plot_pareto.py"]}
 CHOICES = ("AUGMENT", "CRITERION", "DROP_UNIT", "EVIDENCE", "MERGE_INTO", "METHOD",
-           "RECOVERY", "REPORT_TO", "SCHEDULE", "SPLIT", "UPDATE", "BASE_MODEL")  # fmt: skip
+           "REPORT_TO", "SPLIT", "UPDATE", "BASE_MODEL")  # fmt: skip
 SOURCES = ("DATA_RUN", "SOURCE_RUN", "START_FROM", "TEACHER")  # constants that name a run
 NAMES = ("", ".", "..", "../a", ".hidden", "a/../b", "published", "a\nb", "x" * 101, "base_a")
 DAMAGES = {"empty": b"", "half": None, "a list": b"[]", "no keys": b"{}", "binary": bytes(range(256))}

@@ -123,7 +123,7 @@ def replay(exact: list[Score], whole: Score, seed: int, earlier: dict) -> tuple[
     for start in range(0, len(order), BATCH_SIZE):
         part = order[start : start + BATCH_SIZE]
         for unit in race.alive:
-            scores[unit].add(full[unit].nll[part], full[unit].exact[part], full[unit].squares * len(part) / len(order))
+            scores[unit].add(full[unit].nll[part], full[unit].exact[part])
         race.eliminate(scores)
     seen = {
         unit: float(score.nll.mean() - whole.nll[order[: score.questions]].mean()) for unit, score in scores.items()

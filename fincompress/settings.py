@@ -30,8 +30,7 @@ LIMIT = 2**32  # numbers are below it: numpy's seeds must be
 RANGES = {
     "0 or more": (
         lambda x: x >= 0,
-        "CYCLE_EPOCHS RECOVERY_EPOCHS "
-        "PAGE_QUESTIONS PATCH_EXAMPLES SEED USED_BEFORE_MIB",
+        "CYCLE_EPOCHS RECOVERY_EPOCHS PAGE_QUESTIONS PATCH_EXAMPLES SEED USED_BEFORE_MIB",
     ),
     "-1 or above 0": (lambda x: x == -1 or x > 0, "GROUP_SIZE"),
     "a share, above 0 and at most 1": (

@@ -63,14 +63,14 @@ recover_and_quantize() {
 }
 for seed in 0 1 2; do
     s=seed_$seed
-    # Phase 1: a pass over more data, then FinQA with redrawn numbers (docs/recipe.md), and phase 2
+    # Phase 1: a pass over more data, then FinQA with redrawn numbers (docs/data.md), and phase 2
     run train_qlora_4bit.py --RUN=${s}_mixed --SEED=$seed "${first[@]}"
     run train_qlora_4bit.py --RUN=${s}_qlora --START_FROM=${s}_mixed --SEED=$seed "${second[@]}"
     evaluate ${s}_qlora/merged
     quantize ${s}_gptq ${s}_qlora/merged
     # Phase 3. Blocks are dropped and patched, two at a time, without training in between; what is left then learns from
-    # FinQA with redrawn numbers. Fewer blocks are made of the 20 healed, which costs less than as many passes for each:
-    # docs/recovery.md
+    # FinQA with redrawn numbers. Fewer blocks are made of the 20 recovered, which costs less than as many passes for each:
+    # docs/method.md
     recover_and_quantize ${s}_layers_20 ${s}_qlora 20 4
     recover ${s}_layers_15 ${s}_layers_20/20 15 3
     # Phase 1 trained on, whole, itself as teacher, for as many examples as 20 blocks learn from
@@ -90,7 +90,7 @@ for criterion in block_influence taylor; do
     recover ${s}_${criterion}_15 ${s}_qlora 15 7 --CRITERION=$criterion --DROPS_PER_CYCLE=None
 done
 quantize ${s}_taylor_15_gptq ${s}_taylor_15/15
-recover ${s}_taylor_15_again ${s}_qlora 15 7 --CRITERION=taylor --DROPS_PER_CYCLE=None --SEED=1 # phase 1 as above, another healing
+recover ${s}_taylor_15_again ${s}_qlora 15 7 --CRITERION=taylor --DROPS_PER_CYCLE=None --SEED=1 # phase 1 as above, another recovery
 recover_and_quantize ${s}_taylor_20 ${s}_qlora 20 4 --CRITERION=taylor --DROPS_PER_CYCLE=None
 recover ${s}_taylor_11 ${s}_taylor_20/20 11 3 --CRITERION=taylor --DROPS_PER_CYCLE=None
 # Adapters on an NF4 base, which teacher and model share, as for a 7B model; as many passes as the 20 above

@@ -4,7 +4,6 @@ What mixes devices, as it would on a GPU, ends it with torch's error. The device
 until the process ends. An argument names a part of the batch that is left on the CPU.
 """
 
-import functools
 import os
 import sys
 import traceback
@@ -20,7 +19,6 @@ from fincompress import simulation
 from fincompress.depth import repack, scan
 from fincompress.depth import sublayers as sub
 from fincompress.sapling import losses
-from fincompress.sapling.recovery import Recovery
 from fincompress.sapling.student import widen
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
 from fincompress.training.loss import target_logits, target_loss
@@ -61,11 +59,12 @@ class Columns:
 def learn(model, teacher, batch):
     """A step of recovery, forth and back."""
 
-    def teaching(batch):
-        taught = functools.partial(teacher.teach, temperature=2.0, hidden_states=True)(batch)
+    def teach(batch):
+        taught = Teacher.teach(teacher, batch)
         return losses.Teaching(taught.ids, taught.log_probs, Columns(taught.hidden))
 
-    Recovery(1.0, 0.3, 1.0, 2.0, teaching).loss(model, batch).backward()
+    teacher.teach = teach
+    losses.RecoveryLoss(teacher)(model, batch).backward()
 
 
 def check(family):
@@ -88,7 +87,7 @@ def check(family):
         assert {parameter.device.type for some in (model, repacked) for parameter in some.parameters()} == {"other"}
         adapted = make_model(family, ("default", ADAPTER))
         widen(adapted, 8)
-        learn(adapted, SharedTeacher(adapted, sub.remove(adapted, *sub.units(adapted, "block")[1]), ADAPTER), batch)
+        learn(adapted, SharedTeacher(adapted, sub.remove(adapted, *sub.units(adapted, "block")[1]), True), batch)
 
 
 try:

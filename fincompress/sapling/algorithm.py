@@ -72,13 +72,16 @@ def depths_of(s: dict, student: Student) -> list[int]:
     """Layers left in each checkpoint, the most first. Raises UserError for a depth that the model does not have."""
     depths = {round(depth * student.full) if depth <= 1 else int(depth) for depth in s["DEPTHS"]}
     if s["TARGET_MEMORY_GB"] is not None:
+
         def fits(layers: int) -> bool:
             config = repack.shortened_config(student.config, layers)
             return memory.inference_gb(config, context=CONTEXT) <= s["TARGET_MEMORY_GB"]
 
         fitting = [layers for layers in range(1, student.full + 1) if fits(layers)]
         if not fitting:
-            raise UserError(f"TARGET_MEMORY_GB = {s['TARGET_MEMORY_GB']} is too little for one layer and the embeddings")
+            raise UserError(
+                f"TARGET_MEMORY_GB = {s['TARGET_MEMORY_GB']} is too little for one layer and the embeddings"
+            )
         depths = {depth for depth in depths if depth > fitting[-1]} | {fitting[-1]}
     if not depths or min(depths) < 1 or max(depths) > student.full or any(d > 1 and d % 1 for d in s["DEPTHS"]):
         raise UserError(f"DEPTHS = {s['DEPTHS']}: the model has {student.full} layers; name whole numbers up to that, "
@@ -132,7 +135,9 @@ class Run:
         student.make_trainable(state.trainable)
         weights, changed = state.read_weights(self.directory), self.changed_parameters()
         if not set(changed) <= set(weights):
-            raise UserError(f"{self.directory / STATE} does not fit its weights: remove {self.directory}/ to start again")
+            raise UserError(
+                f"{self.directory / STATE} does not fit its weights: remove {self.directory}/ to start again"
+            )
         for name, parameter in changed.items():
             parameter.data = weights[name].to(student.device)  # in float32, also what was patched and is not trained
         print(f"resuming with {self.layers_left} of {student.full} layers")
@@ -337,7 +342,9 @@ class Run:
         s, student, row = self.settings, self.student, self.state.depths[-1]
         start, floor = self.state.reference["calibration_exact"], s["ACCURACY_FLOOR"]
         if floor is not None and row["calibration_exact"] < floor * start:
-            print(f"stopped: {row['calibration_exact']:.1%} is below {floor:.0%} of {start:.1%}; this depth is not saved")
+            print(
+                f"stopped: {row['calibration_exact']:.1%} is below {floor:.0%} of {start:.1%}; this depth is not saved"
+            )
             return False
         folder = self.directory / str(student.left)
         if distributed.is_main() and not folder.exists():

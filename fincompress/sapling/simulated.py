@@ -9,9 +9,7 @@ from fincompress.sapling.student import PATCH_RANK
 from fincompress.sapling.teacher import ADAPTER, SharedTeacher, Teacher
 
 
-def recovering(
-    config, batch: int, tokens: int, targets: int, rank: int | None = None, **options
-) -> simulation.Costs:
+def recovering(config, batch: int, tokens: int, targets: int, rank: int | None = None, **options) -> simulation.Costs:
     """Costs of a step of recovery training: with ``rank`` of adapters on an NF4 base, which the teacher shares, else of
     the weights themselves beside a teacher of its own. ``options`` go to ``simulation.training``."""
 

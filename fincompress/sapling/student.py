@@ -10,7 +10,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from fincompress import memory, models, quantization, runs, training
-from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.depth.ranking import Unit
 from fincompress.sapling.teacher import ADAPTER, original_blocks, teacher_run

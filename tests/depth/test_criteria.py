@@ -26,7 +26,7 @@ def test_every_criterion_ranks_every_unit_once(model, batches, name):
         return logits[labels.ne(IGNORE)]
 
     ranking = criteria.get(name)(model, units, batches, Context(teacher=teacher))
-    assert sorted(ranking.order()) == units
+    assert sorted(score.unit for score in ranking.scores) == units
     assert ranking.by == {"kl": "nll", "calibration": "accuracy"}.get(name, "order")
     assert set(criteria.get(name).needs) <= {"gradients", "teacher", "blocks", "patches"}
 
@@ -62,7 +62,8 @@ def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, b
     assert scores["angular"][units[block]] == pytest.approx(angle.mean().item(), rel=1e-3)
     norms = dict(ranked("activation_norm", model, sub.units(model, "sublayer"), batches))
     assert max(norms.values()) == pytest.approx(100)
-    by_hand = {score.unit: score.norm for score in scan.scan(model, sub.units(model, "sublayer"), batches)[0]}
+    traces = [scan.trace(model, batch) for batch in batches]
+    by_hand = {unit: sum(seen.squares(unit) for seen in traces) for unit in sub.units(model, "sublayer")}
     assert list(norms) == sorted(by_hand, key=by_hand.get, reverse=True)
 
     with sub.skipped(model, *units[block]):  # nothing turns where nothing is added, however a cosine rounds
@@ -72,7 +73,7 @@ def test_block_influence_and_angular_are_as_by_hand_and_norms_reach_100(model, b
         sum(float((torch.arccos(cosine(h[s][:, -1], h[s + 3][:, -1], dim=-1)) / math.pi).sum()) for h in hidden)
         for s in range(3)  # the last state of hidden_states is normed already
     ]
-    in_one_shot = ranked("angular", model, units[:5], batches, drops=math.inf, blocks=3)
+    in_one_shot = ranked("angular", model, units[:5], batches, drops=3)
     assert {unit for unit, _ in in_one_shot[:3]} == set(units[:5][spans.index(min(spans)) :][:3])
 
 

@@ -1,4 +1,4 @@
-"""Which unit goes: accuracy, then NLL, or then the norm, with ties as specified; or the first of an order."""
+"""Which unit goes: accuracy, then NLL, with ties as specified; or the first of an order."""
 
 import math
 
@@ -11,8 +11,8 @@ from fincompress.depth.sublayers import SubLayer
 from fincompress.errors import UserError
 
 
-def score(kind, exact, nll, norm=1.0, block=0):
-    return Score((SubLayer(block, kind),), torch.tensor(nll), torch.tensor(exact), norm**2)
+def score(kind, exact, nll, block=0):
+    return Score((SubLayer(block, kind),), torch.tensor(nll), torch.tensor(exact))
 
 
 def test_accuracy_decides_where_it_can():
@@ -33,29 +33,6 @@ def test_more_than_one_standard_error_in_accuracy_is_no_tie():
     higher, lower = [1.0] * 52 + [0.0] * 48, [1.0] * 50 + [0.0] * 50  # 2 points, 1.4 standard errors
     best, why = ranking.choose([score("mlp", lower, [0.1] * 100), score("attention", higher, [0.9] * 100)])
     assert best.unit[0].kind == "attention" and why == "accuracy"
-
-
-def test_a_tie_in_both_falls_to_the_largest_norm_where_that_is_asked_and_else_to_the_lowest_nll():
-    exact, noise = [1.0, 0.0] * 50, torch.randn(100, generator=torch.Generator().manual_seed(0))
-    nll = (0.5 + 0.1 * noise).tolist()
-    near = (0.5 + 0.1 * noise.flip(0)).tolist()
-    candidates = [score("mlp", exact, nll, norm=3.0), score("attention", exact, near, norm=9.0)]
-    candidates[0].nll -= 1e-4
-    assert ranking.choose(candidates, norms=True) == (candidates[1], "norm")
-    assert ranking.choose(candidates) == (candidates[0], "nll")
-    whole = Score((), torch.zeros(100), torch.ones(100))
-    for by in ("accuracy", "nll"):
-        for norms, first in ((True, 1), (False, 0)):
-            ranked = Ranking(candidates, whole, by=by, norms=norms)
-            assert ranked.next([candidate.unit for candidate in candidates])[0] == candidates[first]
-
-
-def test_more_than_one_standard_error_in_nll_is_no_tie():
-    exact, swing = [1.0] * 100, torch.tensor([0.5, -0.5] * 50)
-    for errors, decided in ((0.7, "norm"), (1.4, "nll")):
-        behind = (errors * ranking.standard_error(swing) + swing).tolist()
-        mlp, attention = score("mlp", exact, [0.0] * 100), score("attention", exact, behind, norm=9.0)
-        assert ranking.choose([mlp, attention], norms=True)[1] == decided
 
 
 def test_only_units_that_saw_every_question_are_chosen():
@@ -84,8 +61,8 @@ def test_one_question_that_differs_is_one_standard_error_and_not_more(questions)
 def test_what_is_no_number_loses(value):
     good, broken = ((SubLayer(block, "mlp"),) for block in range(2))
     scores = {unit: Score(unit) for unit in (broken, good)}
-    scores[broken].add(torch.full((16,), value), torch.zeros(16), 1.0)
-    scores[good].add(torch.full((16,), 2.0), torch.zeros(16), 1.0)
+    scores[broken].add(torch.full((16,), value), torch.zeros(16))
+    scores[good].add(torch.full((16,), 2.0), torch.zeros(16))
     assert ranking.choose(list(scores.values()))[0].unit == good
     assert ranking.behind(scores[broken].nll, scores[good].nll, errors=3)
 
@@ -97,13 +74,13 @@ def test_without_accuracy_the_lowest_kl_decides():
     assert ranking.choose([accurate, near]) == (accurate, "accuracy")
     assert ranking.choose([accurate, near], by_accuracy=False) == (near, "nll")
     for by, first in (("accuracy", accurate), ("nll", near)):
-        assert Ranking([accurate, near], Score((), exact, exact), by=by).order()[0] == first.unit
+        assert Ranking([accurate, near], Score((), exact, exact), by=by).next([accurate.unit, near.unit])[0] is first
 
 
 def test_a_ranking_gives_the_next_allowed_unit_and_what_decided():
     units = [(SubLayer(block, "mlp"),) for block in range(3)]
     by_value = Ranking.lowest_first({units[0]: 2.0, units[1]: 0.5, units[2]: 1.0})
-    assert by_value.order() == [units[1], units[2], units[0]]
+    assert [score.unit for score in by_value.scores] == [units[1], units[2], units[0]]
     assert by_value.next(units)[0].unit == units[1] and by_value.next([units[0]])[0].unit == units[0]
     assert by_value.next([]) == (None, "order")
     scores = [Score(unit, torch.full((10,), float(place)), torch.ones(10)) for place, unit in enumerate(units)]

@@ -67,7 +67,9 @@ def collect(root: Path) -> dict:
 
 def compare(before: dict, now: dict) -> list[str]:
     """A line for each thing that differs."""
-    lines = [f"{name}: gone" for name in before if name not in now] + [f"{name}: new" for name in now if name not in before]
+    lines = [f"{name}: gone" for name in before if name not in now] + [
+        f"{name}: new" for name in now if name not in before
+    ]
     for name in before.keys() & now.keys():
         if before[name] != now[name]:
             lines.append(f"{name}: {before[name]} -> {now[name]}")

@@ -45,10 +45,12 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     log_ours, log_theirs = ((logits / TEMPERATURE).log_softmax(-1) for logits in (ours, theirs))
     kl = F.kl_div(log_ours, log_theirs, log_target=True, reduction="batchmean")  # all tokens are among the likeliest
     wanted = float(TEMPERATURE**2 * kl + 0.3 * F.cross_entropy(ours, labels[real]))
-    assert float(taught_by(teacher, 0.0).loss(student, batch)) == pytest.approx(wanted, rel=1e-4)
-    assert float(taught_by(teacher, 1.0).loss(student, batch)) == pytest.approx(2 * wanted, rel=1e-4)
-    loss = taught_by(teacher, 0.0).loss(student, batch, 1000)
-    assert float(loss) == pytest.approx(wanted * int(real.sum()) / 1000, rel=1e-4)
+    # The distance of hidden states is scaled to be as large as the rest.
+    assert float(RecoveryLoss(teacher)(student, batch)) == pytest.approx(2 * wanted, rel=1e-4)
+    loss = RecoveryLoss(teacher)(student, batch, 1000)
+    assert float(loss) == pytest.approx(2 * wanted * int(real.sum()) / 1000, rel=1e-4)
+    alone = float(RecoveryLoss(None)(student, batch))
+    assert alone == pytest.approx(float(F.cross_entropy(ours, labels[real])), rel=1e-4)
 
 
 def test_in_bf16_the_streams_that_are_matched_stay_in_16_bits(tmp_path, monkeypatch):
@@ -62,7 +64,7 @@ def test_in_bf16_the_streams_that_are_matched_stay_in_16_bits(tmp_path, monkeypa
     for module in (student.get_input_embeddings(), sub.decoder(student).norm):
         module.to(torch.bfloat16)  # as all that is frozen
     trainer = make_trainer(student, tmp_path, steps=1, dtype=torch.bfloat16)
-    trainer.recovery = taught_by(Teacher(make_model()))
+    trainer.recovery_loss = taught_by(Teacher(make_model()))
     trainer.train()
     assert seen == {torch.bfloat16}
 

@@ -43,24 +43,26 @@ def test_the_losses_and_calibration_scores_of_phase_1_are_reported(six, logged):
     assert again.returncode == 0 and "finished already, skipped" in again.stdout
 
 
-def test_the_drops_and_scores_of_sapling_are_reported_on_one_axis_of_steps(six, logged):
+def test_the_drops_and_scores_of_sapling_are_reported_on_one_axis_of_steps(six, phase_1, logged):
     import pandas as pd
-    from sapling_runs import SAPLING
+    from sapling_runs import TAUGHT, command, read
 
     results, environment = six
-    script = (*SAPLING, "--RUN=reported_sapling", "--REPORT_TO=tensorboard", "--TARGET_SIZE=0.8", "--SAVE_EVERY=None")
+    logged.clear()  # phase 1's
+    script = command("reported_sapling", TAUGHT, REPORT_TO="tensorboard")
     done = run_in_process(*script, **environment)
     assert done.returncode == 0, done.stderr
     drops = pd.read_csv(results / "reported_sapling" / "trajectory.csv")
     assert len(drops) > 1
     assert [name for _, name in with_name(logged, "eval_dropped")] == drops["dropped"].tolist()
-    scores = [nll for _, nll in with_name(logged, "eval_nll")]
-    assert scores == pytest.approx([*drops["nll_before"].tolist(), scores[-1]]) and len(scores) == len(drops) + 1
+    depths = read(results / "reported_sapling" / "train_metrics.json")["depths"]
     curve = pd.read_csv(results / "reported_sapling" / "loss_curve.csv")
-    assert [step for step, _ in with_name(logged, "loss")] == curve["step"].tolist()  # healing is the last stage of it
+    assert [step for step, _ in with_name(logged, "loss")] == curve["step"].tolist()
+    ends = curve.groupby("layers")["step"].max()
+    scores = [(ends[row["layers"]], row["calibration_nll"]) for row in depths]
+    assert with_name(logged, "eval_calibration_nll") == scores
     steps = [step for step, _ in logged]
     assert steps == sorted(steps)
-    assert with_name(logged, "eval_calibration_nll")[-1][0] == curve["step"].max()
 
 
 @pytest.mark.parametrize("script", ["train_qlora_4bit.py", "train_lora_8bit.py", "sapling_train.py"])
