@@ -1,9 +1,9 @@
 """Phase 3: SAPLING removes the least important layers of a fine-tuned model, then trains what is left.
 
-The method is that of Hu et al., ACL 2025 (arXiv 2412.11242). Here the smaller model also learns from the one it was made
-of, its teacher. Reads results/<DATA_RUN>/ and the finished run START_FROM. Writes results/<RUN>/<layers left>/ for each of
-DEPTHS, an ordinary checkpoint of fewer layers, and beside them trajectory.csv, layer_scores.csv, loss_curve.csv, two charts
-and train_metrics.json. A run that was stopped resumes with the same command.
+The method is that of Hu et al., ACL 2025 (arXiv 2412.11242). Here the smaller model also learns from the one it was
+made of, its teacher. Reads results/<DATA_RUN>/ and the finished run START_FROM. Writes results/<RUN>/<layers left>/ for
+each of DEPTHS, an ordinary checkpoint of fewer layers, and beside them trajectory.csv, layer_scores.csv,
+loss_curve.csv, two charts and train_metrics.json. A run that was stopped resumes with the same command.
 
     python sapling_train.py                                      two thirds and half of the layers of phase 1's model
     python sapling_train.py --RUN=all_layers --DEPTHS=[1.0]      no layer is removed: recovery training alone

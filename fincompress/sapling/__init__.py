@@ -1,3 +1,3 @@
-"""SAPLING: the run that removes layers (``algorithm``) of a model (``student``) that learns from another (``teacher``)."""
+"""SAPLING: a run that removes layers (``algorithm``) of a model (``student``) that learns from its ``teacher``."""
 
 from fincompress.sapling.algorithm import open_run

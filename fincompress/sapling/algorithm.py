@@ -1,7 +1,7 @@
 """SAPLING's Algorithm 1 (Hu et al., ACL 2025): score the layers, drop the least important, train, and so on.
 
-``sapling_train.py`` calls the methods of ``Run`` in that order. Each leaves its result in ``State``, on the disk, so that
-a run that was stopped goes on where it was: what is done already is passed over.
+``sapling_train.py`` calls the methods of ``Run`` in that order. Each leaves its result in ``State``, on the disk, so
+that a run that was stopped goes on where it was: what is done already is passed over.
 """
 
 import math
@@ -338,7 +338,7 @@ class Run:
 
     @torch.no_grad()
     def save(self) -> bool:
-        """Write the depth that was recovered as ``<layers left>/``; False, and nothing is written, below ACCURACY_FLOOR."""
+        """Write the recovered depth as ``<layers left>/``; below ACCURACY_FLOOR False, and nothing is written."""
         s, student, row = self.settings, self.student, self.state.depths[-1]
         start, floor = self.state.reference["calibration_exact"], s["ACCURACY_FLOOR"]
         if floor is not None and row["calibration_exact"] < floor * start:
@@ -395,6 +395,7 @@ class Run:
         for path in [*directory.glob("state*"), *directory.glob("trainer-*")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         print(
-            f"trained {state.training_seconds / 60:.1f} min, scored layers {state.scanning_seconds / 60:.1f} min; wrote "
+            f"trained {state.training_seconds / 60:.1f} min, scored layers {state.scanning_seconds / 60:.1f} min; "
+            "wrote "
             + ", ".join(f"{directory}/{layers}/" for layers in saved) + f" and tables and charts in {directory}/"
         )  # fmt: skip

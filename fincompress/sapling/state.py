@@ -61,7 +61,7 @@ class State:
         return cls(**values)
 
     def write(self, directory: Path, parameters: dict[str, torch.nn.Parameter]) -> None:
-        """Write changed weights and the state that names them. Of several processes rank 0 does, and all know the name."""
+        """Write changed weights and the state that names them. Rank 0 does, and all processes know the name."""
         # A name of its own for each time: a kill before the state is written must leave the older file as it was.
         self.weights = f"state-{self.examples_seen}-{len(self.trajectory)}-{len(self.depths)}.safetensors"
         if not distributed.is_main():

@@ -3,8 +3,8 @@
     python tests/golden/trace.py            compares with trace.json and says what differs
     python tests/golden/trace.py --record   writes trace.json
 
-Takes about ten minutes on two cores. A change of the code that should change no result leaves the trace as it is. Another
-processor rounds otherwise and trains other models: record on the machine that you compare on.
+Takes about ten minutes on two cores. A change of the code that should change no result leaves the trace as it is.
+Another processor rounds otherwise and trains other models: record on the machine that you compare on.
 """
 
 import csv

@@ -64,7 +64,7 @@ def test_in_bf16_the_streams_that_are_matched_stay_in_16_bits(tmp_path, monkeypa
     for module in (student.get_input_embeddings(), sub.decoder(student).norm):
         module.to(torch.bfloat16)  # as all that is frozen
     trainer = make_trainer(student, tmp_path, steps=1, dtype=torch.bfloat16)
-    trainer.recovery_loss = taught_by(Teacher(make_model()))
+    trainer.recovery_loss = RecoveryLoss(Teacher(make_model()))
     trainer.train()
     assert seen == {torch.bfloat16}
 

@@ -1,4 +1,4 @@
-"""sapling_train.py on a random decoder of six layers: what it leaves, each way to drop and to train, a kill, refusals."""
+"""sapling_train.py on a random decoder of six layers: what it leaves, ways to drop and to train, a kill, refusals."""
 
 import contextlib
 import json
@@ -12,7 +12,8 @@ from sapling_runs import PAPER, QLORA, TAUGHT, assert_same_run, command, done, r
 from scripts import run_in_process
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from fincompress import models, runs
+from fincompress import memory, models, runs
+from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.sapling import algorithm
 from fincompress.training.loss import TargetCollator, target_logits
@@ -104,8 +105,10 @@ def test_a_floor_ends_a_run_before_a_depth_that_is_below_it_is_saved(six, phase_
 
 
 def test_a_target_of_memory_is_a_depth(six):
-    run = algorithm.open_run(settings_of(six[1], PAPER, RUN="memory", TARGET_MEMORY_GB=1e-3, DEPTHS=[5, 1]))
-    assert run.depths[0] == 5 and len(run.depths) == 2 and run.depths[1] in (1, 2, 3, 4)
+    config = models.read_config(six[1]["BASE_MODEL"])
+    three, four = (memory.inference_gb(repack.shortened_config(config, layers), context=1024) for layers in (3, 4))
+    room = {"TARGET_MEMORY_GB": (three + four) / 2, "DEPTHS": [5, 1]}
+    assert algorithm.open_run(settings_of(six[1], PAPER, room, RUN="memory")).depths == [5, 3]
 
 
 @pytest.mark.parametrize("rank", [4, 12])
