@@ -64,11 +64,12 @@ class RecoveryLoss:
         logits, labels, states = target_outputs(model, batch, hidden_states=self.teacher is not None)
         logits, tokens = at_targets(logits, labels), at_targets(labels, labels)
         count = len(tokens) if targets is None else targets
-        loss = F.cross_entropy(logits.float(), tokens, reduction="sum") / count
+        weight = 1.0 if self.teacher is None else CROSS_ENTROPY
+        loss = weight * F.cross_entropy(logits.float(), tokens, reduction="sum") / count
         if self.teacher is None:
             return loss
         teaching = self.teacher.teach(batch)
-        loss = CROSS_ENTROPY * loss + kl(logits, teaching).sum() / count
+        loss = loss + kl(logits, teaching).sum() / count
         blocks = matched_blocks(getattr(model, "module", model))  # where several processes train one
         ours = at_positions(states, blocks, batch["attention_mask"])
         return with_hidden_states(loss, hidden_distance(ours, teaching.hidden[:, blocks]))
