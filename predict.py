@@ -1,7 +1,7 @@
 """Memory and time that each phase needs, of a model that need not be there: simulated on tensors without data.
 
 Prints the peak of every phase at BATCH_SIZE and TOKENS, on a GPU and on a CPU, the hours of training on each of CARDS,
-and with LARGEST what fits them (docs/memory.md). The last line printed is one JSON object. A 7B model takes half a
+and with LARGEST what fits them (docs/gpu.md). The last line printed is one JSON object. A 7B model takes half a
 minute a phase, or a quarter of an hour with LARGEST.
 
     python predict.py

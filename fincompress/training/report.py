@@ -45,3 +45,10 @@ class Report(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.log(self.before + state.global_step, logs)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Callbacks that score the calibration split write into the history alone; this one comes after them.
+        last = state.log_history[-1] if state.log_history else {}
+        if "calibration_nll" in last and last["step"] == state.global_step:
+            scores = {f"eval_{name}": value for name, value in last.items() if name.startswith("calibration_")}
+            self.log(self.before + state.global_step, scores)
