@@ -91,14 +91,11 @@ def test_a_scan_is_simulated_as_it_allocates():
     assert simulation.scanning(TINY, *SHAPE, device="cpu").gb == pytest.approx(costs.gb, rel=0.02)
 
 
-def test_fitting_patches_is_simulated_as_it_allocates():
+def test_fitting_patches_is_simulated_as_it_allocates(monkeypatch):
+    monkeypatch.setattr(simulated, "PATCH_RANK", 64)
     deep, shape = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 6}), (1, 48, 16)
     with simulation.Costs() as costs, torch.autocast("cpu", torch.bfloat16):
-        model = (
-            simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), PATCH_RANK)
-            .to_empty(device="cpu")
-            .eval()
-        )
+        model = simulation.with_adapters(real_model(deep), 8, ("default", ADAPTER), 64).to_empty(device="cpu").eval()
         batch = simulation.batch_of(*shape)
         for weight in model.parameters():
             weight.data.fill_(0.01)
