@@ -105,8 +105,8 @@ run train_lora_8bit.py --RUN=${s}_mixed_8bit "${first[@]}"
 run train_lora_8bit.py --RUN=${s}_lora_8bit --START_FROM=${s}_mixed_8bit "${second[@]}"
 evaluate ${s}_qlora ${s}_lora_8bit
 
-# The benchmark twice, to see whether it agrees with itself; the records are those of the second call. Most other runs have
-# the shapes of these, so their speeds; with them not all models would fit into 24 GB at once, as turns at every measure need.
+# Most other runs have the shapes of these, so their speeds; with them not all models would fit into 24 GB at once, as turns
+# at every measure need.
 measured=(${s}_qlora ${s}_qlora/merged ${s}_lora_8bit ${s}_gptq)
 for left in 25 20 15 11 8; do measured+=(${s}_layers_$left/$left ${s}_layers_${left}_gptq); done
 run benchmark_throughput.py --RUNS="$(list "${measured[@]}")" --ROUNDS=20 --NEW_TOKENS=32 \

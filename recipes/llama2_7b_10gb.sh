@@ -30,13 +30,13 @@ run() {
 # What is measured together: more does not fit, nor do 22 and more blocks in 16 bits, nor the last two beside a desktop.
 measured=("'qlora_4bit'" "'lora_8bit'" "'gptq_4bit'" "'sapling_gptq/28'" "'sapling_gptq/22'" "'sapling_gptq/16'"
     "'sapling/16'" "'sapling/8'" "'gptq_4bit', 'sapling_gptq/8'")
-sliver=() steps=() few_texts=() one_scan=() healing=() short=() quick=() # what a rehearsal overrides
+sliver=() steps=() few_texts=() one_scan=() recovery=() short=() quick=() # what a rehearsal overrides
 if [ -n "${REHEARSE:-}" ]; then
     sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
     steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
     few_texts=(--CALIBRATION_EXAMPLES=8)
     one_scan=("--DEPTHS=[30]")
-    healing=(--RECOVERY_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
+    recovery=(--RECOVERY_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
     short=(--MAX_NEW_TOKENS=8)
     measured=("'gptq_4bit'")
     quick=(--ROUNDS=1 --NEW_TOKENS=4 "--BATCH_SIZES=[2]")
@@ -58,8 +58,8 @@ run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 # Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped
 sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 "${lora[@]}")
 run sapling_train.py "${sapling[@]}" "--DEPTHS=[28,22,16,8]" --RECOVERY_EPOCHS=1 \
-    --DROPS_PER_CYCLE=2 "${healing[@]}" "${one_scan[@]}"
-run sapling_train.py "${sapling[@]}" --RUN=longer "--DEPTHS=[1.0]" --RECOVERY_EPOCHS=2 "${healing[@]}"
+    --DROPS_PER_CYCLE=2 "${recovery[@]}" "${one_scan[@]}"
+run sapling_train.py "${sapling[@]}" --RUN=longer "--DEPTHS=[1.0]" --RECOVERY_EPOCHS=2 "${recovery[@]}"
 for name in sapling longer; do
     run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 done

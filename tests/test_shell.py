@@ -166,7 +166,7 @@ def test_the_commands_of_the_record_take_the_settings_they_are_given(phases, cop
     assert len(learned) == 10 + 9 + 1 and {constants["AUGMENT"] for constants in trained.values()} == {"figures"}
     for script, constants in calls:  # a seed is one from phase 1 on
         if script in ("sapling_train.py", "train_qlora_4bit.py") and constants["RUN"] in learned:
-            again = constants["RUN"] == "seed_0_taylor_15_again"  # only its healing is of another seed
+            again = constants["RUN"] == "seed_0_taylor_15_again"  # only its recovery is of another seed
             assert constants["RUN"].startswith(f"seed_{constants['SEED'] - again}_")
             others = {"seed_0_no_teacher_30": None} | dict.fromkeys(best, "seed_0_layers_30/30")
             assert constants["TEACHER"] == others.get(constants["RUN"], f"seed_{constants['SEED'] - again}_qlora")
@@ -196,7 +196,7 @@ def test_the_commands_for_llama_take_the_settings_they_are_given(phases, shell_n
     assert (done.returncode, done.stderr) == (0, "")
     assert {folder for _, folder in calls} == {"RESULTS_DIR=results-llama"}
     assert [overrides(call).get("LORA_RANK") for call, _ in calls if "train" in call[0]] == [16] * 6
-    # What was trained on without dropping saw as much as two healed depths, and is quantized as they are.
+    # What was trained on without dropping saw as much as two depths, and is quantized as they are.
     commands = [(call[0], overrides(call)) for call, _ in calls]
     sapling, longer = (constants for script, constants in commands if script == "sapling_train.py")
     assert longer["RECOVERY_EPOCHS"] == 2 * sapling["RECOVERY_EPOCHS"]

@@ -117,8 +117,8 @@ class Run:
         with student.scoring_model() as model:
             whole = self.calibration_scores(model)
             if share < 1:
-                scores, _ = scan(model, layers, self.questions(FIRST_SCAN))
-                self.record_scores(Ranking(scores, _), "trainable")
+                scores, seen = scan(model, layers, self.questions(FIRST_SCAN))
+                self.record_scores(Ranking(scores, seen), "trainable")
                 scores = sorted(scores, key=lambda score: -score.nll.mean())
                 layers = [score.unit for score in scores[: math.ceil(share * len(layers))]]
         self.state.trainable = [sub.unit_name(unit) for unit in layers]
@@ -388,7 +388,7 @@ class Run:
         charts.layer_importance(directory / "layer_importance.png", state.layer_scores)
         saved = [row["layers"] for row in state.depths if (directory / str(row["layers"])).exists()]
         metrics = {
-            "data": self.facts["data"], "layers": saved[-1:], "reference": state.reference, "depths": state.depths,
+            "data": self.facts["data"], "layers": saved[-1] if saved else None, "reference": state.reference, "depths": state.depths,
             "trainable": state.trainable, **self.costs(), "peak_memory_gb": memory.peak_memory_gb(),
         }  # fmt: skip
         runs.write_json(directory / DONE, metrics)

@@ -101,7 +101,7 @@ def test_a_floor_ends_a_run_before_a_depth_that_is_below_it_is_saved(six, phase_
         printed = done(*command("floor", TAUGHT, ACCURACY_FLOOR=0.9, DEPTHS=[5, 4, 3], RECOVERY_EPOCHS=0.0), **six[1])
     assert "25.0% is below 90% of 75.0%" in printed
     assert [path.parent.name for path in (six[0] / "floor").glob("*/config.json")] == ["5"]
-    assert read(six[0] / "floor" / "train_metrics.json")["layers"] == [5]
+    assert read(six[0] / "floor" / "train_metrics.json")["layers"] == 5
 
 
 def test_a_target_of_memory_is_a_depth(six):
