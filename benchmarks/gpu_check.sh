@@ -38,7 +38,7 @@ run preprocess_data.py --EVIDENCE=page --MAX_PROMPT_TOKENS=640 --TRAIN_EXAMPLES=
 run train_qlora_4bit.py "${lora[@]}" --MERGE_INTO=dequantized
 run train_lora_8bit.py "${lora[@]}" --MERGE_INTO=None
 run quantize_gptq.py --CALIBRATION_EXAMPLES=16 --BATCH_SIZE=1
-run sapling_train.py --UPDATE=qlora "--DEPTHS=[30]" --DROPS_PER_CYCLE=2 --RECOVERY_EPOCHS=0.5 \
+run sapling_train.py --UPDATE=qlora "--DEPTHS=[0.94]" --DROPS_PER_CYCLE=2 --RECOVERY_EPOCHS=0.5 \
     --CALIBRATION_EXAMPLES=4 --LORA_RANK=16 --BATCH_SIZE=1 \
     --GRADIENT_ACCUMULATION=4 --LOGGING_STEPS=1
 run evaluate.py --RUN=qlora_4bit --SPLIT=test --BATCH_SIZE=2 --MAX_NEW_TOKENS=16

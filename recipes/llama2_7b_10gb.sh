@@ -35,7 +35,7 @@ if [ -n "${REHEARSE:-}" ]; then
     sliver=(--EVIDENCE_TOKENS=100 --MAX_PROMPT_TOKENS=256 --TRAIN_EXAMPLES=16 --CALIBRATION_EXAMPLES=4 --EVAL_EXAMPLES=2)
     steps=(--MAX_STEPS=2 --GRADIENT_ACCUMULATION=1 --LOGGING_STEPS=1)
     few_texts=(--CALIBRATION_EXAMPLES=8)
-    one_scan=("--DEPTHS=[30]")
+    one_scan=("--DEPTHS=[0.94]")
     recovery=(--RECOVERY_EPOCHS=0.2 --CALIBRATION_EXAMPLES=2 --GRADIENT_ACCUMULATION=1)
     short=(--MAX_NEW_TOKENS=8)
     measured=("'gptq_4bit'")
