@@ -388,8 +388,9 @@ class Run:
         charts.layer_importance(directory / "layer_importance.png", state.layer_scores)
         saved = [row["layers"] for row in state.depths if (directory / str(row["layers"])).exists()]
         metrics = {
-            "data": self.facts["data"], "layers": saved[-1] if saved else None, "reference": state.reference, "depths": state.depths,
-            "trainable": state.trainable, **self.costs(), "peak_memory_gb": memory.peak_memory_gb(),
+            "data": self.facts["data"], "layers": saved[-1] if saved else None, "reference": state.reference,
+            "depths": state.depths, "trainable": state.trainable, **self.costs(),
+            "peak_memory_gb": memory.peak_memory_gb(),
         }  # fmt: skip
         runs.write_json(directory / DONE, metrics)
         for path in [*directory.glob("state*"), *directory.glob("trainer-*")]:
