@@ -43,7 +43,7 @@ from fincompress.settings import ENVIRONMENT, constant_types
 TRAIN = ("--BATCH_SIZE=4", "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--LORA_RANK=4", "--EPOCHS=1")
 SAPLING = (
     "sapling_train.py", "--START_FROM=qlora_4bit", "--CALIBRATION_EXAMPLES=8", "--DROPS_PER_CYCLE=1",
-    "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--DEPTHS=[29]", "--RECOVERY_EPOCHS=1", "--BATCH_SIZE=4",
+    "--LOGGING_STEPS=1", "--SAVE_STEPS=2", "--DEPTHS=[0.5]", "--RECOVERY_EPOCHS=1", "--BATCH_SIZE=4",
 )  # fmt: skip
 # Each phase as it is run once before anything is tried, and the run that it makes.
 PHASES = {
