@@ -58,6 +58,8 @@ def main() -> None:
             said.append(sentence(*COMPARE, compare(RESULTS_DIR, rows, *COMPARE)))
         report += [f"## {table.title(shared)}", *parts, "\n".join(f"- {line}" for line in said)]
         print(f"\n{table.title(shared)}\n\n{parts[0]}\n\n" + "\n".join(said))
+        if README and not files:
+            raise UserError("there is no chart for README of the untuned model alone: evaluate a trained one first")
         if README:
             write_readme(parts[0], root / files[0])
     runs.write_csv(root / "results.csv", evaluated.to_dict("records"))
@@ -93,7 +95,7 @@ def draw(root: Path, rows, suffix: str) -> list[str]:
     """Write the charts of a section; returns their file names."""
     files = []
     for name, (column, axis) in CHARTS.items():
-        if rows[column].notna().any():
+        if rows.loc[rows["series"].isin(charts.SERIES), column].notna().any():  # not of the untuned model alone
             files.append(f"{name}{suffix}.png")
             charts.scatter(root / files[-1], rows, column, axis, "label")
     return files

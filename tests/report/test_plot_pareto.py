@@ -39,6 +39,16 @@ def test_it_writes_table_charts_and_csv_and_prints_table_and_advice(root):
         assert "| Method |" in text and "most accurate: " in text and "fastest within 2 points: " in text
 
 
+def test_the_untuned_model_alone_is_a_table_without_a_chart(tmp_path):
+    made.model(tmp_path / "results", "base", "untuned", [], 0.02, 1.0, 0)
+    done = plot(tmp_path)
+    assert done.returncode == 0 and "| Method |" in done.stdout, done.stderr
+    assert not list((tmp_path / "results").glob("*.png"))
+    (tmp_path / "README.md").write_text(f"{table.BEGIN}\n{table.END}\n")
+    refused = plot(tmp_path, README=tmp_path / "README.md")
+    assert refused.returncode == 2 and "evaluate a trained one first" in refused.stderr
+
+
 def test_a_comparison_is_printed_with_its_interval(root):
     done = plot(root, COMPARE="['gptq_4bit', 'qlora_4bit/merged']")
     assert done.returncode == 0, done.stderr
