@@ -27,8 +27,6 @@ RESULTS_DIR: str = "results"  # every run has a folder in here
 # How
 BATCH_SIZE: int = 64  # questions decoded at once; lower it when memory is short (2 for 7B on a 10 GB GPU)
 MAX_NEW_TOKENS: int = 96  # longest output; the longest gold program of FinQA's dev split has 67 tokens (SmolLM2)
-BEAMS: int = 1  # more: of so many programs, the likeliest that executes on figures which the prompt shows; slower
-SEED: int = 0  # only for the synthetic set
 # -----------------------------------------------------------------------------
 configure(globals())
 
@@ -70,7 +68,9 @@ def score_file() -> None:
     before = runs.read_json(done).get("predictions") if done.exists() else None
     if before not in (None, str(Path(PREDICTIONS).resolve())):
         raise UserError(f"{done} has the scores of {before}, another file of that name: rename one of them")
-    gold = examples.load_dataset(DATA_DIR, SEED, (SPLIT,))
+    gold = examples.load_dataset(DATA_DIR, splits=(SPLIT,))
+    if not all(example.program for example in gold.splits[SPLIT]):
+        raise UserError(f"{DATA_DIR}/{SPLIT}.json has questions without answers: nothing to score against")
     questions = [
         vars(example) | {"evidence_location": evidence.evidence_location(example)} for example in gold.splits[SPLIT]
     ]
@@ -107,6 +107,7 @@ def score_run(run: str) -> None:
         _, data = runs.load_processed(RESULTS_DIR, DATA_RUN, SPLIT, BASE_MODEL)
         distributed.from_main(lambda: models.base_model_path(BASE_MODEL, RESULTS_DIR))  # made once
         facts = {"base_model": BASE_MODEL, "base_precision": "auto", "data": data["data"]}
+        facts["data_hash"] = data["data_hash"]
         facts |= lineage.facts("untuned", RESULTS_DIR)
         if made := models.base_fingerprint(BASE_MODEL):
             facts["source"] = made
@@ -122,37 +123,26 @@ def score_run(run: str) -> None:
     path = models.run_path(run, BASE_MODEL, RESULTS_DIR)
     dtype, reason = models.pick_dtype(device, path)
     decoding = {"MAX_NEW_TOKENS": MAX_NEW_TOKENS, "dtype": str(dtype).partition(".")[2], "questions": len(dataset)}
-    if BEAMS > 1:
-        decoding["beams"] = BEAMS
-    prepared, read = runs.prepared(data), record["data"]
-    if SPLIT == "test":  # which the fingerprint of the data leaves out
-        asked = [dataset[name] for name in ("id", "prompt", "program", "exe_ans", "table")]
-        read = read | {"fingerprint": provenance.fingerprint(read["fingerprint"], *map(list, asked))}
     done = directory / f"eval_{SPLIT}.json"
-    before = runs.read_json(done) if done.exists() else {}
-    shown = provenance.fingerprint(list(dataset["prompt"]))  # other code may make other prompts by the same constants
-    same = tuple(map(before.get, ("decoding", "prepared", "data"))) == (decoding, prepared, read)
-    if same and before.get("prompts", shown) == shown:
+    questions = [list(dataset[name]) for name in ("id", "prompt", "program", "exe_ans", "table")]
+    asked = provenance.fingerprint(record, decoding, BATCH_SIZE, *questions)
+    if done.exists() and runs.read_json(done).get("asked") == asked:
         print(f"{run}: {SPLIT} is evaluated already, skipped (remove {done} to do it again)")
         if distributed.is_main():
             show_table()
         return
     print(f"{run} on {len(dataset)} questions of {SPLIT} ({data['data']['source']}); {device.type}, {reason}")
     tokens = max(dataset["prompt_tokens"]) + MAX_NEW_TOKENS
-    options = models.offload_if_needed(path, device, BATCH_SIZE * BEAMS, tokens)
+    options = models.offload_if_needed(path, device, BATCH_SIZE, tokens)
     memory.reset_peak()  # that of the depth before
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, dtype, **options)
     rows = dataset.remove_columns("input_ids")
     questions = [row | {name: json.loads(row[name]) for name in ("exe_ans", "table")} for row in rows]
-    asked = provenance.fingerprint(record, decoding, prepared, read, shown, BATCH_SIZE)
     kept = generation.KeptOutputs(directory, f"decoded_{SPLIT}", asked)
     if kept.rows:
         print(f"resuming behind {len(kept.rows)} questions")
     clock = runs.Stopwatch()
-    outputs = generation.generate(
-        model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, BEAMS,
-        lambda place, text: executes_on_shown(text, questions[place]["prompt"], questions[place]["table"]), kept,
-    )  # fmt: skip
+    outputs = generation.generate(model, tokenizer, dataset, BATCH_SIZE, MAX_NEW_TOKENS, kept)
     seconds = clock.seconds()
     if not distributed.is_main():
         return
@@ -168,10 +158,9 @@ def score_run(run: str) -> None:
         "base_precision": record["base_precision"],
         "size_gb": round(size, 4),
         "share_of_base": round(size / models.size_gb(None, record["base_model"], RESULTS_DIR), 4),
-        "data": read,
+        "data": record["data"],
         "evidence_mode": data["settings"]["EVIDENCE"],  # "evidence" is the breakdown by where it lies
-        "prepared": prepared,
-        "prompts": shown,
+        "asked": asked,  # a fingerprint of the run, the questions and how they were decoded
         "decoding": decoding,
         "batch_size": BATCH_SIZE,  # in 16 bits it changes a few answers in a hundred
         "ended_by_themselves": sum(verdict["ended"] for verdict in verdicts),
@@ -192,18 +181,12 @@ def load_split(run: str, record: dict) -> tuple:
     dataset, data = runs.load_processed(RESULTS_DIR, data_run, SPLIT, record["base_model"])
     if data["data"] != record["data"]:
         raise UserError(f"data run {data_run!r} holds other data than {run} was trained on: preprocess it again")
-    if SPLIT not in ("dev", "test") and record.get("prepared", runs.prepared(data)) != runs.prepared(data):
+    if SPLIT not in ("dev", "test") and record["data_hash"] != data["data_hash"]:
         raise UserError(
             f"data run {data_run!r} was made otherwise when {run} was trained, perhaps on questions that {SPLIT} has "
             "now: preprocess it as it was"
         )
     return dataset, data
-
-
-def executes_on_shown(output: str, prompt: str, table: list[list[str]]) -> bool:
-    """Whether the program in a model's output can be executed and uses only figures that its prompt shows."""
-    text = program.extract_program(output)
-    return program.execute(program.tokenize(text), table) is not None and evidence.shows_numbers(text, prompt)
 
 
 def answer(run: str) -> None:
@@ -220,16 +203,13 @@ def answer(run: str) -> None:
         data_run = runs.read_json(Path(path) / "settings.json")["settings"]["DATA_RUN"]
     data = runs.read_json(runs.finished_run(RESULTS_DIR, data_run, "data_report.json") / "settings.json")
     page = examples.read_page(Path(PAGE), ASK) if PAGE else first_page(data_run, data)
-    options = models.offload_if_needed(path, device, BEAMS, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
+    options = models.offload_if_needed(path, device, 1, data["settings"]["MAX_PROMPT_TOKENS"] + MAX_NEW_TOKENS)
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompts.check_fit([page], data["settings"], tokenizer)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
     asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
     models.room_for_prompt(model.config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])
-    (output,) = generation.generate(
-        model, tokenizer, asked, 1, MAX_NEW_TOKENS, BEAMS,
-        lambda place, text: executes_on_shown(text, prompt, page.table),
-    )  # fmt: skip
+    (output,) = generation.generate(model, tokenizer, asked, 1, MAX_NEW_TOKENS)
     text = program.extract_program(output["output"])
     tokens = program.tokenize(text)
     print(f"\n{run} was shown:\n\n{prompt}\nprogram  {text}")
@@ -257,10 +237,13 @@ def first_page(data_run: str, data: dict) -> examples.Example:
 
 
 def write_and_show(directory: Path, facts: dict, verdicts: list[dict], questions: list[dict]) -> None:
-    """Write the verdicts and their summary, then show five predictions and the table."""
-    summary = {**facts, "split": SPLIT, **scoring.summarize(verdicts, questions)}
+    """Write the verdicts and their summary, then show five predictions and the table; without answers no summary."""
     (directory / f"eval_{SPLIT}.json").unlink(missing_ok=True)  # a kill between the two leaves none, not one of each
     runs.write_jsonl(directory / f"predictions_{SPLIT}.jsonl", verdicts)
+    if not all(question["program"] for question in questions):
+        print(f"not scored: no answers; wrote {directory}/predictions_{SPLIT}.jsonl")
+        return
+    summary = {**facts, "split": SPLIT, **scoring.summarize(verdicts, questions)}
     runs.write_json(directory / f"eval_{SPLIT}.json", summary)
     step = max(1, len(questions) // 5)
     for verdict, question in list(zip(verdicts, questions, strict=True))[::step][:5]:

@@ -65,9 +65,9 @@ def main() -> None:
         facts["page_questions"] = provenance.fingerprint(*([example.question, example.program] for example in made))
     examples.check_pages_disjoint(splits)
     prompts.check_fit([example for split in splits.values() for example in split], SETTINGS, tokenizer)
-    directory = runs.start_run(
-        RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json", resumes=False
-    )
+    added = facts["extra"], facts.get("page_questions")
+    facts["data_hash"] = provenance.fingerprint(runs.deciding(SETTINGS), facts["data"], *added)
+    directory = runs.start_run(RESULTS_DIR, RUN, "preprocess_data.py", SETTINGS, facts, done="data_report.json")
     if directory is None:
         check_test_split(runs.run_directory(RESULTS_DIR, RUN), dataset)
         return
@@ -113,8 +113,8 @@ def encode(example: examples.Example, tokenizer) -> dict:
         "program": example.program,
         "exe_ans": json.dumps(example.exe_ans),  # a number or yes/no: one column needs one type
         "table": json.dumps(example.table),
-        "evidence_location": evidence.evidence_location(example),
-        "evidence_shown": evidence.shows_program(example, lines),
+        "evidence_location": evidence.evidence_location(example) if example.program else "unknown",
+        "evidence_shown": bool(example.program) and evidence.shows_program(example, lines),
         "lines_dropped": len(evidence.page_lines(example)) - len(lines),
     }
 

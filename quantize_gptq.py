@@ -62,10 +62,10 @@ def quantize_run(source: str, run: str) -> None:
         "base_model": record["base_model"],
         "base_precision": f"{METHOD}-{BITS}bit",
         "data": record["data"],
-        "prepared": record.get("prepared"),
+        "data_hash": record["data_hash"],
         # A source that was trained again is another one, whatever its name.
         "source": provenance.fingerprint(
-            record["settings"], record.get("prepared"), runs.read_json(folder / "train_metrics.json")
+            record["settings"], record["data_hash"], runs.read_json(folder / "train_metrics.json")
         ),
         **lineage.facts(f"{METHOD.upper()} {BITS}-bit", RESULTS_DIR, folder.relative_to(RESULTS_DIR).as_posix()),
     }
@@ -73,7 +73,7 @@ def quantize_run(source: str, run: str) -> None:
     done = "quantize_metrics.json"
     if not (runs.run_directory(RESULTS_DIR, run) / done).exists():
         runs.check_room(runs.run_directory(RESULTS_DIR, run), 1.5 * size / 1e9)  # gptqmodel puts blocks on the disk
-    directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, identity, done=done, resumes=False)
+    directory = runs.start_run(RESULTS_DIR, run, "quantize_gptq.py", settings, identity, done)
     if directory is None:
         return
     try:
@@ -94,7 +94,7 @@ def calibration_texts(record: dict, source: str) -> list[list[int]]:
     """Token ids of training prompts with their targets, drawn by the seed."""
     data_run = record["settings"]["DATA_RUN"]
     rows, data = runs.load_processed(RESULTS_DIR, data_run, "train", record["base_model"])
-    if data["data"] != record["data"] or record.get("prepared", runs.prepared(data)) != runs.prepared(data):
+    if data["data"] != record["data"] or record["data_hash"] != data["data_hash"]:
         raise UserError(f"data run {data_run!r} holds other data than {source} was trained on: preprocess it as it was")
     wanted = CALIBRATION_EXAMPLES if quantization.METHODS[METHOD].calibrates else 1  # to try out the result
     if len(rows) < wanted:

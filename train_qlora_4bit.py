@@ -27,7 +27,7 @@ BATCH_SIZE: int = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION: int = 1  # batches per optimizer step; the step sees BATCH_SIZE times this many sequences
 GRADIENT_CHECKPOINTING: bool | None = None  # recompute activations: less memory, a third slower; None: on a GPU only
 # Afterwards
-MERGE_INTO: str | None = "dequantized"  # the 16-bit weights it is merged into: these, or "original"; None: not merged
+MERGE: bool = True  # also write merged/, the adapter added to the dequantized base: what later phases start from
 # Records
 SAVE_STEPS: int = 100  # optimizer steps between checkpoints, a multiple of LOGGING_STEPS; a kill loses at most so many
 LOGGING_STEPS: int = 10  # optimizer steps per point of the loss curve

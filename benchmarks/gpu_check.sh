@@ -35,8 +35,8 @@ mkdir -p "$RESULTS_DIR"
 run predict.py | tee "$RESULTS_DIR/predicted.txt"
 tail -n 1 "$RESULTS_DIR/predicted.txt" >"$RESULTS_DIR/predicted.json"
 run preprocess_data.py --EVIDENCE=page --MAX_PROMPT_TOKENS=640 --TRAIN_EXAMPLES=64 --CALIBRATION_EXAMPLES=8 --EVAL_EXAMPLES=8
-run train_qlora_4bit.py "${lora[@]}" --MERGE_INTO=dequantized
-run train_lora_8bit.py "${lora[@]}" --MERGE_INTO=None
+run train_qlora_4bit.py "${lora[@]}"
+run train_lora_8bit.py "${lora[@]}" --MERGE=False
 run quantize_gptq.py --CALIBRATION_EXAMPLES=16 --BATCH_SIZE=1
 run sapling_train.py --UPDATE=qlora "--DEPTHS=[0.94]" --DROPS_PER_CYCLE=2 --RECOVERY_EPOCHS=0.5 \
     --CALIBRATION_EXAMPLES=4 --LORA_RANK=16 --BATCH_SIZE=1 \

@@ -60,7 +60,7 @@ LAST = {"predict.py": ("predict.py", "--LARGEST=False"), "plot_pareto.py": ("plo
                                     "--NEW_TOKENS=2")}  # fmt: skip
 COMMANDS = {command[0]: command for command in PHASES.values()} | LAST
 KILLED = PHASES | {"benchmark": LAST["benchmark_throughput.py"], "report": LAST["plot_pareto.py"]}
-CHOICES = ("AUGMENT", "CRITERION", "DROP_UNIT", "EVIDENCE", "MERGE_INTO", "METHOD",
+CHOICES = ("AUGMENT", "CRITERION", "DROP_UNIT", "EVIDENCE", "METHOD",
            "REPORT_TO", "SPLIT", "UPDATE", "BASE_MODEL")  # fmt: skip
 SOURCES = ("DATA_RUN", "SOURCE_RUN", "START_FROM", "TEACHER")  # constants that name a run
 NAMES = ("", ".", "..", "../a", ".hidden", "a/../b", "published", "a\nb", "x" * 101, "base_a")

@@ -3,13 +3,12 @@
 import errno
 import io
 import os
-import signal
 import sys
 
 _NO_ACCESS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG
 )  # fmt: skip
-
+# Safetensors' error has no number, and torch.save says no more than that its writer failed.
 _NO_ROOM = (*map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)), "PytorchStreamWriter failed")
 _NO_MEMORY = os.strerror(errno.ENOMEM), "DefaultCPUAllocator: can't allocate memory"
 # Of a GPU that is nearly full when CUDA or cuBLAS takes its own part.
@@ -18,10 +17,6 @@ _NO_GPU_MEMORY = "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"
 
 class UserError(Exception):
     """What is wrong, where, and what to do, in one line."""
-
-
-class Terminated(BaseException):
-    """SIGTERM: a launcher ends the other processes so when one of them failed."""
 
 
 class NoKernel(UserError):
@@ -34,26 +29,14 @@ def run_script(main, resumes: bool = False) -> None:
     ``resumes`` says whether the same command resumes what Ctrl-C stopped, or starts it again.
     Anything else keeps its traceback: that is a bug, and the traceback is what its report needs.
     """
-    if "RANK" in os.environ:  # one of several processes
-        signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
         sys.stdout.flush()
     except BaseException as error:
-        if "RANK" in os.environ:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending
-        if resumes and gpu_is_full(error):  # lower constants must not be refused
-            from fincompress import runs
-
-            runs.mark_failed("the GPU's memory was not enough")
         status = report(error, "resumes from the last checkpoint" if resumes else "starts again")
         if status is None:
             raise
         raise SystemExit(status) from None
-
-
-def _terminate(number, frame):
-    raise Terminated
 
 
 def watch_start() -> None:
@@ -80,15 +63,10 @@ def report(error: BaseException, again: str) -> int | None:
         status, line = 1, ""
     elif isinstance(error, KeyboardInterrupt):
         status, line = 130, f"error: stopped by the keyboard; the same command {again}\n"
-    elif isinstance(error, Terminated) or _lost_another(error):
-        status, line = 1, f"error: another process of this run was killed or failed; the same command {again}\n"
     elif isinstance(error, Exception) and (mendable := _one_line(error)):
         status, line = 2, f"error: {mendable}\n"
     else:
-        _speaks_first()  # what the others meet follows from this
         return None
-    if line and not _speaks_first():
-        line = ""
     if "tqdm" in sys.modules:  # a progress bar leaves the cursor in its line until it is closed
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
@@ -100,56 +78,24 @@ def report(error: BaseException, again: str) -> int | None:
     return status
 
 
-def _lost_another(error: BaseException) -> bool:
-    """Whether an error says that another process of this run is gone: gloo names itself, NCCL's has its own type."""
-    if "RANK" not in os.environ or not isinstance(error, RuntimeError):
-        return False
-    return "gloo" in str(error) or type(error).__name__.startswith("Dist")
-
-
-def _speaks_first() -> bool:
-    """Whether no other process of this run has said why it ends: the store of the launcher, which outlives it, counts.
-
-    One that has to end says it once, not once a process, and what the others meet for that reason is not news.
-    """
-    from fincompress import distributed  # which imports this module
-
-    if distributed.alone():
-        return True
-    try:
-        from datetime import timedelta
-
-        from torch.distributed import TCPStore
-
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
-        return store.add("fincompress/said", 1) == 1
-    except (KeyError, ValueError, RuntimeError):  # no launcher that has one
-        return True
-
-
-def gpu_is_full(error: BaseException) -> bool:
-    return type(error).__name__ == "OutOfMemoryError" or any(said in str(error) for said in _NO_GPU_MEMORY)
-
-
-def memory_is_full(error: BaseException) -> bool:
-    return isinstance(error, MemoryError) or any(said in str(error) for said in _NO_MEMORY)
+def memory_is_full(error: BaseException) -> str | None:
+    """``"GPU"`` or ``"main"`` where an error says that this memory is not enough, else None."""
+    said = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or any(text in said for text in _NO_GPU_MEMORY):
+        return "GPU"
+    return "main" if isinstance(error, MemoryError) or any(text in said for text in _NO_MEMORY) else None
 
 
 def _one_line(error: Exception) -> str | None:
     """What to tell the person who can mend an error; None for a bug."""
     if isinstance(error, UserError):
         return str(error)
-    # Safetensors' error has no number, and torch.save says no more than that its writer failed.
     if any(said in str(error) for said in _NO_ROOM):
         return "no space left on the disk, or in a quota of it: free some and run it again"
-    if gpu_is_full(error):
-        lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike; in SAPLING also SCAN_BATCH_SIZE)"
-        return (
-            f"the GPU's memory is not enough: {lower}, then MAX_PROMPT_TOKENS in preprocess_data.py, under another RUN"
-        )
-    if memory_is_full(error):
-        return "the main memory is not enough: end other programs, or lower BATCH_SIZE, under another RUN"
+    if memory := memory_is_full(error):
+        lower = "lower BATCH_SIZE (in training raise GRADIENT_ACCUMULATION alike), then MAX_PROMPT_TOKENS in"
+        lower = lower if memory == "GPU" else "end other programs, or lower BATCH_SIZE, then MAX_PROMPT_TOKENS in"
+        return f"the {memory} memory is not enough: {lower} preprocess_data.py, under another RUN"
     if getattr(error, "errno", None) in _NO_ACCESS:
         place = error.filename or "a file"
         return f"no access to {place}: {error.strerror}; mend its permissions, or choose another RUN or RESULTS_DIR"

@@ -3,7 +3,6 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -18,28 +17,25 @@ STAGE = 16  # tokens after which sequences that have ended leave a batch; the me
 
 @torch.inference_mode()
 def generate(
-    model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int, beams: int = 1,
-    accept: Callable[[int, str], bool] | None = None, kept: "KeptOutputs | None" = None,
+    model, tokenizer, dataset: datasets.Dataset, batch_size: int, max_new_tokens: int,
+    kept: "KeptOutputs | None" = None,
 ) -> list[dict]:  # fmt: skip
-    """Continuations of every prompt, in the order of the dataset: greedy ones, or by beam search.
+    """Greedy continuations of every prompt, in the order of the dataset.
 
     One ``{"output": str, "ended": bool, "new_tokens": int}`` an example; ``ended`` says that the model wrote EOS by
-    itself. Of several beams it is the likeliest that ``accept`` takes, given the example's place and the text, or the
-    likeliest of all. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at
-    once. Several processes take batches in turn, the same ones as one process, and all get all continuations. Batches
-    that ``kept`` has are not decoded again.
+    itself. Batches hold prompts of like length, longest first, so that what does not fit in memory fails at once.
+    Several processes take batches in turn, the same ones as one process, and all get all continuations. Batches that
+    ``kept`` has are not decoded again.
     """
     before = kept.rows if kept else {}
     results: list[dict | None] = [before.get(i) for i in range(len(dataset))]
     lengths = list(dataset["prompt_tokens"])
     longest_first = sorted(range(len(dataset)), key=lambda i: -lengths[i])
     eos = tokenizer.eos_token_id
-    # Beams go on together, and llama.cpp, which times itself, takes one prompt after another.
-    stage = max_new_tokens if beams > 1 or hasattr(model, "time_prefill") else STAGE
+    # llama.cpp, which times itself, takes one prompt after another.
+    stage = max_new_tokens if hasattr(model, "time_prefill") else STAGE
     options = {
         "do_sample": False,
-        "num_beams": beams,
-        "num_return_sequences": beams,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": eos,
         # As an index, for a slice of the prompt's hidden states is not contiguous: where the head is frozen, as under
@@ -51,18 +47,15 @@ def generate(
     with tqdm(total=len(dataset), desc="decoding", unit="question", disable=not distributed.is_main()) as bar:
         for number, start in enumerate(range(0, len(dataset), batch_size)):
             indices = longest_first[start : start + batch_size]
-            if number % distributed.size() != distributed.rank() or all(results[i] for i in indices):
-                bar.update(len(indices))
-                continue
-            prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
-            batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
-            rows = [_cut(row, eos, tokenizer) for row in continued(model, batch, max_new_tokens, stage, options)]
-            for place, i in enumerate(indices):
-                candidates = rows[place * beams : (place + 1) * beams]
-                accepted = (row for row in candidates if accept is None or accept(i, row["output"]))
-                results[i] = next(accepted, candidates[0])
-            if kept:
-                kept.add({i: results[i] for i in indices})
+            if number % distributed.size() == distributed.rank() and not all(results[i] for i in indices):
+                prompts = [dataset[i]["input_ids"][: lengths[i]] for i in indices]
+                batch = tokenizer.pad({"input_ids": prompts}, return_tensors="pt").to(model.device)
+                rows = continued(model, batch, max_new_tokens, stage, options)
+                decoded = {i: _cut(row, eos, tokenizer) for i, row in zip(indices, rows, strict=True)}
+                for i, row in decoded.items():
+                    results[i] = row
+                if kept:
+                    kept.add(decoded)
             bar.update(len(indices))
     gathered = distributed.gather(results)
     return [next((row for row in rows if row is not None), None) for rows in zip(*gathered, strict=True)]
@@ -101,7 +94,7 @@ class KeptOutputs:
 
 
 def continued(model, batch: dict, max_new_tokens: int, stage: int, options: dict) -> list[list[int]]:
-    """Tokens after each prompt, of each beam, until EOS and maybe some that mean nothing behind it.
+    """Tokens after each prompt until EOS and maybe some that mean nothing behind it.
 
     Every ``stage`` tokens what has ended leaves the batch and the KV cache: most programs are short, and one that runs
     on to ``max_new_tokens`` would keep all others.

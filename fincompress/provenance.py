@@ -86,17 +86,3 @@ def fingerprint(*parts: object) -> str:
     """A short hash (16 hex digits) of JSON-serialisable values, to tell whether two runs saw the same thing."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def sample(path: Path, pieces: int = 64, length: int = 4096) -> str:
-    """A hash of a file's size and of pieces of it, evenly spaced: to read all of a large model takes minutes.
-
-    Training and merging change weights everywhere, so that some piece is another one.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        for number in range(pieces):
-            file.seek(number * max(0, size - length) // (pieces - 1))
-            digest.update(file.read(length))
-    return digest.hexdigest()

@@ -7,32 +7,26 @@ import contextlib
 import fcntl
 import json
 import os
-import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import psutil
 
-from fincompress import distributed, provenance
+from fincompress import provenance
 from fincompress.errors import UserError
-from fincompress.settings import DEFAULTS
 
 if TYPE_CHECKING:
     import datasets
 
 # Constants that decide no result: where things lie, and what is written on the way.
 LOCATIONS = ("RESULTS_DIR", "DATA_DIR", "EXTRA_DATA_DIR", "LLAMA_CPP", "RUN")
-RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "CACHE_GB")
-FAILED = "failed.txt"  # in the folder of a run that no resume can mend, with the reason
-HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
-NODE = platform.node().replace(".", "-")  # another machine that shares the disk has process numbers of its own
-LATER_FACTS = ("prepared", "base", "page_questions", "optimizer")  # that older records lack
+RECORD_KEEPING = ("SAVE_STEPS", "LOGGING_STEPS", "REPORT_TO", "MERGE")
 OF_THE_MACHINE = ("dtype", "optimizer")  # facts that a run must keep while it is trained
-NEW_AND_OFF = {"PAGE_QUESTIONS": 0}  # constants that older data runs lack, at the value that changes nothing
+HELD: dict[Path, int] = {}  # run folders that this process has locked, and the descriptor that holds each lock
 
 
 @contextlib.contextmanager
@@ -45,7 +39,7 @@ def atomic_path(path: Path):
     """
     make_folder(path.parent)
     remove_partials(path.parent)
-    partial = path.with_name(f".{path.name}.{NODE}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         sync(partial)
@@ -73,10 +67,10 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(directory: Path, held: bool = False) -> None:
-    """Remove what a kill left half-written: of processes of this machine that ended, or all in a ``held`` folder."""
+    """Remove what a kill left half-written: of processes that ended, or all in a ``held`` folder."""
     for partial in directory.glob(".*.partial"):
-        node, process = partial.name.split(".")[-3:-1]
-        if held or (node == NODE and process.isdigit() and not psutil.pid_exists(int(process))):
+        process = partial.name.split(".")[-2]
+        if held or (process.isdigit() and not psutil.pid_exists(int(process))):
             with contextlib.suppress(FileNotFoundError):  # another process removes them too
                 remove(partial)
 
@@ -141,22 +135,6 @@ def release() -> None:
         os.close(folder)
 
 
-def fail(why: str) -> NoReturn:
-    """Raise UserError for a training that no resume can mend: its folder then takes a run with other settings.
-
-    Of several processes all call it: what they decide it by is summed over them.
-    """
-    mark_failed(why)
-    distributed.barrier()  # a launcher ends rank 0, which writes, as soon as another one has failed
-    raise UserError(why)
-
-
-def mark_failed(why: str) -> None:
-    """Let the folders that this process holds take a run with other settings; the same command still resumes."""
-    for directory in HELD:
-        write_text(directory / FAILED, f"{why}\n")
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_path(Path(path)) as partial:
@@ -181,37 +159,18 @@ def write_csv(path: Path, rows: list[dict]) -> None:
     write_text(path, pd.DataFrame(rows).to_csv(index=False))
 
 
-class Record(dict):
-    """A JSON object from a file that can be named where it lacks a key: a damaged record, or another program's."""
-
-    def __init__(self, values: dict, path: Path | None = None):
-        super().__init__(values)
-        self.path = path  # a copy has none
-
-    def __or__(self, other: dict) -> Record:
-        return Record({**self, **other}, self.path)
-
-    def __missing__(self, key: str) -> NoReturn:
-        if self.path is None:
-            raise KeyError(key)
-        raise UserError(f"{self.path} has no {key!r}: it is damaged or no record of this project; remove it")
-
-
-def read_json(path: Path) -> Record:
-    """Read a JSON object from a file, objects within it likewise.
-
-    Raises UserError where it is missing or broken, and later where a key is read that it does not have.
-    """
+def read_json(path: Path) -> dict:
+    """Read a JSON object from a file; raises UserError where it is missing or broken."""
     path = Path(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"), object_hook=lambda values: Record(values, path))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not readable as JSON ({error}): restore it, or remove it and make again what it describes"
         ) from None
-    if not isinstance(record, Record):
+    if not isinstance(record, dict):
         raise UserError(f"{path} holds no JSON object: it is damaged; remove it")
     return record
 
@@ -224,7 +183,7 @@ def readable(results_dir: str, pattern: str, read: Callable = read_json) -> list
             contents.append(read(path))
         except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
-        except (KeyError, TypeError, AttributeError) as error:  # a value of another type
+        except (KeyError, TypeError, AttributeError) as error:
             print(f"left out: {path} is damaged ({error!r})", file=sys.stderr)
     return contents
 
@@ -299,72 +258,56 @@ def load_processed(
 
 
 def start_run(
-    results_dir: str, run: str, script: str, settings: dict, facts: dict, done: str | None = None, resumes: bool = True
+    results_dir: str, run: str, script: str, settings: dict, identity: dict, done: str | None = None
 ) -> Path | None:
     """Open ``results_dir/run`` for a script and write ``settings.json``; None where the same run is finished already.
 
-    ``settings`` are the script's constants, ``facts`` what else decides the result (base model, data fingerprint).
+    ``settings`` are the script's constants, ``identity`` what else decides the result (base model, data).
     ``done`` is the file that marks the run as finished (None: the script finds out itself). A folder that holds a run
-    with other settings is refused with a UserError: results of two recipes are never mixed in one folder. So is one
-    that another process holds. A resumed run keeps its ``settings.json``; one that was killed and cannot be resumed
-    (``resumes``) makes way for other settings, unless it left depths, each of which is a model.
+    of another recipe is refused with a UserError, and so is one that another process holds: results of two recipes are
+    never mixed in one folder. A resumed run keeps its ``settings.json``.
     """
     if is_untuned(run) and script != "evaluate.py":
         raise UserError(f"RUN = {run!r}: names that start with base_ are those of untuned models; choose another RUN")
     directory = run_directory(results_dir, run)
     hold(directory)
-    settings = {name: value for name, value in settings.items() if name not in LOCATIONS}
-    record = {"script": script, "settings": settings, **facts}
+    settings = deciding(settings, LOCATIONS)
     names = [path.name for path in directory.iterdir()]
     # A run that failed before it left anything but its settings does not stand in the way of a corrected one.
     if "settings.json" in names and len(names) > 1:
         free = OF_THE_MACHINE if done in names else ()
-        differing = _differing(directory, {name: value for name, value in record.items() if name not in free})
-        if not differing:
-            remove(directory / FAILED)
-            if done in names:
-                print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
-                return None
-            return directory
-        lost = done not in names and (FAILED in names or not resumes) and not any(map(str.isdigit, names))
-        if not lost or differing[0].startswith("script "):
+        wanted = {"script": script, **{name: value for name, value in identity.items() if name not in free}}
+        if differing := differences(read_json(directory / "settings.json"), wanted, settings):
             raise UserError(
                 f"{directory}/ holds a run with other settings ({'; '.join(differing[:4])}): "
                 "choose another RUN, or remove that folder"
             )
-        print(f"{run}: starts again in the folder of a run that did not end")
-        for name in names:
-            remove(directory / name)
-        names = []
+        if done in names:
+            print(f"{run}: finished already, skipped (remove {directory}/ to do it again)")
+            return None
+        return directory
     # Hidden files are left of a kill, and the benchmark measures a base model before it is evaluated.
     if not all(name.startswith((".", "throughput_", "settings.json")) for name in names):
         raise UserError(f"{directory}/ is there and holds no run, perhaps folders of other runs: choose another RUN")
-    write_json(directory / "settings.json", record | provenance.provenance())
+    record = {"script": script, "settings": settings, **identity, **provenance.provenance()}
+    write_json(directory / "settings.json", record)
     return directory
 
 
-def _differing(directory: Path, record: dict) -> list[str]:
-    """In what a folder's run is one of another script, or of other settings or facts."""
-    before = read_json(directory / "settings.json")
-    # A constant that an older run did not have had the script's default; one that a script lost decides nothing.
-    earlier, now = (before | DEFAULTS | before["settings"]), (record | DEFAULTS | record["settings"])
-    deciding = {*DEFAULTS, *record["settings"]} - {*LOCATIONS, *RECORD_KEEPING}
-    merged = directory / "merged" / "train_metrics.json"
-    ways = read_json(merged) if merged.exists() else {}
-    if not ways or now.get("MERGE_INTO") in [ways.get("merged_into"), *["better"] * bool(ways.get("scores"))]:
-        deciding.discard("MERGE_INTO")  # an adapter may be merged later, in any way
-    facts = [name for name in record if name != "settings" and (name not in LATER_FACTS or name in before)]
-    return [
-        f"{name} {earlier.get(name)!r} -> {now.get(name)!r}"
-        for name in [*facts, *sorted(deciding)]
-        if earlier.get(name) != now.get(name)
-    ]
+def differences(record: dict, identity: dict, settings: dict) -> list[str]:
+    """In what a run's ``record`` differs from another identity and other settings: ``"NAME before -> now"`` of each.
+
+    A constant that only one of them has was added or removed since: at its default it changes no result.
+    """
+    before = deciding(record["settings"], RECORD_KEEPING)
+    pairs = [(name, record.get(name), value) for name, value in identity.items()]
+    pairs += [(name, before[name], settings[name]) for name in sorted(before.keys() & settings.keys())]
+    return [f"{name} {earlier!r} -> {now!r}" for name, earlier, now in pairs if earlier != now]
 
 
-def prepared(data_record: dict) -> str:
-    """Fingerprint of how a data run was made, from its ``settings.json``: constants, and what was added to train."""
-    settings = {name: value for name, value in data_record["settings"].items() if value != NEW_AND_OFF.get(name, ...)}
-    return provenance.fingerprint(settings, *filter(None, map(data_record.get, ("extra", "page_questions"))))
+def deciding(settings: dict, others: tuple[str, ...] = LOCATIONS + RECORD_KEEPING) -> dict:
+    """The constants among ``settings`` that are not of the ``others``."""
+    return {name: value for name, value in settings.items() if name not in others}
 
 
 def is_untuned(run: str) -> bool:

@@ -39,8 +39,6 @@ RANGES = {
     ),
     "a share, above 0 and below 1": (lambda x: 0 < x < 1, "EQUAL_WITHIN"),
 }
-# The running script's constants as they stand in its source, before any override.
-DEFAULTS: dict[str, object] = {}
 
 
 def configure(namespace: dict) -> dict[str, object]:
@@ -61,13 +59,13 @@ def configure(namespace: dict) -> dict[str, object]:
             print(help_text(namespace, list(types)))
             raise SystemExit(0)
         try:
-            DEFAULTS.update({name: check_value(name, types[name], namespace[name]) for name in types})
+            edited = {name: check_value(name, types[name], namespace[name]) for name in types}
             overrides = find_overrides(sys.argv[1:], types, load_environment())
         except UserError as error:
             if distributed.is_main():  # they all have the same command line
                 print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        namespace.update(DEFAULTS)
+        namespace.update(edited)
         for name, (value, origin) in overrides.items():
             print(f"{name} = {value!r}  ({origin})")
             namespace[name] = value
@@ -131,7 +129,7 @@ def find_overrides(
             shown = argument.partition("=")[0]  # what follows may be a token
             raise UserError(f"{shown!r} is not of the form --NAME=value; see --help")
         if name not in types:
-            near = difflib.get_close_matches(name.upper(), types, n=1, cutoff=0.4)
+            near = difflib.get_close_matches(name.upper(), types, n=1)
             hint = f"did you mean {near[0]}?" if near else "see --help"
             raise UserError(f"there is no constant {name}; {hint}")
         if not text.strip():

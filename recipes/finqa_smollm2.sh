@@ -45,7 +45,7 @@ fi
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --EXTRA_DATA_DIR="$EXTRA_DATA_DIR" --PAGE_QUESTIONS=2500
 evaluate base
 
-first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE_INTO=None)
+first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE=False)
 second=(--DATA_RUN=finqa_data --LEARNING_RATE=3e-4 --EPOCHS=3 --AUGMENT=figures)
 learn=(--DATA_RUN=finqa_data --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --DROPS_PER_CYCLE=2)
 quantize() { # quantize run source: in 4 bits, and answer dev

@@ -49,10 +49,10 @@ prompts=(--EVIDENCE_TOKENS=400 --MAX_PROMPT_TOKENS=640 --CALIBRATION_EXAMPLES=25
 run preprocess_data.py "${prompts[@]}"
 run preprocess_data.py --RUN=mixed_data "${prompts[@]}" --PAGE_QUESTIONS=2500 --EXTRA_DATA_DIR="${EXTRA_DATA_DIR:-None}"
 # A pass over more data, then FinQA with redrawn numbers: docs/data.md
-run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE_INTO=None "${steps[@]}"
+run train_qlora_4bit.py --RUN=mixed_qlora --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE=False "${steps[@]}"
 run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGMENT=figures "${steps[@]}"
-run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE_INTO=None "${steps[@]}"
-run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures --MERGE_INTO=None \
+run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE=False "${steps[@]}"
+run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures --MERGE=False \
     "${steps[@]}"
 run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
 # Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped

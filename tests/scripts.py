@@ -124,24 +124,20 @@ def _kill_at_call(owner, name, calls, factor=None):
 
 def run_in_process(script, *arguments, **environment):
     """``run_script`` without a process of its own, for a test to which the seconds of imports show nothing more."""
-    from fincompress.settings import DEFAULTS
 
     release_runs()
-    out, err, before = io.StringIO(), io.StringIO(), dict(DEFAULTS)
+    out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(REPOSITORY)
         patch.setattr(sys, "argv", [script, *map(str, arguments)])
         for name, value in environment.items():
             patch.setenv(name, str(value))
-        DEFAULTS.clear()
         try:
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
             status = 0
         except SystemExit as left:
             status = left.code
         finally:
-            DEFAULTS.clear()
-            DEFAULTS.update(before)
             release_runs()
     return subprocess.CompletedProcess([script, *arguments], status, out.getvalue(), err.getvalue())
 

@@ -51,12 +51,11 @@ def test_outputs_are_those_of_each_prompt_alone_and_end_before_eos(parts, batch_
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_a_repetition_penalty_of_the_checkpoint_is_none_on_figures_that_are_copied(parts, beams):
+def test_a_repetition_penalty_of_the_checkpoint_is_none_on_figures_that_are_copied(parts):
     model, tokenizer, rows = parts
-    expected = generation.generate(model, tokenizer, rows, 4, NEW, beams)
+    expected = generation.generate(model, tokenizer, rows, 4, NEW)
     model.generation_config.repetition_penalty, model.generation_config.no_repeat_ngram_size = 5.0, 1
-    assert generation.generate(model, tokenizer, rows, 4, NEW, beams) == expected
+    assert generation.generate(model, tokenizer, rows, 4, NEW) == expected
 
 
 def test_what_has_ended_leaves_the_batch_after_every_stage(parts, monkeypatch):
@@ -77,22 +76,6 @@ def test_what_has_ended_leaves_the_batch_after_every_stage(parts, monkeypatch):
     going_on = [sum(tokenizer.eos_token_id not in tokens[:made] for tokens in expected) for made in (0, 4, 8)]
     assert len(rows) == going_on[0] > going_on[2] > 0
     assert sizes == [count for count in going_on for _ in range(4)]
-
-
-def test_of_several_beams_the_likeliest_accepted_one_is_taken_and_else_the_likeliest(parts):
-    model, tokenizer, rows = parts
-    seen: dict[int, list[str]] = {}
-
-    def none(place, output):
-        seen.setdefault(place, []).append(output)
-        return False
-
-    likeliest = generation.generate(model, tokenizer, rows, 4, NEW, 3, none)
-    assert [row["output"] for row in likeliest] == [seen[place][0] for place in range(len(rows))]
-    assert all(len(texts) == 3 for texts in seen.values()) and any(len({*texts}) > 1 for texts in seen.values())
-    wanted = {place: texts[-1] for place, texts in seen.items()}
-    accepted = generation.generate(model, tokenizer, rows, 4, NEW, 3, lambda place, output: output == wanted[place])
-    assert [row["output"] for row in accepted] == [wanted[place] for place in range(len(rows))]
 
 
 @torch.no_grad()

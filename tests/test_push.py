@@ -58,7 +58,7 @@ def pushed(tmp_path, tiny_base):
         shutil.copytree(tiny_base, tmp_path / run / "merged" if run == "qlora" else tmp_path / run, dirs_exist_ok=True)
         source = run
     shutil.copy(tmp_path / "qlora" / "settings.json", tmp_path / "qlora" / "merged" / "settings.json")
-    runs.write_json(tmp_path / "qlora" / "merged" / "train_metrics.json", {"merged_into": "original"})
+    runs.write_json(tmp_path / "qlora" / "merged" / "train_metrics.json", {"adapter": "a"})
     made.evaluation(tmp_path, "sapling/2", [True, False, False, False])
     made.evaluation(tmp_path, "gptq", [True, False], split="test")
     return tmp_path

@@ -62,7 +62,6 @@ def _clean_environment():
     for name in (*ENVIRONMENT, *TOKENS, *THREADS):
         os.environ.pop(name, None)
     yield
-    settings.DEFAULTS.clear()
     os.environ.clear()
     os.environ.update(before)
 

@@ -18,8 +18,9 @@ from fincompress.errors import UserError
 from fincompress.finqa import numbers, program, synthetic
 
 SPLITS = ("train", "dev", "test")
-# The authors' repository, and how many examples each file of the release holds: what a download is checked against.
-SOURCE = "https://raw.githubusercontent.com/czyssrs/FinQA/main/dataset"
+# The authors' repository at a fixed commit, and how many examples each file holds: what a download is checked against.
+COMMIT = "0603cdd9c68ab0af39efea65361ebfff2abc547c"
+SOURCE = f"https://raw.githubusercontent.com/czyssrs/FinQA/{COMMIT}/dataset"
 RELEASE = {"train": 6251, "dev": 883, "test": 1147}
 DEFAULT_DIR = "data"  # made by a download where it is absent; any other folder must exist, to catch a typing error
 SYNTHETIC = "synthetic"  # DATA_DIR=synthetic asks for the generated set outright
@@ -31,7 +32,8 @@ class Example:
 
     ``table`` is a list of rows of cell strings, the first row being the header. The keys of ``gold_inds`` are the
     evidence: ``table_i`` is row i of the table, ``text_i`` sentence i of ``pre_text + post_text`` (both 0-based); it is
-    empty where the release does not give it. ``exe_ans`` is the released result of ``program``.
+    empty where the release does not give it. ``exe_ans`` is the released result of ``program``; a question without its
+    answer, as of the private test set, has the program ``""`` and None.
     """
 
     id: str
@@ -41,7 +43,7 @@ class Example:
     table: list[list[str]]
     question: str
     program: str
-    exe_ans: float | str
+    exe_ans: float | str | None
     gold_inds: dict[str, str]
 
 
@@ -113,7 +115,7 @@ def validate_split(split: str, records: list[dict]) -> tuple[list[Example], list
     examples, skipped = {}, []
     for position, record in enumerate(records):
         try:
-            example = parse_example(record)
+            example = parse_example(record, answered=split == "train")
             if example.id in examples:
                 raise ValueError("its id stands twice in this split")
             examples[example.id] = example
@@ -125,28 +127,37 @@ def validate_split(split: str, records: list[dict]) -> tuple[list[Example], list
     return list(examples.values()), skipped
 
 
-def parse_example(record: dict) -> Example:
+def parse_example(record: dict, answered: bool = True) -> Example:
     """One record of the official schema; raises ValueError with the reason it is broken.
 
     ``gold_inds`` may be empty or absent (the release has both); rows may be ragged. A gold program that does not
-    execute is broken; one that gives something other than ``exe_ans`` is scored as released.
+    execute is broken; one that gives something other than ``exe_ans`` is scored as released. A question without program
+    and answer is broken where it must be ``answered``.
     """
     json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair, which nothing could write, is a ValueError
     qa = record.get("qa")
     if not isinstance(qa, dict):
         raise ValueError("no qa object")
-    names = [record.get("id"), qa.get("question"), qa.get("program"), record.get("filename") or "none"]
+    blind = not answered and not {"program", "exe_ans"} & qa.keys()
+    text = "" if blind else qa.get("program")
+    names = [record.get("id"), qa.get("question"), record.get("filename") or "none"]
     table, answer, gold_inds = record.get("table"), qa.get("exe_ans"), qa.get("gold_inds") or {}
     is_number = isinstance(answer, int | float) and not isinstance(answer, bool) and abs(answer) <= sys.float_info.max
     for holds, reason in (
-        (_is_texts(names) and all(map(str.strip, names)), "an id, question, program or filename is no text"),
+        (
+            _is_texts([*names, text]) and all(map(str.strip, names)) and (text.strip() or blind),
+            "an id, question, program or filename is no text",
+        ),
         *_page_checks(record),
-        (is_number or answer in ("yes", "no"), f"exe_ans {answer!r:.40} is neither a finite number nor yes or no"),
+        (
+            is_number or blind or answer in ("yes", "no"),
+            f"exe_ans {answer!r:.40} is neither a finite number nor yes or no",
+        ),
         (isinstance(gold_inds, dict), "gold_inds is no object"),
     ):
         if not holds:
             raise ValueError(reason)
-    if program.execute(program.tokenize(qa["program"]), table) is None:
+    if not blind and program.execute(program.tokenize(text), table) is None:
         raise ValueError(f"its program does not execute: {qa['program'][:80]}")
     return Example(
         id=record["id"],
@@ -156,7 +167,7 @@ def parse_example(record: dict) -> Example:
         post_text=record["post_text"],
         table=table,
         question=qa["question"],
-        program=qa["program"],
+        program=text,
         exe_ans=float(answer) if is_number else answer,
         gold_inds=gold_inds,
     )
@@ -204,7 +215,7 @@ def read_page(path: Path, question: str) -> Example:
     page = {field: page.get(field, []) for field in fields}
     for holds, reason in _page_checks(page):
         if not holds:
-            raise UserError(f"PAGE = {path}: {reason}; docs/own-data.md shows a page")
+            raise UserError(f"PAGE = {path}: {reason}; docs/data.md shows a page")
     for cell in (cell for row in page["table"][1:] for cell in row[1:]):
         if _MISREAD.search(re.sub(r"(?<=\w) *\([^)]*\)$", "", cell)):  # beside the number of a note
             raise UserError(

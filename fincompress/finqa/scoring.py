@@ -1,4 +1,4 @@
-"""Verdicts on predictions and accuracies with intervals; docs/scoring-and-evidence.md explains them to a reader."""
+"""Verdicts on predictions and accuracies with intervals; docs/data.md explains them to a reader."""
 
 import json
 import math
@@ -8,7 +8,8 @@ from pathlib import Path
 from scipy import stats
 
 from fincompress.errors import UserError
-from fincompress.finqa import equality, program
+from fincompress.finqa import program
+from fincompress.finqa.program import program_correct
 
 
 def score_program(tokens: list[str], example: dict) -> dict:
@@ -16,16 +17,16 @@ def score_program(tokens: list[str], example: dict) -> dict:
 
     ``example`` holds ``table``, ``exe_ans`` and the gold ``program``. ``invalid`` says that nothing could be computed:
     an output without one whole step counts, though the official evaluator calls it merely wrong. ``value`` is None
-    where the program is invalid or its result is not finite.
+    where the program is invalid or its result is not finite. Of a question without an answer both verdicts are None.
     """
-    value = program.execute(tokens, example["table"])
+    value, gold = program.execute(tokens, example["table"]), example["program"]
     finite = not isinstance(value, float) or math.isfinite(value)  # JSON has no infinity
     return {
         "program": program.detokenize(tokens),
         "value": value if finite else None,
         "invalid": value is None,
-        "execution_correct": value == example["exe_ans"],
-        "program_correct": equality.program_correct(tokens, program.tokenize(example["program"])),
+        "execution_correct": value == example["exe_ans"] if gold else None,
+        "program_correct": program_correct(tokens, program.tokenize(gold)) if gold else None,
     }
 
 

@@ -266,7 +266,7 @@ def explain_loading(path: str):
     except UserError:
         raise
     except Exception as error:  # a config, a tokenizer or weights of any content
-        if errors.gpu_is_full(error) or errors.memory_is_full(error):
+        if errors.memory_is_full(error):
             raise
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, GatedRepoError):

@@ -95,12 +95,11 @@ def load_run(path: str | Path, results_dir: str, device: torch.device, dtype: to
 
 
 def load_adapter(
-    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None,
-    precision: str | None = None,
+    directory: Path, results_dir: str, device: torch.device, dtype: torch.dtype, packed: bool | None = None
 ):  # fmt: skip
     """``(model, tokenizer)``: the adapter of a run, loaded in float32, on the base it was trained against.
 
-    ``packed`` and ``precision``, by default the one of the training, are for ``load_base``.
+    ``packed`` is for ``load_base``.
     """
     from peft import PeftModel
 
@@ -109,7 +108,7 @@ def load_adapter(
     path = base.base_model_path(record["base_model"], results_dir)
     if "base" in record and Path(path).exists() and record["base"] != base.base_fingerprint(path):
         raise UserError(f"{path}/ holds another model by now than the adapter of {directory.name} was trained on")
-    model = load_base(path, precision or record["base_precision"], device, dtype, packed)
+    model = load_base(path, record["base_precision"], device, dtype, packed)
     with base.explain_loading(str(adapter)), quantization.quiet():  # peft imports gptqmodel, which greets
         return PeftModel.from_pretrained(model, adapter), base.load_tokenizer(str(adapter))
 
@@ -134,9 +133,7 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     # accelerate fills the GPU from the embeddings on, and keeps room for the largest block, to be read into.
     embeddings = 2 * config.vocab_size * config.hidden_size / 1e9
     if room < embeddings + 2 * (memory.weights_gb(config, "bf16") - embeddings) / config.num_hidden_layers:
-        raise UserError(
-            f"{batch} sequences at once leave {free:.1f} GB of a GPU no room for weights: lower BATCH_SIZE or BEAMS"
-        )
+        raise UserError(f"{batch} sequences at once leave {free:.1f} GB of a GPU no room for weights: lower BATCH_SIZE")
     print(
         f"{needed:.1f} GB do not fit into {free:.1f} GB: a part is offloaded to main memory; a smaller BATCH_SIZE helps"
     )

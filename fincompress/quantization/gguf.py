@@ -179,15 +179,12 @@ class LlamaCpp(torch.nn.Module):
         return reply
 
     def generate(
-        self, input_ids, attention_mask, max_new_tokens: int, eos_token_id: int, pad_token_id: int, num_beams: int = 1,
-        **unused,
-    ) -> torch.Tensor:  # fmt: skip
+        self, input_ids, attention_mask, max_new_tokens: int, eos_token_id: int, pad_token_id: int, **unused
+    ) -> torch.Tensor:
         """Prompts, one after another, with their continuations, as transformers' ``generate`` returns them.
 
         Tokens are known by their probabilities, which llama.cpp does not give of one that ends within a character.
         """
-        if num_beams > 1:
-            raise UserError(f"BEAMS = {num_beams}: llama.cpp decodes greedily, leave it at 1")
         continuations = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
             (choice,) = self.complete(ids[mask.bool()].tolist(), max_new_tokens, logprobs=1)["choices"]

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fincompress import distributed, runs
+from fincompress import distributed
+from fincompress.errors import UserError
 
 IGNORE = -100  # label of a position that carries no loss
 
@@ -135,7 +136,7 @@ def score_targets(
     model.train(training)
     nll, exact = distributed.total(nll), distributed.total(exact.int()).bool()
     if not torch.isfinite(nll).all():
-        runs.fail("the model computes no numbers on the calibration split: lower LEARNING_RATE")
+        raise UserError("the model computes no numbers on calibration: lower LEARNING_RATE, under another RUN")
     return nll, exact
 
 

@@ -26,7 +26,7 @@ def check_origin(name: str, s: dict, record: dict) -> str:
         for data_run in {started["settings"]["DATA_RUN"], s["DATA_RUN"]}
     ]
     own = runs.read_json(runs.run_directory(s["RESULTS_DIR"], started["settings"]["DATA_RUN"]) / "settings.json")
-    redone = started.get("prepared", runs.prepared(own)) != runs.prepared(own)  # under the same name
+    redone = started["data_hash"] != own["data_hash"]  # under the same name
     if redone or any(ids != reports[0] for ids in reports):
         raise UserError(
             f"{name} = {run!r} was trained with another calibration split than {s['DATA_RUN']!r} holds: it may have "

@@ -59,7 +59,7 @@ class TargetTrainer(Trainer):
         whole = distributed.total(loss) / distributed.size()
         if not torch.isfinite(whole):
             step = self.state.global_step + 1
-            runs.fail(f"the loss is {whole.item()} at step {step}: lower LEARNING_RATE")
+            raise UserError(f"the loss is {whole.item()} at step {step}: lower LEARNING_RATE, under another RUN")
         return loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -218,7 +218,7 @@ def run_facts(
         "base_model": s["BASE_MODEL"],
         "base_precision": base_precision,
         "data": data_record["data"],
-        "prepared": runs.prepared(data_record),
+        "data_hash": data_record["data_hash"],
         # A run must not be resumed with another one of these on another machine.
         "dtype": str(dtype).removeprefix("torch."),
         "optimizer": default_optimizer(device.type),

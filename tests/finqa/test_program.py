@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scripts import FINQA, needs_finqa
 
-from fincompress.finqa.equality import program_correct
 from fincompress.finqa.numbers import parse_number
 from fincompress.finqa.program import (
     OPERATIONS,
@@ -18,6 +17,7 @@ from fincompress.finqa.program import (
     extract_program,
     operands,
     operations,
+    program_correct,
     steps,
     tokenize,
 )

@@ -32,7 +32,6 @@ def run_main(script, **constants):
         for name, value in constants.items():
             patch.setattr(script, name, value)
         if hasattr(script, "SETTINGS"):
-            patch.setattr(runs, "DEFAULTS", script.SETTINGS)
             patch.setattr(script, "SETTINGS", script.SETTINGS | constants)
         script.main()
 
@@ -85,18 +84,6 @@ def test_a_run_is_quantized_evaluated_and_reported(results, q4):
     rows = table.read(str(results), ["dev"]).set_index("run")
     assert rows.loc["q4", "method"] == "8-bit LoRA fine-tuned + GPTQ 4-bit" and rows.loc["q4", "series"] == "+ GPTQ"
     assert rows.loc["q4", "size_gb"] < rows.loc["source/merged", "size_gb"] and (rows["questions"] == 8).all()
-
-
-def test_a_finished_run_that_does_not_know_METHOD_is_one_of_gptq(q4, quantize, capsys):
-    folder, _ = q4
-    record = runs.read_json(folder / "settings.json")
-    del record["settings"]["METHOD"]
-    runs.write_json(folder / "settings.json", record)
-    command_line = {"RUN": "q4", "SOURCE_RUN": "source/merged"}
-    quantize(**command_line)
-    assert "finished already, skipped" in capsys.readouterr().out
-    with pytest.raises(UserError, match="METHOD 'gptq' -> 'rtn'"):
-        quantize(**command_line, METHOD="rtn")
 
 
 def test_rounding_to_nearest_reads_no_texts_and_is_reported_as_such(results, quantize, capsys):

@@ -43,7 +43,7 @@ def test_a_few_steps_teach_it_the_form_of_programs(smollm2, results_dir, finqa_d
     assert report["source"] == "FinQA" and report["missing_splits"] == ["test"] and report["skipped"] == []
 
     train = ("train_qlora_4bit.py", "--RUN=real", "--DATA_RUN=finqa", "--LORA_RANK=16", "--EPOCHS=1", "--SAVE_STEPS=10")
-    done = run_script(*train, "--MERGE_INTO=dequantized", **environment)
+    done = run_script(*train, **environment)
     assert done.returncode == 0, done.stderr
     metrics = runs.read_json(results_dir / "real" / "train_metrics.json")
     calibration = datasets.load_from_disk(str(results_dir / "finqa" / "calibration"))

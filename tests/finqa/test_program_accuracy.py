@@ -6,8 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fincompress.finqa.equality import program_correct
-from fincompress.finqa.program import ARITHMETIC, detokenize, execute, tokenize
+from fincompress.finqa.program import ARITHMETIC, detokenize, execute, program_correct, tokenize
 
 PATIENCE_S = 5  # of CPU time for one verdict; most take a thousandth of it
 FUZZ = {"deadline": PATIENCE_S * 1000, "suppress_health_check": [HealthCheck.too_slow], "derandomize": True}
