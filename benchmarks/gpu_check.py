@@ -19,7 +19,7 @@ configure(globals())
 
 import pandas as pd
 
-from fincompress import memory, models, provenance, runs, simulation
+from fincompress import memory, models, provenance, runs
 from fincompress.errors import run_script
 
 TRAINED = {"qlora_4bit": "QLoRA", "lora_8bit": "8-bit LoRA", "sapling": "SAPLING"}  # as the README calls them
@@ -59,7 +59,7 @@ def quantized(run: str) -> dict:
     metrics, settings = (runs.read_json(folder / name) for name in ("quantize_metrics.json", "settings.json"))
     config, texts = models.read_config(str(folder)), settings["settings"]["CALIBRATION_EXAMPLES"]
     tokens = metrics["calibration_tokens"] // texts
-    predicted = simulation.quantizing(config, tokens, texts).gb
+    predicted = memory.quantizing_gb(config, tokens, texts)
     phase = f"GPTQ, {metrics['quantization_seconds'] / config.num_hidden_layers:.0f} s a block"
     return took(phase, predicted, metrics["peak_memory_gb"]) | {"kernel": metrics["kernel"] or "none"}
 

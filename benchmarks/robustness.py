@@ -55,7 +55,7 @@ PHASES = {
     "sapling": SAPLING,
     "base": ("evaluate.py", "--RUN=base", "--SPLIT=test", "--MAX_NEW_TOKENS=8"),
 }  # fmt: skip
-LAST = {"predict.py": ("predict.py", "--LARGEST=False"), "plot_pareto.py": ("plot_pareto.py", "--README=None"),
+LAST = {"predict.py": ("predict.py", "--TOKENS=300"), "plot_pareto.py": ("plot_pareto.py", "--README=None"),
         "benchmark_throughput.py": ("benchmark_throughput.py", "--RUNS=['qlora_4bit']", "--ROUNDS=1",
                                     "--NEW_TOKENS=2")}  # fmt: skip
 COMMANDS = {command[0]: command for command in PHASES.values()} | LAST

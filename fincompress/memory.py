@@ -85,9 +85,9 @@ def release_unused() -> None:
 
 
 def weights_gb(config, precision: str) -> float:
-    """GB of a Llama-like model's weights, the blocks' linear layers in ``precision`` and the ends in 16 bits."""
+    """GB of a Llama-like model's weights, the blocks' matrices in ``precision``, embeddings and head in 16 bits."""
     sizes = parameter_sizes(config, matrices_only=True)
-    return ((sizes["total"] - sizes["ends"]) * BASE_BYTES[precision] + sizes["ends"] * 2) / 1e9
+    return ((sizes["total"] - sizes["embeddings"]) * BASE_BYTES[precision] + sizes["embeddings"] * 2) / 1e9
 
 
 def adapter_parameters(config, rank: int, patch_rank: int = 0) -> int:
@@ -102,11 +102,35 @@ def adapter_parameters(config, rank: int, patch_rank: int = 0) -> int:
     return config.num_hidden_layers * count
 
 
-def inference_gb(config, context: int) -> float:
-    """GB that decoding with a Llama-like model holds in 16 bits: weights, and a KV cache of ``context`` tokens."""
+def inference_gb(
+    config, tokens: int, precision: str = "auto", rank: int = 0, batch: int = 1, device: str = "cuda",
+    dtype: torch.dtype = torch.bfloat16,
+) -> float:  # fmt: skip
+    """GB that reading and continuing ``batch`` sequences takes, of ``tokens`` tokens each with what is written.
+
+    Weights (an adapter of ``rank`` with them), the KV cache, the widest activations of a block, and of packed weights
+    one matrix, unpacked. ``precision`` is that of the blocks' matrices; all else is in ``dtype``.
+    """
+    sizes, size = parameter_sizes(config, matrices_only=True), dtype.itemsize
+    stored = stored_bytes(config, precision, device, dtype)
+    weights = (sizes["total"] - sizes["embeddings"]) * stored + sizes["embeddings"] * size
+    adapter = size * adapter_parameters(config, rank) if rank else 0
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = context * config.num_hidden_layers * 2 * config.num_key_value_heads * head * 2
-    return weights_gb(config, "bf16") + cache / 1e9
+    cache = config.num_hidden_layers * 2 * config.num_key_value_heads * head
+    activations = 4 * config.hidden_size + 3 * config.intermediate_size
+    unpacked = config.hidden_size * config.intermediate_size * size if stored < size else 0
+    return (weights + adapter + batch * tokens * (cache + activations) * size + unpacked) / 1e9
+
+
+def quantizing_gb(config, tokens: int, texts: int) -> float:
+    """GB of GPTQ in its first block, on ``texts`` texts of ``tokens`` tokens, as gptqmodel 7.6 computes it.
+
+    It holds the embeddings, one block and the stream of all texts in 16 bits; what else the model has lies on the disk.
+    Of one layer after another it sums up the Hessian of its inputs in float32 and factorizes it, in two copies more.
+    """
+    sizes = parameter_sizes(config)
+    held = (config.vocab_size + texts * tokens) * config.hidden_size + sizes["attention"] + sizes["mlp"]
+    return (2 * held + 3 * 4 * max(config.hidden_size, config.intermediate_size) ** 2) / 1e9
 
 
 def fits_main_memory(config, dtype: torch.dtype) -> bool:
@@ -126,22 +150,22 @@ def stored_bytes(config, precision: str, device: str, dtype: torch.dtype) -> flo
 
 
 def checkpoint_bytes(directory: Path) -> dict[str, int]:
-    """Bytes of the tensors in a folder's files: of ``blocks`` and of ``ends`` (embeddings, last norm, head)."""
-    sizes = {"blocks": 0, "ends": 0}
+    """Bytes of the tensors in a folder's files: of ``blocks`` and of ``embeddings`` (embeddings, last norm, head)."""
+    sizes = {"blocks": 0, "embeddings": 0}
     for path in Path(directory).glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 tensor = file.get_tensor(name)
-                sizes["blocks" if ".layers." in name else "ends"] += tensor.nbytes
+                sizes["blocks" if ".layers." in name else "embeddings"] += tensor.nbytes
     for path in Path(directory).glob("*.gguf"):
         for tensor in GGUFReader(path).tensors:
-            sizes["blocks" if tensor.name.startswith("blk.") else "ends"] += int(tensor.n_bytes)
+            sizes["blocks" if tensor.name.startswith("blk.") else "embeddings"] += int(tensor.n_bytes)
     return sizes
 
 
 def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:
-    """Parameters of one ``attention`` and one ``mlp`` (each with its norm), of the ``ends`` (embeddings, last norm,
-    head), and in ``total``, of a model of this config once dense. ``matrices_only`` leaves out norms and biases.
+    """Parameters of one ``attention`` and one ``mlp`` (each with its norm), of the ``embeddings`` (with head and
+    last norm), and in ``total``, of a model of this config once dense. ``matrices_only`` leaves out norms and biases.
 
     Raises UserError for a model that is not built of Llama-like blocks.
     """
@@ -153,4 +177,4 @@ def parameter_sizes(config, matrices_only: bool = False) -> dict[str, int]:
 
     sizes = {kind: count(sub.parameters(model, sub.SubLayer(0, kind))) for kind in sub.KINDS}
     total = count(model.parameters())
-    return sizes | {"ends": total - config.num_hidden_layers * sum(sizes.values()), "total": total}
+    return sizes | {"embeddings": total - config.num_hidden_layers * sum(sizes.values()), "total": total}

@@ -1,4 +1,4 @@
-"""Memory and work by simulation: this package's own training steps, scans and decoding, run on tensors without data.
+"""Memory and work by simulation: this package's own training steps and scans, run on tensors without data.
 
 torch's ``FakeTensorMode`` computes shapes, not values; ``Costs`` adds up what operators allocate and compute. So a 7B
 model is measured on any machine, in no memory. What has no such form is replaced by operators that allocate the same:
@@ -11,7 +11,6 @@ Not in it: the CUDA context, what an allocator keeps in pieces too small to use,
 import contextlib
 import copy
 import dataclasses
-import math
 import weakref
 from collections.abc import Callable, Iterator
 
@@ -22,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM
 
 from fincompress import memory, models, quantization
 from fincompress.depth import scan
@@ -170,7 +169,7 @@ class Costs(TorchDispatchMode):
     and write, and ``calls``, how many there are.
 
     A storage counts as long as it lives. torch's own ``MemTracker`` does the same by module, and refuses a module that
-    runs twice in a step, as a teacher makes it that shares the model, a scan and decoding.
+    runs twice in a step, as a teacher makes it that shares the model, and a scan.
     """
 
     def __init__(self):
@@ -334,45 +333,5 @@ def scanning(
     return costs
 
 
-def decoding(
-    config,
-    batch: int,
-    prompt: int,
-    precision: str = "auto",
-    rank: int | None = None,
-    device: str = "cuda",
-    dtype: torch.dtype = torch.bfloat16,
-) -> Costs:
-    """Costs of prefilling ``prompt`` tokens and decoding one more. An adapter is in ``dtype``, as evaluated."""
-    model = empty_model(config, precision, device, dtype)
-    if rank:
-        model = with_adapters(model, rank).requires_grad_(False).to(dtype)
-    with counted() as costs, torch.no_grad():
-        allocate(model)
-        cache, ids = DynamicCache(), torch.zeros(batch, prompt, dtype=torch.long)
-        for input_ids in (ids, ids[:, :1]):
-            model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return costs
-
-
-def quantizing(config, tokens: int, texts: int) -> Costs:
-    """Memory of GPTQ in its first block, on ``texts`` texts of ``tokens`` tokens, as gptqmodel 7.6 computes it.
-
-    It holds the embeddings, one block and the stream of all texts in 16 bits; what else the model has lies on the disk.
-    Of one layer after another it sums up the Hessian of its inputs in float32 and factorizes it, in two copies more.
-    """
-    sizes, costs = memory.parameter_sizes(config), Costs()
-    held = (config.vocab_size + texts * tokens) * config.hidden_size + sizes["attention"] + sizes["mlp"]
-    costs.peak = 2 * held + 3 * 4 * max(config.hidden_size, config.intermediate_size) ** 2
-    return costs
-
-
 def _ends(model: nn.Module) -> tuple[nn.Module, ...]:
     return sub.decoder(model).embed_tokens, sub.decoder(model).norm, model.get_output_embeddings()
-
-
-def straight_line(peaks: dict[int, float]) -> Callable[[float], int]:
-    """From the peaks at two sizes, in which a step on a GPU is linear: the largest size within so many GB, or 0."""
-    (low, least), (high, most) = peaks.items()
-    slope = (most - least) / (high - low)
-    return lambda room: max(0, math.floor(low + (room - least) / slope))

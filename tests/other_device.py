@@ -64,7 +64,7 @@ def learn(model, teacher, batch):
         return losses.Teaching(taught.ids, taught.log_probs, Columns(taught.hidden))
 
     teacher.teach = teach
-    losses.RecoveryLoss(teacher)(model, batch).backward()
+    losses.RecoveryLoss(teacher.teach)(model, batch).backward()
 
 
 def check(family):

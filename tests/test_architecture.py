@@ -11,11 +11,11 @@ FILES = {
 }
 
 
-def imports(module, everywhere=False):
-    """Modules, of this package or not, that a module imports when it is imported, or ``everywhere`` in its code."""
+def imports(module):
+    """Modules, of this package or not, that a module imports anywhere in its code."""
     tree = ast.parse(FILES[module].read_text())
     imported = set()
-    for node in ast.walk(tree) if everywhere else tree.body:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imported |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -32,9 +32,9 @@ def test_no_module_imports_itself_by_way_of_others():
 def test_finqa_does_without_torch_and_depth_without_runs_and_reports():
     for module in FILES:
         if module.startswith("fincompress.finqa"):
-            assert not {name.partition(".")[0] for name in imports(module, everywhere=True)} & {"torch", "transformers"}
+            assert not {name.partition(".")[0] for name in imports(module)} & {"torch", "transformers"}
         if module.startswith("fincompress.depth"):
-            used = imports(module, everywhere=True)
+            used = imports(module)
             assert not [name for name in used if name.startswith(("fincompress.runs", "fincompress.report"))]
 
 

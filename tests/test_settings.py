@@ -217,8 +217,7 @@ def test_an_edited_constant_of_another_type_is_one_line(run, script, capsys, edi
         ("sapling_train.py", "DEPTHS", "[40, 0]", "DEPTHS = 0: must be above 0"),
         ("sapling_train.py", "DEPTHS", "[1e999]", "DEPTHS takes list[float], not [inf]"),
         ("benchmark_throughput.py", "RUNS", "[1]", "RUNS takes list[str] or None, not [1]"),
-        ("predict.py", "MEAN_TOKENS", "0", "MEAN_TOKENS = 0: must be above 0"),
-        ("predict.py", "LARGEST", '"no"', "LARGEST takes bool, not 'no'"),
+        ("train_qlora_4bit.py", "MERGE", '"no"', "MERGE takes bool, not 'no'"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_one_line_edited_or_overridden(

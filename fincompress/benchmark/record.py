@@ -1,25 +1,19 @@
 """throughput_<device>.json: how a record is written, and the one place that reads it."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fincompress import provenance, runs
 
-if TYPE_CHECKING:
-    from fincompress.benchmark.rounds import Entrant
-
-
 MAX_LOAD = 0.1  # share of the cores that other jobs may take; above it a record's speeds decide nothing
 
 
-def write(results_dir: str, entrant: Entrant, card: dict, common: dict) -> Path:
+def write(results_dir: str, entrant, card: dict, common: dict) -> Path:
     """Write the record of one model beside its run, and return its path.
 
-    ``card`` is the reply of ``rounds.probe``, ``common`` what all records of one call share.
+    ``entrant`` is a ``rounds.Entrant``, ``card`` the reply of ``rounds.probe``, ``common`` what all records of a call
+    share.
     """
     subject, plan, loaded = entrant.subject, entrant.plan, entrant.loaded
     record = {
@@ -51,7 +45,7 @@ def write(results_dir: str, entrant: Entrant, card: dict, common: dict) -> Path:
     return path
 
 
-def speeds(entrant: Entrant, name: str) -> dict:
+def speeds(entrant, name: str) -> dict:
     """Tokens/s of a measure, all sequences counted, and its ratio to the base model."""
     size = int(name.split()[1])  # tokens of a prefill, sequences of a decoding step
     rates = [size * len(seconds) / sum(seconds) for seconds in entrant.turns.get(name, [])]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fincompress import models, quantization, runs, simulation
+from fincompress import memory, models, quantization, runs
 from fincompress.errors import UserError
 
 BASE = "base"  # the name under which the untuned base model is evaluated and measured
@@ -100,9 +100,10 @@ def which_fit(
     device, dtype = card["device"], getattr(torch, card["dtype"])
     for subject in chosen:
         config = models.base_config(subject.base_model if subject.lora_rank else subject.path, results_dir)
-        subject.predicted_gb = simulation.decoding(
-            config, 1, prompt + new_tokens, subject.precision, subject.lora_rank, device, dtype
-        ).gb
+        tokens = prompt + new_tokens
+        subject.predicted_gb = memory.inference_gb(
+            config, tokens, subject.precision, subject.lora_rank, device=device, dtype=dtype
+        )
     fitting = [subject for subject in chosen if subject.predicted_gb <= room_gb]
     needed, room = sum(1.2 * subject.predicted_gb + PROCESS_GB for subject in fitting), 0.9 * card["free_gb"]
     if len(fitting) > 1 and needed > room:

@@ -37,9 +37,9 @@ def pair(left: list[SubLayer]) -> list[Block]:
 
 
 def checkpoint_parameters(model: nn.Module, sizes: dict[str, int]) -> int:
-    """Parameters of the packed model, zero-filled slots included; ``sizes`` are those of attention, mlp and ends."""
+    """Parameters of the packed model, zero-filled slots included; ``sizes`` are of ``memory.parameter_sizes``."""
     blocks = len(pair(sub.sublayers(model)))
-    return sizes["ends"] + blocks * (sizes["attention"] + sizes["mlp"])
+    return sizes["embeddings"] + blocks * (sizes["attention"] + sizes["mlp"])
 
 
 @torch.no_grad()

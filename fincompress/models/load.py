@@ -121,12 +121,10 @@ def offload_if_needed(path: str, device: torch.device, batch: int, tokens: int) 
     """
     if device.type != "cuda" or quantization.method_of(path) or (Path(path) / "adapter").exists():
         return {}
-    from fincompress import simulation  # which builds models itself
-
     memory.release_unused()  # of the model before, an offloaded one in cycles of references
     torch.cuda.empty_cache()
     config, free = base.read_config(path), base.free_memory(device) / 1e9
-    needed = simulation.decoding(config, batch, tokens).gb + 0.3  # scratch memory of kernels
+    needed = memory.inference_gb(config, tokens, batch=batch) + 0.3  # scratch memory of kernels
     if needed <= free:
         return {}
     room = free - needed + memory.weights_gb(config, "bf16")

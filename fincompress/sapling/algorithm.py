@@ -75,7 +75,7 @@ def depths_of(s: dict, student: Student) -> list[int]:
 
         def fits(layers: int) -> bool:
             config = repack.shortened_config(student.config, layers)
-            return memory.inference_gb(config, context=CONTEXT) <= s["TARGET_MEMORY_GB"]
+            return memory.inference_gb(config, CONTEXT) <= s["TARGET_MEMORY_GB"]
 
         fitting = [layers for layers in range(1, student.full + 1) if fits(layers)]
         if not fitting:
@@ -313,8 +313,9 @@ class Run:
         )  # fmt: skip
         folder = self.directory / f"trainer-{state.examples_seen}"
         self.report.before = state.steps
+        loss = losses.RecoveryLoss(self.teacher and self.teacher.teach)
         trainer, seconds = recovery.train(
-            student.model, rows, losses.RecoveryLoss(self.teacher), folder, s, name=name, tokenizer=self.tokenizer,
+            student.model, rows, loss, folder, s, name=name, tokenizer=self.tokenizer,
             device=student.device, dtype=student.dtype, recompute=student.recomputes, callbacks=[self.report],
         )  # fmt: skip
         state.loss_curve += [

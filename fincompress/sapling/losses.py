@@ -5,9 +5,8 @@ The weights were chosen on the calibration split (docs/method.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,6 @@ from fincompress import distributed
 from fincompress.depth import repack
 from fincompress.depth import sublayers as sub
 from fincompress.training.loss import at_targets, target_outputs
-
-if TYPE_CHECKING:
-    from fincompress.sapling.teacher import Teacher
 
 CROSS_ENTROPY = 0.3  # weight beside KL's 1; without a teacher it is all there is
 TEMPERATURE = 2.0  # of both distributions in KL
@@ -49,26 +45,27 @@ class Teaching:
 
 
 class RecoveryLoss:
-    """The loss of one batch: KL to the ``teacher`` + CROSS_ENTROPY * cross-entropy + distance of hidden states.
+    """The loss of one batch: KL to the teacher + CROSS_ENTROPY * cross-entropy + distance of hidden states.
 
-    Without a teacher the cross-entropy of the gold program, as in phase 1 and in the paper.
+    ``teach`` is the teacher's, ``Teacher.teach``. Without a teacher the cross-entropy of the gold
+    program, as in phase 1 and in the paper.
     """
 
-    def __init__(self, teacher: Teacher | None):
-        self.teacher = teacher
+    def __init__(self, teach: Callable[[dict], Teaching] | None):
+        self.teach = teach
 
     def __call__(
         self, model, batch: dict[str, torch.Tensor], targets: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Mean loss per target token; ``targets`` is their number where the optimizer's step sees several batches."""
-        logits, labels, states = target_outputs(model, batch, hidden_states=self.teacher is not None)
+        logits, labels, states = target_outputs(model, batch, hidden_states=self.teach is not None)
         logits, tokens = at_targets(logits, labels), at_targets(labels, labels)
         count = len(tokens) if targets is None else targets
-        weight = 1.0 if self.teacher is None else CROSS_ENTROPY
+        weight = 1.0 if self.teach is None else CROSS_ENTROPY
         loss = weight * F.cross_entropy(logits.float(), tokens, reduction="sum") / count
-        if self.teacher is None:
+        if self.teach is None:
             return loss
-        teaching = self.teacher.teach(batch)
+        teaching = self.teach(batch)
         loss = loss + kl(logits, teaching).sum() / count
         blocks = matched_blocks(getattr(model, "module", model))  # where several processes train one
         ours = at_positions(states, blocks, batch["attention_mask"])

@@ -15,10 +15,10 @@ def recovering(config, batch: int, tokens: int, targets: int, rank: int | None =
 
     def learn(model):
         if rank:
-            return RecoveryLoss(SharedTeacher(model, {}, True))
+            return RecoveryLoss(SharedTeacher(model, {}, True).teach)
         dtype = options.get("dtype", torch.bfloat16)
         whole = simulation.empty_model(config, "auto", options["device"], dtype)
-        return RecoveryLoss(Teacher(simulation.allocate(whole), list(range(config.num_hidden_layers))))
+        return RecoveryLoss(Teacher(simulation.allocate(whole), list(range(config.num_hidden_layers))).teach)
 
     return simulation.training(
         config, batch, tokens, targets, "nf4" if rank else "auto", rank, ("default", ADAPTER), learn=learn,

@@ -29,7 +29,7 @@ class Student:
         self.blocks, self.original = original_blocks(settings["RESULTS_DIR"], settings["START_FROM"], self.config)
         self.full = self.config.num_hidden_layers  # layers at the start
         self.layer_size = self.sizes["attention"] + self.sizes["mlp"]  # parameters
-        self.full_size = self.sizes["ends"] + self.full * self.layer_size
+        self.full_size = self.sizes["embeddings"] + self.full * self.layer_size
 
     def load(self) -> None:
         """The model that the run starts from.
@@ -70,7 +70,7 @@ class Student:
         """GB of disk that a run takes: a checkpoint of each depth, and in float32 the weights and moments that are
         trained, in two states and two checkpoints of the Trainer while one takes the place of the other."""
         s, weights = self.settings, memory.weights_gb(self.config, "bf16")
-        saved = sum(self.sizes["ends"] + depth * self.layer_size for depth in depths) / self.full_size
+        saved = sum(self.sizes["embeddings"] + depth * self.layer_size for depth in depths) / self.full_size
         trained = 2 * weights * s["TRAIN_SHARE"]
         if s["UPDATE"] == "qlora":
             trained = 4 * memory.adapter_parameters(self.config, s["LORA_RANK"], PATCH_RANK) / 1e9
@@ -86,7 +86,7 @@ class Student:
     @property
     def share(self) -> float:
         """Share of the bytes of the checkpoint at the start, embeddings and head included."""
-        return round((self.sizes["ends"] + self.left * self.layer_size) / self.full_size, 5)
+        return round((self.sizes["embeddings"] + self.left * self.layer_size) / self.full_size, 5)
 
     def every_unit(self) -> list[Unit]:
         """What is trained or not, one by one: sub-layers or whole layers."""

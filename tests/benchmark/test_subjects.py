@@ -46,14 +46,14 @@ def test_named_runs_must_be_finished_and_of_one_base_model(finished, names, says
 CARD = {"device": "cuda", "dtype": "bfloat16", "free_gb": 24.0}
 
 
-GB = {"auto": 13.8, "gptq-4bit": 4.2, "gptq-8bit": 7.3}  # of Llama-2-7B, as it is simulated
+GB = {"auto": 13.8, "gptq-4bit": 4.2, "gptq-8bit": 7.3}  # of Llama-2-7B, as it is predicted
 
 
 def fit(chosen, room_gb, **card):
-    def decoding(config, batch, tokens, precision, *_):
-        return mock.Mock(gb=GB[precision] if config.hidden_size == 4096 else 0.1)
+    def inference_gb(config, tokens, precision, *_, **__):
+        return GB[precision] if config.hidden_size == 4096 else 0.1
 
-    with mock.patch.object(subjects.simulation, "decoding", decoding):
+    with mock.patch.object(subjects.memory, "inference_gb", inference_gb):
         fitting, reasons = subjects.which_fit(chosen, "results", 512, 16, CARD | card, room_gb)
     return [subject.run for subject in fitting], reasons
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from training_rows import CPU, PAD, add_lora, bf16_loss, make_rows
 from transformers import AutoModelForCausalLM
 
-from fincompress import memory, models, runs, simulation
+from fincompress import memory, models, runs
 from fincompress.errors import UserError
 from fincompress.training.loss import TargetCollator
 
@@ -232,7 +232,7 @@ def test_a_batch_that_leaves_a_gpu_no_room_for_a_block_is_refused(tmp_path, monk
     monkeypatch.setattr(models.base, "free_memory", lambda device: int(3e9))
     with pytest.raises(UserError, match="16 sequences at once leave 3.0 GB of a GPU no room.*lower BATCH_SIZE"):
         models.offload_if_needed(str(tmp_path), torch.device("cuda"), 16, 768)
-    needed = simulation.decoding(config, 2, 768).gb + 0.3 - memory.weights_gb(config, "bf16")
+    needed = memory.inference_gb(config, 768, batch=2) + 0.3 - memory.weights_gb(config, "bf16")
     for room, refused in ((0.66, True), (1.2, False)):  # embeddings, a block, and one to be read into
         free = int((needed + room) * 1e9)
         monkeypatch.setattr(models.base, "free_memory", lambda device, free=free: free)

@@ -92,10 +92,10 @@ def test_packed_layers_take_the_bits_per_weight_of_their_method(base, quantized,
 
 
 @every_method
-def test_blocks_shrink_to_less_than_a_third_and_the_ends_do_not(base, quantized, name):
+def test_blocks_shrink_to_less_than_a_third_and_the_embeddings_do_not(base, quantized, name):
     before, after = memory.checkpoint_bytes(base), memory.checkpoint_bytes(quantized[name])
     assert 0.25 < after["blocks"] / before["blocks"] <= 0.30
-    assert after["ends"] == before["ends"] > 0
+    assert after["embeddings"] == before["embeddings"] > 0
     stored = load_file(quantized[name] / "model.safetensors")["model.embed_tokens.weight"]
     assert stored.equal(load_file(base / "model.safetensors")["model.embed_tokens.weight"])
     assert runs.read_json(quantized[name] / "config.json")["dtype"] == "bfloat16"

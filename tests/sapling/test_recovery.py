@@ -46,8 +46,8 @@ def test_the_loss_is_the_weighted_sum_of_its_parts():
     kl = F.kl_div(log_ours, log_theirs, log_target=True, reduction="batchmean")  # all tokens are among the likeliest
     wanted = float(TEMPERATURE**2 * kl + 0.3 * F.cross_entropy(ours, labels[real]))
     # The distance of hidden states is scaled to be as large as the rest.
-    assert float(RecoveryLoss(teacher)(student, batch)) == pytest.approx(2 * wanted, rel=1e-4)
-    loss = RecoveryLoss(teacher)(student, batch, 1000)
+    assert float(RecoveryLoss(teacher.teach)(student, batch)) == pytest.approx(2 * wanted, rel=1e-4)
+    loss = RecoveryLoss(teacher.teach)(student, batch, 1000)
     assert float(loss) == pytest.approx(2 * wanted * int(real.sum()) / 1000, rel=1e-4)
     alone = float(RecoveryLoss(None)(student, batch))
     assert alone == pytest.approx(float(F.cross_entropy(ours, labels[real])), rel=1e-4)
@@ -64,7 +64,7 @@ def test_in_bf16_the_streams_that_are_matched_stay_in_16_bits(tmp_path, monkeypa
     for module in (student.get_input_embeddings(), sub.decoder(student).norm):
         module.to(torch.bfloat16)  # as all that is frozen
     trainer = make_trainer(student, tmp_path, steps=1, dtype=torch.bfloat16)
-    trainer.recovery_loss = RecoveryLoss(Teacher(make_model()))
+    trainer.recovery_loss = RecoveryLoss(Teacher(make_model()).teach)
     trainer.train()
     assert seen == {torch.bfloat16}
 
@@ -74,7 +74,7 @@ def test_a_teacher_of_its_own_says_the_same_while_the_student_trains():
     student, teacher = make_model(), Teacher(make_model())
     before = teacher(batches[0])[0]
     sub.remove(student, *GONE)
-    training_steps(student, RecoveryLoss(teacher), batches)
+    training_steps(student, RecoveryLoss(teacher.teach), batches)
     assert torch.equal(teacher(batches[0])[0], before)
     assert all(p.grad is None for p in teacher.model.parameters())
 
@@ -94,7 +94,7 @@ def test_a_teacher_that_shares_the_model_says_the_same_while_the_student_trains(
     labels = batches[0]["labels"][:, 1:].ne(IGNORE)
     assert torch.equal(before, unpruned[labels]) == adapter
     assert torch.equal(logits_of(model, batches[0]), pruned)  # what was removed is out again
-    training_steps(model, RecoveryLoss(teacher), batches)
+    training_steps(model, RecoveryLoss(teacher.teach), batches)
     assert torch.equal(teacher(batches[0])[0], before)
     assert not torch.equal(logits_of(model, batches[0]), pruned)  # the student did learn
     left = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -167,7 +167,7 @@ def test_recomputed_activations_give_the_same_gradients(shared):
             if shared:
                 model.enable_input_require_grads()
         model.train()
-        RecoveryLoss(teacher)(model, batch).backward()
+        RecoveryLoss(teacher.teach)(model, batch).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
     assert all(torch.allclose(gradients[1][name], grad, atol=1e-6) for name, grad in gradients[0].items())

@@ -106,7 +106,7 @@ def test_a_floor_ends_a_run_before_a_depth_that_is_below_it_is_saved(six, phase_
 
 def test_a_target_of_memory_is_a_depth(six):
     config = models.read_config(six[1]["BASE_MODEL"])
-    three, four = (memory.inference_gb(repack.shortened_config(config, layers), context=1024) for layers in (3, 4))
+    three, four = (memory.inference_gb(repack.shortened_config(config, layers), 1024) for layers in (3, 4))
     room = {"TARGET_MEMORY_GB": (three + four) / 2, "DEPTHS": [5, 2]}
     assert algorithm.open_run(settings_of(six[1], PAPER, room, RUN="memory")).depths == [5, 3]
 
