@@ -17,9 +17,9 @@ BASE_MODEL: str = "smollm2-135m"  # the dense reference (runs that are named bri
 DATA_RUN: str = "data"  # prompt lengths are those of this data run (runs that are named bring their own)
 RESULTS_DIR: str = "results"  # every run has a folder in here
 # How long
-ROUNDS: int = 5  # rounds, each of which measures every model once; fewer decide nothing, more narrow the spread
+ROUNDS: int = 5  # rounds, each of which measures every model once; more narrow the interval
 NEW_TOKENS: int = 16  # tokens decoded in a round, at each batch size
-BATCH_SIZES: list[int] = [4]  # sequences decoded at once, beside batch 1
+BATCH_SIZES: list[int] = []  # sequences decoded at once, beside batch 1
 MAX_MINUTES: float = 60.0  # at most; it then ends with the rounds that it has
 # Fit, on a GPU only
 VRAM_LIMIT_GB: float | None = (

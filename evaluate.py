@@ -16,6 +16,7 @@ from fincompress.settings import check_choice, configure
 # What
 RUN: str = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": untuned BASE_MODEL
 SPLIT: str = "dev"  # "dev" or "test" to report, "calibration" to tune on; or "train"
+EXAMPLES: int | None = None  # only so many questions of SPLIT, the first ones
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
 ASK: str | None = None  # ask RUN this question instead: shows the prompt, the program, each step and the answer
 PAGE: str | None = None  # what ASK is about: a page in FinQA's JSON or a table in .csv; None: the first page of SPLIT
@@ -118,6 +119,7 @@ def score_run(run: str) -> None:
         distributed.from_main(lambda: runs.hold(directory))
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
+    dataset = dataset.select(range(min(EXAMPLES or len(dataset), len(dataset))))
     config = models.base_config(record["base_model"], RESULTS_DIR)
     models.room_for_prompt(config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, max(dataset["prompt_tokens"]))
     path = models.run_path(run, BASE_MODEL, RESULTS_DIR)
@@ -193,7 +195,7 @@ def answer(run: str) -> None:
     """Ask a run, or the untuned base model, ASK about a page, and show how the answer comes about."""
     import datasets
 
-    from fincompress import generation, models, training
+    from fincompress import generation, models
 
     models.quiet_libraries()
     device = models.pick_device()
@@ -207,7 +209,7 @@ def answer(run: str) -> None:
     model, tokenizer = models.load_run(path, RESULTS_DIR, device, models.pick_dtype(device, path)[0], **options)
     prompts.check_fit([page], data["settings"], tokenizer)
     prompt, _ = prompts.build_prompt(page, data["settings"], tokenizer)
-    asked = datasets.Dataset.from_list([training.encode(prompt, "", tokenizer)])
+    asked = datasets.Dataset.from_list([prompts.encode(prompt, "", tokenizer)])
     models.room_for_prompt(model.config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, asked[0]["prompt_tokens"])
     (output,) = generation.generate(model, tokenizer, asked, 1, MAX_NEW_TOKENS)
     text = program.extract_program(output["output"])

@@ -25,8 +25,8 @@ EVIDENCE_TOKENS: int | None = 64  # budget for retrieved evidence, in tokens; No
 MAX_PROMPT_TOKENS: int = 256  # longest prompt; the least relevant lines go first, never question or table header
 # Splits
 CALIBRATION_EXAMPLES: int = 128  # carved out of train for tuning and pruning decisions; dev and test are never tuned on
-TRAIN_EXAMPLES: int | None = 1400  # keep only so many training examples; None: all
-EVAL_EXAMPLES: int | None = 200  # keep only so many of dev and test; None: all
+TRAIN_EXAMPLES: int | None = 700  # keep only so many training examples; None: all
+EVAL_EXAMPLES: int | None = 400  # keep only so many of dev and test; None: all
 SEED: int = 0  # of the calibration draw, of questions made from pages and of the synthetic set
 # -----------------------------------------------------------------------------
 SETTINGS = configure(globals())
@@ -35,11 +35,10 @@ import itertools
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 from tqdm import tqdm
 
-from fincompress import models, provenance, runs, training
+from fincompress import provenance, runs
 from fincompress.errors import UserError, run_script
 from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa
 
@@ -47,11 +46,15 @@ from fincompress.finqa import evidence, examples, from_pages, prompts, tatqa
 def main() -> None:
     check_choice("EVIDENCE", EVIDENCE, evidence.MODES)
     runs.run_directory(RESULTS_DIR, RUN)  # refuses a name before a base model is converted
-    models.quiet_libraries()
-    datasets.disable_progress_bars()
     dataset = examples.load_dataset(DATA_DIR, SEED)
     print(f"data: {dataset.source}")
     train, calibration = examples.carve_calibration(dataset.splits["train"], CALIBRATION_EXAMPLES, SEED)
+    import datasets  # these libraries take seconds: what is wrong with the data is said before
+
+    from fincompress import models
+
+    models.quiet_libraries()
+    datasets.disable_progress_bars()
     tokenizer = models.load_tokenizer(models.base_model_path(BASE_MODEL, RESULTS_DIR))
     facts = {"base_model": BASE_MODEL, "data": {"source": dataset.source, "fingerprint": dataset.fingerprint}}
     extra, extra_report = tatqa.load(EXTRA_DATA_DIR) if EXTRA_DATA_DIR else ([], None)
@@ -101,7 +104,7 @@ def check_test_split(directory: Path, dataset: examples.Dataset) -> None:
 def encode(example: examples.Example, tokenizer) -> dict:
     """One row: ``input_ids`` is prompt + target + EOS; the rest is what training and scoring need to know of it."""
     prompt, lines = prompts.build_prompt(example, SETTINGS, tokenizer)
-    ids = training.encode(prompt, example.program, tokenizer)
+    ids = prompts.encode(prompt, example.program, tokenizer)
     target_tokens = len(ids["input_ids"]) - ids["prompt_tokens"]
     return {
         "id": example.id,

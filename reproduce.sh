@@ -27,10 +27,10 @@ RESULTS_DIR=${RESULTS_DIR%/}
 data=() training=() gptq=() sapling=() benchmark=() # overrides of the scripts' constants, which each script prints
 if [ "$quick" = yes ]; then
     RESULTS_DIR=$RESULTS_DIR-quick
-    data=(--TRAIN_EXAMPLES=48 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=8)
+    data=(--TRAIN_EXAMPLES=32 --CALIBRATION_EXAMPLES=16 --EVAL_EXAMPLES=8)
     training=(--LOGGING_STEPS=2 --SAVE_STEPS=4)
-    gptq=(--CALIBRATION_EXAMPLES=16)
-    sapling=(--CALIBRATION_EXAMPLES=4 --DROPS_PER_CYCLE=10 --LOGGING_STEPS=2 --SAVE_STEPS=4)
+    gptq=(--CALIBRATION_EXAMPLES=4)
+    sapling=(--CALIBRATION_EXAMPLES=4 --PATCH_EXAMPLES=4 --DEPTHS=[0.5] --LOGGING_STEPS=2 --SAVE_STEPS=4)
     benchmark=(--ROUNDS=1 --NEW_TOKENS=4)
 fi
 export RESULTS_DIR
@@ -42,12 +42,10 @@ if command -v flock >/dev/null && ! flock --nonblock 9; then
 fi
 
 phases=(preprocess
-    "base model: evaluate" "QLoRA: train" "QLoRA: evaluate on its 4-bit base"
-    "8-bit LoRA: train" "8-bit LoRA: evaluate"
-    "GPTQ: quantize" "GPTQ: evaluate, and the merged model it is made of"
-    "SAPLING: remove layers and train" "SAPLING: evaluate every depth" "SAPLING + GPTQ: quantize every depth"
-    "SAPLING + GPTQ: evaluate" "speed and memory" "table, charts, advice")
-shares=(1 2 14 2 12 2 13 2 28 2 20 2 7 1) # of the whole time, to tell how much is left
+    "untuned model: evaluate" "QLoRA: train" "QLoRA: evaluate" "8-bit LoRA: train" "8-bit LoRA: evaluate"
+    "GPTQ: quantize" "GPTQ: evaluate" "SAPLING: remove layers and train" "SAPLING: evaluate"
+    "SAPLING + GPTQ: quantize" "SAPLING + GPTQ: evaluate" "speed and memory" "table, chart, advice")
+shares=(2 2 17 3 5 4 7 3 31 4 7 4 10 1) # of the whole time, to tell how much is left
 phase=0 spent=0 share=0
 run() { # run command...: the next phase, one line before and one after with its minutes and what is left
     local began=$SECONDS name=${phases[phase]} seconds left=
@@ -76,14 +74,10 @@ measured() { # measured run...: whether the speed of each was measured since it 
         [ -n "$found" ] || return 1
     done
 }
-measure() { # six models beside the base, three with --quick: 8-bit LoRA is as fast as QLoRA on a CPU
-    local names depths largest
-    depths=$(find "$RESULTS_DIR/sapling" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' | sort -rn)
-    names=(qlora_4bit gptq_4bit "sapling/$(tail -n 1 <<<"$depths")")
-    if [ "$quick" = no ]; then
-        largest=$(head -n 1 <<<"$depths")
-        names+=(qlora_4bit/merged "sapling/$largest" "sapling_gptq/$largest")
-    fi
+measure() { # four models beside the untuned one
+    local names largest
+    largest=$(find "$RESULTS_DIR/sapling" -mindepth 1 -maxdepth 1 -name '[0-9]*' -printf '%f\n' | sort -rn | head -n 1)
+    names=(qlora_4bit/merged gptq_4bit "sapling/$largest" "sapling_gptq/$largest")
     if measured "${names[@]}"; then
         echo "measured already, skipped (remove throughput_*.json of a run to measure all of them again)"
         return
@@ -91,13 +85,13 @@ measure() { # six models beside the base, three with --quick: 8-bit LoRA is as f
     python benchmark_throughput.py --RUNS="[$(printf "'%s', " "${names[@]}")]" "${benchmark[@]}"
 }
 run python preprocess_data.py "${data[@]}"
-run evaluate base
+run python evaluate.py --RUN=base --EXAMPLES=50 # of all questions it answers none
 run python train_qlora_4bit.py "${training[@]}"
-run evaluate qlora_4bit
+run evaluate qlora_4bit/merged
 run python train_lora_8bit.py "${training[@]}"
 run evaluate lora_8bit
 run python quantize_gptq.py "${gptq[@]}"
-run evaluate gptq_4bit qlora_4bit/merged
+run evaluate gptq_4bit
 run python sapling_train.py "${sapling[@]}"
 run evaluate sapling
 run python quantize_gptq.py --SOURCE_RUN=sapling --RUN=sapling_gptq "${gptq[@]}"

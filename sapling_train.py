@@ -26,7 +26,7 @@ DROP_UNIT: str = (
     "block"  # "block": attention and MLP of one layer; "sublayer": a neighbouring pair, maybe of two layers
 )
 CRITERION: str = "calibration"  # or "taylor", "kl", "block_influence", ...: a file of fincompress/depth/criteria/
-DROPS_PER_CYCLE: int | None = 5  # layers removed by one scoring; None: as many as the next depth asks for
+DROPS_PER_CYCLE: int | None = None  # layers removed by one scoring; None: as many as the next depth asks for
 CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that layers are scored on; more choose better
 ACCURACY_FLOOR: float | None = (
     None  # stop at a depth with less than this share of the calibration accuracy of the start
@@ -36,7 +36,7 @@ TARGET_MEMORY_GB: float | None = None  # go down to what fits: weights in 16 bit
 TEACHER: str | None = "start"  # the run to learn from; "start": START_FROM; None: only the gold programs, as the paper
 PATCH_EXAMPLES: int = 64  # examples that fit the layer before a removed one to what that did; 0: no fit
 CYCLE_EPOCHS: float = 0.0  # passes over the training set between two scorings (the paper: 1)
-RECOVERY_EPOCHS: float = 0.5  # passes at each depth
+RECOVERY_EPOCHS: float = 0.75  # passes at each depth
 TRAIN_SHARE: float = 1.0  # share of the layers that is trained, the most important (the paper: 0.25)
 AUGMENT: str | None = None  # "figures": each example with new numbers after its first pass
 # What is trained

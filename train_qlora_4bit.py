@@ -21,7 +21,7 @@ LORA_RANK: int = 32  # rank of the adapters on all linear layers; more learns mo
 AUGMENT: str | None = None  # "figures": new ones in page, question and program after a pass, with START_FROM at once
 EPOCHS: float = 1.0  # passes over the training set; on FinQA 1 over more data, then 3: docs/method.md
 MAX_STEPS: int | None = None  # stop after so many optimizer steps instead; None: EPOCHS decide
-LEARNING_RATE: float = 8e-4  # peak; 2e-4 suits 7B
+LEARNING_RATE: float = 1e-3  # peak; 2e-4 suits 7B
 # Batches
 BATCH_SIZE: int = 4  # sequences at once; lower it first when memory is short
 GRADIENT_ACCUMULATION: int = 1  # batches per optimizer step; the step sees BATCH_SIZE times this many sequences

@@ -49,7 +49,7 @@ first=(--DATA_RUN=mixed_data --LEARNING_RATE=7e-4 --EPOCHS=1 --MERGE=False)
 second=(--DATA_RUN=finqa_data --LEARNING_RATE=3e-4 --EPOCHS=3 --AUGMENT=figures)
 learn=(--DATA_RUN=finqa_data --AUGMENT=figures --CALIBRATION_EXAMPLES=128 --DROPS_PER_CYCLE=2)
 quantize() { # quantize run source: in 4 bits, and answer dev
-    run quantize_gptq.py --RUN="$1" --SOURCE_RUN="$2" --CALIBRATION_EXAMPLES=256
+    run quantize_gptq.py --RUN="$1" --SOURCE_RUN="$2" --CALIBRATION_EXAMPLES=256 --SEARCH_RANGES=True
     evaluate "$1"
 }
 recover() { # recover run start layers passes [constants]: drop to so many layers, learn, and answer dev

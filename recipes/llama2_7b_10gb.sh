@@ -54,14 +54,14 @@ run train_qlora_4bit.py --START_FROM=mixed_qlora "${lora[@]}" --EPOCHS=3 --AUGME
 run train_lora_8bit.py --RUN=mixed_lora_8bit --DATA_RUN=mixed_data "${lora[@]}" --EPOCHS=1 --MERGE=False "${steps[@]}"
 run train_lora_8bit.py --START_FROM=mixed_lora_8bit "${lora[@]}" --EPOCHS=3 --AUGMENT=figures --MERGE=False \
     "${steps[@]}"
-run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
+run quantize_gptq.py --CALIBRATION_EXAMPLES=256 --SEARCH_RANGES=True --BATCH_SIZE=1 "${few_texts[@]}"
 # Down to the bytes of GPTQ's checkpoint; and phase 1 trained on for as many passes as its 22 blocks, none dropped
 sapling=(--UPDATE=qlora --AUGMENT=figures --CALIBRATION_EXAMPLES=128 "${lora[@]}")
 run sapling_train.py "${sapling[@]}" "--DEPTHS=[28,22,16,8]" --RECOVERY_EPOCHS=1 \
     --DROPS_PER_CYCLE=2 "${recovery[@]}" "${one_scan[@]}"
 run sapling_train.py "${sapling[@]}" --RUN=longer "--DEPTHS=[1.0]" --RECOVERY_EPOCHS=2 "${recovery[@]}"
 for name in sapling longer; do
-    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --BATCH_SIZE=1 "${few_texts[@]}"
+    run quantize_gptq.py --SOURCE_RUN=$name --RUN=${name}_gptq --CALIBRATION_EXAMPLES=256 --SEARCH_RANGES=True --BATCH_SIZE=1 "${few_texts[@]}"
 done
 
 for name in qlora_4bit lora_8bit gptq_4bit sapling_gptq longer_gptq; do # without a kernel the others still are

@@ -46,3 +46,10 @@ def _prompt(lines: list[evidence.Line], example: Example) -> str:
 def end(example: Example) -> str:
     """What of a prompt follows its evidence."""
     return f"Question: {numbers.part_dates(' '.join(example.question.split()))}\nProgram:\n"
+
+
+def encode(prompt: str, text: str, tokenizer) -> dict:
+    """``input_ids`` of prompt + program + EOS, and how many of them are the prompt's."""
+    prompt_ids = tokenizer(prompt).input_ids
+    target_ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    return {"input_ids": prompt_ids + target_ids, "prompt_tokens": len(prompt_ids)}

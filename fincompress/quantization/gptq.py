@@ -3,8 +3,8 @@
 from fincompress.quantization.method import Method, Recipe
 
 DAMPING = 0.05  # share of the Hessian's mean diagonal that is added to it, which keeps its inverse finite
-# A group's range is that of the least |error| to this power, not that of its largest weight: worth 4.3 points of
-# accuracy (results/published/gptq_settings.txt).
+# Where ranges are searched for, a group's is that of the least |error| to this power, not that of its largest weight:
+# worth 4.3 points of accuracy on FinQA (results/published/gptq_settings.txt).
 ERROR_POWER = 2.4
 
 
@@ -17,4 +17,5 @@ class GPTQ(Method):
         from gptqmodel import QuantizeConfig
 
         grouped = recipe.group_size > 0  # whole groups in the order of their activations: as fast to run as none
-        return QuantizeConfig(desc_act=False, damp_percent=DAMPING, mse=ERROR_POWER, act_group_aware=grouped, **common)
+        mse = ERROR_POWER if recipe.search_ranges else 0.0
+        return QuantizeConfig(desc_act=False, damp_percent=DAMPING, mse=mse, act_group_aware=grouped, **common)

@@ -29,6 +29,7 @@ class Recipe:
 
     bits: int = 4
     group_size: int = 128  # weights that share a scale; -1: a whole row
+    search_ranges: bool = False  # of every group: the one of least error, or that of its largest weight
     batch_size: int = 8  # calibration texts at once
     llama_cpp: str | None = None  # folder of llama.cpp's sources
 

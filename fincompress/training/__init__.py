@@ -3,7 +3,7 @@
 from fincompress.training.loss import TargetCollator
 from fincompress.training.origin import check_adapter, check_origin
 from fincompress.training.report import LOGS, Report
-from fincompress.training.rows import TrainingRows, encode
+from fincompress.training.rows import TrainingRows
 from fincompress.training.trainer import (
     Progress,
     TargetTrainer,

@@ -7,7 +7,7 @@ import random
 import datasets
 import torch
 
-from fincompress.finqa import figures
+from fincompress.finqa import figures, prompts
 
 FIGURES = "figures"  # the value of AUGMENT
 SHOWN = ("id", "prompt", "program", "evidence_shown")  # what new figures are drawn from
@@ -53,11 +53,4 @@ class TrainingRows(torch.utils.data.Dataset):
             return example
         generator = random.Random(f"{self.seed} {number} {row['id']}")
         prompt, text = figures.redraw(row["prompt"], row["program"], generator)
-        return example | encode(prompt, text, self.tokenizer)
-
-
-def encode(prompt: str, text: str, tokenizer) -> dict:
-    """``input_ids`` of prompt + program + EOS, and how many of them are the prompt's."""
-    prompt_ids = tokenizer(prompt).input_ids
-    target_ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-    return {"input_ids": prompt_ids + target_ids, "prompt_tokens": len(prompt_ids)}
+        return example | prompts.encode(prompt, text, self.tokenizer)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from fincompress import generation, models, runs
 from fincompress.finqa import synthetic
 from fincompress.finqa.program import tokenize
-from fincompress.training.rows import encode
+from fincompress.finqa.prompts import encode
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 CONFIG = {

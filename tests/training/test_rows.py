@@ -4,7 +4,8 @@ import datasets
 import pytest
 
 from fincompress import models
-from fincompress.training.rows import FIGURES, TrainingRows, encode
+from fincompress.finqa import prompts
+from fincompress.training.rows import FIGURES, TrainingRows
 
 PROMPT, TEXT = "net sales|5829|5735\nQuestion: what changed?\nProgram:\n", "subtract(5829, 5735)"
 
@@ -15,7 +16,7 @@ def tokenizer(tiny_base):
 
 
 def make_rows(tokenizer, count=3):
-    row = encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "program": TEXT, "evidence_shown": True}
+    row = prompts.encode(PROMPT, TEXT, tokenizer) | {"prompt": PROMPT, "program": TEXT, "evidence_shown": True}
     return datasets.Dataset.from_list([row | {"id": str(i), "length": len(row["input_ids"])} for i in range(count)])
 
 
