@@ -496,10 +496,13 @@ def test_a_script_imports_only_settings_before_the_threads_are_set(name):
     assert imports == ["fincompress.settings"]
 
 
-def test_the_8_bit_script_differs_from_the_4_bit_one_in_precision_and_name_alone():
+def test_the_8_bit_script_differs_from_the_4_bit_one_in_precision_name_and_passes_alone():
     constants, bodies = [], []
     for script in ("train_qlora_4bit.py", "train_lora_8bit.py"):
         constants.append({name: value for name, value in script_globals(script).items() if name.isupper()})
         bodies.append((REPOSITORY / script).read_text().partition("SETTINGS = configure")[2])
-    assert {name for name in constants[0] | constants[1] if constants[0].get(name) != constants[1].get(name)} == {"RUN"}
+    assert {name for name in constants[0] | constants[1] if constants[0].get(name) != constants[1].get(name)} == {
+        "RUN",
+        "EPOCHS",
+    }
     assert bodies[1] == bodies[0].replace('"nf4"', '"int8"').replace("train_qlora_4bit.py", "train_lora_8bit.py")

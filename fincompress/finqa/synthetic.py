@@ -2,8 +2,9 @@
 
 It stands in where neither the data nor a network is there. It is much easier than FinQA, on purpose: a model of 135
 million parameters has to learn it from 700 examples, within two minutes. Tables are small, figures short, and questions
-name row and year as the table does; what is left is choosing row, column and sentence among others of their kind. Splits
-share wordings, row names and dates only: companies and numbers of three digits or more belong to one (``may_show``).
+name row and year as the table does; what is left is choosing row, column and sentence among others of their kind.
+Splits share wordings, row names and dates only: companies and numbers of three digits or more belong to one
+(``may_show``).
 """
 
 import itertools

@@ -154,11 +154,13 @@ def test_rtn_stores_the_nearest_value_and_gptq_computes_closer_outputs_on_calibr
         assert (seen @ (gptq - weight).T).norm() < (seen @ (rtn - weight).T).norm()
 
 
-def test_gptq_chooses_a_groups_range_by_the_error_and_not_by_the_largest_weight(quantized):
-    scales = [load_file(quantized[name] / "model.safetensors")["model.layers.0.self_attn.q_proj.scales"].float()
-              for name in ("gptq", "rtn")]  # fmt: skip
-    ratio = scales[0] / scales[1]
-    assert ratio.min() > 0.5 and ratio.median() < 0.97
+def test_gptq_chooses_a_groups_range_by_the_error_where_ranges_are_searched_for(base, quantized, texts, tmp_path):
+    recipe = replace(RECIPE, search_ranges=True)
+    METHODS["gptq"].quantize(base, tmp_path / "out", texts, recipe, CPU, tmp_path / "log")
+    scales = [load_file(path / "model.safetensors")["model.layers.0.self_attn.q_proj.scales"].float()
+              for path in (tmp_path / "out", quantized["gptq"], quantized["rtn"])]  # fmt: skip
+    ratio = scales[0] / scales[2]
+    assert ratio.min() > 0.5 and ratio.median() < 0.97 and (scales[1] == scales[2]).all()
 
 
 def test_awq_predicts_closer_to_its_source_than_rtn(base, quantized, texts):
