@@ -20,15 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "dev", "test")
 SHARED_NUMBERS = {"100", "500"}  # an index starts at 100, and `s&p 500` is a name
 
-# FinQA's dev split in per cent, which PROGRAM_SHARES are made from; test_measured_mix_is_that_of_finqa checks them.
-STEPS = {1: 59.2, 2: 32.5, 3: 4.9, 4: 1.6, 5: 1.8}
-OPERATIONS = {
-    "divide": 46.7, "subtract": 30.5, "add": 13.2, "multiply": 6.1, "table_average": 1.4, "greater": 0.7,
-    "table_max": 0.6, "table_min": 0.4, "table_sum": 0.3, "exp": 0.1,
-}  # fmt: skip
-EVIDENCE = {"table": 61.4, "text": 22.4, "both": 16.2}
-TOLERANCE = {"steps": 1.5, "operations": 2.5, "evidence": 4.5}  # percentage points
-
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[dict]]:
