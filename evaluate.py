@@ -16,7 +16,6 @@ from fincompress.settings import check_choice, configure
 # What
 RUN: str = "qlora_4bit"  # a finished run ("sapling": all its depths); "base", "base_<anything>": untuned BASE_MODEL
 SPLIT: str = "dev"  # "dev" or "test" to report, "calibration" to tune on; or "train"
-EXAMPLES: int | None = None  # only so many questions of SPLIT, the first ones
 PREDICTIONS: str | None = None  # score this file instead of a model; gold questions come from DATA_DIR
 ASK: str | None = None  # ask RUN this question instead: shows the prompt, the program, each step and the answer
 PAGE: str | None = None  # what ASK is about: a page in FinQA's JSON or a table in .csv; None: the first page of SPLIT
@@ -119,7 +118,6 @@ def score_run(run: str) -> None:
         distributed.from_main(lambda: runs.hold(directory))
     record = runs.read_json(directory / "settings.json")
     dataset, data = load_split(run, record)
-    dataset = dataset.select(range(min(EXAMPLES or len(dataset), len(dataset))))
     config = models.base_config(record["base_model"], RESULTS_DIR)
     models.room_for_prompt(config, "MAX_NEW_TOKENS", MAX_NEW_TOKENS, max(dataset["prompt_tokens"]))
     path = models.run_path(run, BASE_MODEL, RESULTS_DIR)

@@ -27,7 +27,7 @@ DROP_UNIT: str = (
 )
 CRITERION: str = "calibration"  # or "taylor", "kl", "block_influence", ...: a file of fincompress/depth/criteria/
 DROPS_PER_CYCLE: int | None = None  # layers removed by one scoring; None: as many as the next depth asks for
-CALIBRATION_EXAMPLES: int = 64  # questions of the calibration split that layers are scored on; more choose better
+CALIBRATION_EXAMPLES: int = 32  # questions of the calibration split that layers are scored on; more choose better
 ACCURACY_FLOOR: float | None = (
     None  # stop at a depth with less than this share of the calibration accuracy of the start
 )

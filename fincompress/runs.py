@@ -297,11 +297,11 @@ def start_run(
 def differences(record: dict, identity: dict, settings: dict) -> list[str]:
     """In what a run's ``record`` differs from another identity and other settings: ``"NAME before -> now"`` of each.
 
-    A constant that only one of them has was added or removed since: at its default it changes no result.
+    A constant that was removed since decides nothing any more; one that was added counts as None before.
     """
     before = deciding(record["settings"], RECORD_KEEPING)
     pairs = [(name, record.get(name), value) for name, value in identity.items()]
-    pairs += [(name, before[name], settings[name]) for name in sorted(before.keys() & settings.keys())]
+    pairs += [(name, before.get(name), value) for name, value in sorted(deciding(settings).items())]
     return [f"{name} {earlier!r} -> {now!r}" for name, earlier, now in pairs if earlier != now]
 
 

@@ -204,6 +204,7 @@ def test_a_finished_run_is_skipped_wherever_it_lies(tmp_path, capsys):
     [
         ({"LEARNING_RATE": 2e-4}, {}, r"LEARNING_RATE 0\.001 -> 0\.0002"),
         ({"RANK": 8}, {}, "RANK None -> 8"),
+        ({"ADDED": 1}, {}, "ADDED None -> 1"),
         ({}, {"base_model": "other"}, "base_model 'smollm2-135m' -> 'other'"),
         ({}, {"data": {"source": "FinQA", "fingerprint": "f1"}}, "data .*'f0'.* -> .*'f1'."),
         ({}, {"data": {"source": "synthetic", "fingerprint": "f0"}}, "data .*'FinQA'.* -> .*'synthetic'.*"),
@@ -230,10 +231,10 @@ def test_only_a_run_that_is_finished_may_have_another_machines_compute_type_or_o
     assert start(tmp_path, facts={fact: there}) is None
 
 
-def test_record_keeping_and_constants_that_were_added_or_removed_since_are_no_other_settings(tmp_path):
+def test_record_keeping_and_constants_that_were_removed_since_are_no_other_settings(tmp_path):
     directory = start(tmp_path, {"SAVE_STEPS": 100, "MERGE": False, "REMOVED": 3})
     (directory / "done.json").write_text("{}")
-    assert start(tmp_path, {"SAVE_STEPS": 7, "MERGE": True, "ADDED": 1}) is None
+    assert start(tmp_path, {"SAVE_STEPS": 7, "MERGE": True}) is None
 
 
 @pytest.mark.parametrize("name", ["base", "base_lr1"])

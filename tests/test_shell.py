@@ -116,14 +116,15 @@ def test_the_main_job_runs_each_phase_with_settings_it_takes(phases, arguments, 
         "quantize_gptq.py", "benchmark_throughput.py", "plot_pareto.py",
     ]  # fmt: skip
     assert [call[1:] for call, _ in calls if call[0] == "evaluate.py"] == [
-        ["--RUN=base", "--EXAMPLES=50"],
+        ["--RUN=base", "--MAX_NEW_TOKENS=32"],
         *([f"--RUN={run}"] for run in ("qlora_4bit/merged", "lora_8bit", "gptq_4bit", "sapling", "sapling_gptq")),
     ]
     measured = overrides(made[6])["RUNS"]
     assert set(measured) == {"qlora_4bit/merged", "gptq_4bit", "sapling/22", "sapling_gptq/22"}
     assert {folder for _, folder in calls} == {f"RESULTS_DIR={results}"}
     names = {name for call, _ in calls for name in overrides(call)}
-    assert arguments or names == {"RUN", "SOURCE_RUN", "RUNS", "EXAMPLES"}  # what is edited in a script takes effect
+    # What is edited in a script takes effect.
+    assert arguments or names == {"RUN", "SOURCE_RUN", "RUNS", "MAX_NEW_TOKENS"}
 
 
 def overrides(call):

@@ -47,8 +47,8 @@ class Teaching:
 class RecoveryLoss:
     """The loss of one batch: KL to the teacher + CROSS_ENTROPY * cross-entropy + distance of hidden states.
 
-    ``teach`` is the teacher's, ``Teacher.teach``. Without a teacher the cross-entropy of the gold
-    program, as in phase 1 and in the paper.
+    ``teach`` is the teacher's, ``Teacher.teach``. Without a teacher it is the cross-entropy of the gold
+    program alone, as in phase 1 and in the paper.
     """
 
     def __init__(self, teach: Callable[[dict], Teaching] | None):

@@ -16,7 +16,7 @@ import requests
 from scripts import FINQA, needs_finqa
 
 from fincompress.errors import UserError
-from fincompress.finqa import examples, synthetic
+from fincompress.finqa import examples, scoring, synthetic
 
 MISSING = object()
 
@@ -136,6 +136,17 @@ def test_record_as_the_release_has_them_is_kept_as_it_is(changes, attribute, val
     usable, skipped = examples.validate_split("dev", [record(**changes)])
     assert skipped == []
     assert getattr(usable[0], attribute) == value
+
+
+def test_questions_without_answers_are_read_outside_of_train_and_not_scored():
+    blind = record()
+    blind["qa"] = {"question": blind["qa"]["question"]}
+    (example,), skipped = examples.validate_split("test", [blind])
+    assert (example.program, example.exe_ans, skipped) == ("", None, [])
+    verdict = scoring.score_program(["add(", "1", "2", ")", "EOF"], vars(example))
+    assert (verdict["value"], verdict["execution_correct"], verdict["program_correct"]) == (3.0, None, None)
+    with pytest.raises(UserError, match="none of 1 examples is usable"):
+        examples.validate_split("train", [blind])
 
 
 def test_records_without_filename_and_page_count_as_one_page():
