@@ -108,13 +108,14 @@ def test_fitting_patches_is_simulated_as_it_allocates(monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_inference_takes_what_is_predicted(batch):
+    deep = LlamaConfig(**SMALL.to_dict() | {"num_hidden_layers": 12, "num_key_value_heads": 4})  # much of it is cache
     with simulation.Costs() as costs, torch.no_grad():
-        model, cache = real_model(SMALL), DynamicCache()
+        model, cache = real_model(deep), DynamicCache()
         costs.peak = costs.now
-        ids = torch.zeros(batch, 200, dtype=torch.long)
+        ids = torch.zeros(batch, 600, dtype=torch.long)
         for input_ids in (ids, ids[:, :1]):
             model(input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    assert memory.inference_gb(SMALL, 200, batch=batch, device="cpu") == pytest.approx(costs.gb, rel=0.1)
+    assert memory.inference_gb(deep, 600, batch=batch, device="cpu") == pytest.approx(costs.gb, rel=0.05)
 
 
 def test_gptq_of_a_layer_holds_three_hessians_at_once():
